@@ -1,0 +1,173 @@
+"""CIFAR-10 and CIFAR-100 from a directory prepared by TFDS or from the official binary archives (never pickles).
+
+In the binary format a record is one label byte (CIFAR-100: a coarse and a fine one) followed by 3,072 pixel bytes: the
+red plane, then green, then blue, each row by row.
+"""
+
+import gzip
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from dctps_jax.data import tfds_source
+from dctps_jax.data.cache import Arrays, Decoded, Split, cached, cached_without_source, fingerprint
+from dctps_jax.data.dataset import Channels, Dataset, Options
+from dctps_jax.data.download import ARCHIVES, obtain
+from dctps_jax.errors import UserError
+
+_SIZE = 32
+_PIXELS = 3 * _SIZE * _SIZE
+
+
+@dataclass(frozen=True)
+class _Layout:
+    train_files: tuple[str, ...]
+    test_file: str
+    names_file: str
+    num_classes: int
+    label_bytes: int  # the label used is the last of them
+    mean: Channels
+    std: Channels
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (*self.train_files, self.test_file, self.names_file)
+
+
+_LAYOUTS = {
+    "cifar10": _Layout(
+        tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        "test_batch.bin",
+        "batches.meta.txt",
+        num_classes=10,
+        label_bytes=1,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2023, 0.1994, 0.2010),
+    ),
+    "cifar100": _Layout(
+        ("train.bin",),
+        "test.bin",
+        "fine_label_names.txt",
+        num_classes=100,
+        label_bytes=2,
+        mean=(0.5071, 0.4867, 0.4408),
+        std=(0.2675, 0.2565, 0.2761),
+    ),
+}
+
+
+def load_cifar(name: str, options: Options) -> Dataset:
+    """Reads CIFAR (`name` is cifar10 or cifar100, the latter with its fine labels): 32 × 32 RGB images.
+
+    Taken is the first of these that `options.dir` has: a TFDS directory in array_record format, the official binary
+    archive, its extracted folder, a decoded copy of an earlier run. Otherwise the archive is downloaded. It may hold
+    fewer records than the official one. `mean` and `std` are those in common use for the training images.
+
+    Raises UserError where nothing is found and nothing can be downloaded, and for a damaged file.
+    """
+    layout = _LAYOUTS[name]
+    arrays = _from_tfds(name, layout, options) or _from_binary(name, layout, options)
+    return Dataset(name, *arrays, mean=layout.mean, std=layout.std)
+
+
+def _from_tfds(name: str, layout: _Layout, options: Options) -> Arrays | None:
+    prepared = tfds_source.find_prepared(name, options.dir)
+    if prepared is None:
+        return None
+    files = [path for path in prepared.iterdir() if path.is_file() and not path.name.startswith(".")]
+    mark = fingerprint(prepared, files)
+    return cached(name, prepared, mark, options, lambda: tfds_source.decode(prepared, _SIZE, layout.num_classes))
+
+
+def _from_binary(name: str, layout: _Layout, options: Options) -> Arrays:
+    archive = ARCHIVES[name]
+    path = options.dir / archive.file
+    if not path.is_file():
+        folder = _find_extracted(options.dir, archive.folder, layout)
+        if folder is not None:
+            mark = fingerprint(folder, [folder / file for file in layout.files if (folder / file).is_file()])
+            return cached(name, folder, mark, options, lambda: _decode(_read_folder(folder, layout), folder, layout))
+        if arrays := cached_without_source(name, options):
+            return arrays
+        path = obtain(archive, options)
+    mark = fingerprint(path.parent, [path])
+    return cached(name, path, mark, options, lambda: _decode(_read_archive(path, archive.folder, layout), path, layout))
+
+
+def _find_extracted(parent: Path, name: str, layout: _Layout) -> Path | None:
+    """The folder extracted from the archive: `parent`/`name`, or `parent` itself. It may lack some of the files."""
+    for folder in (parent / name, parent):
+        if any((folder / file).is_file() for file in layout.files):
+            return folder
+    return None
+
+
+def _read_folder(folder: Path, layout: _Layout) -> dict[str, bytes]:
+    try:
+        return {file: (folder / file).read_bytes() for file in layout.files if (folder / file).is_file()}
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); make it readable.") from error
+
+
+def _read_archive(path: Path, folder: str, layout: _Layout) -> dict[str, bytes]:
+    wanted = {(folder, file) for file in layout.files}
+    contents = {}
+    try:
+        with gzip.open(path) as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                for member in archive:
+                    key = PurePosixPath(member.name).parts[-2:]
+                    if key in wanted and (file := archive.extractfile(member)):
+                        contents[key[1]] = file.read()
+            # tarfile stops at its end mark; the checksum of gzip comes after it and is checked on reading to the end.
+            while stream.read(1 << 20):
+                pass
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise UserError(
+            f"{path} is cut short or damaged ({type(error).__name__}: {error}); remove it and download it again."
+        ) from error
+    return contents
+
+
+def _decode(contents: dict[str, bytes], source: Path, layout: _Layout) -> Decoded:
+    for file in layout.files:
+        if file not in contents:
+            raise UserError(f"{source} holds no {file}, which is part of the official layout; download it again.")
+    try:
+        class_names = tuple(contents[layout.names_file].decode().split())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{layout.names_file} in {source} is not text ({error}); download it again.") from error
+    if len(class_names) != layout.num_classes:
+        raise UserError(
+            f"{layout.names_file} in {source} holds {len(class_names)} class names, but has to hold "
+            f"{layout.num_classes}; download it again."
+        )
+
+    def split(files: tuple[str, ...]) -> Split:
+        parts = [_parse_records(contents[file], f"{file} in {source}", layout) for file in files]
+        blocks = (images for images, _ in parts)
+        return Split(np.concatenate([labels for _, labels in parts]), _SIZE, blocks)
+
+    return Decoded(split(layout.train_files), split((layout.test_file,)), class_names)
+
+
+def _parse_records(data: bytes, where: str, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
+    """Returns images [n, size, size, 3] and labels [n]."""
+    record_bytes = layout.label_bytes + _PIXELS
+    if not data or len(data) % record_bytes:
+        raise UserError(
+            f"{where} has {len(data)} bytes, but has to have a positive multiple of {record_bytes}; it is cut short or "
+            "no CIFAR batch: download it again."
+        )
+    records = np.frombuffer(data, np.uint8).reshape(-1, record_bytes)
+    labels = records[:, layout.label_bytes - 1].astype(np.int32)
+    if labels.max() >= layout.num_classes:
+        raise UserError(
+            f"{where} has the label {labels.max()}, but only 0 to {layout.num_classes - 1} are allowed; it is damaged: "
+            "download it again."
+        )
+    planes = records[:, layout.label_bytes :].reshape(-1, 3, _SIZE, _SIZE)
+    return planes.transpose(0, 2, 3, 1), labels

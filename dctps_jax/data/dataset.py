@@ -1,0 +1,86 @@
+"""The one shape in which every data source hands over its images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dctps_jax.errors import UserError
+
+Channels = tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled square RGB images in a training and a test part, as they are stored: no scaling, no augmentation.
+
+    `train_images` and `test_images` are uint8 [n, height, width, 3] with values 0 to 255, height = width, and may be
+    read-only memory maps. `train_labels` and `test_labels` are int32 [n], indices into `class_names`. `mean` and
+    `std` are those of pixel/255 per channel, or None where the caller has to compute them from its training split.
+
+    Raises UserError where an array has another shape or type, a part is empty, or a label is out of range.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+    mean: Channels | None = None
+    std: Channels | None = None
+
+    def __post_init__(self):
+        for part in ("train", "test"):
+            images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
+            where = f"data set '{self.name}'"
+            if (
+                images.dtype != np.uint8
+                or images.ndim != 4
+                or images.shape[3] != 3
+                or images.shape[1] != images.shape[2]
+            ):
+                raise UserError(
+                    f"{where}: {part}_images is {images.dtype} {list(images.shape)}, but has to be uint8 "
+                    "[n, size, size, 3]; bring the images to one square RGB size first."
+                )
+            if images.shape[1:] != self.train_images.shape[1:]:
+                raise UserError(
+                    f"{where}: test_images are {images.shape[1]} pixels high, but train_images are {self.image_size}; "
+                    "bring both to one size first."
+                )
+            if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
+                raise UserError(
+                    f"{where}: {part}_labels is {labels.dtype} {list(labels.shape)}, but has to be int32 "
+                    f"[{len(images)}], one label for each image."
+                )
+            if len(images) == 0 or images.shape[1] == 0:
+                raise UserError(f"{where}: its {part} part holds no image; it needs at least one.")
+            if labels.min() < 0 or labels.max() >= self.num_classes:
+                raise UserError(
+                    f"{where}: {part}_labels runs from {labels.min()} to {labels.max()}, but with {self.num_classes} "
+                    f"classes only 0 to {self.num_classes - 1} are allowed; give a name to every class."
+                )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of every image in pixels."""
+        return self.train_images.shape[1]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a source is asked for: the config fields `data.dir`, `.cache_dir`, `.image_size` and `.download`.
+
+    `dir` is the folder that holds the source's files, `cache_dir` the one for decoded copies (None: chosen by
+    `dctps_jax.data.cache`), `image_size` the size asked for in pixels (0: the source's own).
+    """
+
+    dir: Path
+    cache_dir: Path | None = None
+    image_size: int = 0
+    download: bool = True

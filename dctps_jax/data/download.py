@@ -1,0 +1,128 @@
+"""Where the official archives come from, and how they get into `data.dir`: by hand, or by a download."""
+
+import hashlib
+import http.client
+import logging
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from dctps_jax.data.dataset import Options
+from dctps_jax.errors import UserError
+
+logger = logging.getLogger("dctps_jax")
+
+_TIMEOUT_SECONDS = 30
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An official archive: its file name, URL and digest, and the name of the folder that it holds.
+
+    `algorithm` is one that hashlib knows. Tiny ImageNet's publishers and users give only the MD5.
+    """
+
+    file: str
+    url: str
+    algorithm: str
+    digest: str
+    folder: str
+
+
+ARCHIVES = {
+    "cifar10": Archive(
+        "cifar-10-binary.tar.gz",
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        "sha256",
+        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        "cifar-10-batches-bin",
+    ),
+    "cifar100": Archive(
+        "cifar-100-binary.tar.gz",
+        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        "sha256",
+        "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+        "cifar-100-binary",
+    ),
+    "tiny_imagenet": Archive(
+        "tiny-imagenet-200.zip",
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        "md5",
+        "90528d7ca1a48142e341f4ef8d21d0de",
+        "tiny-imagenet-200",
+    ),
+}
+
+
+def obtain(archive: Archive, options: Options) -> Path:
+    """Downloads an archive that is missing in `options.dir` and returns its path.
+
+    An interrupted download leaves `<file>.part`, from which the next one goes on. The file gets its name only when its
+    digest is the official one. Raises UserError where downloads are switched off, the network or the disk fails, or
+    the digest differs.
+    """
+    by_hand = f"put {archive.file} from {archive.url} into {options.dir}"
+    if not options.download:
+        raise UserError(
+            f"{options.dir} (data.dir) holds neither {archive.file} nor the folder {archive.folder}, and data.download "
+            f"is off; {by_hand}, or set data.download to true."
+        )
+    target = options.dir / archive.file
+    part = options.dir / f"{archive.file}.part"
+    logger.info("downloading %s to %s", archive.url, target)
+    try:
+        options.dir.mkdir(parents=True, exist_ok=True)
+        _fetch(archive.url, part)
+        found = _digest(part, archive.algorithm)
+        if found == archive.digest:
+            os.replace(part, target)
+            return target
+        part.unlink()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise UserError(
+            f"{archive.file} is missing in {options.dir} (data.dir) and cannot be downloaded from {archive.url}: "
+            f"{error}; run again to go on where it stopped, or {by_hand} by hand."
+        ) from error
+    raise UserError(
+        f"{archive.file} from {archive.url} has the {archive.algorithm} {found}, but has to have {archive.digest}; the "
+        f"download was removed: run again, or {by_hand} by hand."
+    )
+
+
+def _fetch(url: str, part: Path) -> None:
+    """Downloads `url` into `part`, going on where an earlier download into it stopped."""
+    from tqdm import tqdm
+
+    start = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        return  # the part already holds all there is; its digest tells whether it is the right file
+
+    with response:
+        if response.status != http.client.PARTIAL_CONTENT:
+            start = 0  # the server sends the whole file, whatever it was asked for
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        bar = tqdm(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, disable=None)
+        with bar, open(part, "r+b" if start else "wb") as file:
+            file.seek(start)
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+            received = file.tell()
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and received < total:
+        raise OSError(f"the connection broke after {received} of {total} bytes")
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

@@ -1,0 +1,98 @@
+"""Any images sorted into folders by class: `<data.dir>/train/<class>/*` and `<data.dir>/test/<class>/*`."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from dctps_jax.data.cache import Decoded, Split, cached, fingerprint
+from dctps_jax.data.dataset import Dataset, Options
+from dctps_jax.data.images import decode_image, image_blocks
+from dctps_jax.errors import UserError
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+def load_image_folder(options: Options) -> Dataset:
+    """Reads the images (.png, .jpg, .jpeg, .bmp, .webp in any case) below `options.dir`, one folder for each class.
+
+    Label k is the k-th class in the alphabetical order of the folder names in train. Other files and hidden ones are
+    passed over. All images become RGB. With `options.image_size` 0 they all have to be of one square size; otherwise
+    they are resized to it. `mean` and `std` are None.
+
+    Raises UserError for a missing or empty folder, a class that only test has, and an image that is unreadable or of
+    another size.
+    """
+    train = _list_classes(options.dir / "train")
+    test = _list_classes(options.dir / "test")
+    for class_name in test:
+        if class_name not in train:
+            raise UserError(
+                f"{options.dir / 'test' / class_name} is a class that train lacks; the classes of train are "
+                f"{_shorten(list(train))}; remove the folder, or add its training images."
+            )
+    files = [file for classes in (train, test) for listed in classes.values() for file in listed]
+    mark = fingerprint(options.dir, files, extra=f"image_size={options.image_size}")
+    arrays = cached("image_folder", options.dir, mark, options, lambda: _decode(train, test, options.image_size))
+    return Dataset("image_folder", *arrays)
+
+
+def _list_classes(part: Path) -> dict[str, list[Path]]:
+    """The image files of every class folder in `part`, in alphabetical order."""
+    classes = {}
+    for folder in _list_visible(part):
+        if not folder.is_dir():
+            continue
+        files = [path for path in _list_visible(folder) if path.suffix.lower() in _SUFFIXES and not path.is_dir()]
+        if not files:
+            raise UserError(
+                f"{folder} holds no image; put at least one file of {', '.join(_SUFFIXES)} there, or remove the folder."
+            )
+        classes[folder.name] = files
+    if not classes:
+        raise UserError(f"{part} holds no class folder; sort its images into one folder for each class.")
+    return classes
+
+
+def _list_visible(folder: Path) -> list[Path]:
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror}); data.dir has to hold train/<class>/ and test/<class>/."
+        ) from error
+    return [folder / name for name in names if not name.startswith(".")]
+
+
+def _decode(train: dict[str, list[Path]], test: dict[str, list[Path]], image_size: int) -> Decoded:
+    class_names = tuple(train)
+    size = image_size or _common_size(next(iter(train.values()))[0])
+
+    def split(classes: dict[str, list[Path]]) -> Split:
+        files = [str(path) for paths in classes.values() for path in paths]
+        labels = [class_names.index(class_name) for class_name, paths in classes.items() for _ in paths]
+        advice = "set data.image_size to resize all images to one size."
+        blocks = image_blocks(files, _read, size, resize=bool(image_size), size_advice=advice)
+        return Split(np.array(labels, np.int32), size, blocks)
+
+    return Decoded(split(train), split(test), class_names)
+
+
+def _common_size(first: Path) -> int:
+    height, width = decode_image(_read(str(first)), str(first)).shape[:2]
+    if height != width:
+        raise UserError(
+            f"{first} is {width} x {height} pixels, but images have to be square; set data.image_size to resize them."
+        )
+    return height
+
+
+def _read(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); make it readable, or remove it.") from error
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

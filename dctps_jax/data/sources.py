@@ -1,0 +1,61 @@
+"""The table of all data sources, and `load`, which picks one by the name in the config field `data.name`."""
+
+import difflib
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from dctps_jax.data.builtin import load_digits, make_synthetic
+from dctps_jax.data.cifar import load_cifar
+from dctps_jax.data.dataset import Dataset, Options
+from dctps_jax.data.image_folder import load_image_folder
+from dctps_jax.data.tiny_imagenet import load_tiny_imagenet
+from dctps_jax.errors import UserError
+
+DEFAULT_DIR = "~/.cache/dctps_jax/data"
+
+SOURCES: dict[str, Callable[[Options], Dataset]] = {
+    "digits": load_digits,
+    "synthetic": make_synthetic,
+    "cifar10": functools.partial(load_cifar, "cifar10"),
+    "cifar100": functools.partial(load_cifar, "cifar100"),
+    "tiny_imagenet": load_tiny_imagenet,
+    "image_folder": load_image_folder,
+}
+
+# Known before any file is read, so that a config can be checked first. An image folder's are found out on loading.
+NUM_CLASSES = {"digits": 10, "synthetic": 10, "cifar10": 10, "cifar100": 100, "tiny_imagenet": 200}
+IMAGE_SIZES = {"digits": 32, "synthetic": 32, "cifar10": 32, "cifar100": 32, "tiny_imagenet": 64}
+_RESIZABLE = ("synthetic", "image_folder")
+
+
+def load(name: str, *, dir: str = "", cache_dir: str = "", image_size: int = 0, download: bool = True) -> Dataset:
+    """Reads the data set `name` (a key of `SOURCES`) into a `Dataset`.
+
+    `dir` is the folder with its files ("": ~/.cache/dctps_jax/data; an image_folder has to name its own), `cache_dir`
+    the folder for decoded copies ("": see `dctps_jax.data.cache`). `image_size` in pixels asks for another size than
+    the source's own (0), which only synthetic and image_folder can give. With `download`, official archives that are
+    missing are fetched into `dir`.
+
+    Raises UserError for an unknown name, a size that the source cannot give, and every missing or damaged file.
+    """
+    if name not in SOURCES:
+        near = difflib.get_close_matches(str(name), SOURCES, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else "."
+        raise UserError(f"data.name is '{name}', but has to be one of {', '.join(SOURCES)}{hint}")
+    if image_size < 0:
+        raise UserError(f"data.image_size is {image_size}, but has to be 0 (the source's own size) or a positive size.")
+    if name not in _RESIZABLE and image_size not in (0, IMAGE_SIZES[name]):
+        raise UserError(
+            f"data.image_size is {image_size}, but '{name}' has images of {IMAGE_SIZES[name]} pixels only; set it to "
+            f"0 or {IMAGE_SIZES[name]}."
+        )
+    if name == "image_folder" and not dir:
+        raise UserError(
+            "data.dir is empty, but 'image_folder' needs it; set it to the folder that holds train and test."
+        )
+    folder = Path(dir or DEFAULT_DIR).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"data.dir is {folder}, which is a file; give the folder that holds it.")
+    decoded = Path(cache_dir).expanduser() if cache_dir else None
+    return SOURCES[name](Options(folder, decoded, image_size, download))

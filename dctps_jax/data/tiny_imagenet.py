@@ -1,0 +1,170 @@
+"""Tiny ImageNet from its official zip archive or the folder extracted from it."""
+
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dctps_jax.data.cache import Arrays, Decoded, Split, cached, cached_without_source, fingerprint
+from dctps_jax.data.dataset import Dataset, Options
+from dctps_jax.data.download import ARCHIVES, obtain
+from dctps_jax.data.images import image_blocks
+from dctps_jax.errors import UserError
+
+_SIZE = 64
+_MEAN = (0.4802, 0.4481, 0.3975)
+_STD = (0.2770, 0.2691, 0.2821)
+_CLASSES = "wnids.txt"
+_ANNOTATIONS = "val/val_annotations.txt"
+_ZIP_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, KeyError)
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """The files below tiny-imagenet-200, in an archive or a folder: their names with "/", and how to read one."""
+
+    where: Path
+    names: list[str]
+    read: Callable[[str], bytes]
+
+
+def load_tiny_imagenet(options: Options) -> Dataset:
+    """Reads Tiny ImageNet: 64 × 64 RGB images, the official training images and, as test part, the validation ones.
+
+    Label k is the k-th WordNet id of wnids.txt in sorted order; the class names are these ids. Taken is the first of
+    these that `options.dir` has: tiny-imagenet-200.zip, the only other tiny-imagenet-200*.zip, the extracted folder
+    tiny-imagenet-200, a decoded copy of an earlier run. Otherwise the archive is downloaded. It may hold fewer classes
+    and images than the official one.
+
+    Raises UserError where nothing is found and nothing can be downloaded, and for a damaged or missing file.
+    """
+    return Dataset("tiny_imagenet", *_load_arrays(options), mean=_MEAN, std=_STD)
+
+
+def _load_arrays(options: Options) -> Arrays:
+    name, archive = "tiny_imagenet", ARCHIVES["tiny_imagenet"]
+    path = _find_zip(options.dir, archive.file)
+    if path is None:
+        folder = next(
+            (path for path in (options.dir / archive.folder, options.dir) if (path / _CLASSES).is_file()), None
+        )
+        if folder is not None:
+            tree = _open_folder(folder)
+            mark = fingerprint(folder, [folder / file for file in tree.names])
+            return cached(name, folder, mark, options, lambda: _decode(tree))
+        if arrays := cached_without_source(name, options):
+            return arrays
+        path = obtain(archive, options)
+    return cached(
+        name, path, fingerprint(path.parent, [path]), options, lambda: _decode(_open_zip(path, archive.folder))
+    )
+
+
+def _find_zip(folder: Path, official: str) -> Path | None:
+    if (folder / official).is_file():
+        return folder / official
+    others = sorted(folder.glob("tiny-imagenet-200*.zip"))
+    if len(others) > 1:
+        raise UserError(
+            f"{folder} (data.dir) holds several archives ({', '.join(path.name for path in others)}), but no "
+            f"{official}; leave one of them there."
+        )
+    return others[0] if others else None
+
+
+def _open_zip(path: Path, root: str) -> _Tree:
+    def damaged(error: Exception) -> UserError:
+        return UserError(
+            f"{path} is cut short or damaged ({type(error).__name__}: {error}); remove it and download it again."
+        )
+
+    try:
+        archive = zipfile.ZipFile(path)
+    except _ZIP_ERRORS as error:
+        raise damaged(error) from error
+
+    def read(name: str) -> bytes:
+        try:
+            return archive.read(f"{root}/{name}")
+        except _ZIP_ERRORS as error:
+            raise damaged(error) from error
+
+    return _Tree(
+        path, [name.removeprefix(f"{root}/") for name in archive.namelist() if name.startswith(f"{root}/")], read
+    )
+
+
+def _open_folder(folder: Path) -> _Tree:
+    def read(name: str) -> bytes:
+        try:
+            return (folder / name).read_bytes()
+        except OSError as error:
+            raise UserError(f"{folder / name} cannot be read ({error.strerror}); extract the archive again.") from error
+
+    names = []
+    for part in ("train", "val"):
+        for parent, _, files in os.walk(folder / part):
+            names += [(Path(parent) / file).relative_to(folder).as_posix() for file in files]
+    return _Tree(folder, [_CLASSES, *names], read)
+
+
+def _decode(tree: _Tree) -> Decoded:
+    class_names = tuple(sorted(_read_text(tree, _CLASSES).split()))
+    if not class_names or len(set(class_names)) != len(class_names):
+        raise UserError(f"{_CLASSES} in {tree.where} is empty or lists a class twice; get {tree.where.name} again.")
+    labels = {class_name: label for label, class_name in enumerate(class_names)}
+    advice = "it is not the official Tiny ImageNet: get that."
+
+    def split(images: dict[str, str]) -> Split:
+        blocks = image_blocks(list(images), tree.read, _SIZE, resize=False, size_advice=advice)
+        return Split(np.array([labels[class_name] for class_name in images.values()], np.int32), _SIZE, blocks)
+
+    return Decoded(split(_list_train(tree, labels)), split(_list_val(tree, labels)), class_names)
+
+
+def _list_train(tree: _Tree, labels: dict[str, int]) -> dict[str, str]:
+    """The class of every training image, in the order of labels and, within a class, of the numbers in the names."""
+    numbered = []
+    for name in tree.names:
+        if match := re.fullmatch(r"train/([^/]+)/images/[^/.]*?(\d+)\.JPEG", name):
+            if match[1] not in labels:
+                raise UserError(f"{name} in {tree.where} is of a class that {_CLASSES} does not list; get it again.")
+            numbered.append((labels[match[1]], int(match[2]), name, match[1]))
+    images = {name: class_name for _, _, name, class_name in sorted(numbered)}
+    if missing := labels.keys() - set(images.values()):
+        raise UserError(f"{tree.where} has no image in train/{min(missing)}/images; get {tree.where.name} again.")
+    return images
+
+
+def _list_val(tree: _Tree, labels: dict[str, int]) -> dict[str, str]:
+    """The class of every validation image, in the order of val_annotations.txt."""
+    present = {name for name in tree.names if re.fullmatch(r"val/images/[^/.]+\.JPEG", name)}
+    images = {}
+    for number, line in enumerate(_read_text(tree, _ANNOTATIONS).splitlines(), 1):
+        fields = line.split("\t")
+        name = f"val/images/{fields[0]}"
+        if len(fields) < 2 or name in images or name not in present or fields[1] not in labels:
+            raise UserError(
+                f"line {number} of {_ANNOTATIONS} in {tree.where} is {line[:60]!r}, but has to name an image in "
+                f"val/images that no other line names, and its class; get {tree.where.name} again."
+            )
+        images[name] = fields[1]
+    if rest := present - images.keys():
+        raise UserError(f"{min(rest)} in {tree.where} has no line in {_ANNOTATIONS}; get {tree.where.name} again.")
+    if not images:
+        raise UserError(f"{_ANNOTATIONS} in {tree.where} is empty; get {tree.where.name} again.")
+    return images
+
+
+def _read_text(tree: _Tree, name: str) -> str:
+    if name not in tree.names:
+        raise UserError(f"{tree.where} holds no tiny-imagenet-200/{name}; get {tree.where.name} again.")
+    try:
+        return tree.read(name).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} in {tree.where} is not text ({error}); get {tree.where.name} again.") from error

@@ -1,0 +1,343 @@
+"""DCT plus Sparse layers: ``K = α·D + M⊙S``, and the same layers without offset, ``K = M⊙S``.
+
+``DCTpSConv`` and ``DCTpSLinear`` take the arguments of ``nnx.Conv`` and ``nnx.Linear`` and stand in for them. What a
+number is, its variable type says:
+
+====================  =======================================================================
+``SparseParam``       S, trainable, zero wherever the mask is; an ``nnx.Param``
+``Mask``              M, boolean, of the kernel's shape; absent (``None``) where nothing is pruned
+``Alpha``             α, a trainable scalar; an ``nnx.Param``
+``FrozenAlpha``       α where it is not trainable
+====================  =======================================================================
+
+D is no state: it follows from the kernel's shape (:mod:`dctps_jax.dct`).
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+from jax import lax
+
+from dctps_jax import dct
+from dctps_jax.errors import UserError
+
+OFFSETS = (None, "dct")
+
+
+class SparseParam(nnx.Param):
+    """The trainable part S of a kernel; its gradient is exactly zero where the layer's mask is False."""
+
+
+class Mask(nnx.Variable):
+    """The boolean support M of a kernel: True where a weight is trained."""
+
+
+class Alpha(nnx.Param):
+    """The trainable scalar α that scales the offset of a layer."""
+
+
+class FrozenAlpha(nnx.Variable):
+    """The scalar α of a layer where it keeps its initial value."""
+
+
+class _OffsetLayer(nnx.Module):
+    """What the two layers share: the parameters of ``K = α·D + M⊙S`` and their sum."""
+
+    def _init_parameters(
+        self,
+        kernel_shape: tuple[int, ...],
+        *,
+        offset: str | None,
+        alpha_init: float,
+        alpha_trainable: bool,
+        mask: jax.Array | None,
+        use_bias: bool,
+        param_dtype: Any,
+        kernel_init: nnx.Initializer,
+        bias_init: nnx.Initializer,
+        rngs: nnx.Rngs,
+        kernel_metadata: Mapping[str, Any],
+        bias_metadata: Mapping[str, Any],
+    ) -> None:
+        if offset not in OFFSETS:
+            raise UserError(f'offset is {offset!r}; it must be None or "dct"')
+        if min(kernel_shape) < 1:
+            raise UserError(f"a kernel of shape {kernel_shape} is empty; every size must be at least 1")
+        self.kernel_shape = kernel_shape
+        self.offset = offset
+        init = nnx.initializers.zeros if offset else kernel_init
+        self.kernel = SparseParam(init(rngs.params(), kernel_shape, param_dtype), **kernel_metadata)
+        self.alpha: nnx.Variable | None = nnx.data(None)
+        if offset:
+            alpha_type = Alpha if alpha_trainable else FrozenAlpha
+            # jnp.array makes a buffer of its own for each layer: donation refuses a buffer that occurs twice.
+            self.alpha = nnx.data(alpha_type(jnp.array(alpha_init, param_dtype)))
+        self.mask: Mask | None = nnx.data(None)
+        if mask is not None:
+            self.set_mask(mask)
+        self.bias: nnx.Param | None = nnx.data(None)
+        if use_bias:
+            self.bias = nnx.data(nnx.Param(bias_init(rngs.params(), kernel_shape[-1:], param_dtype), **bias_metadata))
+        self.use_bias = use_bias
+
+    def set_mask(self, mask: jax.Array) -> None:
+        """Train only the weights where ``mask`` (boolean, of the kernel's shape) is True; the others become zero."""
+        mask = jnp.asarray(mask)
+        if mask.shape != self.kernel_shape:
+            raise UserError(f"the mask has shape {mask.shape}; it must have the kernel's shape {self.kernel_shape}")
+        mask = jnp.array(mask != 0)
+        self.mask = nnx.data(Mask(mask))
+        self.kernel[...] = jnp.where(mask, self.kernel[...], 0)
+
+    def offset_kernel(self) -> jax.Array | None:
+        """Return D in the kernel's shape and dtype, or None for a layer without offset."""
+        return dct.offset_kernel(self.kernel_shape, self.kernel[...].dtype) if self.offset else None
+
+    def effective_kernel(self) -> jax.Array:
+        """Return ``K = α·D + M⊙S``, the kernel that the layer applies, in the dtype of its parameters."""
+        kernel = self.kernel[...]
+        if self.mask is not None:
+            # `where`, not a product: its transpose gives pruned weights a gradient of exactly zero, also when the
+            # incoming gradient is not finite (0 · NaN is NaN), so that S and its optimiser state stay zero there.
+            kernel = jnp.where(self.mask[...], kernel, 0)
+        if self.alpha is not None:
+            kernel = kernel + self.alpha[...].astype(kernel.dtype) * self.offset_kernel()
+        return kernel
+
+
+class DCTpSConv(_OffsetLayer):
+    """Convolve channels-last inputs with ``K = α·D + M⊙S``; a drop-in for ``nnx.Conv``.
+
+    All arguments of ``nnx.Conv`` are there under their names and mean the same: ``kernel_size`` (an int is one spatial
+    dimension), ``strides``, ``padding`` ("SAME", "VALID", "CIRCULAR", "REFLECT", "CAUSAL", an int, or a sequence of ints
+    or pairs), dilations, ``feature_group_count``, ``use_bias``, ``mask``, dtypes, ``precision``, initialisers. The kernel
+    has shape ``(*kernel_size, in_features // feature_group_count, out_features)``. Besides:
+
+    - ``offset``: "dct" adds α·D (one summed kernel, one convolution); None leaves an ordinary, maskable convolution.
+    - ``alpha_init``, ``alpha_trainable``: the initial α, and whether it is trained.
+    - ``kernel_init`` initialises S where there is no offset; with one, S starts at zero.
+    - ``mask``: boolean, of the kernel's shape, True where a weight is trained. None trains all weights.
+
+    Raises :class:`~dctps_jax.errors.UserError` for an unknown offset, features that the groups do not divide, or a mask
+    of another shape.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | Sequence[int],
+        strides: int | Sequence[int] | None = 1,
+        *,
+        padding: str | int | Sequence[int | tuple[int, int]] = "SAME",
+        input_dilation: int | Sequence[int] | None = 1,
+        kernel_dilation: int | Sequence[int] | None = 1,
+        feature_group_count: int = 1,
+        use_bias: bool = True,
+        mask: jax.Array | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
+        bias_init: nnx.Initializer = nnx.initializers.zeros,
+        conv_general_dilated: Any = lax.conv_general_dilated,
+        promote_dtype: Any = dtypes.promote_dtype,
+        preferred_element_type: Any = None,
+        offset: str | None = "dct",
+        alpha_init: float = 1.0,
+        alpha_trainable: bool = True,
+        rngs: nnx.Rngs,
+        kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        kernel_size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+        if feature_group_count < 1 or in_features % feature_group_count or out_features % feature_group_count:
+            raise UserError(
+                f"feature_group_count is {feature_group_count}; it must divide in_features ({in_features}) and "
+                f"out_features ({out_features})"
+            )
+        rank = len(kernel_size)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.kernel_size = kernel_size
+        self.strides = _per_dimension(strides, rank)
+        self.padding = _canonical_padding(padding, rank)
+        self.input_dilation = _per_dimension(input_dilation, rank)
+        self.kernel_dilation = _per_dimension(kernel_dilation, rank)
+        self.feature_group_count = feature_group_count
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.precision = precision
+        self.conv_general_dilated = conv_general_dilated
+        self.promote_dtype = promote_dtype
+        self.preferred_element_type = preferred_element_type
+        self._init_parameters(
+            (*kernel_size, in_features // feature_group_count, out_features),
+            offset=offset,
+            alpha_init=alpha_init,
+            alpha_trainable=alpha_trainable,
+            mask=mask,
+            use_bias=use_bias,
+            param_dtype=param_dtype,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            rngs=rngs,
+            kernel_metadata=kernel_metadata,
+            bias_metadata=bias_metadata,
+        )
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """Return the convolution of ``inputs [*batch, *spatial, in_features]``; the batch may be absent or of any rank."""
+        batch_shape = inputs.shape[: inputs.ndim - len(self.kernel_size) - 1]
+        inputs = inputs.reshape(math.prod(batch_shape), *inputs.shape[len(batch_shape) :])
+        bias = None if self.bias is None else self.bias[...]
+        inputs, kernel, bias = self.promote_dtype((inputs, self.effective_kernel(), bias), dtype=self.dtype)
+        inputs, padding = self._pad(inputs)
+        options = {} if self.preferred_element_type is None else {"preferred_element_type": self.preferred_element_type}
+        channels_last = (0, inputs.ndim - 1, *range(1, inputs.ndim - 1))
+        outputs = self.conv_general_dilated(
+            inputs,
+            kernel,
+            self.strides,
+            padding,
+            lhs_dilation=self.input_dilation,
+            rhs_dilation=self.kernel_dilation,
+            dimension_numbers=lax.ConvDimensionNumbers(
+                channels_last, (inputs.ndim - 1, inputs.ndim - 2, *range(inputs.ndim - 2)), channels_last
+            ),
+            feature_group_count=self.feature_group_count,
+            precision=self.precision,
+            out_sharding=out_sharding,
+            **options,
+        )
+        if bias is not None:
+            outputs += jnp.expand_dims(bias, range(outputs.ndim - 1))
+        return outputs.reshape(*batch_shape, *outputs.shape[1:])
+
+    def _pad(self, inputs: jax.Array) -> tuple[jax.Array, str | tuple[tuple[int, int], ...]]:
+        """Pad here for the modes that ``lax`` does not know; return the inputs and the padding left to ``lax``."""
+        if self.padding not in ("CIRCULAR", "REFLECT", "CAUSAL"):
+            return inputs, self.padding
+        extents = [(size - 1) * dilation for size, dilation in zip(self.kernel_size, self.kernel_dilation, strict=True)]
+        if self.padding == "CAUSAL":
+            return jnp.pad(inputs, [(0, 0), (extents[0], 0), (0, 0)]), "VALID"
+        widths = [(0, 0), *((extent // 2, (extent + 1) // 2) for extent in extents), (0, 0)]
+        return jnp.pad(inputs, widths, mode="wrap" if self.padding == "CIRCULAR" else "reflect"), "VALID"
+
+
+class DCTpSLinear(_OffsetLayer):
+    """Multiply the last axis by ``K = α·D + M⊙S``; a drop-in for ``nnx.Linear``.
+
+    All arguments of ``nnx.Linear`` are there under their names; ``offset``, ``alpha_init``, ``alpha_trainable``,
+    ``kernel_init`` and ``mask`` as in :class:`DCTpSConv`. The kernel has shape ``(in_features, out_features)``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        use_bias: bool = True,
+        mask: jax.Array | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        precision: lax.PrecisionLike = None,
+        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
+        bias_init: nnx.Initializer = nnx.initializers.zeros,
+        dot_general: Any = lax.dot_general,
+        promote_dtype: Any = dtypes.promote_dtype,
+        preferred_element_type: Any = None,
+        offset: str | None = "dct",
+        alpha_init: float = 1.0,
+        alpha_trainable: bool = True,
+        rngs: nnx.Rngs,
+        kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        self.in_features = in_features
+        self.out_features = out_features
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.precision = precision
+        self.dot_general = dot_general
+        self.promote_dtype = promote_dtype
+        self.preferred_element_type = preferred_element_type
+        self._init_parameters(
+            (in_features, out_features),
+            offset=offset,
+            alpha_init=alpha_init,
+            alpha_trainable=alpha_trainable,
+            mask=mask,
+            use_bias=use_bias,
+            param_dtype=param_dtype,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            rngs=rngs,
+            kernel_metadata=kernel_metadata,
+            bias_metadata=bias_metadata,
+        )
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """Return ``inputs @ K + bias`` for ``inputs [..., in_features]``."""
+        bias = None if self.bias is None else self.bias[...]
+        inputs, kernel, bias = self.promote_dtype((inputs, self.effective_kernel(), bias), dtype=self.dtype)
+        options = {} if self.preferred_element_type is None else {"preferred_element_type": self.preferred_element_type}
+        outputs = self.dot_general(
+            inputs,
+            kernel,
+            (((inputs.ndim - 1,), (0,)), ((), ())),
+            precision=self.precision,
+            out_sharding=out_sharding,
+            **options,
+        )
+        return outputs if bias is None else outputs + jnp.expand_dims(bias, range(outputs.ndim - 1))
+
+
+def _per_dimension(value: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
+    if value is None:
+        value = 1
+    return (value,) * rank if isinstance(value, int) else tuple(value)
+
+
+def _canonical_padding(padding: Any, rank: int) -> str | tuple[tuple[int, int], ...]:
+    """Return a padding as a name or as one (low, high) pair a spatial dimension."""
+    if isinstance(padding, str):
+        if padding == "CAUSAL" and rank != 1:
+            raise UserError(f'padding "CAUSAL" is for one spatial dimension, the kernel has {rank}')
+        if padding not in ("SAME", "VALID", "CIRCULAR", "REFLECT", "CAUSAL", "SAME_LOWER"):
+            raise UserError(
+                f'padding is {padding!r}; it must be "SAME", "VALID", "CIRCULAR", "REFLECT", "CAUSAL", an int, or a '
+                f"sequence of {rank} ints or pairs"
+            )
+        return padding
+    if isinstance(padding, int):
+        return ((padding, padding),) * rank
+    pairs = tuple((pad, pad) if isinstance(pad, int) else tuple(pad) for pad in padding)
+    if len(pairs) != rank or any(len(pair) != 2 for pair in pairs):
+        raise UserError(f"padding is {padding!r}; a sequence must have {rank} ints or (low, high) pairs")
+    return pairs
+
+
+def prunable_layers(model: nnx.Module) -> dict[str, DCTpSConv | DCTpSLinear]:
+    """Return the prunable layers of ``model`` by dotted path, e.g. ``"layer1.0.conv1"``, in order of definition.
+
+    ``nnx.merge`` sorts attributes by name, so the order of definition is lost there; a model that carries it as a static
+    ``layer_order`` (as :func:`dctps_jax.models.create_model` sets it) keeps it.
+    """
+    layers = dict(_layers_below(model, ()))
+    order = getattr(model, "layer_order", ())
+    return {path: layers[path] for path in order} if set(order) == set(layers) else layers
+
+
+def _layers_below(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, DCTpSConv | DCTpSLinear]]:
+    if isinstance(node, DCTpSConv | DCTpSLinear):
+        yield ".".join(path), node
+    elif isinstance(node, nnx.Module | nnx.List):
+        for name, child in vars(node).items():
+            yield from _layers_below(child, (*path, name))

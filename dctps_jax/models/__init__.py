@@ -1,0 +1,87 @@
+"""The networks of the paper, each written once: ``offset=None | "dct"`` is handed down to its layers."""
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from dctps_jax.errors import UserError
+from dctps_jax.layers import prunable_layers
+from dctps_jax.models.fixup_resnet import BLOCKS_PER_STAGE, FixupResNet
+from dctps_jax.models.lenet import LeNet
+from dctps_jax.models.mobilenet import MobileNetV2
+from dctps_jax.models.parts import INITIALIZERS, make_parts
+from dctps_jax.models.resnet import BLOCKS, ResNet
+from dctps_jax.models.vgg import STAGES, VGG
+
+__all__ = ["INITIALIZERS", "MODELS", "create_model", "prunable_layers"]
+
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+    "lenet": LeNet,
+    **{name: partial(ResNet, block=block, num_blocks=num_blocks) for name, (block, num_blocks) in BLOCKS.items()},
+    **{name: partial(VGG, stages=stages) for name, stages in STAGES.items()},
+    "mobilenet_v2": MobileNetV2,
+    **{name: partial(FixupResNet, blocks_per_stage=depth) for name, depth in BLOCKS_PER_STAGE.items()},
+}
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int,
+    offset: str | None = None,
+    image_size: int = 32,
+    rngs: nnx.Rngs,
+    alpha_trainable: bool = True,
+    init: str = "kaiming_normal",
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    precision: Any = None,
+    **options: Any,
+) -> nnx.Module:
+    """Build a network by name, with (``offset="dct"``) or without the DCT offset in its prunable layers.
+
+    ``model(x)`` maps ``[batch, height, width, 3]`` to logits ``[batch, num_classes]``; ``model.train()`` and
+    ``model.eval()`` switch BatchNorm. The weights do not depend on ``image_size``, which is only checked.
+
+    - ``alpha_trainable``: False freezes every α at its initial value.
+    - ``init``: how kernels start without an offset, one of :data:`INITIALIZERS`; Fixup networks have their own start.
+    - ``dtype``: of the computation (None: as the inputs and parameters); ``param_dtype``: of the parameters.
+    - ResNets also take ``width`` (channels of the first stage, 64) and ``stable`` (residual branches over √blocks).
+
+    Raises :class:`~dctps_jax.errors.UserError` for a name, option or size that does not exist, listing what there is.
+    """
+    if name not in MODELS:
+        close = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f'; did you mean "{close[0]}"?' if close else ""
+        raise UserError(f"there is no network {name!r}{hint} The networks are: {', '.join(MODELS)}")
+    if init not in INITIALIZERS:
+        raise UserError(f"there is no initialiser {init!r}; choose one of: {', '.join(INITIALIZERS)}")
+    allowed = ("width", "stable") if name in BLOCKS else ()
+    for option in options:
+        if option not in allowed:
+            known = ", ".join(("alpha_trainable", "init", "dtype", "param_dtype", "precision", *allowed))
+            raise UserError(f"{name} has no option {option!r}; its options are: {known}")
+    if num_classes < 1:
+        raise UserError(f"num_classes is {num_classes}; a network needs at least one class")
+    if options.get("width", 1) < 1:
+        raise UserError(f"width is {options['width']}; it must be at least 1")
+    constructor = MODELS[name]
+    smallest = getattr(constructor, "func", constructor).MIN_IMAGE_SIZE
+    if image_size < smallest:
+        raise UserError(f"image_size is {image_size}; {name} needs images of at least {smallest}×{smallest}")
+    parts = make_parts(
+        offset=offset,
+        alpha_trainable=alpha_trainable,
+        init=init,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        precision=precision,
+        rngs=rngs,
+    )
+    model = constructor(parts, num_classes=num_classes, **options)
+    model.layer_order = tuple(prunable_layers(model))
+    return model

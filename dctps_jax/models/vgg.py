@@ -1,0 +1,41 @@
+"""VGG with BatchNorm and a single linear layer, for small images (Simonyan & Zisserman 2015)."""
+
+from functools import partial
+
+import jax
+from flax import nnx
+
+from dctps_jax.models.parts import Parts, global_average_pool
+
+# Channels of the 3×3 convolutions between the max-pools.
+STAGES = {
+    "vgg11": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    "vgg13": ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
+    "vgg16": ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)),
+    "vgg19": ((64, 64), (128, 128), (256, 256, 256, 256), (512, 512, 512, 512), (512, 512, 512, 512)),
+}
+
+
+class VGG(nnx.Module):
+    """3×3 convolutions, each with BatchNorm and ReLU, a max-pool between stages, the average of what is left, linear."""
+
+    MIN_IMAGE_SIZE = 16
+
+    def __init__(self, parts: Parts, stages: tuple[tuple[int, ...], ...], num_classes: int):
+        max_pool = partial(nnx.max_pool, window_shape=(2, 2), strides=(2, 2))
+        feature = []
+        in_features = 3
+        for stage, channels in enumerate(stages):
+            if stage > 0:
+                feature.append(max_pool)
+            for features in channels:
+                conv = parts.conv(in_features, features, (3, 3), padding=1)
+                feature += [conv, parts.norm(features), nnx.relu]
+                in_features = features
+        self.feature = nnx.List(feature)
+        self.classifier = parts.linear(in_features, num_classes)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in self.feature:
+            x = layer(x)
+        return self.classifier(global_average_pool(x))

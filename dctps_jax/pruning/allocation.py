@@ -1,0 +1,118 @@
+"""How many weights each layer keeps: exact integer counts from shapes and a density, in plain Python and numpy."""
+
+import fnmatch
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from dctps_jax.errors import UserError
+
+Shapes = Mapping[str, Sequence[int]]
+
+# Each method gives a layer of shape (*kernel_size, in, out) or (in, out) its share of the kept weights.
+ALLOCATIONS = {
+    "uniform": lambda shape: math.prod(shape),  # the same density everywhere
+    "epf": lambda shape: shape[-1],  # equal per filter: the same count for each output channel
+    "epl": lambda shape: 1,  # equal per layer
+    "erk": lambda shape: sum(shape),  # Erdős–Rényi kernel: density ∝ Σ dims / Π dims (Evci et al. 2020)
+}
+
+
+def allocate(
+    shapes: Shapes,
+    density: float,
+    method: str,
+    *,
+    dense_layers: Iterable[str] = (),
+    layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
+) -> dict[str, int]:
+    """Return how many weights each layer keeps, in the order of ``shapes``.
+
+    The counts sum to ``round(density · total)`` exactly (Python's round) and none exceeds its layer's size. A method
+    gives each layer its proportion of the total: ``uniform`` ∝ size, ``epf`` ∝ output channels, ``epl`` equal,
+    ``erk`` ∝ sum of the kernel's dimensions. What a full layer cannot take is shared among the others in the same
+    proportions (the original drops it, or gives it to the last layer). Fractions are settled by the largest remainder.
+
+    - ``shapes``: kernel shapes by path, HWIO or (in, out).
+    - ``density``: kept ÷ all weights, in (0, 1].
+    - ``dense_layers``: path patterns (``fnmatch``: "conv1", "layer1.*") of layers that keep all their weights.
+    - ``layer_densities``: a density in (0, 1] for the layers that match a pattern; the first match counts. The weights of
+      such layers are taken from the same total, so that the density of the whole network stays as asked.
+
+    A layer left without any weight is reported in the log. Raises :class:`~dctps_jax.errors.UserError` for an unknown
+    method, a density out of range, a pattern that matches nothing, or fixed layers that need more than the total.
+    """
+    if method not in ALLOCATIONS:
+        raise UserError(f"there is no allocation {method!r}; choose one of: {', '.join(ALLOCATIONS)}")
+    check_density(density, "density")
+    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    total = round(density * sum(sizes.values()))
+    fixed = _fixed_counts(sizes, dense_layers, dict(layer_densities))
+    free = {path: sizes[path] for path in sizes if path not in fixed}
+    remaining = total - sum(fixed.values())
+    if remaining < 0 or remaining > sum(free.values()):
+        raise UserError(
+            f"density {density} keeps {total} weights, but the layers named in dense_layers and layer_densities take "
+            f"{sum(fixed.values())} and the others hold {sum(free.values())}; change the density or those layers"
+        )
+    shares = {path: float(ALLOCATIONS[method](shapes[path])) for path in free}
+    counts = fixed | _apportion(_fill(shares, free, remaining), free, remaining)
+    counts = {path: counts[path] for path in shapes}
+    empty = [path for path, count in counts.items() if count == 0]
+    if empty:
+        logging.getLogger("dctps_jax").warning(
+            "%s at density %g leaves %d of %d layers without any weight: %s",
+            method, density, len(empty), len(counts), ", ".join(empty),
+        )  # fmt: skip
+    return counts
+
+
+def check_density(density: float, field: str) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` unless ``density`` is a number in (0, 1]; ``field`` names it."""
+    if not 0 < density <= 1:
+        raise UserError(f"{field} is {density}; it must be above 0 and at most 1, e.g. 0.01 to keep 1 % of the weights")
+
+
+def _fixed_counts(
+    sizes: Mapping[str, int], dense_layers: Iterable[str], layer_densities: Mapping[str, float]
+) -> dict[str, int]:
+    """Return the counts of the layers that a pattern fixes."""
+    densities = dict.fromkeys(dense_layers, 1.0) | dict(layer_densities)
+    fixed = {}
+    for pattern, density in densities.items():
+        check_density(density, f"the density of layers {pattern!r}")
+        matching = fnmatch.filter(sizes, pattern)
+        if not matching:
+            raise UserError(f"no layer matches {pattern!r}; the layers are: {', '.join(sizes)}")
+        for path in matching:
+            fixed.setdefault(path, round(density * sizes[path]))
+    return fixed
+
+
+def _fill(shares: Mapping[str, float], sizes: Mapping[str, int], total: int) -> dict[str, float]:
+    """Split ``total`` in proportion to ``shares``; what exceeds a layer's size goes to the others, until none does."""
+    targets: dict[str, float] = {}
+    open_layers = dict(shares)
+    while open_layers:
+        factor = (total - sum(targets.values())) / sum(open_layers.values())
+        full = [path for path, share in open_layers.items() if share * factor >= sizes[path]]
+        if not full:
+            return targets | {path: share * factor for path, share in open_layers.items()}
+        for path in full:
+            targets[path] = float(sizes[path])
+            del open_layers[path]
+    return targets
+
+
+def _apportion(targets: Mapping[str, float], sizes: Mapping[str, int], total: int) -> dict[str, int]:
+    """Round the targets to integers that sum to ``total``: floors, then one more for the largest remainders."""
+    # A target that float arithmetic left a hair below an integer counts as that integer.
+    counts = {path: min(math.floor(target + 1e-6), sizes[path]) for path, target in targets.items()}
+    missing = total - sum(counts.values())
+    room = [path for path in targets if counts[path] < sizes[path]]
+    remainders = np.array([targets[path] - counts[path] for path in room])
+    for position in np.argsort(-remainders, kind="stable")[:missing]:
+        counts[room[position]] += 1
+    return counts

@@ -1,0 +1,183 @@
+"""The original PyTorch code's checkpoints, in and out: its names, its layouts (OIHW kernels, transposed matrices)."""
+
+import dataclasses
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dctps_jax import dct
+from dctps_jax.errors import UserError
+from dctps_jax.layers import DCTpSConv, DCTpSLinear
+
+BATCH_NORM_NAMES = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """One array of the original: its name there, where it lives here, and the axes that bring it into our layout."""
+
+    torch_name: str
+    variable: nnx.Variable
+    axes: tuple[int, ...] = ()
+    torch_shape: tuple[int, ...] = ()
+
+    def from_torch(self, array: np.ndarray) -> np.ndarray:
+        return np.transpose(array, self.axes) if self.axes else array.reshape(self.variable.shape)
+
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        return np.transpose(array, np.argsort(self.axes)) if self.axes else array.reshape(self.torch_shape)
+
+
+def load_state_dict(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> None:
+    """Fill ``model`` with the arrays of a state dict of the original network of the same kind and offset.
+
+    Names and layouts are the original's: ``layer1.0.conv1.weight`` OIHW without offset, ``layer1.0.conv1.conv.weight``,
+    ``.scaling`` (α) and, optionally, ``.dct.weight`` (D, only compared) with one; BatchNorm's ``weight``, ``bias``,
+    ``running_mean``, ``running_var`` (``num_batches_tracked`` is ignored). Values keep the wider of their own float type
+    and the model's. Where the model has masks the loaded kernels must be zero outside them.
+
+    Raises :class:`~dctps_jax.errors.UserError` that lists every missing, unknown and misshapen entry, before anything in
+    the model is changed.
+    """
+    entries = list(_entries(model))
+    offsets = dict(_offsets(model))
+    names = {entry.torch_name for entry in entries}
+    problems = [f"missing {entry.torch_name}" for entry in entries if entry.torch_name not in state_dict]
+    for name, array in state_dict.items():
+        if name not in names and name not in offsets and not name.endswith(".num_batches_tracked"):
+            problems.append(f"unknown {name}")
+    loaded = {}
+    for entry in entries:
+        if entry.torch_name not in state_dict:
+            continue
+        array = np.asarray(state_dict[entry.torch_name])
+        if array.shape != entry.torch_shape:
+            problems.append(f"{entry.torch_name} has shape {array.shape}, the model needs {entry.torch_shape}")
+        else:
+            loaded[entry.torch_name] = array
+    for name, expected in offsets.items():
+        if name in state_dict and not _same(np.asarray(state_dict[name]), expected()):
+            problems.append(f"{name} is not the DCT kernel of its shape")
+    for name, layer in _masked_layers(model):
+        kernel = loaded.get(name)
+        if kernel is not None and np.any(np.transpose(kernel, _axes(layer))[~np.asarray(layer.mask[...])]):
+            problems.append(f"{name} is not zero outside the layer's mask")
+    if problems:
+        raise UserError("the state dict does not fit the model: " + "; ".join(problems))
+    for entry in entries:
+        array = entry.from_torch(loaded[entry.torch_name])
+        entry.variable.set_value(jnp.array(array, jnp.promote_types(entry.variable.dtype, array.dtype)))
+
+
+def to_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
+    """Return the model's numbers under the original's names and in its layouts; :func:`load_state_dict` reads them back.
+
+    The offsets are left in (``….dct.weight``, float32), as the original's own checkpoints hold them. Pruned weights are
+    zeros; ``num_batches_tracked`` is left out, which PyTorch allows.
+    """
+    state_dict = {entry.torch_name: entry.to_torch(np.asarray(entry.variable[...])) for entry in _entries(model)}
+    return state_dict | {name: offset() for name, offset in _offsets(model)}
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """Read a state dict from an ``.npz`` file, or from a ``.pt``, ``.pth`` or ``.model`` file where PyTorch is installed.
+
+    Raises :class:`~dctps_jax.errors.UserError` where the file is missing, damaged or no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give a state dict as .npz, or as .pt, .pth or .model with PyTorch")
+    if path.suffix == ".npz":
+        try:
+            with np.load(path) as archive:
+                return dict(archive)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} cannot be read as .npz ({error}); write it again") from error
+    if path.suffix not in (".pt", ".pth", ".model"):
+        raise UserError(f"{path} ends in {path.suffix!r}; a state dict ends in .npz, .pt, .pth or .model")
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path} needs PyTorch, which is not installed; install it, or save the arrays as .npz where it is: "
+            "np.savez(name, **{k: v.numpy() for k, v in model.state_dict().items()})"
+        ) from error
+    try:
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor.detach().numpy() for name, tensor in state_dict.items()}
+    except Exception as error:  # torch.load raises whatever its unpickler meets
+        raise UserError(f"{path} is not a PyTorch state dict ({str(error).splitlines()[0]})") from error
+
+
+def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
+    """Write a state dict as ``.npz``; in PyTorch, ``load_state_dict({k: torch.from_numpy(v) …})`` reads it."""
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise UserError(f"{path} ends in {path.suffix!r}; a state dict is written as .npz")
+    np.savez(path, **dict(state_dict))
+
+
+def _entries(model: nnx.Module) -> Iterator[_Entry]:
+    for path, node in _modules(model):
+        if isinstance(node, DCTpSConv | DCTpSLinear):
+            inner = _inner_name(path, node)
+            axes = _axes(node)
+            shape = node.kernel_shape
+            torch_shape = tuple(shape[axis] for axis in np.argsort(axes))
+            yield _Entry(f"{inner}.weight", node.kernel, axes, torch_shape)
+            if node.bias is not None:
+                yield _Entry(f"{inner}.bias", node.bias, (0,), node.bias.shape)
+            if node.alpha is not None:
+                yield _Entry(f"{path}.scaling", node.alpha)
+        elif isinstance(node, nnx.BatchNorm):
+            for name, torch_name in BATCH_NORM_NAMES.items():
+                variable = getattr(node, name)
+                yield _Entry(f"{path}.{torch_name}", variable, (0,), variable.shape)
+        else:
+            # Fixup's scalars hang on the blocks themselves; PyTorch gives them one axis.
+            for name, child in vars(node).items():
+                if isinstance(child, nnx.Param):
+                    yield _Entry(f"{path}.{name}".lstrip("."), child, (), (1,))
+
+
+def _offsets(model: nnx.Module):
+    """Yield the name of every stored offset with a function that makes it, so that few exist at a time."""
+    for path, node in _modules(model):
+        if isinstance(node, DCTpSConv | DCTpSLinear) and node.offset:
+            yield f"{path}.dct.weight", lambda node=node: _torch_offset(node)
+
+
+def _torch_offset(layer: DCTpSConv | DCTpSLinear) -> np.ndarray:
+    return np.transpose(dct.conv_kernel(layer.kernel_shape).astype(np.float32), np.argsort(_axes(layer)))
+
+
+def _same(array: np.ndarray, expected: np.ndarray) -> bool:
+    return array.shape == expected.shape and np.allclose(array, expected, rtol=0, atol=1e-6)
+
+
+def _masked_layers(model: nnx.Module) -> Iterator[tuple[str, DCTpSConv | DCTpSLinear]]:
+    for path, node in _modules(model):
+        if isinstance(node, DCTpSConv | DCTpSLinear) and node.mask is not None:
+            yield f"{_inner_name(path, node)}.weight", node
+
+
+def _modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
+    for path, node in nnx.iter_modules(model):
+        yield ".".join(map(str, path)), node
+
+
+def _inner_name(path: str, layer: DCTpSConv | DCTpSLinear) -> str:
+    """The original wraps an ordinary layer in each DCT layer, under one of two names."""
+    if not layer.offset:
+        return path
+    return f"{path}.conv" if isinstance(layer, DCTpSConv) else f"{path}.linear"
+
+
+def _axes(layer: DCTpSConv | DCTpSLinear) -> tuple[int, ...]:
+    """Axes that bring a PyTorch kernel into our layout: OIHW to HWIO, or (out, in) to (in, out)."""
+    rank = len(layer.kernel_shape)
+    return (*range(2, rank), 1, 0)

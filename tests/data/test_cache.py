@@ -1,0 +1,211 @@
+import json
+import logging
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dctps_jax.data import cache
+from dctps_jax.data.dataset import Options
+from dctps_jax.errors import UserError
+
+FILES = ["train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy", "meta.json"]
+
+
+def decode(value=7):
+    def split(count):
+        blocks = (np.full((1, 4, 4, 3), value + index, np.uint8) for index in range(count))
+        return cache.Split(np.arange(count, dtype=np.int32), 4, blocks)
+
+    return cache.Decoded(split(3), split(2), ("a", "b", "c"))
+
+
+def never():
+    raise AssertionError("decoded although there is a copy")
+
+
+def read(options, decoder=decode, mark="0123456789abcdef"):
+    return cache.cached("toy", Path("/the/source"), mark, options, decoder)
+
+
+@pytest.fixture
+def options(tmp_path):
+    (tmp_path / "data").mkdir()
+    return Options(tmp_path / "data")
+
+
+def copy_of(options):
+    return options.dir / ".dctps_cache/toy-0123456789ab"
+
+
+def test_first_decoded_then_read(options, caplog):
+    for decoder in (decode, never):
+        train_images, train_labels, test_images, test_labels, names = read(options, decoder)
+        assert train_images[:, 0, 0, 0].tolist() == [7, 8, 9] and train_images.shape == (3, 4, 4, 3)
+        assert test_images[:, 3, 3, 2].tolist() == [7, 8]
+        assert train_labels.tolist() == [0, 1, 2] and test_labels.dtype == np.int32
+        assert names == ("a", "b", "c")
+        assert isinstance(train_images, np.memmap) and not train_images.flags.writeable
+    assert sorted(os.listdir(copy_of(options))) == sorted(FILES)
+    assert not caplog.records
+
+
+def test_another_fingerprint_is_decoded_anew(options):
+    read(options)
+    assert read(options, lambda: decode(50), "fedcba9876543210")[0][0, 0, 0, 0] == 50
+    assert len(list((options.dir / ".dctps_cache").iterdir())) == 2
+
+
+def test_cache_dir_is_taken(options, tmp_path):
+    read(Options(options.dir, tmp_path / "deep/er"))
+    assert (tmp_path / "deep/er/toy-0123456789ab/meta.json").is_file()
+    assert not list(options.dir.iterdir())
+
+
+def test_read_only_dir_falls_back(options, home):
+    options.dir.chmod(0o555)
+    try:
+        read(options)
+        read(options, never)
+        assert not list(options.dir.iterdir())
+    finally:
+        options.dir.chmod(0o755)
+    assert (home / ".cache/dctps_jax/decoded/toy-0123456789ab/meta.json").is_file()
+
+
+def test_copy_in_a_read_only_dir_is_used(options):
+    read(options)
+    (options.dir / ".dctps_cache").chmod(0o555)
+    try:
+        read(options, never)
+    finally:
+        (options.dir / ".dctps_cache").chmod(0o755)
+
+
+def test_cache_dir_that_cannot_be_made(options, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/toy-0123456789ab.*data\.cache_dir"):
+        read(Options(options.dir, tmp_path / "file"))
+
+
+def flip(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        *[(file, lambda path: flip(path, -1)) for file in FILES[:4]],
+        *[(file, lambda path: flip(path, 20)) for file in FILES[:4]],
+        *[(file, lambda path: path.write_bytes(path.read_bytes()[:-3])) for file in FILES],
+        *[(file, lambda path: path.unlink()) for file in FILES],
+        *[(file, lambda path: path.write_bytes(b"")) for file in FILES],
+        ("meta.json", lambda path: path.write_text(path.read_text().replace('"a"', '"x"'))),
+        ("meta.json", lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))),
+        ("meta.json", lambda path: path.write_text("[]")),
+        ("meta.json", lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"crc32": None}))),
+    ],
+)
+def test_damage_is_reported_and_mended(options, caplog, file, damage):
+    read(options)
+    damage(copy_of(options) / file)
+    assert read(options)[0][:, 0, 0, 0].tolist() == [7, 8, 9]
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and record.name == "dctps_jax"
+    assert str(copy_of(options) / file) in record.getMessage() and "/the/source" in record.getMessage()
+    read(options, never)
+
+
+def test_without_source(options):
+    assert cache.cached_without_source("toy", options) is None
+    read(options)
+    arrays = cache.cached_without_source("toy", options)
+    assert arrays is not None and arrays[1].tolist() == [0, 1, 2]
+    assert cache.cached_without_source("to", options) is None
+    flip(copy_of(options) / "test_images.npy", 200)
+    with pytest.raises(UserError, match=r"test_images\.npy is damaged.*data\.dir"):
+        cache.cached_without_source("toy", options)
+    assert copy_of(options).is_dir()
+    read(options, mark="another")
+    assert cache.cached_without_source("toy", options) is None
+
+
+def test_decoder_that_fails_leaves_nothing(options):
+    def blocks():
+        yield np.zeros((1, 4, 4, 3), np.uint8)
+        raise UserError("image 2 is damaged")
+
+    good = decode()
+    broken = cache.Decoded(cache.Split(good.train.labels, 4, blocks()), good.test, good.class_names)
+    with pytest.raises(UserError, match="image 2"):
+        read(options, lambda: broken)
+    assert not list((options.dir / ".dctps_cache").iterdir())
+
+
+def wait_and_kill(options):
+    def blocks():
+        yield np.zeros((1, 4, 4, 3), np.uint8)
+        os._exit(9)
+
+    good = decode()
+    read(options, lambda: cache.Decoded(cache.Split(good.train.labels, 4, blocks()), good.test, good.class_names))
+
+
+def test_killed_decode_leaves_no_copy_and_its_draft_is_removed_later(options):
+    process = multiprocessing.get_context("spawn").Process(target=wait_and_kill, args=(options,))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    (draft,) = (options.dir / ".dctps_cache").iterdir()
+    assert draft != copy_of(options) and not copy_of(options).exists()
+
+    os.utime(draft, (time.time() - 2 * 24 * 3600,) * 2)
+    read(options)
+    assert list((options.dir / ".dctps_cache").iterdir()) == [copy_of(options)]
+
+
+def test_second_of_two_decoders_takes_the_copy_of_the_first(options):
+    def slow():
+        read(options, decode)  # the other run finishes while this one is still decoding
+        return decode(100)
+
+    assert read(options, slow)[0][0, 0, 0, 0] == 7
+    assert list((options.dir / ".dctps_cache").iterdir()) == [copy_of(options)]
+
+
+def load_and_report(options, barrier, queue):
+    barrier.wait()
+    queue.put(read(options)[0][:, 0, 0, 0].tolist())
+
+
+def test_processes_that_decode_at_once(options):
+    context = multiprocessing.get_context("spawn")
+    barrier, queue = context.Barrier(3), context.Queue()
+    processes = [context.Process(target=load_and_report, args=(options, barrier, queue)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert [queue.get(timeout=60) for _ in processes] == [[7, 8, 9]] * 3
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert list((options.dir / ".dctps_cache").iterdir()) == [copy_of(options)]
+
+
+def test_fingerprint(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"abc")
+    first = cache.fingerprint(tmp_path, [file])
+    assert cache.fingerprint(tmp_path, [file]) == first
+    assert cache.fingerprint(tmp_path, [file], extra="8") != first
+    os.utime(file, (1, 1))
+    second = cache.fingerprint(tmp_path, [file])
+    file.write_bytes(b"abcd")
+    os.utime(file, (1, 1))
+    assert len({first, second, cache.fingerprint(tmp_path, [file])}) == 3
+    with pytest.raises(UserError, match="gone"):
+        cache.fingerprint(tmp_path, [tmp_path / "gone"])

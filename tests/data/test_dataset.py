@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from dctps_jax.data import Dataset
+from dctps_jax.errors import UserError
+
+
+def make(**changes):
+    fields = {
+        "name": "toy",
+        "train_images": np.zeros((3, 8, 8, 3), np.uint8),
+        "train_labels": np.array([0, 1, 1], np.int32),
+        "test_images": np.zeros((2, 8, 8, 3), np.uint8),
+        "test_labels": np.array([1, 0], np.int32),
+        "class_names": ("cat", "dog"),
+    }
+    return Dataset(**(fields | changes))
+
+
+def test_properties():
+    dataset = make()
+    assert (dataset.num_classes, dataset.image_size) == (2, 8)
+    assert dataset.mean is None and dataset.std is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"train_images": np.zeros((3, 8, 8, 3), np.float32)}, ["train_images is float32", "uint8"]),
+        ({"train_images": np.zeros((3, 8, 9, 3), np.uint8)}, ["train_images", "[3, 8, 9, 3]", "square"]),
+        ({"test_images": np.zeros((2, 8, 8, 1), np.uint8)}, ["test_images", "[2, 8, 8, 1]"]),
+        ({"test_images": np.zeros((2, 4, 4, 3), np.uint8)}, ["test_images are 4 pixels", "train_images are 8"]),
+        ({"train_labels": np.zeros(3, np.int64)}, ["train_labels is int64", "int32"]),
+        ({"test_labels": np.zeros(3, np.int32)}, ["test_labels is int32 [3]", "[2]"]),
+        ({"test_labels": np.array([0, 2], np.int32)}, ["test_labels runs from 0 to 2", "0 to 1"]),
+        ({"train_labels": np.array([0, -1, 1], np.int32)}, ["train_labels runs from -1 to 1"]),
+        (
+            {"test_images": np.zeros((0, 8, 8, 3), np.uint8), "test_labels": np.zeros(0, np.int32)},
+            ["test part holds no image"],
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, parts):
+    with pytest.raises(UserError) as caught:
+        make(**changes)
+    for part in ["'toy'", *parts]:
+        assert part in str(caught.value)

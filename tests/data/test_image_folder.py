@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from dctps_jax.data import load
+from dctps_jax.errors import UserError
+
+
+def put(path, value, size=(8, 8), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "pictures"
+    put(root / "train/zebra/b.png", (1, 2, 3))
+    put(root / "train/zebra/a.BMP", (4, 5, 6))
+    put(root / "train/ape/x.png", 9, mode="L")
+    put(root / "train/ape/y.PNG", (7, 8, 9, 10), mode="RGBA")
+    put(root / "test/zebra/t.png", (11, 12, 13))
+    (root / "train/zebra/notes.txt").write_text("no image")
+    (root / "train/zebra/.hidden.png").write_bytes(b"no image")
+    (root / "train/.DS_Store").touch()
+    (root / "train/.thumbs").mkdir()
+    return root
+
+
+def message(folder, **options):
+    with pytest.raises(UserError) as caught:
+        load("image_folder", dir=str(folder), **options)
+    return str(caught.value)
+
+
+def test_images_labels_and_names(folder):
+    for _ in range(2):  # decoded, then from the cache
+        dataset = load("image_folder", dir=str(folder))
+        assert dataset.class_names == ("ape", "zebra")
+        assert dataset.train_labels.tolist() == [0, 0, 1, 1]
+        assert dataset.train_images[:, 3, 4].tolist() == [[9, 9, 9], [7, 8, 9], [4, 5, 6], [1, 2, 3]]
+        assert dataset.test_labels.tolist() == [1]
+        assert dataset.test_images[0, 0, 0].tolist() == [11, 12, 13]
+        assert dataset.train_images.shape == (4, 8, 8, 3) and dataset.mean is None
+        assert isinstance(dataset.train_images, np.memmap) and not dataset.train_images.flags.writeable
+
+
+def test_a_change_is_noticed(folder):
+    load("image_folder", dir=str(folder))
+    put(folder / "train/ape/z.png", (50, 51, 52))
+    assert load("image_folder", dir=str(folder)).train_images[2, 0, 0].tolist() == [50, 51, 52]
+
+
+def test_resizing(folder):
+    put(folder / "test/ape/wide.png", (40, 40, 40), size=(20, 10))
+    text = message(folder)
+    assert "wide.png is 20 x 10" in text and "8 x 8" in text and "data.image_size" in text
+    dataset = load("image_folder", dir=str(folder), image_size=4)
+    assert dataset.image_size == 4
+    assert dataset.test_images[0, 1, 2].tolist() == [40, 40, 40]
+    assert load("image_folder", dir=str(folder), image_size=6).image_size == 6
+
+
+def test_not_square(folder):
+    put(folder / "train/ape/a.png", (0, 0, 0), size=(8, 9))
+    text = message(folder)
+    assert "a.png is 8 x 9" in text and "data.image_size" in text
+
+
+def test_class_that_train_lacks(folder):
+    put(folder / "test/lion/t.png", (0, 0, 0))
+    text = message(folder)
+    assert "lion" in text and "train lacks" in text and "ape, zebra" in text
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_empty_class(folder, part):
+    (folder / part / "empty").mkdir()
+    (folder / part / "empty/readme.txt").touch()
+    assert f"{part}/empty holds no image" in message(folder)
+
+
+def test_missing_folders(folder, tmp_path):
+    (folder / "test").rename(folder / "val")
+    text = message(folder)
+    assert str(folder / "test") in text and "data.dir has to hold" in text
+    (folder / "test").mkdir()
+    assert "holds no class folder" in message(folder)
+    assert "nowhere/train" in message(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n\0\0"])
+def test_unreadable_image(folder, content):
+    (folder / "train/zebra/c.png").write_bytes(content)
+    assert "train/zebra/c.png cannot be read as an image" in message(folder)
+    assert not list((folder / ".dctps_cache").iterdir())
+
+
+def test_dangling_link_is_named(folder):
+    (folder / "train/ape/gone.png").symlink_to("nowhere.png")
+    assert "train/ape/gone.png cannot be read" in message(folder)

@@ -1,0 +1,68 @@
+import subprocess
+import sys
+
+import pytest
+
+from dctps_jax.data import IMAGE_SIZES, NUM_CLASSES, SOURCES, load
+from dctps_jax.errors import UserError
+
+
+def message(*arguments, **options):
+    with pytest.raises(UserError) as caught:
+        load(*arguments, **options)
+    return str(caught.value)
+
+
+def test_tables_cover_all_sources():
+    names = {"digits", "synthetic", "cifar10", "cifar100", "tiny_imagenet", "image_folder"}
+    assert set(SOURCES) == names
+    assert set(NUM_CLASSES) == set(IMAGE_SIZES) == names - {"image_folder"}
+
+
+@pytest.mark.parametrize("name", ["digits", "synthetic"])
+def test_tables_are_right(name):
+    dataset = load(name)
+    assert (dataset.num_classes, dataset.image_size) == (NUM_CLASSES[name], IMAGE_SIZES[name])
+
+
+def test_unknown_name():
+    text = message("cifar01")
+    assert "data.name is 'cifar01'" in text and "did you mean 'cifar10'" in text and "tiny_imagenet" in text
+    assert "did you mean" not in message("zzz")
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "tiny_imagenet"])
+def test_size_of_its_own_only(name):
+    text = message(name, image_size=48)
+    assert "data.image_size is 48" in text and f"0 or {IMAGE_SIZES[name]}" in text
+
+
+def test_native_size_is_allowed():
+    assert load("digits", image_size=32).image_size == 32
+
+
+def test_bad_fields(tmp_path):
+    assert "data.image_size is -1" in message("synthetic", image_size=-1)
+    assert "data.dir is empty" in message("image_folder")
+    file = tmp_path / "cifar-10-binary.tar.gz"
+    file.touch()
+    text = message("cifar10", dir=str(file))
+    assert str(file) in text and "is a file" in text
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny_imagenet"])
+def test_missing_files_name_what_to_put_where(name, tmp_path):
+    text = message(name, dir=str(tmp_path / "nowhere"), download=False)
+    assert str(tmp_path / "nowhere") in text and "http" in text and "data.download" in text
+
+
+def test_default_dir_is_in_the_home_folder(home):
+    assert str(home / ".cache/dctps_jax/data") in message("cifar10", download=False)
+
+
+def test_importing_stays_light():
+    code = (
+        "import sys, dctps_jax.data; "
+        "assert not {'tensorflow', 'tensorflow_datasets', 'sklearn', 'PIL'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,142 @@
+"""The directories are written by TFDS itself, with the features of its own CIFAR-10, and without TensorFlow."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dctps_jax.data import load
+from dctps_jax.errors import UserError
+
+NAMES = [f"name{label}" for label in range(10)]
+TRAIN = np.random.default_rng(1).integers(0, 256, (30, 32, 32, 3), np.uint8)
+TEST = np.random.default_rng(2).integers(0, 256, (10, 32, 32, 3), np.uint8)
+
+
+def prepare(folder, size=32, file_format="array_record", names=NAMES):
+    import tensorflow_datasets as tfds
+
+    class Cifar10(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("3.0.2")
+
+        def _info(self):
+            features = {
+                "id": tfds.features.Text(),
+                "image": tfds.features.Image(shape=(size, size, 3)),
+                "label": tfds.features.ClassLabel(names=names),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(TRAIN), "test": self._generate_examples(TEST)}
+
+        def _generate_examples(self, images):
+            for index, image in enumerate(images):
+                yield (
+                    index,
+                    {"id": str(index), "image": Image.fromarray(image[:size, :size]), "label": index % len(names)},
+                )
+
+    builder = Cifar10(data_dir=str(folder), file_format=file_format)
+    builder.download_and_prepare()
+    return folder / "cifar10/3.0.2"
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    return prepare(tmp_path / "data")
+
+
+def message(folder):
+    with pytest.raises(UserError) as caught:
+        load("cifar10", dir=str(folder), download=False)
+    return str(caught.value)
+
+
+def check(dataset):
+    # TFDS shuffles on writing: images are found by their content.
+    for images, labels, wanted in (
+        (dataset.train_images, dataset.train_labels, TRAIN),
+        (dataset.test_images, dataset.test_labels, TEST),
+    ):
+        index = {image.tobytes(): number for number, image in enumerate(wanted)}
+        order = [index[image.tobytes()] for image in images]
+        assert sorted(order) == list(range(len(wanted)))
+        assert labels.tolist() == [number % 10 for number in order]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_prepared_directory(prepared, tmp_path, inside):
+    for _ in range(2):  # decoded, then from the cache
+        dataset = load("cifar10", dir=str(prepared if inside else tmp_path / "data"), download=False)
+        check(dataset)
+        assert dataset.class_names == tuple(NAMES)
+        assert dataset.mean == (0.4914, 0.4822, 0.4465)
+    assert "tensorflow" not in sys.modules
+
+
+def test_it_goes_before_a_damaged_archive(prepared, tmp_path):
+    (tmp_path / "data/cifar-10-binary.tar.gz").write_bytes(b"damaged")
+    check(load("cifar10", dir=str(tmp_path / "data"), download=False))
+
+
+def test_newest_version_is_taken(prepared, tmp_path):
+    for version in ("3.0.10", "3.0.1"):
+        (prepared.parent / version).mkdir()
+        (prepared.parent / version / "dataset_info.json").write_text("{}")
+    assert "3.0.10/dataset_info.json cannot be read" in message(tmp_path / "data")
+
+
+def edit_info(prepared, **changes):
+    path = prepared / "dataset_info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_tfrecord_is_passed_over_with_a_warning(prepared, tmp_path, caplog):
+    edit_info(prepared, fileFormat="tfrecord")
+    text = message(tmp_path / "data")
+    assert "cifar-10-binary.tar.gz" in text
+    assert str(prepared) in caplog.text and "tfrecord" in caplog.text and "array_record" in caplog.text
+
+
+def test_another_data_set(prepared):
+    edit_info(prepared, name="mnist")
+    text = message(prepared)
+    assert "'mnist'" in text and "'cifar10'" in text and "data.dir" in text
+
+
+@pytest.mark.parametrize(
+    "file", ["cifar10-train.array_record-00000-of-00001", "cifar10-test.array_record-00000-of-00001"]
+)
+@pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.95])
+def test_records_cut_short(prepared, file, keep):
+    data = (prepared / file).read_bytes()
+    (prepared / file).write_bytes(data[: int(keep * len(data))])
+    assert str(prepared) in message(prepared)
+
+
+@pytest.mark.parametrize("where", [0.05, 0.5])
+def test_records_with_flipped_bytes(prepared, where):
+    path = prepared / "cifar10-train.array_record-00000-of-00001"
+    data = bytearray(path.read_bytes())
+    position = int(where * len(data))
+    data[position] ^= 0xFF
+    path.write_bytes(data)
+    assert f"{prepared} cannot be read with TFDS" in message(prepared)
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json", "cifar10-test.array_record-00000-of-00001"])
+@pytest.mark.parametrize("content", [None, b"{", b'{"name": 3}'])
+def test_missing_or_foreign_file(prepared, file, content):
+    (prepared / file).unlink()
+    if content is not None:
+        (prepared / file).write_bytes(content)
+    assert str(prepared) in message(prepared)
+
+
+def test_wrong_size_and_wrong_number_of_classes(tmp_path):
+    assert "(16, 16, 3)" in message(prepare(tmp_path / "small", size=16))
+    text = message(prepare(tmp_path / "few", names=NAMES[:5]))
+    assert "5 class names" in text and "10" in text

@@ -1,0 +1,159 @@
+import io
+import random
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dctps_jax.data import load
+from dctps_jax.errors import UserError
+
+WNIDS = ["n03", "n01", "n02"]
+
+
+def jpeg(value, mode="RGB", size=(64, 64)):
+    buffer = io.BytesIO()
+    Image.new(mode, size, value).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def make_files():
+    files = {"wnids.txt": "\n".join(WNIDS).encode(), "words.txt": b"n01\tgoldfish\n"}
+    for place, wnid in enumerate(WNIDS):
+        files[f"train/{wnid}/{wnid}_boxes.txt"] = b"0 0 1 1"
+        for number in (0, 2, 10):
+            files[f"train/{wnid}/images/{wnid}_{number}.JPEG"] = jpeg((80 * place, 20 * number, 40))
+    files["train/n02/images/n02_2.JPEG"] = jpeg(99, mode="L")
+    lines = []
+    for number, wnid in enumerate(["n02", "n03", "n01", "n02"]):
+        files[f"val/images/val_{number}.JPEG"] = jpeg((50 * number, 0, 0))
+        lines.append(f"val_{number}.JPEG\t{wnid}\t0\t0\t9\t9\n")
+    files["val/val_annotations.txt"] = "".join(lines).encode()
+    files["test/images/test_0.JPEG"] = b"never read"
+    return files
+
+
+def pack(path, files):
+    names = list(files)
+    random.Random(0).shuffle(names)
+    path.parent.mkdir(exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(f"tiny-imagenet-200/{name}", files[name])
+
+
+def check(dataset):
+    assert dataset.class_names == ("n01", "n02", "n03")
+    assert dataset.train_labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    wanted = [[80, 0, 40], [80, 40, 40], [80, 200, 40], [160, 0, 40], [99, 99, 99], [160, 200, 40]]
+    wanted += [[0, 0, 40], [0, 40, 40], [0, 200, 40]]
+    np.testing.assert_allclose(dataset.train_images[:, 30, 20].astype(int), wanted, atol=3)
+    assert dataset.test_labels.tolist() == [1, 2, 0, 1]
+    np.testing.assert_allclose(dataset.test_images[:, 1, 63, 0].astype(int), [0, 50, 100, 150], atol=3)
+    assert dataset.train_images.shape[1:] == (64, 64, 3)
+
+
+@pytest.fixture
+def archive(tmp_path):
+    path = tmp_path / "data/tiny-imagenet-200.zip"
+    pack(path, make_files())
+    return path
+
+
+def message(folder):
+    with pytest.raises(UserError) as caught:
+        load("tiny_imagenet", dir=str(folder), download=False)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tiny-imagenet-200.zip", "tiny-imagenet-200-subset.zip"])
+def test_archive(archive, name):
+    archive.rename(archive.parent / name)
+    for _ in range(2):  # decoded, then from the cache
+        dataset = load("tiny_imagenet", dir=str(archive.parent), download=False)
+        check(dataset)
+        assert dataset.mean == (0.4802, 0.4481, 0.3975) and dataset.std == (0.2770, 0.2691, 0.2821)
+
+
+def test_official_name_goes_first_and_two_others_are_refused(archive):
+    for name in ("tiny-imagenet-200-a.zip", "tiny-imagenet-200-b.zip"):
+        (archive.parent / name).write_bytes(b"damaged")
+    check(load("tiny_imagenet", dir=str(archive.parent), download=False))
+    archive.unlink()
+    text = message(archive.parent)
+    assert "tiny-imagenet-200-a.zip, tiny-imagenet-200-b.zip" in text and "several" in text
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_extracted_folder(archive, tmp_path, inside):
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(tmp_path / "plain")
+    folder = tmp_path / "plain/tiny-imagenet-200"
+    given = folder if inside else folder.parent
+    check(load("tiny_imagenet", dir=str(given), download=False))
+    (folder / "train/n01/images/n01_2.JPEG").write_bytes(b"damaged")
+    assert "train/n01/images/n01_2.JPEG cannot be read as an image" in message(given)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.01, 0.5, 0.9, 0.999])
+def test_archive_cut_short(archive, keep):
+    data = archive.read_bytes()
+    archive.write_bytes(data[: int(keep * len(data))])
+    assert f"{archive} is cut short or damaged" in message(archive.parent)
+
+
+@pytest.mark.parametrize(
+    "name", ["wnids.txt", "val/val_annotations.txt", "train/n02/images/n02_10.JPEG", "val/images/val_3.JPEG"]
+)
+def test_flipped_byte(archive, name):
+    with zipfile.ZipFile(archive) as opened:
+        entry = opened.getinfo(f"tiny-imagenet-200/{name}")
+    data = bytearray(archive.read_bytes())
+    data[entry.header_offset + 30 + len(entry.filename) + entry.compress_size // 2] ^= 0x10
+    archive.write_bytes(data)
+    assert f"{archive} is cut short or damaged" in message(archive.parent)
+    assert not list((archive.parent / ".dctps_cache").glob("*"))
+
+
+LINE = "val_0.JPEG\tn02\t0\t0\t9\t9\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"wnids.txt": None}, ["holds no tiny-imagenet-200/wnids.txt"]),
+        ({"wnids.txt": b""}, ["wnids.txt", "empty"]),
+        ({"wnids.txt": b"n01\nn02\nn03\nn01"}, ["wnids.txt", "twice"]),
+        ({"wnids.txt": b"n01\nn02\nn03\nn04"}, ["no image in train/n04/images"]),
+        ({"wnids.txt": b"n01\nn02"}, ["train/n03/images", "wnids.txt does not list"]),
+        ({"wnids.txt": b"\xff\xfe"}, ["wnids.txt", "not text"]),
+        ({"val/val_annotations.txt": None}, ["holds no tiny-imagenet-200/val/val_annotations.txt"]),
+        ({"val/val_annotations.txt": LINE.encode()}, ["val_1.JPEG", "has no line in val/val_annotations.txt"]),
+        ({"val/val_annotations.txt": (LINE * 2).encode()}, ["line 2 of val/val_annotations.txt", "val_0.JPEG"]),
+        ({"val/val_annotations.txt": b"val_0.JPEG\tn09\t0\n"}, ["line 1 of val/val_annotations.txt", "n09"]),
+        ({"val/val_annotations.txt": b"val_0.JPEG n02\n"}, ["line 1 of val/val_annotations.txt"]),
+        ({"val/images/val_2.JPEG": None}, ["line 3 of val/val_annotations.txt", "val_2.JPEG"]),
+        ({"val/images/val_2.JPEG": jpeg((0, 0, 0), size=(64, 32))}, ["val/images/val_2.JPEG is 64 x 32", "64 x 64"]),
+        ({"train/n01/images/n01_0.JPEG": b"GIF"}, ["train/n01/images/n01_0.JPEG cannot be read as an image"]),
+    ],
+)
+def test_what_does_not_fit_the_layout(archive, changes, parts):
+    pack(archive, {name: content for name, content in (make_files() | changes).items() if content is not None})
+    text = message(archive.parent)
+    for part in parts:
+        assert part in text
+    if "cannot be read" not in text and "64 x 32" not in text:
+        assert str(archive) in text
+
+
+def test_foreign_archive(archive):
+    with zipfile.ZipFile(archive, "w") as opened:
+        opened.writestr("holiday.txt", "sun")
+    assert "holds no tiny-imagenet-200/wnids.txt" in message(archive.parent)
+
+
+def test_copy_outlives_the_archive(archive):
+    load("tiny_imagenet", dir=str(archive.parent), download=False)
+    archive.unlink()
+    check(load("tiny_imagenet", dir=str(archive.parent), download=False))
