@@ -83,7 +83,7 @@ def cached(name: str, source: Path, fingerprint: str, options: Options, decode: 
                     shutil.rmtree(folder, ignore_errors=True)
         logger.info("decoding %s once into %s", source, folders[0])
         try:
-            _write(folders[0], name, decode())
+            _write(folders[0], name, source, decode(), options.dir)
         except OSError as error:
             raise UserError(
                 f"the decoded copy of {source} cannot be written to {folders[0]}: {error}; make room there, or set "
@@ -93,13 +93,20 @@ def cached(name: str, source: Path, fingerprint: str, options: Options, decode: 
 
 
 def cached_without_source(name: str, options: Options) -> Arrays | None:
-    """Returns the decoded copy of `name` whose source file is gone; None where there is none, or more than one.
+    """Returns the decoded copy of a source `name` that once lay in `options.dir`; None where there is not just one.
 
     Raises UserError where the copy is damaged.
     """
-    copies = [meta.parent for root in _roots(options) for meta in sorted(root.glob(f"{name}-*/meta.json"))]
+    # A root may serve several folders: the copy of another one, perhaps a subset, must not be taken for this one's.
+    copies = [
+        meta.parent
+        for root in _roots(options)
+        for meta in sorted(root.glob(f"{name}-*/meta.json"))
+        if _source_dir(meta.parent) == str(options.dir.resolve())
+    ]
     if len(copies) != 1:
         return None
+    logger.info("%s holds no source of '%s'; its decoded copy %s is used", options.dir, name, copies[0])
     try:
         return _read(copies[0])
     except _DamagedError as damage:
@@ -112,10 +119,11 @@ def cached_without_source(name: str, options: Options) -> Arrays | None:
 def fingerprint(folder: Path, files: Iterable[Path], extra: str = "") -> str:
     """Returns a hex digest over the names (relative to `folder`), sizes and times of change of `files`.
 
-    It reads no content: that would take longer than the decoded copy saves. `extra` is for what else the decoding
-    depends on. Raises UserError for a file that cannot be looked up.
+    It reads no content: that would take longer than the decoded copy saves. The place of `folder` is part of it, since
+    unpacked files of two sets may agree in all of that. `extra` is for what else the decoding depends on. Raises
+    UserError for a file that cannot be looked up.
     """
-    digest = hashlib.sha256(extra.encode())
+    digest = hashlib.sha256(f"{folder.resolve()}\0{extra}\n".encode(errors="surrogateescape"))
     for path in sorted(files):
         try:
             status = path.stat()
@@ -138,31 +146,42 @@ def _roots(options: Options) -> list[Path]:
     return [fallback, beside]
 
 
-def _read(folder: Path) -> Arrays:
-    meta_path = folder / "meta.json"
+def _source_dir(folder: Path) -> str | None:
+    """The `data.dir` that a copy was made from; None where its meta.json is damaged."""
     try:
-        meta = json.loads(meta_path.read_bytes())
-        crcs, class_names = meta["crc32"], tuple(meta["class_names"])
-        is_whole = meta["format"] == _FORMAT and meta["names_crc32"] == _names_crc(class_names)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _DamagedError(f"{meta_path} is missing or damaged ({error})") from error
-    if not is_whole:
-        raise _DamagedError(f"{meta_path} is damaged or of another version")
+        return _read_meta(folder)["source_dir"]
+    except _DamagedError:
+        return None
 
+
+def _read_meta(folder: Path) -> dict:
+    path = folder / "meta.json"
+    try:
+        meta = json.loads(path.read_bytes())
+        crc = meta.pop("meta_crc32")
+        if meta["format"] != _FORMAT or crc != _meta_crc(meta):
+            raise _DamagedError(f"{path} is damaged or of another version")
+        return meta
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _DamagedError(f"{path} is missing or damaged ({error})") from error
+
+
+def _read(folder: Path) -> Arrays:
+    meta = _read_meta(folder)
     arrays = []
     for array in _ARRAYS:
         path = folder / f"{array}.npy"
         try:
-            if _file_crc(path) != crcs.get(array):
+            if _file_crc(path) != meta["crc32"][array]:
                 raise _DamagedError(f"{path} is damaged (its CRC-32 differs from the one in meta.json)")
             arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
         except (OSError, ValueError) as error:
             raise _DamagedError(f"{path} is missing or damaged ({error})") from error
     train_images, train_labels, test_images, test_labels = arrays
-    return train_images, train_labels, test_images, test_labels, class_names
+    return train_images, train_labels, test_images, test_labels, tuple(meta["class_names"])
 
 
-def _write(folder: Path, name: str, decoded: Decoded) -> None:
+def _write(folder: Path, name: str, source: Path, decoded: Decoded, source_dir: Path) -> None:
     """Writes a copy that appears under the name `folder` only when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
@@ -180,10 +199,12 @@ def _write(folder: Path, name: str, decoded: Decoded) -> None:
             )
         meta = {
             "format": _FORMAT,
-            "class_names": decoded.class_names,
-            "names_crc32": _names_crc(decoded.class_names),
+            "source": str(source),
+            "source_dir": str(source_dir.resolve()),
+            "class_names": list(decoded.class_names),
             "crc32": crcs,
         }
+        meta["meta_crc32"] = _meta_crc(meta)
         with open(draft / "meta.json", "x", encoding="utf-8") as file:
             json.dump(meta, file, indent=1)
             file.flush()
@@ -246,12 +267,12 @@ def _file_crc(path: Path) -> int:
     return crc
 
 
-def _names_crc(class_names: tuple[str, ...]) -> int:
-    return zlib.crc32(json.dumps(class_names).encode())
+def _meta_crc(meta: dict) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the names in a folder outlast a power cut."""
+    """Makes the names in a folder outlast a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,11 +1,14 @@
 """Where the official archives come from, and how they get into `data.dir`: by hand, or by a download."""
 
+import contextlib
+import fcntl
 import hashlib
 import http.client
 import logging
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,12 +78,15 @@ def obtain(archive: Archive, options: Options) -> Path:
     logger.info("downloading %s to %s", archive.url, target)
     try:
         options.dir.mkdir(parents=True, exist_ok=True)
-        _fetch(archive.url, part)
-        found = _digest(part, archive.algorithm)
-        if found == archive.digest:
-            os.replace(part, target)
-            return target
-        part.unlink()
+        with _only_one_at_a_time(options.dir):
+            if target.is_file():  # another run has just downloaded it
+                return target
+            _fetch(archive.url, part)
+            found = _digest(part, archive.algorithm)
+            if found == archive.digest:
+                os.replace(part, target)
+                return target
+            part.unlink()
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(
             f"{archive.file} is missing in {options.dir} (data.dir) and cannot be downloaded from {archive.url}: "
@@ -90,6 +96,18 @@ def obtain(archive: Archive, options: Options) -> Path:
         f"{archive.file} from {archive.url} has the {archive.algorithm} {found}, but has to have {archive.digest}; the "
         f"download was removed: run again, or {by_hand} by hand."
     )
+
+
+@contextlib.contextmanager
+def _only_one_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits until no other process downloads into `folder`; without effect on file systems that know no locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _fetch(url: str, part: Path) -> None:

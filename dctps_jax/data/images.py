@@ -9,7 +9,8 @@ import numpy as np
 
 from dctps_jax.errors import UserError
 
-_BLOCK = 512
+_BLOCK = 64
+_THREADS = min(8, os.cpu_count() or 1)
 
 
 def decode_image(data: bytes, where: str, resize_to: int = 0) -> np.ndarray:
@@ -43,7 +44,7 @@ def decode_image(data: bytes, where: str, resize_to: int = 0) -> np.ndarray:
 def image_blocks(
     files: Sequence[str], read: Callable[[str], bytes], size: int, *, resize: bool, size_advice: str
 ) -> Iterator[np.ndarray]:
-    """Yields the images of `files` in their order, as uint8 blocks [up to 512, size, size, 3].
+    """Yields the images of `files` in their order, as uint8 blocks [up to 64, size, size, 3].
 
     `read` gives the content of a file; it is called from several threads. Raises UserError for a file that is no image,
     or, without `resize`, for the first one that is not `size` pixels square; the message ends with `size_advice`.
@@ -56,6 +57,11 @@ def image_blocks(
             raise UserError(f"{file} is {width} x {height} pixels, but has to be {size} x {size}; {size_advice}")
         return image
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(files), _BLOCK):
-            yield np.stack(list(pool.map(one, files[start : start + _BLOCK])))
+    def block(start: int) -> np.ndarray:
+        return np.stack([one(file) for file in files[start : start + _BLOCK]])
+
+    # Threads only speed up large images. A whole block for each keeps them from slowing down small ones.
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(files), _THREADS * _BLOCK):
+            stop = min(start + _THREADS * _BLOCK, len(files))
+            yield from pool.map(block, range(start, stop, _BLOCK))

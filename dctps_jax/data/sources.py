@@ -55,7 +55,13 @@ def load(name: str, *, dir: str = "", cache_dir: str = "", image_size: int = 0, 
             "data.dir is empty, but 'image_folder' needs it; set it to the folder that holds train and test."
         )
     folder = Path(dir or DEFAULT_DIR).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"data.dir is {folder}, which is a file; give the folder that holds it.")
     decoded = Path(cache_dir).expanduser() if cache_dir else None
-    return SOURCES[name](Options(folder, decoded, image_size, download))
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"data.dir is {folder}, which is a file; give the folder that holds it.")
+        return SOURCES[name](Options(folder, decoded, image_size, download))
+    except OSError as error:  # what cannot even be looked up, for want of permissions or of a working disk
+        raise UserError(
+            f"{error.filename or folder} cannot be read ({error.strerror or error}); make it readable, or set data.dir "
+            "to another folder."
+        ) from error

@@ -80,6 +80,8 @@ def decode(prepared: Path, image_size: int, num_classes: int) -> Decoded:
 
 
 def _read_split(source: Any, image_size: int) -> Split:
+    if not len(source):
+        raise ValueError("a split is empty")
     images = np.empty((len(source), image_size, image_size, 3), np.uint8)
     labels = np.empty(len(source), np.int32)
     for start in range(0, len(source), _BLOCK):

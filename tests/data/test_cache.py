@@ -109,6 +109,7 @@ def flip(path, position):
         ("meta.json", lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))),
         ("meta.json", lambda path: path.write_text("[]")),
         ("meta.json", lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"crc32": None}))),
+        ("meta.json", lambda path: path.write_text("{}")),
     ],
 )
 def test_damage_is_reported_and_mended(options, caplog, file, damage):
@@ -127,6 +128,8 @@ def test_without_source(options):
     arrays = cache.cached_without_source("toy", options)
     assert arrays is not None and arrays[1].tolist() == [0, 1, 2]
     assert cache.cached_without_source("to", options) is None
+    other = Options(options.dir.parent, copy_of(options).parent)
+    assert cache.cached_without_source("toy", other) is None
     flip(copy_of(options) / "test_images.npy", 200)
     with pytest.raises(UserError, match=r"test_images\.npy is damaged.*data\.dir"):
         cache.cached_without_source("toy", options)

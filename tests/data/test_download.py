@@ -4,10 +4,11 @@ import dataclasses
 import hashlib
 import http.server
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dctps_jax.data import download, load
+from dctps_jax.data import download
 from dctps_jax.data.dataset import Options
 from dctps_jax.data.download import Archive, obtain
 from dctps_jax.errors import UserError
@@ -109,6 +110,13 @@ def test_wrong_checksum(server, archive, options, left_over):
     assert obtain(archive, options).read_bytes() == CONTENT
 
 
+def test_runs_that_download_at_once(server, archive, options):
+    with ThreadPoolExecutor(3) as pool:
+        paths = list(pool.map(lambda _: obtain(archive, options), range(3)))
+    assert paths == [options.dir / "toy.bin"] * 3
+    assert server.ranges == [None] and files(options) == ["toy.bin"]
+
+
 def test_md5_is_known_too(archive, options):
     obtain(dataclasses.replace(archive, algorithm="md5", digest=hashlib.md5(CONTENT).hexdigest()), options)
 
@@ -135,22 +143,6 @@ def test_switched_off(server, archive, options):
 def test_folder_that_cannot_be_made(archive, tmp_path):
     (tmp_path / "file").touch()
     assert "put toy.bin" in message(archive, Options(tmp_path / "file/data"))
-
-
-def test_loaders_download(server, monkeypatch, tmp_path):
-    from test_cifar import make_cifar10, pack
-
-    pack(tmp_path / "made.tar.gz", "cifar-10-batches-bin", make_cifar10()[0])
-    server.content = (tmp_path / "made.tar.gz").read_bytes()
-    url = f"http://127.0.0.1:{server.server_port}/x"
-    digest = hashlib.sha256(server.content).hexdigest()
-    replaced = dataclasses.replace(download.ARCHIVES["cifar10"], url=url, digest=digest)
-    monkeypatch.setitem(download.ARCHIVES, "cifar10", replaced)
-    for _ in range(2):
-        dataset = load("cifar10", dir=str(tmp_path / "data"))
-        assert dataset.train_images.shape == (20, 32, 32, 3)
-    assert server.ranges == [None]
-    assert (tmp_path / "data/cifar-10-binary.tar.gz").read_bytes() == server.content
 
 
 def test_tables_name_the_official_files():

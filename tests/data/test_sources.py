@@ -50,6 +50,15 @@ def test_bad_fields(tmp_path):
     assert str(file) in text and "is a file" in text
 
 
+def test_what_the_system_refuses_is_named(tmp_path, monkeypatch):
+    def refused(options):
+        raise PermissionError(13, "Permission denied", "/some/file")
+
+    monkeypatch.setitem(SOURCES, "cifar10", refused)
+    text = message("cifar10", dir=str(tmp_path))
+    assert "/some/file cannot be read (Permission denied)" in text and "data.dir" in text
+
+
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny_imagenet"])
 def test_missing_files_name_what_to_put_where(name, tmp_path):
     text = message(name, dir=str(tmp_path / "nowhere"), download=False)

@@ -10,15 +10,17 @@ from PIL import Image
 from dctps_jax.data import load
 from dctps_jax.errors import UserError
 
+RECORDS = "cifar10-{}.array_record-00000-of-00001"
 NAMES = [f"name{label}" for label in range(10)]
 TRAIN = np.random.default_rng(1).integers(0, 256, (30, 32, 32, 3), np.uint8)
 TEST = np.random.default_rng(2).integers(0, 256, (10, 32, 32, 3), np.uint8)
 
 
-def prepare(folder, size=32, file_format="array_record", names=NAMES):
+def prepare(folder, size=32, names=NAMES):
     import tensorflow_datasets as tfds
 
-    class Cifar10(tfds.core.GeneratorBasedBuilder):
+    class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        __module__ = "no_package"  # from a package, TFDS would want importlib_resources
         VERSION = tfds.core.Version("3.0.2")
 
         def _info(self):
@@ -39,7 +41,7 @@ def prepare(folder, size=32, file_format="array_record", names=NAMES):
                     {"id": str(index), "image": Image.fromarray(image[:size, :size]), "label": index % len(names)},
                 )
 
-    builder = Cifar10(data_dir=str(folder), file_format=file_format)
+    builder = Cifar10(data_dir=str(folder), file_format="array_record")
     builder.download_and_prepare()
     return folder / "cifar10/3.0.2"
 
@@ -107,9 +109,7 @@ def test_another_data_set(prepared):
     assert "'mnist'" in text and "'cifar10'" in text and "data.dir" in text
 
 
-@pytest.mark.parametrize(
-    "file", ["cifar10-train.array_record-00000-of-00001", "cifar10-test.array_record-00000-of-00001"]
-)
+@pytest.mark.parametrize("file", [RECORDS.format("train"), RECORDS.format("test")])
 @pytest.mark.parametrize("keep", [0.0, 0.1, 0.5, 0.95])
 def test_records_cut_short(prepared, file, keep):
     data = (prepared / file).read_bytes()
@@ -119,7 +119,7 @@ def test_records_cut_short(prepared, file, keep):
 
 @pytest.mark.parametrize("where", [0.05, 0.5])
 def test_records_with_flipped_bytes(prepared, where):
-    path = prepared / "cifar10-train.array_record-00000-of-00001"
+    path = prepared / RECORDS.format("train")
     data = bytearray(path.read_bytes())
     position = int(where * len(data))
     data[position] ^= 0xFF
@@ -127,7 +127,7 @@ def test_records_with_flipped_bytes(prepared, where):
     assert f"{prepared} cannot be read with TFDS" in message(prepared)
 
 
-@pytest.mark.parametrize("file", ["dataset_info.json", "features.json", "cifar10-test.array_record-00000-of-00001"])
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json", RECORDS.format("test")])
 @pytest.mark.parametrize("content", [None, b"{", b'{"name": 3}'])
 def test_missing_or_foreign_file(prepared, file, content):
     (prepared / file).unlink()

@@ -39,6 +39,7 @@ def pack(path, files):
     random.Random(0).shuffle(names)
     path.parent.mkdir(exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.mkdir("tiny-imagenet-200/train/n01/images")
         for name in names:
             archive.writestr(f"tiny-imagenet-200/{name}", files[name])
 
@@ -114,6 +115,14 @@ def test_flipped_byte(archive, name):
     archive.write_bytes(data)
     assert f"{archive} is cut short or damaged" in message(archive.parent)
     assert not list((archive.parent / ".dctps_cache").glob("*"))
+
+
+def test_damaged_name_in_the_list_of_contents(archive):
+    data = bytearray(archive.read_bytes())
+    name = b"train/n01/images/n01_2.JPEG"
+    data[data.rindex(name) + len(name) - 2] ^= 1
+    archive.write_bytes(data)
+    assert f"{archive} is cut short or damaged" in message(archive.parent)
 
 
 LINE = "val_0.JPEG\tn02\t0\t0\t9\t9\n"

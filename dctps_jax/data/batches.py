@@ -1,0 +1,97 @@
+"""Batches made on the device: the whole data set lives there as uint8, everything random is keyed by seed and step."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dctps_jax.data.dataset import Dataset
+from dctps_jax.errors import UserError
+from dctps_jax.seeds import stream
+
+CROP_PADDING = 4
+
+
+class Split(NamedTuple):
+    """Images uint8 ``[n, height, width, 3]`` and labels int32 ``[n]``, in numpy or on the devices."""
+
+    images: jax.Array
+    labels: jax.Array
+
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation a channel, of pixels scaled to [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def split_training(dataset: Dataset, train_fraction: float, seed: int) -> tuple[Split, Split]:
+    """Split the training images at random, by seed, into training (``round(n · train_fraction)``) and validation."""
+    count = len(dataset.train_images)
+    num_train = round(count * train_fraction)
+    if not 0 < num_train < count:
+        raise UserError(
+            f"data.train_fraction is {train_fraction}, which leaves {num_train} of {count} images for training; both "
+            "training and validation need at least one"
+        )
+    shuffled = np.asarray(jax.random.permutation(stream(seed, "split"), count))
+    # Sorted, so that a memory-mapped file is read front to back.
+    parts = np.sort(shuffled[:num_train]), np.sort(shuffled[num_train:])
+    train, validation = (Split(dataset.train_images[part], dataset.train_labels[part]) for part in parts)
+    return train, validation
+
+
+def normalization_of(dataset: Dataset, train: Split) -> Normalization:
+    """Return the data set's published mean and deviation, or those of the training split where it has none."""
+    if dataset.mean is not None and dataset.std is not None:
+        return Normalization(dataset.mean, dataset.std)
+    # Counts of the 256 pixel values give exact moments without a float copy of the images.
+    mean, std = [], []
+    for channel in range(3):
+        counts = np.bincount(np.asarray(train.images)[..., channel].ravel(), minlength=256)
+        values = np.arange(256) / 255
+        mean.append(float(np.average(values, weights=counts)))
+        std.append(float(np.sqrt(np.average((values - mean[-1]) ** 2, weights=counts))))
+    if min(std) < 1e-6:
+        raise UserError(f"the training images of data.name={dataset.name!r} are constant in a channel; check the files")
+    return Normalization((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+
+
+@partial(jax.jit, static_argnames=("count", "seed"))
+def epoch_order(epoch: jax.Array, *, seed: int, count: int) -> jax.Array:
+    """Return the order in which an epoch visits ``count`` training images: a function of (seed, epoch)."""
+    return jax.random.permutation(jax.random.fold_in(stream(seed, "order"), epoch), count)
+
+
+def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:
+    """Turn uint8 images into float32 with zero mean and unit deviation a channel."""
+    mean, std = (jnp.asarray(moment, jnp.float32)[None, None, None] for moment in normalization)
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def augment(images: jax.Array, key: jax.Array) -> jax.Array:
+    """Crop at random out of a border of four black pixels, and flip half of the images left to right."""
+    crop_key, flip_key = jax.random.split(key)
+    batch, height, width, _ = images.shape
+    border = (CROP_PADDING, CROP_PADDING)
+    padded = jnp.pad(images, ((0, 0), border, border, (0, 0)))
+    corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * CROP_PADDING + 1)
+    crop = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, 3)))
+    cropped = crop(padded, corners)
+    flipped = jax.random.bernoulli(flip_key, shape=(batch,))
+    return jnp.where(flipped[:, None, None, None], cropped[:, :, ::-1], cropped)
+
+
+def training_batch(
+    train: Split, order: jax.Array, step: jax.Array, *, batch_size: int, steps_per_epoch: int,
+    normalization: Normalization, augmented: bool, seed: int,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """Return the normalised images and labels of one step, ``order`` being that of the step's epoch."""
+    positions = jax.lax.dynamic_slice(order, (step % steps_per_epoch * batch_size,), (batch_size,))
+    images, labels = train.images[positions], train.labels[positions]
+    if augmented:
+        images = augment(images, jax.random.fold_in(stream(seed, "augment"), step))
+    return normalize(images, normalization), labels

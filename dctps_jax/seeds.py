@@ -1,0 +1,14 @@
+"""One seed, several independent streams of random numbers."""
+
+import jax
+
+STREAMS = ("init", "masks", "split", "order", "augment")
+
+
+def stream(seed: int, name: str) -> jax.Array:
+    """Return the key of one named stream of a run: initial weights, masks, validation split, order, augmentation.
+
+    Everything random is ``fold_in`` of one of these with a step, epoch or position, so that a run is a function of its
+    config and seed and resuming needs no generator state.
+    """
+    return jax.random.fold_in(jax.random.key(seed), STREAMS.index(name))

@@ -1,0 +1,58 @@
+"""Optimisers of the paper: SGD with momentum and Adam with coupled L2, AdamW, and Fixup's slower group."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+
+# Fixup networks train these parameters at a tenth of the rate (Zhang et al. 2019, section 4).
+FIXUP_SLOWDOWN = 0.1
+
+
+def learning_rate_schedule(
+    learning_rate: float, milestones: tuple[int, ...], decay_rate: float, steps_per_epoch: int
+) -> Callable[[Any], Any]:
+    """Return ``step → rate``: multiplied by ``decay_rate`` at the end of each epoch in ``milestones`` (epochs count from 1).
+
+    With milestones (120, 160) the first 120 epochs run at the full rate. The original drops an epoch earlier.
+    """
+    if not milestones:
+        return optax.constant_schedule(learning_rate)
+    return optax.piecewise_constant_schedule(
+        learning_rate, {milestone * steps_per_epoch: decay_rate for milestone in milestones}
+    )
+
+
+def make_optimizer(
+    name: str, learning_rate: optax.ScalarOrSchedule, *, momentum: float, weight_decay: float, fixup: bool
+) -> optax.GradientTransformation:
+    """Return the optimiser ``name``.
+
+    ``sgd``: gradient + L2, momentum without dampening, then the rate. ``adam``: L2 is added to the gradient before the
+    moments, as PyTorch's Adam does (not AdamW). ``adamw``: decoupled decay. L2 acts on every trainable parameter, α and
+    BatchNorm included. ``fixup`` scales the steps of parameters named bias or scale by 0.1.
+    """
+    decay = optax.add_decayed_weights(weight_decay)
+    match name:
+        case "sgd":
+            steps = [decay, optax.trace(momentum)]
+        case "adam":
+            steps = [decay, optax.scale_by_adam()]
+        case "adamw":
+            steps = [optax.scale_by_adam(), decay]
+        case _:
+            raise ValueError(f"there is no optimizer {name!r}; choose one of: {', '.join(OPTIMIZERS)}")
+    if fixup:
+        steps.append(optax.masked(optax.scale(FIXUP_SLOWDOWN), _is_bias_or_scale))
+    return optax.chain(*steps, optax.scale_by_learning_rate(learning_rate))
+
+
+def _is_bias_or_scale(params: Any) -> Any:
+    def slow(path, _) -> bool:
+        name = str(path[-1].key)
+        return "bias" in name or name == "scale"
+
+    return jax.tree_util.tree_map_with_path(slow, params)

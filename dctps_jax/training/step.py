@@ -1,0 +1,124 @@
+"""The state of a training run and the pure functions that advance and evaluate it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from dctps_jax.data.batches import Normalization, Split, normalize
+from dctps_jax.layers import Mask
+
+NO_BAD_STEP = jnp.iinfo(jnp.int32).max
+
+
+class TrainState(NamedTuple):
+    """Everything that a restart needs and nothing else, as plain nested dicts of arrays.
+
+    ``frozen`` holds what is neither trained nor a statistic nor a mask: the αs that keep their initial value.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    masks: Any
+    frozen: Any
+    opt_state: Any
+
+
+class Graphs(NamedTuple):
+    """A network without its arrays, once for training and once for evaluation; both take the same state."""
+
+    train: nnx.GraphDef
+    eval: nnx.GraphDef
+
+
+class Sums(NamedTuple):
+    """Sums over the steps of an epoch, kept on the device; ``bad_step`` is the first step with a loss not finite."""
+
+    loss: jax.Array
+    correct: jax.Array
+    images: jax.Array
+    bad_step: jax.Array
+
+
+def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> tuple[Graphs, TrainState]:
+    """Split ``model`` into its two graphs and an initial state. The state shares no buffers with the model."""
+    model.eval()
+    eval_graph = nnx.graphdef(model)
+    model.train()
+    train_graph, *parts = nnx.split(model, nnx.Param, nnx.BatchStat, Mask, ...)
+    # Copies: a donated state would otherwise delete the model's own arrays.
+    params, batch_stats, masks, frozen = (jax.tree.map(jnp.copy, nnx.to_pure_dict(part)) for part in parts)
+    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, masks, frozen, optimizer.init(params))
+    return Graphs(train_graph, eval_graph), state
+
+
+def merge(graph: nnx.GraphDef, state: TrainState) -> nnx.Module:
+    """Put a network's graph and the arrays of a state together again."""
+    return nnx.merge(graph, state.params, state.batch_stats, state.masks, state.frozen)
+
+
+def zero_sums() -> Sums:
+    # Four buffers of their own: donation refuses one that occurs twice.
+    return Sums(
+        jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.array(NO_BAD_STEP, jnp.int32)
+    )
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return the cross-entropy of each example, in float32 or wider whatever the network computes in."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def train_step(
+    state: TrainState, batch: tuple[jax.Array, jax.Array], *, graph: nnx.GraphDef, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Take one optimiser step on ``batch`` (normalised images, labels); return the new state and the batch's metrics.
+
+    The metrics are ``loss`` (mean, before the update) and ``correct`` (count).
+    """
+    images, labels = batch
+
+    def loss_fn(params):
+        model = merge(graph, state._replace(params=params))
+        logits = model(images)
+        return cross_entropy(logits, labels).mean(), (logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+
+    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = state._replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
+    return state, {"loss": loss, "correct": jnp.sum(logits.argmax(-1) == labels)}
+
+
+def add_metrics(sums: Sums, metrics: dict[str, jax.Array], step: jax.Array, batch_size: int) -> Sums:
+    """Add one step's metrics to the sums of its epoch; ``step`` counts from 0."""
+    bad_step = jnp.where(jnp.isfinite(metrics["loss"]), NO_BAD_STEP, step)
+    return Sums(
+        sums.loss + metrics["loss"].astype(jnp.float32),
+        sums.correct + metrics["correct"].astype(jnp.int32),
+        sums.images + batch_size,
+        jnp.minimum(sums.bad_step, bad_step.astype(jnp.int32)),
+    )
+
+
+def eval_step(
+    state: TrainState, sums: Sums, data: Split, start: jax.Array,
+    *, graph: nnx.GraphDef, batch_size: int, normalization: Normalization,
+) -> Sums:  # fmt: skip
+    """Add loss and correct answers of the images from ``start`` on to ``sums``; a last partial batch counts as it is."""
+    positions = start + jnp.arange(batch_size)
+    valid = positions < len(data.labels)
+    positions = jnp.minimum(positions, len(data.labels) - 1)
+    logits = merge(graph, state)(normalize(data.images[positions], normalization))
+    labels = data.labels[positions]
+    losses = jnp.where(valid, cross_entropy(logits, labels), 0)
+    correct = valid & (logits.argmax(-1) == labels)
+    return sums._replace(
+        loss=sums.loss + losses.sum().astype(jnp.float32),
+        correct=sums.correct + correct.sum().astype(jnp.int32),
+        images=sums.images + valid.sum().astype(jnp.int32),
+    )
