@@ -17,7 +17,10 @@ from dctps_jax.models.parts import INITIALIZERS, make_parts
 from dctps_jax.models.resnet import BLOCKS, ResNet
 from dctps_jax.models.vgg import STAGES, VGG
 
-__all__ = ["INITIALIZERS", "MODELS", "create_model", "prunable_layers"]
+__all__ = ["INITIALIZERS", "MODELS", "RESNETS", "create_model", "prunable_layers"]
+
+# The networks that take `width` and `stable`.
+RESNETS = tuple(BLOCKS)
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
     "lenet": LeNet,
@@ -60,7 +63,7 @@ def create_model(
         raise UserError(f"there is no network {name!r}{hint} The networks are: {', '.join(MODELS)}")
     if init not in INITIALIZERS:
         raise UserError(f"there is no initialiser {init!r}; choose one of: {', '.join(INITIALIZERS)}")
-    allowed = ("width", "stable") if name in BLOCKS else ()
+    allowed = ("width", "stable") if name in RESNETS else ()
     for option in options:
         if option not in allowed:
             known = ", ".join(("alpha_trainable", "init", "dtype", "param_dtype", "precision", *allowed))

@@ -33,7 +33,7 @@ def random_support(key: jax.Array, size: int, count: int) -> np.ndarray:
     if count > size - count:
         return np.setdiff1d(np.arange(size), random_support(key, size, size - count), assume_unique=True)
     words = np.asarray(jax.random.key_data(key) if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else key)
-    stream = np.random.Philox(key=np.ascontiguousarray(words, np.uint32).ravel()[:4].view(np.uint64))
+    stream = np.random.Philox(key=int.from_bytes(words.tobytes()[:16], "little"))
     # Drawing with replacement and keeping first occurrences is uniform over sets; the modulo's bias is size / 2^64.
     support = np.empty(0, np.int64)
     while len(support) < count:

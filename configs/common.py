@@ -1,0 +1,65 @@
+"""The protocol of the paper, on which every config here builds: defaults and what the fields mean.
+
+200 epochs of Adam (0.001) or SGD (0.1, momentum 0.9) at batch 128, L2 of 5e-4 added to the gradient of every trainable
+parameter, 90 % of the training images to train and 10 % to validate, random crops and flips.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.num_seeds = 1  # more than one: runs with seed, seed + 1, … in a directory each, and their mean
+    config.batch_size = 128  # over all devices
+    config.eval_batch_size = 256
+    config.num_epochs = 200
+
+    config.model = ConfigDict()
+    config.model.name = "lenet"
+    config.model.offset = config_dict.placeholder(str)  # "dct" or None
+    config.model.offset = "dct"
+    config.model.alpha_trainable = True
+    config.model.init = "kaiming_normal"  # without offset; with one the trainable part starts at zero
+    config.model.width = 64  # ResNets: channels of the first stage
+    config.model.stable = False  # ResNets: residual branches over √blocks
+    config.model.dtype = "float32"  # of the computation, or "bfloat16"; parameters are float32
+
+    config.data = ConfigDict()
+    config.data.name = "cifar10"
+    config.data.dir = ""  # folder of the files; "": ~/.cache/dctps_jax/data
+    config.data.cache_dir = ""  # folder for decoded copies; "": beside the files
+    config.data.image_size = 0  # image_folder and synthetic: bring images to this size; 0: as they are
+    config.data.download = True  # fetch an official archive that is missing
+    config.data.augment = True  # random crops (padding 4) and flips
+    config.data.train_fraction = 0.9
+
+    config.pruning = ConfigDict()
+    config.pruning.method = "epl"
+    config.pruning.density = 0.01  # trained ÷ all kernel weights; 1.0 trains the dense network
+    config.pruning.num_steps = 1
+    config.pruning.schedule = "exp"
+    config.pruning.num_batches = 1
+    config.pruning.dense_layers = ()  # path patterns of layers that keep all weights, e.g. ("conv1",)
+    config.pruning.layer_densities = ()  # (pattern, density) pairs, e.g. (("fc", 0.5),)
+
+    config.sparse_training = ConfigDict()
+    config.sparse_training.method = "static"
+    config.sparse_training.update_every = 100
+    config.sparse_training.stop_fraction = 0.75
+    config.sparse_training.drop_fraction = 0.3
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 0.001
+    config.optimizer.momentum = 0.9  # of sgd
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.milestones = ()  # epochs at whose end the rate is multiplied by decay_rate
+    config.optimizer.decay_rate = 0.1
+
+    config.steps_per_dispatch = 0  # steps in one call to the device; 0: 1 on CPU, 50 elsewhere
+    config.log_every_steps = 50  # how often the loss is looked at between the ends of epochs
+    config.checkpoint_every_steps = 0  # besides the end of every epoch; 0: only there
+    config.tensorboard = True  # if tensorboardX is installed
+    config.multi_host = False  # True: jax.distributed.initialize() first, as on a TPU pod
+    return config

@@ -1,0 +1,18 @@
+"""The quick start: LeNet-5 with the DCT offset and 5 % of its weights, on scikit-learn's digits. No network needed.
+
+    python train.py --config configs/lenet_digits.py --workdir runs/lenet_digits
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.get_config()
+    config.num_epochs = 30
+    config.batch_size = 64
+    config.model.name = "lenet"
+    config.data.name = "digits"
+    config.data.augment = False  # a flipped digit is another digit, or none
+    config.pruning.method = "epl"
+    config.pruning.density = 0.05
+    return config

@@ -1,0 +1,121 @@
+"""Check a config before anything is compiled or written: every value in its range, every name one that exists."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from dctps_jax import data, models, pruning
+from dctps_jax.errors import UserError
+from dctps_jax.training.optimizer import OPTIMIZERS
+
+SPARSE_TRAINING = ("static",)
+DTYPES = ("float32", "bfloat16")
+
+# Field, test, what is allowed.
+RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("seed", lambda value: 0 <= value < 2**32, "a whole number from 0 to 2^32 - 1"),
+    ("num_seeds", lambda value: value >= 1, "at least 1"),
+    ("batch_size", lambda value: value >= 1, "at least 1"),
+    ("eval_batch_size", lambda value: value >= 1, "at least 1"),
+    ("num_epochs", lambda value: value >= 1, "at least 1"),
+    ("steps_per_dispatch", lambda value: value >= 0, "at least 1, or 0 to choose by platform"),
+    ("log_every_steps", lambda value: value >= 1, "at least 1"),
+    ("checkpoint_every_steps", lambda value: value >= 0, "at least 1, or 0 for the end of each epoch only"),
+    ("model.width", lambda value: value >= 1, "at least 1"),
+    ("data.train_fraction", lambda value: 0 < value < 1, "above 0 and below 1, e.g. 0.9"),
+    ("data.image_size", lambda value: value >= 0, "at least 1, or 0 for the size the images have"),
+    ("pruning.density", lambda value: 0 < value <= 1, "above 0 and at most 1, e.g. 0.01 to train 1 % of the weights"),
+    ("pruning.num_steps", lambda value: value >= 1, "at least 1"),
+    ("pruning.num_batches", lambda value: value >= 1, "at least 1"),
+    ("sparse_training.update_every", lambda value: value >= 1, "at least 1"),
+    ("sparse_training.stop_fraction", lambda value: 0 <= value <= 1, "from 0 to 1"),
+    ("sparse_training.drop_fraction", lambda value: 0 <= value <= 1, "from 0 to 1"),
+    ("optimizer.learning_rate", lambda value: 0 < value < math.inf, "above 0 and finite"),
+    ("optimizer.momentum", lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    ("optimizer.weight_decay", lambda value: 0 <= value < math.inf, "at least 0 and finite"),
+    ("optimizer.decay_rate", lambda value: 0 < value <= 1, "above 0 and at most 1"),
+)
+
+# Field, the names it may have.
+CHOICES: tuple[tuple[str, Iterable[str]], ...] = (
+    ("model.name", models.MODELS),
+    ("model.init", models.INITIALIZERS),
+    ("model.dtype", DTYPES),
+    ("data.name", data.SOURCES),
+    ("pruning.method", pruning.METHODS),
+    ("pruning.schedule", ("exp", "linear")),
+    ("sparse_training.method", SPARSE_TRAINING),
+    ("optimizer.name", OPTIMIZERS),
+)
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for the first value that cannot work, with what is allowed.
+
+    Brings ``model.offset`` into its one spelling (None or "dct"). Types and unknown fields are the business of the
+    config's own flags; here a config that lacks a field is told so.
+    """
+    if str(_value(config, "model.offset")).lower() in ("none", ""):
+        config.model.offset = None
+    if config.model.offset not in (None, "dct"):
+        raise UserError(f"config.model.offset is {config.model.offset!r}; it must be None or 'dct'")
+    for field, choices in CHOICES:
+        value = _value(config, field)
+        if value not in choices:
+            close = difflib.get_close_matches(str(value), list(choices), n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise UserError(f"config.{field} is {value!r}; {hint}It must be one of: {', '.join(choices)}")
+    for field, is_allowed, allowed in RANGES:
+        value = _value(config, field)
+        if not is_allowed(value):
+            raise UserError(f"config.{field} is {value!r}; it must be {allowed}")
+    _check_lists(config)
+    _check_together(config)
+
+
+def _check_lists(config: ConfigDict) -> None:
+    milestones = config.optimizer.milestones
+    if any(not isinstance(epoch, int) or epoch < 1 for epoch in milestones) or sorted(set(milestones)) != list(milestones):
+        raise UserError(
+            f"config.optimizer.milestones is {milestones!r}; it must be whole epochs of at least 1 in increasing order, "
+            "e.g. (120, 160)"
+        )
+    if any(not isinstance(pattern, str) for pattern in config.pruning.dense_layers):
+        raise UserError(
+            f"config.pruning.dense_layers is {config.pruning.dense_layers!r}; it must be path patterns, e.g. ('conv1',)"
+        )
+    for pair in config.pruning.layer_densities:
+        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int | float)):
+            raise UserError(
+                f"config.pruning.layer_densities has {pair!r}; it must hold (pattern, density) pairs, e.g. (('fc', 0.5),)"
+            )
+
+
+def _check_together(config: ConfigDict) -> None:
+    if config.model.name not in models.RESNETS and (config.model.width != 64 or config.model.stable):
+        raise UserError(
+            f"config.model.width and config.model.stable are for ResNets; {config.model.name} has neither, leave them at "
+            "64 and False"
+        )
+    # Asking JAX for its devices before jax.distributed has started would fix the wrong ones.
+    if not config.multi_host:
+        devices = jax.device_count()
+        for field in ("batch_size", "eval_batch_size"):
+            if config[field] % devices:
+                raise UserError(
+                    f"config.{field} is {config[field]}, which {devices} devices cannot share evenly; choose a multiple "
+                    f"of {devices}, e.g. {max(1, round(config[field] / devices)) * devices}"
+                )
+
+
+def _value(config: ConfigDict, field: str) -> Any:
+    node: Any = config
+    for name in field.split("."):
+        if not isinstance(node, ConfigDict) or name not in node:
+            raise UserError(f"the config has no field config.{field}; build it on configs/common.py")
+        node = node[name]
+    return node

@@ -1,0 +1,103 @@
+"""Checkpoints by Orbax: the newest two and the best, each with a digest that is verified before it is used."""
+
+import hashlib
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+FORMAT_VERSION = 1
+
+logger = logging.getLogger("dctps_jax")
+
+
+class Checkpoints:
+    """The checkpoints of one run, ``latest/STEP`` (two) and ``best/STEP`` (one) below ``folder``.
+
+    A checkpoint is a flat dict of arrays, ``"params/layer1/0/conv1/kernel"``, beside JSON with the format version and a
+    digest. Orbax writes under a temporary name and renames, so that a kill leaves the checkpoints before intact; the
+    digest finds what a disk or a copy damaged later. Damaged checkpoints are moved to ``damaged/`` and passed over.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._managers = {kind: _manager(folder / kind, keep) for kind, keep in (("latest", 2), ("best", 1))}
+
+    def save(self, kind: str, step: int, tree: Any) -> None:
+        """Write ``tree`` as the checkpoint of ``step`` among the "latest" or as the "best"; return when it is on disk."""
+        manager = self._managers[kind]
+        if step in manager.all_steps():
+            # Left by a run that was killed before it could go on from here; the same numbers come again.
+            manager.delete(step)
+        arrays = flatten(tree)
+        meta = {"format_version": FORMAT_VERSION, "step": step, "digest": digest(arrays)}
+        saved = manager.save(
+            step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)), force=True
+        )
+        manager.wait_until_finished()
+        if not saved:
+            raise RuntimeError(f"{self.folder / kind / str(step)} could not be written")
+
+    def restore(self, kind: str, template: Any) -> tuple[int, Any] | None:
+        """Return (step, tree) of the newest sound checkpoint, shaped and placed like ``template``, or None without one."""
+        manager = self._managers[kind]
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                return step, self._load(manager, step, template)
+            except Exception as error:  # whatever a damaged file makes Orbax raise
+                self._set_aside(kind, step, error)
+        return None
+
+    def _load(self, manager: ocp.CheckpointManager, step: int, template: Any) -> Any:
+        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        if meta["format_version"] > FORMAT_VERSION:
+            raise ValueError(f"it has format {meta['format_version']}, newer than {FORMAT_VERSION}; update dctps_jax")
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, flatten(template))
+        arrays = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+        if digest(arrays) != meta["digest"]:
+            raise ValueError("its digest does not match its content")
+        return jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in flatten(template)])
+
+    def _set_aside(self, kind: str, step: int, error: Exception) -> None:
+        source = self.folder / kind / str(step)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        logger.warning("checkpoint %s is damaged and passed over (%s)", source, reason)
+        target = self.folder / "damaged" / f"{kind}_{step}"
+        number = 1
+        while target.exists():
+            number += 1
+            target = self.folder / "damaged" / f"{kind}_{step}_{number}"
+        target.parent.mkdir(exist_ok=True)
+        shutil.move(source, target)
+        self._managers[kind].reload()
+
+    def close(self) -> None:
+        for manager in self._managers.values():
+            manager.close()
+
+
+def flatten(tree: Any) -> dict[str, jax.Array]:
+    """Return the leaves of ``tree`` by path, ``"opt_state/0/mu/fc/kernel"``, in the tree's own order."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def digest(arrays: dict[str, jax.Array]) -> str:
+    """Return a SHA-256 over names, dtypes, shapes and bytes."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return sha.hexdigest()
+
+
+def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False
+    )
+    return ocp.CheckpointManager(folder.absolute(), options=options)

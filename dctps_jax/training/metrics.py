@@ -1,0 +1,77 @@
+"""Metrics of a run as it goes: `metrics.jsonl`, TensorBoard where it is installed, and a line a row on the screen."""
+
+import contextlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from dctps_jax.training.workdir import write_whole
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one JSON object an epoch, each on the disk before the checkpoint of its epoch is written."""
+
+    def __init__(self, workdir: Path, step: int, tensorboard: bool):
+        """Open the log of a run that stands at ``step``; rows of later steps, which will come again, are dropped."""
+        self.path = workdir / "metrics.jsonl"
+        self.rows = [row for row in read_rows(self.path) if row["step"] <= step]
+        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self._tensorboard = _summary_writer(workdir / "tensorboard", step) if tensorboard else None
+
+    def append(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if self._tensorboard is not None:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name not in ("epoch", "step"):
+                    self._tensorboard.add_scalar(name, value, row["step"])
+            self._tensorboard.flush()
+
+    def best_row(self) -> dict[str, Any] | None:
+        """Return the first row with the highest validation accuracy."""
+        return max(self.rows, key=lambda row: row["val_accuracy"], default=None)
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a ``metrics.jsonl``; a last line that a kill cut short is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+    return rows
+
+
+def describe(row: dict[str, Any], num_epochs: int) -> str:
+    """Return a row as one aligned line for the screen."""
+    width = len(str(num_epochs))
+    return (
+        f"epoch {row['epoch']:{width}d}/{num_epochs}  step {row['step']:6d}  train loss {row['train_loss']:.4f}  "
+        f"val loss {row['val_loss']:.4f}  val accuracy {row['val_accuracy']:7.2%}  rate {row['learning_rate']:.2g}  "
+        f"{row['images_per_second']:,.0f} images/s"
+    )
+
+
+def mean_and_std(values: list[float]) -> tuple[float, float]:
+    """Return the mean and the sample standard deviation (0 for a single value)."""
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return mean, 0.0
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def _summary_writer(folder: Path, step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=step + 1)

@@ -1,0 +1,281 @@
+"""One training run from config to results, in order: data, network, support, state, training, report."""
+
+import logging
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from dctps_jax import data, models, pruning
+from dctps_jax.analysis.layer_table import layer_table
+from dctps_jax.config import check_config
+from dctps_jax.data.batches import Split, normalization_of, split_training
+from dctps_jax.errors import UserError
+from dctps_jax.seeds import stream
+from dctps_jax.training import loop
+from dctps_jax.training.checkpoint import Checkpoints
+from dctps_jax.training.metrics import MetricsLog, describe, mean_and_std
+from dctps_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from dctps_jax.training.step import create_state, zero_sums
+from dctps_jax.training.stopping import Stopped, listen_for_signals
+from dctps_jax.training.workdir import claim, read_json, write_json
+
+logger = logging.getLogger("dctps_jax")
+
+
+def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Train, evaluate and report as ``config`` says, in ``workdir``; go on where an earlier call was stopped.
+
+    With ``num_seeds`` above 1 each seed has a directory ``seed_N`` of its own, and the mean and standard deviation of
+    the accuracies are reported. Returns what stands in ``results.json``. A finished run reports and does nothing.
+
+    Raises :class:`~dctps_jax.errors.UserError` before anything is compiled or written where config, data or directory
+    cannot work, :class:`~dctps_jax.training.stopping.NonFiniteLoss`, and
+    :class:`~dctps_jax.training.stopping.Stopped` after SIGTERM or Ctrl-C.
+    """
+    if config.get("multi_host", False):
+        jax.distributed.initialize()
+    config = config.copy_and_resolve_references()
+    check_config(config)
+    with listen_for_signals() as request:
+        if config.num_seeds == 1:
+            return _run_seed(config, workdir, request)
+        with claim(workdir, config):
+            runs = []
+            for seed in range(config.seed, config.seed + config.num_seeds):
+                single = config.copy_and_resolve_references()
+                single.seed, single.num_seeds = seed, 1
+                print(f"seed {seed}:")
+                runs.append(_run_seed(single, workdir / f"seed_{seed}", request))
+            return _summarize(runs, workdir)
+
+
+def _run_seed(config: ConfigDict, workdir: Path, request: Any) -> dict[str, Any]:
+    workdir = workdir.absolute()
+    with claim(workdir, config):
+        if (workdir / "results.json").exists():
+            results = read_json(workdir / "results.json")
+            print(f"{workdir} is finished. {_last_line(results)}")
+            return results
+        started = time.perf_counter()
+
+        # Data: split by seed, then whole on every device as uint8.
+        dataset = data.load(
+            config.data.name, dir=config.data.dir, cache_dir=config.data.cache_dir, image_size=config.data.image_size,
+            download=config.data.download,
+        )  # fmt: skip
+        train, validation = split_training(dataset, config.data.train_fraction, config.seed)
+        test = Split(dataset.test_images, dataset.test_labels)
+        steps_per_epoch = loop.steps_in_epoch(len(train.labels), config.batch_size)
+        if steps_per_epoch == 0:
+            raise UserError(
+                f"config.batch_size is {config.batch_size}, but there are only {len(train.labels)} training images; "
+                f"choose at most {len(train.labels)}"
+            )
+        plan = loop.Plan(
+            batch_size=config.batch_size,
+            eval_batch_size=config.eval_batch_size,
+            steps_per_epoch=steps_per_epoch,
+            steps_per_dispatch=config.steps_per_dispatch or loop.default_steps_per_dispatch(),
+            normalization=normalization_of(dataset, train),
+            augmented=config.data.augment,
+            seed=config.seed,
+        )
+
+        # Network and support.
+        model = build_model(config, dataset.num_classes, dataset.image_size)
+        masks = choose_masks(config, model)
+        shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
+        sizes = {path: int(np.prod(shape)) for path, shape in shapes.items()}
+        counts = {path: int(masks[path].sum()) if path in masks else size for path, size in sizes.items()}
+        if jax.process_index() == 0:
+            print(layer_table(shapes, counts, sizes))
+
+        # State, and where an earlier call left it.
+        schedule = learning_rate_schedule(
+            config.optimizer.learning_rate, config.optimizer.milestones, config.optimizer.decay_rate, steps_per_epoch
+        )
+        optimizer = make_optimizer(
+            config.optimizer.name, schedule, momentum=config.optimizer.momentum,
+            weight_decay=config.optimizer.weight_decay, fixup=config.model.name.startswith("fixup"),
+        )  # fmt: skip
+        placement = loop.place_on_all_devices()
+        graphs, state = create_state(model, optimizer)
+        trainable = _trainable_parameters(state.params, sizes, counts)
+        state, sums = placement.put(state), placement.put(zero_sums())
+        train, validation, test = (placement.put(split) for split in (train, validation, test))
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        restored = checkpoints.restore("latest", {"state": state, "sums": sums})
+        if restored is not None:
+            state, sums = restored[1]["state"], restored[1]["sums"]
+            print(f"going on from step {restored[0]}")
+        step = int(state.step)
+        log = MetricsLog(workdir, step, config.tensorboard)
+
+        # Training.
+        programs = loop.compile_programs(plan, graphs, optimizer, placement, state, train, validation, test)
+        print(
+            f"{config.model.name}, {trainable:,} trainable parameters, {steps_per_epoch} steps an epoch, "
+            f"{jax.device_count()} {jax.devices()[0].platform} device(s), compiled in {programs.compile_seconds:.1f} s"
+        )
+        for epoch in range(step // steps_per_epoch, config.num_epochs):
+            epoch_started, first_step = time.perf_counter(), step
+            order = loop.order_of_epoch(epoch, plan, train, placement)
+            progress = tqdm(
+                total=steps_per_epoch, initial=step % steps_per_epoch, desc=f"epoch {epoch + 1}/{config.num_epochs}",
+                leave=False, disable=not sys.stderr.isatty(), unit="step",
+            )  # fmt: skip
+            for now, state, sums in loop.run_epoch(
+                programs, plan, state, sums, train, order, step, log_every_steps=config.log_every_steps
+            ):
+                progress.update(now - step)
+                step = now
+                if step % steps_per_epoch == 0:
+                    break
+                every = config.checkpoint_every_steps
+                if request.signal_number or (every and step % every < plan.steps_per_dispatch):
+                    loop.check_finite(sums)
+                    checkpoints.save("latest", step, {"state": state, "sums": sums})
+                    _stop_if_asked(request, step)
+            progress.close()
+            loop.check_finite(sums)
+            seconds = time.perf_counter() - epoch_started
+            val_loss, val_accuracy = loop.means(programs.evaluate(state, validation))
+            best = log.best_row()
+            row = {
+                "epoch": epoch + 1,
+                "step": step,
+                "train_loss": float(sums.loss) / steps_per_epoch,
+                "train_accuracy": int(sums.correct) / int(sums.images),
+                "val_loss": val_loss,
+                "val_accuracy": val_accuracy,
+                "learning_rate": float(schedule(step - 1)),
+                "images_per_second": (step - first_step) * plan.batch_size / seconds,
+            }
+            print(describe(row, config.num_epochs))
+            if best is None or val_accuracy > best["val_accuracy"]:
+                checkpoints.save("best", step, {"state": state})
+            log.append(row)
+            sums = placement.put(zero_sums())
+            checkpoints.save("latest", step, {"state": state, "sums": sums})
+            _stop_if_asked(request, step)
+
+        # Report: the last model and the best on validation, both on the test set.
+        test_loss, test_accuracy = loop.means(programs.evaluate(state, test))
+        best, restored = log.best_row(), checkpoints.restore("best", {"state": state})
+        assert best is not None
+        results = {
+            "best_val_accuracy": best["val_accuracy"],
+            "best_epoch": best["epoch"],
+            "test_accuracy_best": None,
+            "test_accuracy_final": test_accuracy,
+            "test_loss_final": test_loss,
+            "density_asked": config.pruning.density,
+            "density": sum(counts.values()) / sum(sizes.values()),
+            "layer_densities": {path: counts[path] / sizes[path] for path in sizes},
+            "trainable_parameters": trainable,
+            "seed": config.seed,
+            "compile_seconds": programs.compile_seconds,
+            "total_seconds": time.perf_counter() - started,
+            "environment": _environment(),
+        }
+        if restored is not None and restored[0] == best["step"]:
+            results["test_accuracy_best"] = loop.means(programs.evaluate(restored[1]["state"], test))[1]
+        else:
+            logger.warning("the checkpoint of the best epoch %d is lost; test_accuracy_best is left out", best["epoch"])
+        if jax.process_index() == 0:
+            write_json(workdir / "results.json", results)
+        checkpoints.close()
+        log.close()
+        print(_last_line(results))
+        return results
+
+
+def build_model(config: ConfigDict, num_classes: int, image_size: int) -> nnx.Module:
+    """Return the network that ``config.model`` describes, with initial weights from the run's seed."""
+    is_resnet = config.model.name in models.RESNETS
+    return models.create_model(
+        config.model.name,
+        num_classes=num_classes,
+        image_size=image_size,
+        offset=config.model.offset,
+        alpha_trainable=config.model.alpha_trainable,
+        init=config.model.init,
+        dtype=None if config.model.dtype == "float32" else jnp.dtype(config.model.dtype),
+        rngs=nnx.Rngs(stream(config.seed, "init")),
+        **({"width": config.model.width, "stable": config.model.stable} if is_resnet else {}),
+    )
+
+
+def choose_masks(config: ConfigDict, model: nnx.Module) -> dict[str, np.ndarray]:
+    """Return the masks that ``config.pruning`` asks for and apply them; none at all for the dense network."""
+    if config.pruning.density == 1 and not config.pruning.layer_densities:
+        return {}
+    masks = pruning.prune(
+        model, config.pruning.method, config.pruning.density, key=stream(config.seed, "masks"),
+        dense_layers=config.pruning.dense_layers, layer_densities=config.pruning.layer_densities,
+    )  # fmt: skip
+    pruning.apply_masks(model, masks)
+    return masks
+
+
+def _trainable_parameters(params: Any, sizes: dict[str, int], counts: dict[str, int]) -> int:
+    """Count the numbers that training changes: kept weights, α, biases, BatchNorm's scales and biases."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params)) - sum(sizes.values()) + sum(counts.values())
+
+
+def _stop_if_asked(request: Any, step: int) -> None:
+    if request.signal_number:
+        raise Stopped(request.signal_number, step)
+
+
+def _summarize(runs: list[dict[str, Any]], workdir: Path) -> dict[str, Any]:
+    results: dict[str, Any] = {"seeds": [results["seed"] for results in runs]}
+    for name in ("best_val_accuracy", "test_accuracy_best", "test_accuracy_final"):
+        values = [results[name] for results in runs if results[name] is not None]
+        if values:
+            results[name], results[f"{name}_std"] = mean_and_std(values)
+    for name in ("density", "density_asked", "trainable_parameters"):
+        results[name] = runs[0][name]
+    write_json(workdir / "results.json", results)
+    print(
+        f"{len(runs)} seeds: test accuracy of the best epoch {results.get('test_accuracy_best', float('nan')):.2%} ± "
+        f"{results.get('test_accuracy_best_std', float('nan')):.2%}, of the last {results['test_accuracy_final']:.2%} ± "
+        f"{results['test_accuracy_final_std']:.2%}"
+    )
+    return results
+
+
+def _last_line(results: dict[str, Any]) -> str:
+    best = results["test_accuracy_best"]
+    return (
+        f"test accuracy {results['test_accuracy_final']:.2%} after the last epoch, "
+        f"{'unknown' if best is None else f'{best:.2%}'} after epoch {results['best_epoch']}, the best on validation "
+        f"({results['best_val_accuracy']:.2%})"
+    )
+
+
+def _environment() -> dict[str, str]:
+    packages = ("dctps_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "device": f"{jax.device_count()} × {device.platform} {device.device_kind}",
+        **{name: _version(name) for name in packages},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except Exception:  # run from a checkout that is not installed
+        return "not installed"

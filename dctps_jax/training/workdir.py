@@ -1,0 +1,97 @@
+"""The directory of a run: claimed by one process, bound to one config, written so that a kill leaves whole files."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from dctps_jax.errors import UserError
+
+# Where the files lie and how often the screen is written does not change what a run computes.
+FREE_FIELDS = ("data.dir", "data.cache_dir", "data.download", "log_every_steps", "tensorboard", "multi_host")
+
+
+@contextlib.contextmanager
+def claim(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Hold ``workdir`` for this process; write ``config.json`` into a new one, check the config of an old one.
+
+    Raises :class:`~dctps_jax.errors.UserError` where the directory belongs to another config (naming the fields that
+    differ), is in use by another process, or cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("a")
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written ({error.strerror}); choose another directory") from error
+    with lock:
+        if not _try_lock(lock):
+            raise UserError(f"--workdir {workdir} is in use by another run; wait for it or choose another directory")
+        path = workdir / "config.json"
+        if path.exists():
+            _check_same(read_json(path), json.loads(config.to_json()), workdir)
+        elif any(workdir.glob("checkpoints/*")) or (workdir / "results.json").exists():
+            raise UserError(f"--workdir {workdir} holds results but no config.json; choose another directory")
+        else:
+            write_json(path, json.loads(config.to_json()))
+        yield
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a damaged one is a :class:`~dctps_jax.errors.UserError` that names it."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); restore it or choose another directory") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole: under a temporary name, to the disk, then renamed."""
+    write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+def _check_same(found: dict, asked: dict, workdir: Path) -> None:
+    found, asked = _flat(found), _flat(asked)
+    different = [
+        f"{field} ({found.get(field, 'absent')!r} there, {asked.get(field, 'absent')!r} now)"
+        for field in sorted(found.keys() | asked.keys())
+        if field not in FREE_FIELDS and found.get(field) != asked.get(field)
+    ]
+    if different:
+        raise UserError(
+            f"--workdir {workdir} belongs to a run with another config: {', '.join(different)}; use that config, or "
+            "another directory"
+        )
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _try_lock(file: Any) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows: no claim, as before
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
