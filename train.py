@@ -6,6 +6,7 @@ Every field of the config can be set on the command line: ``--config.pruning.den
 import logging
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -22,11 +23,12 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, me
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         fail(f"there is no argument {argv[1]!r}; options look like --config.seed=1")
-    if CONFIG.value is None or not WORKDIR.value:
+    workdir = WORKDIR.value
+    if CONFIG.value is None or not workdir:
         fail("give a config and a directory: python train.py --config configs/NAME.py --workdir DIR")
     show_warnings_only()
     try:
-        run(CONFIG.value, Path(WORKDIR.value))
+        run(CONFIG.value, Path(workdir))
     except UserError as error:
         fail(str(error))
     except (Stopped, NonFiniteLoss) as ending:
@@ -50,7 +52,7 @@ def show_warnings_only() -> None:
     logging.getLogger("dctps_jax").propagate = False
 
 
-def fail(message: str, exit_code: int = 2) -> None:
+def fail(message: str, exit_code: int = 2) -> NoReturn:
     print(f"train.py: {message}", file=sys.stderr)
     sys.exit(exit_code)
 

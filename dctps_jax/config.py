@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from dctps_jax import data, models, pruning
 from dctps_jax.errors import UserError
@@ -53,7 +52,7 @@ CHOICES: tuple[tuple[str, Iterable[str]], ...] = (
 )
 
 
-def check_config(config: ConfigDict) -> None:
+def check_config(config: Any) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` for the first value that cannot work, with what is allowed.
 
     Brings ``model.offset`` into its one spelling (None or "dct"). Types and unknown fields are the business of the
@@ -77,25 +76,35 @@ def check_config(config: ConfigDict) -> None:
     _check_together(config)
 
 
-def _check_lists(config: ConfigDict) -> None:
+def _check_lists(config: Any) -> None:
     milestones = config.optimizer.milestones
-    if any(not isinstance(epoch, int) or epoch < 1 for epoch in milestones) or sorted(set(milestones)) != list(milestones):
+    if any(not isinstance(epoch, int) or epoch < 1 for epoch in milestones) or sorted(set(milestones)) != list(
+        milestones
+    ):
         raise UserError(
             f"config.optimizer.milestones is {milestones!r}; it must be whole epochs of at least 1 in increasing order, "
             "e.g. (120, 160)"
+        )
+    mean, std = config.data.mean, config.data.std
+    if any(len(moment) not in (0, 3) for moment in (mean, std)) or len(mean) != len(std) or any(s <= 0 for s in std):
+        raise UserError(
+            f"config.data.mean is {mean!r} and config.data.std {std!r}; give three numbers each, the deviations above 0, "
+            "or () for both"
         )
     if any(not isinstance(pattern, str) for pattern in config.pruning.dense_layers):
         raise UserError(
             f"config.pruning.dense_layers is {config.pruning.dense_layers!r}; it must be path patterns, e.g. ('conv1',)"
         )
     for pair in config.pruning.layer_densities:
-        if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int | float)):
+        if not (
+            isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int | float)
+        ):
             raise UserError(
                 f"config.pruning.layer_densities has {pair!r}; it must hold (pattern, density) pairs, e.g. (('fc', 0.5),)"
             )
 
 
-def _check_together(config: ConfigDict) -> None:
+def _check_together(config: Any) -> None:
     if config.model.name not in models.RESNETS and (config.model.width != 64 or config.model.stable):
         raise UserError(
             f"config.model.width and config.model.stable are for ResNets; {config.model.name} has neither, leave them at "
@@ -112,10 +121,10 @@ def _check_together(config: ConfigDict) -> None:
                 )
 
 
-def _value(config: ConfigDict, field: str) -> Any:
+def _value(config: Any, field: str) -> Any:
     node: Any = config
     for name in field.split("."):
-        if not isinstance(node, ConfigDict) or name not in node:
+        if not hasattr(node, "keys") or name not in node:
             raise UserError(f"the config has no field config.{field}; build it on configs/common.py")
         node = node[name]
     return node

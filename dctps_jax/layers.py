@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
@@ -28,6 +29,7 @@ from dctps_jax import dct
 from dctps_jax.errors import UserError
 
 OFFSETS = (None, "dct")
+DEFAULT_KERNEL_INIT = nnx.initializers.lecun_normal()  # that of nnx.Conv and nnx.Linear
 
 
 class SparseParam(nnx.Param):
@@ -86,7 +88,7 @@ class _OffsetLayer(nnx.Module):
             self.bias = nnx.data(nnx.Param(bias_init(rngs.params(), kernel_shape[-1:], param_dtype), **bias_metadata))
         self.use_bias = use_bias
 
-    def set_mask(self, mask: jax.Array) -> None:
+    def set_mask(self, mask: jax.Array | np.ndarray) -> None:
         """Train only the weights where ``mask`` (boolean, of the kernel's shape) is True; the others become zero."""
         mask = jnp.asarray(mask)
         if mask.shape != self.kernel_shape:
@@ -144,7 +146,7 @@ class DCTpSConv(_OffsetLayer):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         precision: lax.PrecisionLike = None,
-        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
+        kernel_init: nnx.Initializer = DEFAULT_KERNEL_INIT,
         bias_init: nnx.Initializer = nnx.initializers.zeros,
         conv_general_dilated: Any = lax.conv_general_dilated,
         promote_dtype: Any = dtypes.promote_dtype,
@@ -248,7 +250,7 @@ class DCTpSLinear(_OffsetLayer):
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         precision: lax.PrecisionLike = None,
-        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),
+        kernel_init: nnx.Initializer = DEFAULT_KERNEL_INIT,
         bias_init: nnx.Initializer = nnx.initializers.zeros,
         dot_general: Any = lax.dot_general,
         promote_dtype: Any = dtypes.promote_dtype,

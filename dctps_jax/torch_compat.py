@@ -47,7 +47,7 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> 
     offsets = dict(_offsets(model))
     names = {entry.torch_name for entry in entries}
     problems = [f"missing {entry.torch_name}" for entry in entries if entry.torch_name not in state_dict]
-    for name, array in state_dict.items():
+    for name in state_dict:
         if name not in names and name not in offsets and not name.endswith(".num_batches_tracked"):
             problems.append(f"unknown {name}")
     loaded = {}
@@ -62,9 +62,8 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> 
     for name, expected in offsets.items():
         if name in state_dict and not _same(np.asarray(state_dict[name]), expected()):
             problems.append(f"{name} is not the DCT kernel of its shape")
-    for name, layer in _masked_layers(model):
-        kernel = loaded.get(name)
-        if kernel is not None and np.any(np.transpose(kernel, _axes(layer))[~np.asarray(layer.mask[...])]):
+    for name, mask, axes in _masks(model):
+        if name in loaded and np.any(np.transpose(loaded[name], axes)[~mask]):
             problems.append(f"{name} is not zero outside the layer's mask")
     if problems:
         raise UserError("the state dict does not fit the model: " + "; ".join(problems))
@@ -100,7 +99,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     if path.suffix not in (".pt", ".pth", ".model"):
         raise UserError(f"{path} ends in {path.suffix!r}; a state dict ends in .npz, .pt, .pth or .model")
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             f"{path} needs PyTorch, which is not installed; install it, or save the arrays as .npz where it is: "
@@ -118,7 +117,7 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> 
     path = Path(path)
     if path.suffix != ".npz":
         raise UserError(f"{path} ends in {path.suffix!r}; a state dict is written as .npz")
-    np.savez(path, **dict(state_dict))
+    np.savez(path, **dict(state_dict))  # pyright: ignore[reportArgumentType]
 
 
 def _entries(model: nnx.Module) -> Iterator[_Entry]:
@@ -159,10 +158,10 @@ def _same(array: np.ndarray, expected: np.ndarray) -> bool:
     return array.shape == expected.shape and np.allclose(array, expected, rtol=0, atol=1e-6)
 
 
-def _masked_layers(model: nnx.Module) -> Iterator[tuple[str, DCTpSConv | DCTpSLinear]]:
+def _masks(model: nnx.Module) -> Iterator[tuple[str, np.ndarray, tuple[int, ...]]]:
     for path, node in _modules(model):
         if isinstance(node, DCTpSConv | DCTpSLinear) and node.mask is not None:
-            yield f"{_inner_name(path, node)}.weight", node
+            yield f"{_inner_name(path, node)}.weight", np.asarray(node.mask[...]), _axes(node)
 
 
 def _modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:

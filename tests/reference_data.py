@@ -52,13 +52,15 @@ def model_for(entry: dict, stored: dict[str, np.ndarray], prefix: str, dtype=np.
     """Build the network of an index entry and fill it with the numbers under ``prefix``, masks included."""
     options = {"width": entry["kwargs"]["in_planes"]} if "in_planes" in entry["kwargs"] else {}
     model = create_model(
-        our_name(entry["network"]), num_classes=10, offset=our_offset(entry["offset"]), rngs=nnx.Rngs(0), **options
+        our_name(entry["network"]), num_classes=10, offset=our_offset(entry["offset"]), init="zeros", rngs=nnx.Rngs(0), **options
     )
     masks = masks_of(entry, stored)
     if masks:
         apply_masks(model, masks)
     state_dict = {}
-    for torch_name, key, kind, torch_shape, axes, _ in index("name_map")["maps"][f"{entry['network']}/{entry['offset']}"]:
+    for torch_name, key, kind, torch_shape, axes, _ in index("name_map")["maps"][
+        f"{entry['network']}/{entry['offset']}"
+    ]:
         if kind == "offset":
             continue
         value = filled_up(stored, prefix, key, masks).astype(dtype)

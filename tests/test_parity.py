@@ -1,5 +1,7 @@
 """Every number of the original's forward and backward passes, in float64 and float32."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,31 +13,48 @@ from tests import reference_data as reference
 ENTRIES = {entry["file"]: entry for entry in reference.index("parity_index")}
 
 
-def loss_logits_gradients(entry, stored, mode, dtype):
+def run(entry, stored, mode, dtype):
+    """Return loss, logits, gradients and the state after one forward and backward pass, by the reference's keys."""
     model = reference.model_for(entry, stored, "param/", dtype)
     model.train() if mode == "train" else model.eval()
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+    graphdef, params, stats, rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    params, stats, rest = (nnx.to_pure_dict(part) for part in (params, stats, rest))
 
     @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
     def loss_fn(params):
-        network = nnx.merge(graphdef, params, rest)
+        network = nnx.merge(graphdef, params, stats, rest)
         logits = network(jnp.asarray(stored["x"], dtype))
-        return reference.cross_entropy(logits, stored["y"]), (logits, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat)))
+        after = nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+        return reference.cross_entropy(logits, stored["y"]), (logits, after)
 
-    (loss, (logits, stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    after = reference.numbers_of(nnx.merge(graphdef, params, rest | stats if not stats else _update(rest, stats)), entry)
-    grads = reference.numbers_of(nnx.merge(graphdef, grads, rest), entry)
-    return loss, logits, grads, after
+    (loss, (logits, after)), gradients = loss_fn(params)
+    return (
+        loss,
+        logits,
+        *(
+            reference.numbers_of(nnx.merge(graphdef, *parts, rest), entry)
+            for parts in ((gradients, stats), (params, after))
+        ),
+    )
 
 
-def _update(tree, update):
-    return tree | {key: _update(tree[key], value) if isinstance(value, dict) else value for key, value in update.items()}
+def compared_gradients(entry, stored, mode, gradients):
+    """Yield (key, ours, the original's in float64) for every gradient that is stored."""
+    masks = reference.masks_of(entry, stored)
+    for key, gradient in gradients.items():
+        if not key.endswith(("/mean", "/var")):
+            try:
+                expected = reference.filled_up(stored, f"{mode}/grad_f64/", key, masks)
+            except KeyError:  # eval gradients that equal those of train are not stored
+                assert mode == "eval"
+                continue
+            yield key, gradient.reshape(expected.shape), expected
 
 
-def tolerance_of(values, tight):
-    """float64 results that are stored as float32 are rounded to 6e-8."""
-    return tight if values.dtype == np.float64 else max(tight, 1.2e-7)
+def rounding_of(values):
+    """Some float64 results are stored as float32, rounded by 6e-8."""
+    return 1e-9 if values.dtype == np.float64 else 1.2e-7
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -43,48 +62,35 @@ def tolerance_of(values, tight):
 def test_float64_forward_and_gradients_equal_the_original(name, mode):
     entry, stored = ENTRIES[name], reference.arrays(name)
     with jax.enable_x64(True):
-        loss, logits, grads, after = loss_logits_gradients(entry, stored, mode, np.float64)
-    expected = stored[f"{mode}/logits_f64"]
+        loss, logits, gradients, after = run(entry, stored, mode, np.float64)
     np.testing.assert_allclose(loss, stored[f"{mode}/loss_f64"], rtol=1e-9)
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance_of(expected, 1e-9) * np.abs(expected).max())
-    masks = reference.masks_of(entry, stored)
-    compared = 0
-    # Biases that a BatchNorm follows have a gradient of zero in theory; the whole gradient is the scale for those.
-    largest = max(np.abs(grad).max() for grad in grads.values())
-    for key, grad in grads.items():
-        if key.endswith(("/mean", "/var")) or f"{mode}/grad_f64/{key}" not in stored and f"{mode}/grad_f64/{key}_nz" not in stored:
-            continue
-        expected = reference.filled_up(stored, f"{mode}/grad_f64/", key, masks)
-        np.testing.assert_allclose(
-            grad.reshape(expected.shape), expected, err_msg=key, rtol=0,
-            atol=tolerance_of(expected, 1e-9) * np.abs(expected).max() + 1e-12 * largest,
-        )  # fmt: skip
-        compared += 1
+    expected = stored[f"{mode}/logits_f64"]
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=rounding_of(expected) * np.abs(expected).max())
+    # Gradients that are zero in theory (a bias that BatchNorm removes) are rounding noise of the whole gradient.
+    noise = 1e-12 * max(np.abs(gradient).max() for gradient in gradients.values())
+    for key, gradient, expected in compared_gradients(entry, stored, mode, gradients):
+        atol = rounding_of(expected) * np.abs(expected).max() + noise
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=atol, err_msg=key)
     if mode == "train":
-        assert compared == sum(not key.endswith(("/mean", "/var")) for key in grads)
-        batch = len(stored["x"])
-        for key, value in after.items():
-            if key.endswith("/mean"):
-                np.testing.assert_allclose(value, stored[f"train/bn_after_f64/{key}"], rtol=1e-6, atol=1e-8, err_msg=key)
-        assert batch == entry["batch"]
+        for key in (key for key in after if key.endswith("/mean")):
+            expected = stored[f"train/bn_after_f64/{key}"]
+            atol = rounding_of(expected) * np.abs(expected).max()
+            np.testing.assert_allclose(after[key], expected, rtol=0, atol=atol, err_msg=key)
 
 
-@pytest.mark.parametrize("name", ENTRIES)
-def test_float32_logits_are_as_close_to_float64_as_the_originals(name):
+@pytest.mark.parametrize(
+    "name", ["parity_lenet_None", "parity_lenet_dct", "parity_fixup_resnet20_dct", "parity_resnet18_ip8_dct"]
+)
+def test_float32_is_as_close_to_float64_as_the_original_is(name):
+    # Another order of summation rounds differently: the original's own deviation, times a small factor, is the scale.
     entry, stored = ENTRIES[name], reference.arrays(name)
-    for mode in ("train", "eval"):
-        loss, logits, grads, _ = loss_logits_gradients(entry, stored, mode, np.float32)
-        assert logits.dtype == jnp.float32
-        exact = stored[f"{mode}/logits_f64"]
-        dev = np.abs(logits - exact).max() / np.abs(exact).max()
-        print(name, mode, dev, entry[mode]["logits_rel_f32_vs_f64"])
-        masks = reference.masks_of(entry, stored)
-        worst = 0
-        for key, grad in grads.items():
-            if key.endswith(("/mean", "/var")) or f"{mode}/grad_f64/{key}" not in stored and f"{mode}/grad_f64/{key}_nz" not in stored:
-                continue
-            expected = reference.filled_up(stored, f"{mode}/grad_f64/", key, masks)
-            a = np.abs(grad.reshape(expected.shape) - expected).max()
-            m = entry[mode]["grad_maxabs_f32_minus_f64"].get(key)
-            if m: worst = max(worst, a / max(m,1e-9))
-        print("   worst grad ratio", worst)
+    listed = entry["train"]
+    _, logits, gradients, _ = run(entry, stored, "train", np.float32)
+    exact = stored["train/logits_f64"]
+    assert logits.dtype == jnp.float32
+    assert np.abs(logits - exact).max() / np.abs(exact).max() < 3 * listed["logits_rel_f32_vs_f64"]
+    for key, gradient, expected in compared_gradients(entry, stored, "train", gradients):
+        assert gradient.dtype == np.float32
+        # Gradients that nearly cancel, as of α before a BatchNorm, are rounding noise of the whole gradient.
+        allowed = 5 * listed["grad_rel_f32_vs_f64_worst"] * np.abs(expected).max() + 1e-6 * listed["grad_global_l2_f64"]
+        assert np.abs(gradient - expected).max() < allowed, key

@@ -17,8 +17,8 @@ CROP_PADDING = 4
 class Split(NamedTuple):
     """Images uint8 ``[n, height, width, 3]`` and labels int32 ``[n]``, in numpy or on the devices."""
 
-    images: jax.Array
-    labels: jax.Array
+    images: jax.Array | np.ndarray
+    labels: jax.Array | np.ndarray
 
 
 class Normalization(NamedTuple):

@@ -1,7 +1,6 @@
 """The networks of the paper, each written once: ``offset=None | "dct"`` is handed down to its layers."""
 
 import difflib
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ __all__ = ["INITIALIZERS", "MODELS", "RESNETS", "create_model", "prunable_layers
 # The networks that take `width` and `stable`.
 RESNETS = tuple(BLOCKS)
 
-MODELS: dict[str, Callable[..., nnx.Module]] = {
+MODELS: dict[str, Any] = {
     "lenet": LeNet,
     **{name: partial(ResNet, block=block, num_blocks=num_blocks) for name, (block, num_blocks) in BLOCKS.items()},
     **{name: partial(VGG, stages=stages) for name, stages in STAGES.items()},
@@ -85,6 +84,6 @@ def create_model(
         precision=precision,
         rngs=rngs,
     )
-    model = constructor(parts, num_classes=num_classes, **options)
+    model: Any = constructor(parts, num_classes=num_classes, **options)
     model.layer_order = tuple(prunable_layers(model))
     return model

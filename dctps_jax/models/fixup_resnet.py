@@ -28,9 +28,8 @@ class FixupBlock(nnx.Module):
     """
 
     def __init__(self, parts: Parts, in_features: int, features: int, stride: int, num_blocks: int):
-        scalar = _scalar_of(parts)
         std = math.sqrt(2 / (9 * features * num_blocks))
-        self.bias1a = scalar(0.0)
+        self.bias1a = parts.scalar(0.0)
         self.conv1 = parts.conv(
             in_features,
             features,
@@ -40,13 +39,13 @@ class FixupBlock(nnx.Module):
             kernel_init=nnx.initializers.normal(std),
             alpha_init=fixup_alpha(in_features, features, std),
         )
-        self.bias1b = scalar(0.0)
-        self.bias2a = scalar(0.0)
+        self.bias1b = parts.scalar(0.0)
+        self.bias2a = parts.scalar(0.0)
         self.conv2 = parts.conv(
             features, features, (3, 3), padding=1, kernel_init=nnx.initializers.zeros, alpha_init=0.0
         )
-        self.scale = scalar(1.0)
-        self.bias2b = scalar(0.0)
+        self.scale = parts.scalar(1.0)
+        self.bias2b = parts.scalar(0.0)
         self.stride = stride
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -77,11 +76,10 @@ class FixupResNet(nnx.Module):
     MIN_IMAGE_SIZE = 4
 
     def __init__(self, parts: Parts, blocks_per_stage: int, num_classes: int):
-        scalar = _scalar_of(parts)
         # PyTorch's default for convolutions, uniform within ±1/√fan_in: the only kernel that Fixup leaves alone.
         stem_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         self.conv1 = parts.conv(3, 16, (3, 3), padding=1, kernel_init=stem_init)
-        self.bias1 = scalar(0.0)
+        self.bias1 = parts.scalar(0.0)
         in_features = 16
         stages = []
         for features in (16, 32, 64):
@@ -92,7 +90,7 @@ class FixupResNet(nnx.Module):
                 in_features = features
             stages.append(nnx.List(blocks))
         self.layer1, self.layer2, self.layer3 = stages
-        self.bias2 = scalar(0.0)
+        self.bias2 = parts.scalar(0.0)
         self.fc = parts.linear(64, num_classes, kernel_init=nnx.initializers.zeros, alpha_init=0.0)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -101,9 +99,3 @@ class FixupResNet(nnx.Module):
             for block in stage:
                 x = block(x)
         return self.fc(global_average_pool(x) + self.bias2)
-
-
-def _scalar_of(parts: Parts):
-    """Return a constructor of trainable scalars in the parameters' dtype."""
-    param_dtype = parts.conv.keywords["param_dtype"]
-    return lambda value: nnx.Param(jnp.array(value, param_dtype))

@@ -23,7 +23,9 @@ class LeNet(nnx.Module):
         self.convs = nnx.List(
             [conv(3, 6), nnx.relu, pool, conv(6, 16), nnx.relu, pool, conv(16, 120), nnx.relu],
         )
-        self.fcs = nnx.List([parts.linear(120, 82, use_bias=False), nnx.relu, parts.linear(82, num_classes, use_bias=False)])
+        self.fcs = nnx.List(
+            [parts.linear(120, 82, use_bias=False), nnx.relu, parts.linear(82, num_classes, use_bias=False)]
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for layer in self.convs:

@@ -26,10 +26,18 @@ class Parts(NamedTuple):
     conv: Callable[..., DCTpSConv]
     linear: Callable[..., DCTpSLinear]
     norm: Callable[..., nnx.BatchNorm]
+    scalar: Callable[[float], nnx.Param]
 
 
 def make_parts(
-    *, offset: str | None, alpha_trainable: bool, init: str, dtype: Any, param_dtype: Any, precision: Any, rngs: nnx.Rngs
+    *,
+    offset: str | None,
+    alpha_trainable: bool,
+    init: str,
+    dtype: Any,
+    param_dtype: Any,
+    precision: Any,
+    rngs: nnx.Rngs,
 ) -> Parts:
     """Return the layer constructors for one network: bias-free convolutions, linear layers, BatchNorm as PyTorch's."""
     shared = {
@@ -45,6 +53,8 @@ def make_parts(
         conv=partial(DCTpSConv, use_bias=False, **shared),
         linear=partial(DCTpSLinear, **shared),
         norm=partial(nnx.BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs),
+        # jnp.array makes a buffer of its own for each: donation refuses one that occurs twice.
+        scalar=lambda value: nnx.Param(jnp.array(value, param_dtype)),
     )
 
 

@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dctps_jax.errors import UserError
 
 
-def random_masks(key: jax.Array, shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int]) -> dict[str, np.ndarray]:
+def random_masks(
+    key: jax.Array, shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int]
+) -> dict[str, np.ndarray]:
     """Return a boolean mask of each shape with exactly ``counts[path]`` entries True, uniformly at random.
 
     Layer i draws from ``jax.random.fold_in(key, i)``, so that a layer's mask depends on its place, shape and count only.
@@ -32,7 +35,7 @@ def random_support(key: jax.Array, size: int, count: int) -> np.ndarray:
     """
     if count > size - count:
         return np.setdiff1d(np.arange(size), random_support(key, size, size - count), assume_unique=True)
-    words = np.asarray(jax.random.key_data(key) if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else key)
+    words = np.asarray(jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key)
     stream = np.random.Philox(key=int.from_bytes(words.tobytes()[:16], "little"))
     # Drawing with replacement and keeping first occurrences is uniform over sets; the modulo's bias is size / 2^64.
     support = np.empty(0, np.int64)

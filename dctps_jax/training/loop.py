@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dctps_jax.data.batches import Normalization, Split, epoch_order, training_batch
 from dctps_jax.training.step import NO_BAD_STEP, Graphs, Sums, TrainState, add_metrics, eval_step, train_step, zero_sums
@@ -92,9 +92,7 @@ def compile_programs(
         )
         jitted = jax.jit(function, donate_argnums=(0, 1), out_shardings=placement.replicated)
         advance_programs[length] = jitted.lower(state, sums, train, order).compile()
-    function = partial(
-        eval_step, graph=graphs.eval, batch_size=plan.eval_batch_size, normalization=plan.normalization
-    )
+    function = partial(eval_step, graph=graphs.eval, batch_size=plan.eval_batch_size, normalization=plan.normalization)
     jitted = jax.jit(function, donate_argnums=1, out_shardings=placement.replicated)
     first = placement.put(jnp.zeros((), jnp.int32))
     eval_programs = {

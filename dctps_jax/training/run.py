@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from dctps_jax import data, models, pruning
 from dctps_jax.analysis.layer_table import layer_table
 from dctps_jax.config import check_config
-from dctps_jax.data.batches import Split, normalization_of, split_training
+from dctps_jax.data.batches import Normalization, Split, normalization_of, split_training
 from dctps_jax.errors import UserError
 from dctps_jax.seeds import stream
 from dctps_jax.training import loop
@@ -32,7 +31,7 @@ from dctps_jax.training.workdir import claim, read_json, write_json
 logger = logging.getLogger("dctps_jax")
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Any, workdir: Path) -> dict[str, Any]:
     """Train, evaluate and report as ``config`` says, in ``workdir``; go on where an earlier call was stopped.
 
     With ``num_seeds`` above 1 each seed has a directory ``seed_N`` of its own, and the mean and standard deviation of
@@ -59,7 +58,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             return _summarize(runs, workdir)
 
 
-def _run_seed(config: ConfigDict, workdir: Path, request: Any) -> dict[str, Any]:
+def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
     workdir = workdir.absolute()
     with claim(workdir, config):
         if (workdir / "results.json").exists():
@@ -86,7 +85,7 @@ def _run_seed(config: ConfigDict, workdir: Path, request: Any) -> dict[str, Any]
             eval_batch_size=config.eval_batch_size,
             steps_per_epoch=steps_per_epoch,
             steps_per_dispatch=config.steps_per_dispatch or loop.default_steps_per_dispatch(),
-            normalization=normalization_of(dataset, train),
+            normalization=choose_normalization(config, dataset, train),
             augmented=config.data.augment,
             seed=config.seed,
         )
@@ -134,9 +133,10 @@ def _run_seed(config: ConfigDict, workdir: Path, request: Any) -> dict[str, Any]
                 total=steps_per_epoch, initial=step % steps_per_epoch, desc=f"epoch {epoch + 1}/{config.num_epochs}",
                 leave=False, disable=not sys.stderr.isatty(), unit="step",
             )  # fmt: skip
-            for now, state, sums in loop.run_epoch(
+            dispatches = loop.run_epoch(
                 programs, plan, state, sums, train, order, step, log_every_steps=config.log_every_steps
-            ):
+            )
+            for now, state, sums in dispatches:
                 progress.update(now - step)
                 step = now
                 if step % steps_per_epoch == 0:
@@ -200,7 +200,14 @@ def _run_seed(config: ConfigDict, workdir: Path, request: Any) -> dict[str, Any]
         return results
 
 
-def build_model(config: ConfigDict, num_classes: int, image_size: int) -> nnx.Module:
+def choose_normalization(config: Any, dataset: data.Dataset, train: Split) -> Normalization:
+    """Return the config's moments where it has any, else the data set's, else the training split's."""
+    if config.data.mean:
+        return Normalization(config.data.mean, config.data.std)
+    return normalization_of(dataset, train)
+
+
+def build_model(config: Any, num_classes: int, image_size: int) -> nnx.Module:
     """Return the network that ``config.model`` describes, with initial weights from the run's seed."""
     is_resnet = config.model.name in models.RESNETS
     return models.create_model(
@@ -216,7 +223,7 @@ def build_model(config: ConfigDict, num_classes: int, image_size: int) -> nnx.Mo
     )
 
 
-def choose_masks(config: ConfigDict, model: nnx.Module) -> dict[str, np.ndarray]:
+def choose_masks(config: Any, model: nnx.Module) -> dict[str, np.ndarray]:
     """Return the masks that ``config.pruning`` asks for and apply them; none at all for the dense network."""
     if config.pruning.density == 1 and not config.pruning.layer_densities:
         return {}

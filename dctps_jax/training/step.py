@@ -63,7 +63,10 @@ def merge(graph: nnx.GraphDef, state: TrainState) -> nnx.Module:
 def zero_sums() -> Sums:
     # Four buffers of their own: donation refuses one that occurs twice.
     return Sums(
-        jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.array(NO_BAD_STEP, jnp.int32)
+        jnp.zeros((), jnp.float32),
+        jnp.zeros((), jnp.int32),
+        jnp.zeros((), jnp.int32),
+        jnp.array(NO_BAD_STEP, jnp.int32),
     )
 
 
@@ -74,7 +77,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def train_step(
-    state: TrainState, batch: tuple[jax.Array, jax.Array], *, graph: nnx.GraphDef, optimizer: optax.GradientTransformation
+    state: TrainState,
+    batch: tuple[jax.Array, jax.Array],
+    *,
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimiser step on ``batch`` (normalised images, labels); return the new state and the batch's metrics.
 

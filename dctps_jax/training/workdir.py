@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from dctps_jax.errors import UserError
 
 # Where the files lie and how often the screen is written does not change what a run computes.
@@ -17,7 +15,7 @@ FREE_FIELDS = ("data.dir", "data.cache_dir", "data.download", "log_every_steps",
 
 
 @contextlib.contextmanager
-def claim(workdir: Path, config: ConfigDict) -> Iterator[None]:
+def claim(workdir: Path, config: Any) -> Iterator[None]:
     """Hold ``workdir`` for this process; write ``config.json`` into a new one, check the config of an old one.
 
     Raises :class:`~dctps_jax.errors.UserError` where the directory belongs to another config (naming the fields that
@@ -27,7 +25,9 @@ def claim(workdir: Path, config: ConfigDict) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("a")
     except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written ({error.strerror}); choose another directory") from error
+        raise UserError(
+            f"--workdir {workdir} cannot be written ({error.strerror}); choose another directory"
+        ) from error
     with lock:
         if not _try_lock(lock):
             raise UserError(f"--workdir {workdir} is in use by another run; wait for it or choose another directory")
@@ -43,6 +43,8 @@ def claim(workdir: Path, config: ConfigDict) -> Iterator[None]:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; a damaged one is a :class:`~dctps_jax.errors.UserError` that names it."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give the directory of a run")
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from dctps_jax.training.optimizer import make_optimizer
 from dctps_jax.training.step import create_state, merge, train_step
 from tests import reference_data as reference
 
+# File → relative tolerance of the losses and of the final numbers; the first test below shows why.
+ILL_CONDITIONED = {"trace_fixup_resnet20_dct_epl0.05": (2e-6, 5e-5)}
 RUNS = [(entry, run) for entry in reference.index("trace_index") for run in entry["runs"]]
 
 
@@ -35,21 +36,41 @@ def run_trace(entry, run, dtype):
     return stored, np.array(losses), reference.numbers_of(merge(graphs.train, state), entry)
 
 
-@pytest.mark.parametrize(("entry", "run"), RUNS, ids=lambda value: value if isinstance(value, str) else value["file"])
+def name_of(value):
+    return value if isinstance(value, str) else value["file"]
+
+
+def test_vanishing_preactivations_make_one_trace_ill_conditioned():
+    # Uniformly coloured border patches meet DCT columns that cancel on them: pre-activations of the stem are zero in
+    # exact arithmetic, and rounding decides whether ReLU passes their gradient.
+    entry = next(entry for entry in reference.index("trace_index") if entry["file"] in ILL_CONDITIONED)
+    stored = reference.arrays(entry["file"])
+    images = reference.normalised(reference.arrays("images")["x"]).astype(np.float64)[stored["batch_rows"][0]]
+    with jax.enable_x64(True):
+        model = reference.model_for(entry, stored, "init/")
+        outputs = np.asarray(model.conv1(jnp.asarray(images)))
+    assert np.count_nonzero(np.abs(outputs) < 1e-12 * np.abs(outputs).max()) > 10
+
+
+@pytest.mark.parametrize(("entry", "run"), RUNS, ids=name_of)
 def test_float64_trace_equals_the_original(entry, run):
     with jax.enable_x64(True):
         stored, losses, final = run_trace(entry, run, np.float64)
-    np.testing.assert_allclose(losses, stored[f"{run}/loss_f64"], rtol=1e-7)
+    loss_tolerance, final_tolerance = ILL_CONDITIONED.get(entry["file"], (1e-7, 2e-7))
+    np.testing.assert_allclose(losses[:2], stored[f"{run}/loss_f64"][:2], rtol=1e-9)
+    np.testing.assert_allclose(losses, stored[f"{run}/loss_f64"], rtol=loss_tolerance)
     masks = reference.masks_of(entry, stored)
+    largest = max(np.abs(value).max() for value in final.values())
     for key, value in final.items():
         expected = reference.filled_up(stored, f"{run}/final/", key, masks)
         # Stored as float32, hence 6e-8 on top of the 1e-7.
-        atol = 2e-7 * np.abs(expected).max() + 1e-12
+        scale = largest if entry["file"] in ILL_CONDITIONED else np.abs(expected).max()
+        atol = final_tolerance * scale + 1e-12
         np.testing.assert_allclose(value.reshape(expected.shape), expected, rtol=0, atol=atol, err_msg=key)
 
 
-@pytest.mark.parametrize(("entry", "run"), RUNS, ids=lambda value: value if isinstance(value, str) else value["file"])
-def test_float32_losses_stay_within_the_originals_own_deviation(entry, run):
-    stored, losses, final = run_trace(entry, run, np.float32)
-    deviation = np.abs(losses - stored[f"{run}/loss_f64"]).max()
-    print(deviation, entry["runs"][run]["loss_absdiff_f32_f64_max"])
+@pytest.mark.parametrize(("entry", "run"), RUNS, ids=name_of)
+def test_float32_trace_stays_close(entry, run):
+    # The original's own float32 losses deviate by up to 3e-3 of the loss once a ReLU falls on the other side.
+    stored, losses, _ = run_trace(entry, run, np.float32)
+    np.testing.assert_allclose(losses, stored[f"{run}/loss_f64"], rtol=1e-3)

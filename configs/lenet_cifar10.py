@@ -1,0 +1,15 @@
+"""LeNet-5 on CIFAR-10, with the DCT offset and 1 % of its weights, equally many in each layer.
+
+    python train.py --config configs/lenet_cifar10.py --workdir runs/lenet_cifar10
+
+The baseline without offset: ``--config.model.offset=None``. Another density: ``--config.pruning.density=0.001``.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.get_config()
+    config.model.name = "lenet"
+    config.data.name = "cifar10"
+    return config

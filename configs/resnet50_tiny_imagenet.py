@@ -1,0 +1,15 @@
+"""ResNet50 on Tiny ImageNet, with the DCT offset and 1 % of its weights, equally many in each layer.
+
+    python train.py --config configs/resnet50_tiny_imagenet.py --workdir runs/resnet50_tiny_imagenet
+
+The baseline without offset: ``--config.model.offset=None``. Another density: ``--config.pruning.density=0.001``.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.get_config()
+    config.model.name = "resnet50"
+    config.data.name = "tiny_imagenet"
+    return config

@@ -1,0 +1,88 @@
+"""Runs of a few seconds: 200 digits, LeNet-5 with 5 % of its weights, one of the fake devices."""
+
+import json
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from configs import lenet_digits
+from dctps_jax import data
+from dctps_jax.training import loop
+from dctps_jax.training.run import run
+
+NUM_TRAIN = 180  # of 200 images, the other 20 validate
+BATCH_SIZE = 32
+STEPS_PER_EPOCH = 5
+
+
+def small_digits():
+    digits = data.load("digits")
+    parts = digits.train_images[:200], digits.train_labels[:200], digits.test_images[:50], digits.test_labels[:50]
+    return data.Dataset("digits", *parts, digits.class_names)
+
+
+def small_config(**overrides):
+    """The config of a small run; fields by dotted path, with `__` for the dot."""
+    config = lenet_digits.get_config()
+    config.num_epochs = 2
+    config.batch_size = BATCH_SIZE
+    config.tensorboard = False
+    config.data.augment = True
+    for field, value in overrides.items():
+        node, (*path, name) = config, field.split("__")
+        for part in path:
+            node = node[part]
+        node[name] = value
+    return config
+
+
+def small_run(workdir, **overrides):
+    return run(small_config(**overrides), workdir)
+
+
+def placement_on(num_devices):
+    devices = jax.devices()[:num_devices]
+    mesh = jax.make_mesh((num_devices,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    return loop.Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data")))
+
+
+def rows(workdir):
+    """The rows of metrics.jsonl without the speed, the only number that may differ from run to run."""
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is no JSON")
+
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    parsed = [json.loads(line, parse_constant=refuse) for line in lines]
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in parsed]
+
+
+def results(workdir):
+    found = json.loads((workdir / "results.json").read_text())
+    return {name: value for name, value in found.items() if not name.endswith("_seconds")}
+
+
+def steps(workdir, kind="latest"):
+    folder = workdir / "checkpoints" / kind
+    return sorted(int(entry.name) for entry in folder.iterdir()) if folder.exists() else []
+
+
+def arrays(workdir, kind="latest", step=None):
+    """The arrays of a checkpoint by name, read past the package."""
+    step = steps(workdir, kind)[-1] if step is None else step
+    restored = ocp.StandardCheckpointer().restore(workdir.absolute() / "checkpoints" / kind / str(step) / "state")
+    return {name: np.asarray(array) for name, array in restored.items()}
+
+
+def assert_same_end(workdir, expected):
+    """`workdir` holds the same run as `expected`, bit for bit."""
+    assert rows(workdir) == rows(expected)
+    assert results(workdir) == results(expected)
+    for kind in ("latest", "best"):
+        assert steps(workdir, kind) == steps(expected, kind)
+        found, wanted = arrays(workdir, kind), arrays(expected, kind)
+        assert found.keys() == wanted.keys()
+        for name, array in wanted.items():
+            assert array.dtype == found[name].dtype and array.tobytes() == found[name].tobytes(), (kind, name)
