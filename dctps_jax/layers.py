@@ -101,6 +101,14 @@ class _OffsetLayer(nnx.Module):
         """Return D in the kernel's shape and dtype, or None for a layer without offset."""
         return dct.offset_kernel(self.kernel_shape, self.kernel[...].dtype) if self.offset else None
 
+    def scaled_offset(self) -> jax.Array | float:
+        """Return α·D, or 0 for a layer without offset."""
+        if self.alpha is None:
+            return 0.0
+        return self.alpha[...].astype(self.kernel[...].dtype) * dct.offset_kernel(
+            self.kernel_shape, self.kernel[...].dtype
+        )
+
     def effective_kernel(self) -> jax.Array:
         """Return ``K = α·D + M⊙S``, the kernel that the layer applies, in the dtype of its parameters."""
         kernel = self.kernel[...]
@@ -108,9 +116,7 @@ class _OffsetLayer(nnx.Module):
             # `where`, not a product: its transpose gives pruned weights a gradient of exactly zero, also when the
             # incoming gradient is not finite (0 · NaN is NaN), so that S and its optimiser state stay zero there.
             kernel = jnp.where(self.mask[...], kernel, 0)
-        if self.alpha is not None:
-            kernel = kernel + self.alpha[...].astype(kernel.dtype) * self.offset_kernel()
-        return kernel
+        return kernel + self.scaled_offset() if self.offset else kernel
 
 
 class DCTpSConv(_OffsetLayer):
@@ -299,6 +305,13 @@ class DCTpSLinear(_OffsetLayer):
             **options,
         )
         return outputs if bias is None else outputs + jnp.expand_dims(bias, range(outputs.ndim - 1))
+
+
+class ResidualSum(nnx.Module):
+    """Add a residual branch to its shortcut; a module, so that a copy of the network can put another in its place."""
+
+    def __call__(self, branch: jax.Array, shortcut: jax.Array) -> jax.Array:
+        return branch + shortcut
 
 
 def _per_dimension(value: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:

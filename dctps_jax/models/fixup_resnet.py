@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from dctps_jax import dct
+from dctps_jax.layers import ResidualSum
 from dctps_jax.models.parts import Parts, global_average_pool
 
 BLOCKS_PER_STAGE = {
@@ -47,6 +48,7 @@ class FixupBlock(nnx.Module):
         self.scale = parts.scalar(1.0)
         self.bias2b = parts.scalar(0.0)
         self.stride = stride
+        self.add = ResidualSum()
 
     def __call__(self, x: jax.Array) -> jax.Array:
         out = nnx.relu(self.conv1(x + self.bias1a) + self.bias1b)
@@ -54,7 +56,7 @@ class FixupBlock(nnx.Module):
         if self.stride != 1:
             x = (x + self.bias1a)[:, :: self.stride, :: self.stride]
             x = jnp.concatenate((x, jnp.zeros_like(x)), axis=-1)
-        return nnx.relu(out + x)
+        return nnx.relu(self.add(out, x))
 
 
 def fixup_alpha(in_features: int, features: int, std: float) -> float:

@@ -3,6 +3,7 @@
 import jax
 from flax import nnx
 
+from dctps_jax.layers import ResidualSum
 from dctps_jax.models.parts import Parts, global_average_pool
 
 # (expansion, features, blocks, stride of the first block)
@@ -31,6 +32,7 @@ class InvertedResidual(nnx.Module):
         projected = stride == 1 and in_features != features
         self.shortcut = nnx.List([parts.conv(in_features, features, (1, 1)), parts.norm(features)] if projected else [])
         self.stride = stride
+        self.add = ResidualSum()
 
     def __call__(self, x: jax.Array) -> jax.Array:
         out = nnx.relu(self.bn1(self.conv1(x)))
@@ -40,7 +42,7 @@ class InvertedResidual(nnx.Module):
             return out
         for layer in self.shortcut:
             x = layer(x)
-        return out + x
+        return self.add(out, x)
 
 
 class MobileNetV2(nnx.Module):

@@ -5,6 +5,7 @@ import math
 import jax
 from flax import nnx
 
+from dctps_jax.layers import ResidualSum
 from dctps_jax.models.parts import Parts, global_average_pool
 
 
@@ -20,13 +21,14 @@ class BasicBlock(nnx.Module):
         self.bn2 = parts.norm(features)
         self.shortcut = projection(parts, in_features, features, stride)
         self.residual_scale = residual_scale
+        self.add = ResidualSum()
 
     def __call__(self, x: jax.Array) -> jax.Array:
         out = nnx.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         for layer in self.shortcut:
             x = layer(x)
-        return nnx.relu(out * self.residual_scale + x)
+        return nnx.relu(self.add(out * self.residual_scale, x))
 
 
 class Bottleneck(nnx.Module):
@@ -44,6 +46,7 @@ class Bottleneck(nnx.Module):
         self.bn3 = parts.norm(out_features)
         self.shortcut = projection(parts, in_features, out_features, stride)
         self.residual_scale = residual_scale
+        self.add = ResidualSum()
 
     def __call__(self, x: jax.Array) -> jax.Array:
         out = nnx.relu(self.bn1(self.conv1(x)))
@@ -51,7 +54,7 @@ class Bottleneck(nnx.Module):
         out = self.bn3(self.conv3(out))
         for layer in self.shortcut:
             x = layer(x)
-        return nnx.relu(out * self.residual_scale + x)
+        return nnx.relu(self.add(out * self.residual_scale, x))
 
 
 def projection(parts: Parts, in_features: int, out_features: int, stride: int) -> nnx.List:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,13 +10,14 @@ from flax import nnx
 
 from dctps_jax.errors import UserError
 from dctps_jax.layers import prunable_layers
-from dctps_jax.pruning.allocation import ALLOCATIONS, allocate
+from dctps_jax.pruning.allocation import ALLOCATIONS, allocate, check_density
 from dctps_jax.pruning.masks import apply_masks, get_masks
 from dctps_jax.pruning.random import random_masks
+from dctps_jax.pruning.schedules import SCORE_METHODS, Batches, score_masks
 
-__all__ = ["ALLOCATIONS", "METHODS", "allocate", "apply_masks", "get_masks", "prune", "random_masks"]
+__all__ = ["ALLOCATIONS", "METHODS", "SCORE_METHODS", "allocate", "apply_masks", "get_masks", "prune", "random_masks"]
 
-METHODS = tuple(ALLOCATIONS)
+METHODS = (*ALLOCATIONS, *SCORE_METHODS)
 
 
 def prune(
@@ -24,20 +26,40 @@ def prune(
     density: float,
     *,
     key: jax.Array,
-    batch: tuple[jax.Array, jax.Array] | None = None,
+    batch: Batches | None = None,
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
+    **options: Any,
 ) -> dict[str, np.ndarray]:
     """Choose the weights that stay: a boolean mask for every prunable layer, by dotted path. The model is unchanged.
 
-    ``method`` is an allocation (``uniform``, ``epf``, ``epl``, ``erk``) whose counts are placed at random from ``key``.
-    ``batch`` (images, integer labels) is for methods that look at data; these do not. ``dense_layers`` and
-    ``layer_densities`` as in :func:`allocate`. Raises :class:`~dctps_jax.errors.UserError` for an unknown method.
+    ``method`` is an allocation (``uniform``, ``epf``, ``epl``, ``erk``), whose counts are placed at random from ``key``, or
+    a score (see :mod:`dctps_jax.pruning.scores`), whose highest ``round(density · total)`` stay. Options of scores:
+
+    - ``batch``: images as the network takes them and integer labels, the same at every step; or a function from the step
+      to a list of such pairs, over which gradients are averaged.
+    - ``num_steps``: 1 is one shot; 0 the method's own (10 for force, iter_snip and grasp_it, 100 for synflow, else 1).
+    - ``schedule``: "exp" or "linear"; ``loss``: "cross_entropy" or the original's "nll_logits".
+    - ``scope``: "global" compares all layers, "layer" keeps the density in each; ``allocation``: the counts of an
+      allocation in each layer, filled by score.
+
+    ``dense_layers`` and ``layer_densities`` as in :func:`allocate`. Raises :class:`~dctps_jax.errors.UserError` for an
+    unknown method or option, a missing batch, scores that are not finite or do not reach as far as the density asks.
     """
+    check_density(density, "density")
     if method not in METHODS:
         close = difflib.get_close_matches(method, METHODS, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise UserError(f"there is no pruning method {method!r}{hint}; the methods are: {', '.join(METHODS)}")
+    if method in SCORE_METHODS:
+        known = ("num_steps", "schedule", "loss", "scope", "allocation")
+        for option in options:
+            if option not in known:
+                raise UserError(f"pruning has no option {option!r}; the options of scores are: {', '.join(known)}")
+        return score_masks(
+            model, method, density, key=key, batch=batch, dense_layers=dense_layers, layer_densities=layer_densities,
+            **options,
+        )  # fmt: skip
     shapes = {path: layer.kernel_shape for path, layer in prunable_layers(model).items()}
     counts = allocate(shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities)
     return random_masks(key, shapes, counts)

@@ -49,7 +49,7 @@ def allocate(
     check_density(density, "density")
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     total = round(density * sum(sizes.values()))
-    fixed = _fixed_counts(sizes, dense_layers, dict(layer_densities))
+    fixed = fixed_counts(sizes, dense_layers, layer_densities)
     free = {path: sizes[path] for path in sizes if path not in fixed}
     remaining = total - sum(fixed.values())
     if remaining < 0 or remaining > sum(free.values()):
@@ -75,10 +75,12 @@ def check_density(density: float, field: str) -> None:
         raise UserError(f"{field} is {density}; it must be above 0 and at most 1, e.g. 0.01 to keep 1 % of the weights")
 
 
-def _fixed_counts(
-    sizes: Mapping[str, int], dense_layers: Iterable[str], layer_densities: Mapping[str, float]
+def fixed_counts(
+    sizes: Mapping[str, int],
+    dense_layers: Iterable[str],
+    layer_densities: Mapping[str, float] | Iterable[tuple[str, float]],
 ) -> dict[str, int]:
-    """Return the counts of the layers that a pattern fixes."""
+    """Return the counts of the layers that a pattern fixes, by path."""
     densities = dict.fromkeys(dense_layers, 1.0) | dict(layer_densities)
     fixed = {}
     for pattern, density in densities.items():
