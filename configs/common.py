@@ -43,14 +43,18 @@ def get_config():
     config.pruning = ConfigDict()
     config.pruning.method = "epl"
     config.pruning.density = 0.01  # trained ÷ all kernel weights; 1.0 trains the dense network
-    config.pruning.num_steps = 1
-    config.pruning.schedule = "exp"
-    config.pruning.num_batches = 1
+    config.pruning.num_steps = 0  # of scores; 1: one shot, 0: the method's own number
+    config.pruning.schedule = "exp"  # or "linear"
+    config.pruning.num_batches = 1  # that a score averages its gradients over, at every step
+    config.pruning.scope = "global"  # scores compare all layers, or "layer": the density is that of each layer
+    config.pruning.allocation = ""  # scores fill the counts of an allocation, e.g. "epl"
+    config.pruning.loss = "cross_entropy"  # or "nll_logits", the original's
+    config.pruning.run = ""  # directory of the run whose masks "from_run" takes
     config.pruning.dense_layers = ()  # path patterns of layers that keep all weights, e.g. ("conv1",)
     config.pruning.layer_densities = ()  # (pattern, density) pairs, e.g. (("fc", 0.5),)
 
     config.sparse_training = ConfigDict()
-    config.sparse_training.method = "static"
+    config.sparse_training.method = "static"  # or "rigl", "set"
     config.sparse_training.update_every = 100
     config.sparse_training.stop_fraction = 0.75
     config.sparse_training.drop_fraction = 0.3

@@ -9,9 +9,9 @@ import jax
 
 from dctps_jax import data, models, pruning
 from dctps_jax.errors import UserError
+from dctps_jax.pruning import dynamic, schedules, scores
 from dctps_jax.training.optimizer import OPTIMIZERS
 
-SPARSE_TRAINING = ("static",)
 DTYPES = ("float32", "bfloat16")
 
 # Field, test, what is allowed.
@@ -28,7 +28,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("data.train_fraction", lambda value: 0 < value < 1, "above 0 and below 1, e.g. 0.9"),
     ("data.image_size", lambda value: value >= 0, "at least 1, or 0 for the size the images have"),
     ("pruning.density", lambda value: 0 < value <= 1, "above 0 and at most 1, e.g. 0.01 to train 1 % of the weights"),
-    ("pruning.num_steps", lambda value: value >= 1, "at least 1"),
+    ("pruning.num_steps", lambda value: value >= 0, "at least 1, or 0 for the method's own number"),
     ("pruning.num_batches", lambda value: value >= 1, "at least 1"),
     ("sparse_training.update_every", lambda value: value >= 1, "at least 1"),
     ("sparse_training.stop_fraction", lambda value: 0 <= value <= 1, "from 0 to 1"),
@@ -45,9 +45,12 @@ CHOICES: tuple[tuple[str, Iterable[str]], ...] = (
     ("model.init", models.INITIALIZERS),
     ("model.dtype", DTYPES),
     ("data.name", data.SOURCES),
-    ("pruning.method", pruning.METHODS),
-    ("pruning.schedule", ("exp", "linear")),
-    ("sparse_training.method", SPARSE_TRAINING),
+    ("pruning.method", (*pruning.METHODS, "from_run")),
+    ("pruning.schedule", schedules.SCHEDULES),
+    ("pruning.scope", schedules.SCOPES),
+    ("pruning.allocation", ("", *pruning.ALLOCATIONS)),
+    ("pruning.loss", scores.LOSSES),
+    ("sparse_training.method", dynamic.METHODS),
     ("optimizer.name", OPTIMIZERS),
 )
 
@@ -105,6 +108,17 @@ def _check_lists(config: Any) -> None:
 
 
 def _check_together(config: Any) -> None:
+    if config.pruning.method == "from_run" and not config.pruning.run:
+        raise UserError("config.pruning.run is empty; name the directory of the run whose masks from_run is to take")
+    if (
+        config.sparse_training.method != "static"
+        and config.pruning.density == 1
+        and config.pruning.method != "from_run"
+    ):
+        raise UserError(
+            f"config.sparse_training.method is {config.sparse_training.method!r} and config.pruning.density 1.0; a dense "
+            "network has no weights to move, choose a density below 1 or 'static'"
+        )
     if config.model.name not in models.RESNETS and (config.model.width != 64 or config.model.stable):
         raise UserError(
             f"config.model.width and config.model.stable are for ResNets; {config.model.name} has neither, leave them at "

@@ -91,7 +91,15 @@ def training_batch(
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """Return the normalised images and labels of one step, ``order`` being that of the step's epoch."""
     positions = jax.lax.dynamic_slice(order, (step % steps_per_epoch * batch_size,), (batch_size,))
-    images, labels = train.images[positions], train.labels[positions]
+    picked = Split(train.images[positions], train.labels[positions])
+    return make_batch(picked, step, normalization=normalization, augmented=augmented, seed=seed)
+
+
+def make_batch(
+    picked: Split, step: jax.Array, *, normalization: Normalization, augmented: bool, seed: int
+) -> tuple[jax.Array, jax.Array]:
+    """Augment and normalise the images picked for a step."""
+    images, labels = jnp.asarray(picked.images), jnp.asarray(picked.labels)
     if augmented:
         images = augment(images, jax.random.fold_in(stream(seed, "augment"), step))
     return normalize(images, normalization), labels

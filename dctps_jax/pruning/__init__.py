@@ -11,11 +11,22 @@ from flax import nnx
 from dctps_jax.errors import UserError
 from dctps_jax.layers import prunable_layers
 from dctps_jax.pruning.allocation import ALLOCATIONS, allocate, check_density
-from dctps_jax.pruning.masks import apply_masks, get_masks
+from dctps_jax.pruning.masks import apply_masks, get_masks, load_masks, save_masks
 from dctps_jax.pruning.random import random_masks
 from dctps_jax.pruning.schedules import SCORE_METHODS, Batches, score_masks
 
-__all__ = ["ALLOCATIONS", "METHODS", "SCORE_METHODS", "allocate", "apply_masks", "get_masks", "prune", "random_masks"]
+__all__ = [
+    "ALLOCATIONS",
+    "METHODS",
+    "SCORE_METHODS",
+    "allocate",
+    "apply_masks",
+    "get_masks",
+    "load_masks",
+    "prune",
+    "random_masks",
+    "save_masks",
+]
 
 METHODS = (*ALLOCATIONS, *SCORE_METHODS)
 

@@ -1,6 +1,10 @@
-"""Put masks on a model and take them off it."""
+"""Put masks on a model, take them off it, and keep them in files."""
 
+import os
+import zipfile
+import zlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -32,3 +36,23 @@ def get_masks(model: nnx.Module) -> dict[str, np.ndarray]:
         path: np.ones(layer.kernel_shape, bool) if layer.mask is None else np.asarray(layer.mask[...])
         for path, layer in prunable_layers(model).items()
     }
+
+
+def save_masks(path: str | Path, masks: Mapping[str, np.ndarray | jax.Array]) -> None:
+    """Write masks by dotted path to an ``.npz`` file, whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp.npz")
+    np.savez_compressed(temporary, **{name: np.asarray(mask, bool) for name, mask in masks.items()})  # pyright: ignore
+    os.replace(temporary, path)
+
+
+def load_masks(path: str | Path) -> dict[str, np.ndarray]:
+    """Read what :func:`save_masks` wrote; a missing or damaged file is a :class:`~dctps_jax.errors.UserError`."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the masks.npz of a run")
+    try:
+        with np.load(path) as archive:
+            return {name: archive[name].astype(bool) for name in archive}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} cannot be read as masks ({error}); copy it again from its run") from error

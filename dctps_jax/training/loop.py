@@ -12,8 +12,20 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dctps_jax.data.batches import Normalization, Split, epoch_order, training_batch
-from dctps_jax.training.step import NO_BAD_STEP, Graphs, Sums, TrainState, add_metrics, eval_step, train_step, zero_sums
+from dctps_jax.data.batches import Normalization, Split, epoch_order, make_batch, training_batch
+from dctps_jax.pruning.dynamic import UpdateSchedule
+from dctps_jax.seeds import stream
+from dctps_jax.training.step import (
+    NO_BAD_STEP,
+    Graphs,
+    Sums,
+    TrainState,
+    add_metrics,
+    eval_step,
+    mask_update_step,
+    train_step,
+    zero_sums,
+)
 from dctps_jax.training.stopping import NonFiniteLoss
 
 
@@ -27,6 +39,8 @@ class Plan(NamedTuple):
     normalization: Normalization
     augmented: bool
     seed: int
+    sparse_training: str = "static"
+    updates: UpdateSchedule | None = None
 
 
 class Placement(NamedTuple):
@@ -49,9 +63,13 @@ def place_on_all_devices() -> Placement:
 
 
 class Programs(NamedTuple):
-    """Compiled programs. ``advance[n]`` takes n steps: (state, sums, train, order) → (state, sums)."""
+    """Compiled programs. ``advance[n]`` takes n steps: (state, sums, train, order) → (state, sums).
+
+    ``update_masks`` takes a step that moves weights: (state, sums, train, order, weights to drop by layer) → the same.
+    """
 
     advance: dict[int, Callable[..., tuple[TrainState, Sums]]]
+    update_masks: Callable[..., tuple[TrainState, Sums]] | None
     evaluate: Callable[[TrainState, Split], Sums]
     compile_seconds: float
 
@@ -64,11 +82,7 @@ def advance(
 
     def one(carry: tuple[TrainState, Sums], _: None) -> tuple[tuple[TrainState, Sums], None]:
         state, sums = carry
-        batch = training_batch(
-            train, order, state.step, batch_size=plan.batch_size, steps_per_epoch=plan.steps_per_epoch,
-            normalization=plan.normalization, augmented=plan.augmented, seed=plan.seed,
-        )  # fmt: skip
-        batch = jax.lax.with_sharding_constraint(batch, placement.batch)
+        batch = batch_of_step(state.step, train, order, plan, placement)
         after, metrics = train_step(state, batch, graph=graphs.train, optimizer=optimizer)
         return (after, add_metrics(sums, metrics, state.step, plan.batch_size)), None
 
@@ -77,26 +91,66 @@ def advance(
     return jax.lax.scan(one, (state, sums), length=num_steps)[0]
 
 
+def update_masks(
+    state: TrainState, sums: Sums, train: Split, order: jax.Array, num_drop: jax.Array,
+    *, plan: Plan, graphs: Graphs, optimizer: optax.GradientTransformation, placement: Placement,
+) -> tuple[TrainState, Sums]:  # fmt: skip
+    """Take a step that moves weights; ``num_drop`` has a number for each mask, in the state's order."""
+    structure = jax.tree.structure(state.masks)
+    growth_key = jax.random.fold_in(stream(plan.seed, "growth"), state.step) if plan.sparse_training == "set" else None
+    after, metrics, moved = mask_update_step(
+        state, batch_of_step(state.step, train, order, plan, placement), jax.tree.unflatten(structure, list(num_drop)),
+        growth_key, graph=graphs.dense, optimizer=optimizer,
+    )  # fmt: skip
+    sums = add_metrics(sums, metrics, state.step, plan.batch_size)
+    return after, sums._replace(moved=sums.moved + jnp.stack(jax.tree.leaves(moved)).astype(jnp.int32))
+
+
+def batch_of_step(
+    step: jax.Array, train: Split, order: jax.Array, plan: Plan, placement: Placement
+) -> tuple[jax.Array, jax.Array]:
+    batch = training_batch(
+        train, order, step, batch_size=plan.batch_size, steps_per_epoch=plan.steps_per_epoch,
+        normalization=plan.normalization, augmented=plan.augmented, seed=plan.seed,
+    )  # fmt: skip
+    return jax.lax.with_sharding_constraint(batch, placement.batch)
+
+
+def host_batch(number: int, train: Split, plan: Plan) -> tuple[jax.Array, jax.Array]:
+    """Return the batch of training step ``number`` out of images that are not on the devices yet."""
+    epoch, position = divmod(number, plan.steps_per_epoch)
+    order = epoch_order(jnp.asarray(epoch, jnp.int32), seed=plan.seed, count=len(train.labels))
+    rows = np.asarray(order)[position * plan.batch_size :][: plan.batch_size]
+    picked = Split(jnp.asarray(train.images[rows]), jnp.asarray(train.labels[rows]))
+    return make_batch(
+        picked, jnp.asarray(number), normalization=plan.normalization, augmented=plan.augmented, seed=plan.seed
+    )
+
+
 def compile_programs(
     plan: Plan, graphs: Graphs, optimizer: optax.GradientTransformation, placement: Placement,
-    state: TrainState, train: Split, validation: Split, test: Split,
+    state: TrainState, sums: Sums, train: Split, validation: Split, test: Split,
 ) -> Programs:  # fmt: skip
     """Compile everything that the run will call, before its first step; donation and sharding are decided here."""
     start = time.perf_counter()
-    sums, order = placement.put(zero_sums()), order_of_epoch(0, plan, train, placement)
-    lengths = {length for length in _dispatches(0, plan)}
-    advance_programs = {}
-    for length in lengths:
-        function = partial(
-            advance, num_steps=length, plan=plan, graphs=graphs, optimizer=optimizer, placement=placement
-        )
+    order = order_of_epoch(0, plan, train, placement)
+    length = min(plan.steps_per_dispatch, plan.steps_per_epoch)
+    fixed = {"plan": plan, "graphs": graphs, "optimizer": optimizer, "placement": placement}
+    advance_programs, update_program = {}, None
+    for num_steps in {length, 1} if plan.updates or plan.steps_per_epoch % length else {length}:
+        function = partial(advance, num_steps=num_steps, **fixed)
         jitted = jax.jit(function, donate_argnums=(0, 1), out_shardings=placement.replicated)
-        advance_programs[length] = jitted.lower(state, sums, train, order).compile()
+        advance_programs[num_steps] = jitted.lower(state, sums, train, order).compile()
+    if plan.updates:
+        jitted = jax.jit(partial(update_masks, **fixed), donate_argnums=(0, 1), out_shardings=placement.replicated)
+        num_drop = placement.put(np.zeros(len(jax.tree.leaves(state.masks)), np.int32))
+        update_program = jitted.lower(state, sums, train, order, num_drop).compile()
     function = partial(eval_step, graph=graphs.eval, batch_size=plan.eval_batch_size, normalization=plan.normalization)
     jitted = jax.jit(function, donate_argnums=1, out_shardings=placement.replicated)
     first = placement.put(jnp.zeros((), jnp.int32))
     eval_programs = {
-        len(split.labels): jitted.lower(state, sums, split, first).compile() for split in (validation, test)
+        len(split.labels): jitted.lower(state, placement.put(zero_sums()), split, first).compile()
+        for split in (validation, test)
     }
 
     def evaluate(state: TrainState, data: Split) -> Sums:
@@ -106,7 +160,7 @@ def compile_programs(
             sums = program(state, sums, data, placement.put(np.int32(begin)))
         return jax.device_get(sums)
 
-    return Programs(advance_programs, evaluate, time.perf_counter() - start)
+    return Programs(advance_programs, update_program, evaluate, time.perf_counter() - start)
 
 
 def order_of_epoch(epoch: int, plan: Plan, train: Split, placement: Placement) -> jax.Array:
@@ -114,19 +168,25 @@ def order_of_epoch(epoch: int, plan: Plan, train: Split, placement: Placement) -
 
 
 def run_epoch(
-    programs: Programs, plan: Plan, state: TrainState, sums: Sums, train: Split, order: jax.Array, step: int,
-    *, log_every_steps: int,
+    programs: Programs, plan: Plan, placement: Placement, state: TrainState, sums: Sums, train: Split, order: jax.Array, step: int,
+    *, log_every_steps: int, num_drop_at: Callable[[int], np.ndarray] | None = None,
 ) -> Iterator[tuple[int, TrainState, Sums]]:  # fmt: skip
     """Train from ``step`` to the end of its epoch, yielding (step, state, sums) after every dispatch.
 
+    ``num_drop_at`` says how many weights each layer drops at a step that updates masks.
     The caller may stop in between; the yielded state is given away with the next dispatch. Every ``log_every_steps`` the
     sums are waited for: it bounds how far the host runs ahead, and finds a loss that is not finite.
     Raises :class:`~dctps_jax.training.stopping.NonFiniteLoss`.
     """
     next_look = step + log_every_steps
-    for length in _dispatches(step % plan.steps_per_epoch, plan):
-        with jax.transfer_guard("disallow"):
-            state, sums = programs.advance[length](state, sums, train, order)
+    for length, is_update in _dispatches(step, plan):
+        if is_update:
+            assert programs.update_masks is not None and num_drop_at is not None
+            num_drop = placement.put(num_drop_at(step))
+            state, sums = programs.update_masks(state, sums, train, order, num_drop)
+        else:
+            with jax.transfer_guard("disallow"):
+                state, sums = programs.advance[length](state, sums, train, order)
         step += length
         if step >= next_look:
             check_finite(sums)
@@ -155,15 +215,19 @@ def default_steps_per_dispatch() -> int:
     return 1 if jax.default_backend() == "cpu" else 50
 
 
-def _dispatches(position: int, plan: Plan) -> Iterator[int]:
-    """Yield the lengths of the dispatches from ``position`` in an epoch to its end.
+def _dispatches(step: int, plan: Plan) -> Iterator[tuple[int, bool]]:
+    """Yield (steps, whether it is a mask update) for the dispatches from ``step`` to the end of its epoch.
 
-    A function of the position alone, so that a resumed run calls the same programs as one that was never stopped.
+    A function of the step alone, so that a resumed run calls the same programs as one that was never stopped.
     """
     length = min(plan.steps_per_dispatch, plan.steps_per_epoch)
+    position = step % plan.steps_per_epoch
+    first = step - position
     while position < plan.steps_per_epoch:
-        taken = length if position % length == 0 and position + length <= plan.steps_per_epoch else 1
-        yield taken
+        updates = [plan.updates is not None and plan.updates.is_update(first + position + n) for n in range(length)]
+        whole = position % length == 0 and position + length <= plan.steps_per_epoch and not any(updates)
+        taken = length if whole else 1
+        yield taken, updates[0]
         position += taken
 
 

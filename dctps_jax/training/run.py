@@ -19,12 +19,13 @@ from dctps_jax.analysis.layer_table import layer_table
 from dctps_jax.config import check_config
 from dctps_jax.data.batches import Normalization, Split, normalization_of, split_training
 from dctps_jax.errors import UserError
+from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
 from dctps_jax.training import loop
 from dctps_jax.training.checkpoint import Checkpoints
 from dctps_jax.training.metrics import MetricsLog, describe, mean_and_std
 from dctps_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from dctps_jax.training.step import create_state, zero_sums
+from dctps_jax.training.step import create_state, masks_by_path, zero_sums
 from dctps_jax.training.stopping import Stopped, listen_for_signals
 from dctps_jax.training.workdir import claim, read_json, write_json
 
@@ -80,6 +81,13 @@ def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
                 f"config.batch_size is {config.batch_size}, but there are only {len(train.labels)} training images; "
                 f"choose at most {len(train.labels)}"
             )
+        updates = None
+        if config.sparse_training.method != "static":
+            updates = UpdateSchedule(
+                config.sparse_training.update_every,
+                int(config.sparse_training.stop_fraction * config.num_epochs * steps_per_epoch),
+                config.sparse_training.drop_fraction,
+            )
         plan = loop.Plan(
             batch_size=config.batch_size,
             eval_batch_size=config.eval_batch_size,
@@ -88,11 +96,13 @@ def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
             normalization=choose_normalization(config, dataset, train),
             augmented=config.data.augment,
             seed=config.seed,
+            sparse_training=config.sparse_training.method,
+            updates=updates,
         )
 
         # Network and support.
         model = build_model(config, dataset.num_classes, dataset.image_size)
-        masks = choose_masks(config, model)
+        masks = choose_masks(config, model, train, plan)
         shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
         sizes = {path: int(np.prod(shape)) for path, shape in shapes.items()}
         counts = {path: int(masks[path].sum()) if path in masks else size for path, size in sizes.items()}
@@ -110,7 +120,9 @@ def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
         placement = loop.place_on_all_devices()
         graphs, state = create_state(model, optimizer)
         trainable = _trainable_parameters(state.params, sizes, counts)
-        state, sums = placement.put(state), placement.put(zero_sums())
+        masked = list(masks_by_path(state.masks))
+        no_sums = zero_sums(max(1, len(masked)))
+        state, sums = placement.put(state), placement.put(no_sums)
         train, validation, test = (placement.put(split) for split in (train, validation, test))
         checkpoints = Checkpoints(workdir / "checkpoints")
         restored = checkpoints.restore("latest", {"state": state, "sums": sums})
@@ -118,10 +130,19 @@ def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
             state, sums = restored[1]["state"], restored[1]["sums"]
             print(f"going on from step {restored[0]}")
         step = int(state.step)
+        if step == 0 and jax.process_index() == 0:
+            # Updates move the masks later on; where they started from stays on record.
+            for name in ("masks_initial.npz", "masks.npz"):
+                pruning.save_masks(workdir / name, masks)
         log = MetricsLog(workdir, step, config.tensorboard)
 
+        def num_drop_at(step: int) -> np.ndarray:
+            assert updates is not None
+            drop = updates.drop_counts(step, counts, sizes)
+            return np.array([drop[path] for path in masked], np.int32)
+
         # Training.
-        programs = loop.compile_programs(plan, graphs, optimizer, placement, state, train, validation, test)
+        programs = loop.compile_programs(plan, graphs, optimizer, placement, state, sums, train, validation, test)
         print(
             f"{config.model.name}, {trainable:,} trainable parameters, {steps_per_epoch} steps an epoch, "
             f"{jax.device_count()} {jax.devices()[0].platform} device(s), compiled in {programs.compile_seconds:.1f} s"
@@ -134,8 +155,9 @@ def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
                 leave=False, disable=not sys.stderr.isatty(), unit="step",
             )  # fmt: skip
             dispatches = loop.run_epoch(
-                programs, plan, state, sums, train, order, step, log_every_steps=config.log_every_steps
-            )
+                programs, plan, placement, state, sums, train, order, step, log_every_steps=config.log_every_steps,
+                num_drop_at=num_drop_at,
+            )  # fmt: skip
             for now, state, sums in dispatches:
                 progress.update(now - step)
                 step = now
@@ -161,13 +183,18 @@ def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
                 "learning_rate": float(schedule(step - 1)),
                 "images_per_second": (step - first_step) * plan.batch_size / seconds,
             }
+            if updates is not None:
+                row["weights_moved"] = dict(zip(masked, np.asarray(sums.moved).tolist(), strict=True))
             print(describe(row, config.num_epochs))
             if best is None or val_accuracy > best["val_accuracy"]:
                 checkpoints.save("best", step, {"state": state})
             log.append(row)
-            sums = placement.put(zero_sums())
+            sums = placement.put(no_sums)
             checkpoints.save("latest", step, {"state": state, "sums": sums})
             _stop_if_asked(request, step)
+
+        if updates is not None:
+            pruning.save_masks(workdir / "masks.npz", masks_by_path(state.masks))
 
         # Report: the last model and the best on validation, both on the test set.
         test_loss, test_accuracy = loop.means(programs.evaluate(state, test))
@@ -223,13 +250,30 @@ def build_model(config: Any, num_classes: int, image_size: int) -> nnx.Module:
     )
 
 
-def choose_masks(config: Any, model: nnx.Module) -> dict[str, np.ndarray]:
-    """Return the masks that ``config.pruning`` asks for and apply them; none at all for the dense network."""
-    if config.pruning.density == 1 and not config.pruning.layer_densities:
+def choose_masks(config: Any, model: nnx.Module, train: Split, plan: loop.Plan) -> dict[str, np.ndarray]:
+    """Return the masks that ``config.pruning`` asks for and apply them; none at all for the dense network.
+
+    Scores see the batches that training will begin with: step s of n batches those of training steps s·n to s·n + n − 1.
+    """
+    settings = config.pruning
+    if settings.method == "from_run":
+        masks = pruning.load_masks(Path(settings.run) / "masks.npz")
+        pruning.apply_masks(model, masks)
+        return masks
+    if settings.density == 1 and not settings.layer_densities:
         return {}
+
+    def batches(step: int) -> list[tuple[jax.Array, jax.Array]]:
+        numbers = range(step * settings.num_batches, (step + 1) * settings.num_batches)
+        return [loop.host_batch(number, train, plan) for number in numbers]
+
+    options = {}
+    if settings.method in pruning.SCORE_METHODS:
+        names = ("num_steps", "schedule", "loss", "scope")
+        options = {name: settings[name] for name in names} | {"allocation": settings.allocation or None}
     masks = pruning.prune(
-        model, config.pruning.method, config.pruning.density, key=stream(config.seed, "masks"),
-        dense_layers=config.pruning.dense_layers, layer_densities=config.pruning.layer_densities,
+        model, settings.method, settings.density, key=stream(config.seed, "masks"), batch=batches,
+        dense_layers=settings.dense_layers, layer_densities=settings.layer_densities, **options,
     )  # fmt: skip
     pruning.apply_masks(model, masks)
     return masks
