@@ -127,19 +127,20 @@ def mask_update_step(
         logits = model(images)
         return cross_entropy(logits, labels).mean(), (logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
 
+    gradients = None
     if growth_key is None:
         (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     else:
-        (loss, (logits, batch_stats)), gradients = loss_fn(state.params), None
+        loss, (logits, batch_stats) = loss_fn(state.params)
 
     masks, moved, kept = {}, {}, jax.tree.map(lambda _: jnp.ones((), bool), state.params)
     mask_leaves, structure = jax.tree_util.tree_flatten_with_path(state.masks)
     for position, ((path, mask), drop) in enumerate(zip(mask_leaves, jax.tree.leaves(num_drop), strict=True)):
         place = (*(entry.key for entry in path[:-1]), "kernel")
-        if gradients is None:
-            growth = jax.random.uniform(jax.random.fold_in(growth_key, position), mask.shape)
-        else:
+        if growth_key is None:
             growth = jnp.abs(_at(gradients, place))
+        else:
+            growth = jax.random.uniform(jax.random.fold_in(growth_key, position), mask.shape)
         masks[path], kept_here = move_weights(_at(state.params, place), mask, growth, drop)
         moved[path] = jnp.sum(masks[path] & ~mask)
         kept = _with(kept, place, kept_here)
