@@ -52,7 +52,12 @@ def model_for(entry: dict, stored: dict[str, np.ndarray], prefix: str, dtype=np.
     """Build the network of an index entry and fill it with the numbers under ``prefix``, masks included."""
     options = {"width": entry["kwargs"]["in_planes"]} if "in_planes" in entry["kwargs"] else {}
     model = create_model(
-        our_name(entry["network"]), num_classes=10, offset=our_offset(entry["offset"]), init="zeros", rngs=nnx.Rngs(0), **options
+        our_name(entry["network"]),
+        num_classes=10,
+        offset=our_offset(entry["offset"]),
+        init="zeros",
+        rngs=nnx.Rngs(0),
+        **options,
     )
     masks = masks_of(entry, stored)
     if masks:
@@ -77,6 +82,17 @@ def numbers_of(model: nnx.Module, entry: dict) -> dict[str, np.ndarray]:
         if kind != "offset":
             numbers[key] = state_dict[torch_name].transpose(axes) if axes else state_dict[torch_name]
     return numbers
+
+
+def network_masks(bits: np.ndarray, layers: list) -> dict[str, np.ndarray]:
+    """Unpack the masks of a whole network, stored one layer behind the other."""
+    sizes = [int(np.prod(shape)) for _, shape in layers]
+    starts = np.cumsum([0, *sizes])
+    flat = np.unpackbits(bits)[: starts[-1]].astype(bool)
+    return {
+        path: flat[start : start + size].reshape(shape)
+        for (path, shape), start, size in zip(layers, starts, sizes, strict=False)
+    }
 
 
 def filled_up(stored: dict[str, np.ndarray], prefix: str, key: str, masks: dict[str, np.ndarray]) -> np.ndarray:

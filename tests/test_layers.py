@@ -11,7 +11,17 @@ from flax import nnx
 
 from dctps_jax import Alpha, DCTpSConv, DCTpSLinear, FrozenAlpha, Mask, SparseParam, UserError, dct
 
-NORMAL = nnx.initializers.normal(1.0)
+
+def inputs(shape, dtype=np.float32, seed=7):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def numpy_init(key, shape, dtype):
+    """Initialise without compiling anything: jax.random compiles a program for each new shape."""
+    return inputs(shape, dtype, seed=3)
+
+
+FILLED = {"kernel_init": numpy_init, "bias_init": numpy_init}
 
 # (arguments, input shape)
 CONVS = [
@@ -25,7 +35,7 @@ CONVS = [
     ({"kernel_size": (4, 3), "padding": "CIRCULAR", "kernel_dilation": (1, 2)}, (2, 6, 7, 4)),
     ({"kernel_size": (2, 3), "padding": "REFLECT", "kernel_dilation": 2}, (2, 6, 7, 4)),
     ({"kernel_size": (3, 3), "padding": "SAME", "kernel_dilation": 2, "strides": None}, (2, 6, 7, 4)),
-    ({"kernel_size": (3, 3), "input_dilation": (2, 1), "kernel_dilation": None}, (2, 5, 5, 4)),
+    ({"kernel_size": (3, 3), "input_dilation": (2, 1), "kernel_dilation": None, "padding": 1}, (2, 5, 5, 4)),
     ({"kernel_size": (3, 3), "feature_group_count": 2}, (2, 6, 7, 4)),
     ({"kernel_size": (3, 3), "feature_group_count": 4, "strides": 2, "padding": 1}, (2, 6, 7, 4)),
     ({"kernel_size": (3, 3), "use_bias": False, "precision": "highest"}, (2, 6, 7, 4)),
@@ -51,10 +61,6 @@ LINEARS = [
 CASES = [(nnx.Conv, DCTpSConv, *case) for case in CONVS] + [(nnx.Linear, DCTpSLinear, *case) for case in LINEARS]
 
 
-def inputs(shape, dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(7), shape, dtype)
-
-
 def conv(**options):
     return DCTpSConv(2, 4, (3, 3), rngs=nnx.Rngs(0), **options)
 
@@ -72,25 +78,36 @@ def test_arguments_have_the_names_order_and_defaults_of_flax(theirs, ours):
 
 @pytest.mark.parametrize(("theirs", "ours", "options", "shape"), CASES)
 def test_without_offset_equals_flax(theirs, ours, options, shape):
-    layers = [cls(4, 8, bias_init=NORMAL, rngs=nnx.Rngs(3), **extra, **options) for cls, extra in ((theirs, {}), (ours, {"offset": None}))]
-    for name in ("kernel", "bias"):
-        first, second = (getattr(layer, name) for layer in layers)
-        assert (first is None) == (second is None)
-        if first is not None:
-            np.testing.assert_array_equal(first[...], second[...])
-    expected, found = (layer(inputs(shape)) for layer in layers)
+    reference = theirs(4, 8, rngs=nnx.Rngs(3), **FILLED, **options)
+    layer = ours(4, 8, offset=None, rngs=nnx.Rngs(3), **FILLED, **options)
+    expected, found = reference(inputs(shape)), layer(inputs(shape))
     assert found.dtype == expected.dtype and found.shape == expected.shape
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours", "arguments"), [(nnx.Conv, DCTpSConv, (2, 4, (3, 3))), (nnx.Linear, DCTpSLinear, (6, 4))]
+)
+def test_random_start_equals_that_of_flax(theirs, ours, arguments):
+    normal = nnx.initializers.normal(1.0)
+    expected = theirs(*arguments, bias_init=normal, rngs=nnx.Rngs(3))
+    found = ours(*arguments, bias_init=normal, offset=None, rngs=nnx.Rngs(3))
+    np.testing.assert_array_equal(found.kernel[...], expected.kernel[...])
+    np.testing.assert_array_equal(found.bias[...], expected.bias[...])
+    with_offset = ours(*arguments, bias_init=normal, rngs=nnx.Rngs(3))
+    np.testing.assert_array_equal(with_offset.bias[...], expected.bias[...])
+
+
 @pytest.mark.parametrize(("theirs", "ours", "options", "shape"), CASES)
 def test_offset_adds_to_the_kernel(theirs, ours, options, shape):
-    layer = ours(4, 8, bias_init=NORMAL, alpha_init=0.75, rngs=nnx.Rngs(3), **options)
-    reference = theirs(4, 8, bias_init=NORMAL, rngs=nnx.Rngs(3), **options)
-    assert np.all(layer.kernel[...] == 0)
-    layer.kernel[...] = 0.1 * inputs(layer.kernel_shape, layer.kernel.dtype)
-    offset = jnp.asarray(dct.conv_kernel(layer.kernel_shape).astype(np.float32), layer.kernel.dtype)
-    reference.kernel[...] = jnp.asarray(0.75, offset.dtype) * offset + layer.kernel[...]
+    layer = ours(4, 8, alpha_init=0.75, rngs=nnx.Rngs(3), **FILLED, **options)
+    reference = theirs(4, 8, rngs=nnx.Rngs(3), **FILLED, **options)
+    dtype = layer.kernel.dtype
+    assert not np.any(layer.kernel[...])
+    sparse = np.asarray(inputs(layer.kernel_shape, dtype))
+    layer.kernel.set_value(jnp.asarray(sparse))
+    offset = dct.conv_kernel(layer.kernel_shape).astype(np.float32).astype(dtype)
+    reference.kernel.set_value(jnp.asarray(np.asarray(0.75, dtype) * offset + sparse))
     np.testing.assert_array_equal(layer(inputs(shape)), reference(inputs(shape)))
 
 
@@ -117,11 +134,14 @@ def test_one_patch_by_hand():
 
 def test_alpha_and_initialisers():
     ones = nnx.initializers.ones
-    assert np.all(conv(kernel_init=ones).kernel[...] == 0) and np.all(conv(kernel_init=ones, offset=None).kernel[...] == 1)
-    trained, frozen, plain = conv(alpha_init=0.5), conv(alpha_init=0.5, alpha_trainable=False), conv(offset=None)
+    assert not np.any(conv(kernel_init=ones).kernel[...]) and np.all(conv(kernel_init=ones, offset=None).kernel[...])
+    trained, frozen = conv(alpha_init=0.5), conv(alpha_init=0.5, alpha_trainable=False)
+    plain = conv(offset=None)
     assert isinstance(trained.alpha, Alpha) and isinstance(trained.alpha, nnx.Param) and trained.alpha[...] == 0.5
     assert trained.alpha.shape == () and trained.alpha.dtype == jnp.float32
-    assert isinstance(frozen.alpha, FrozenAlpha) and not isinstance(frozen.alpha, nnx.Param) and frozen.alpha[...] == 0.5
+    assert (
+        isinstance(frozen.alpha, FrozenAlpha) and not isinstance(frozen.alpha, nnx.Param) and frozen.alpha[...] == 0.5
+    )
     assert plain.alpha is None and plain.offset_kernel() is None
     assert set(nnx.to_pure_dict(nnx.state(trained, nnx.Param))) == {"kernel", "bias", "alpha"}
     assert set(nnx.to_pure_dict(nnx.state(frozen, nnx.Param))) == {"kernel", "bias"}
@@ -141,20 +161,22 @@ def test_no_array_is_kept_for_the_offset():
 
 def test_gradients_of_alpha_and_kernel():
     layer = DCTpSLinear(5, 3, use_bias=False, mask=jnp.arange(15).reshape(5, 3) % 2 == 0, rngs=nnx.Rngs(0))
-    x, cotangent = inputs((4, 5)), jax.random.normal(jax.random.key(1), (4, 3))
+    x, cotangent = inputs((4, 5)), inputs((4, 3), seed=1)
     grads = nnx.grad(lambda layer: jnp.sum(layer(x) * cotangent))(layer)
     dense = np.asarray(x).T @ np.asarray(cotangent)
     np.testing.assert_allclose(grads.alpha[...], np.sum(dense * dct.dct_matrix(5, 3)), rtol=1e-5)
     np.testing.assert_allclose(grads.kernel[...], np.where(layer.mask[...], dense, 0), rtol=1e-5)
 
 
-MASKS = {"conv": jax.random.bernoulli(jax.random.key(0), 0.3, (3, 3, 2, 4)), "linear": jnp.eye(6, 4, dtype=bool)}
+MASKS = {"conv": inputs((3, 3, 2, 4)) > 0.5, "linear": jnp.eye(6, 4, dtype=bool)}
 
 
 def masked(kind, offset):
     if kind == "conv":
-        return DCTpSConv(2, 4, (3, 3), offset=offset, mask=MASKS[kind], rngs=nnx.Rngs(0)), inputs((2, 5, 5, 2))
-    return DCTpSLinear(6, 4, offset=offset, mask=MASKS[kind], rngs=nnx.Rngs(0)), inputs((3, 6))
+        return DCTpSConv(2, 4, (3, 3), offset=offset, mask=MASKS[kind], rngs=nnx.Rngs(0), **FILLED), inputs(
+            (2, 5, 5, 2)
+        )
+    return DCTpSLinear(6, 4, offset=offset, mask=MASKS[kind], rngs=nnx.Rngs(0), **FILLED), inputs((3, 6))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -228,7 +250,7 @@ def test_mask_hides_weights_that_are_not_zero():
 @pytest.mark.parametrize("mask", [None, MASKS["conv"]])
 @pytest.mark.parametrize("offset", [None, "dct"])
 def test_split_and_merge_round_trip(offset, mask):
-    layer = conv(offset=offset, mask=mask, bias_init=NORMAL, alpha_trainable=False)
+    layer = conv(offset=offset, mask=mask, bias_init=numpy_init, alpha_trainable=False)
     graphdef, params, masks, rest = nnx.split(layer, nnx.Param, Mask, ...)
     assert set(nnx.to_pure_dict(masks)) == (set() if mask is None else {"mask"})
     assert set(nnx.to_pure_dict(rest)) == ({"alpha"} if offset else set())

@@ -93,7 +93,7 @@ def score_masks(
         chosen |= top_k_per_layer({path: scores[path] for path in fixed}, fixed, allow_zero=not last)
         return {path: chosen[path] for path in scores}
 
-    score = _score_function(model, method, key, batch, loss)
+    score = score_function(model, method, key, batch, loss)
     return thin_out(score, select, keep_counts(total, density, num_steps, schedule), shapes, regrow=method == "force")
 
 
@@ -121,7 +121,7 @@ def thin_out(
     return masks
 
 
-def _score_function(
+def score_function(
     model: nnx.Module, method: str, key: jax.Array, batch: Batches | None, loss: str
 ) -> Callable[[Masks, int], Mapping[str, np.ndarray]]:
     """Return ``(masks, step) → scores`` for a method."""

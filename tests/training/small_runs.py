@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from configs import lenet_digits
 from dctps_jax import data
 from dctps_jax.training import loop
+from dctps_jax.training.optimizer import make_optimizer
 from dctps_jax.training.run import run
 
 NUM_TRAIN = 180  # of 200 images, the other 20 validate
@@ -40,6 +41,13 @@ def small_config(**overrides):
 
 def small_run(workdir, **overrides):
     return run(small_config(**overrides), workdir)
+
+
+def make_optimizer_of(config, learning_rate):
+    options = config.optimizer
+    return make_optimizer(
+        options.name, learning_rate, momentum=options.momentum, weight_decay=options.weight_decay, fixup=False
+    )
 
 
 def placement_on(num_devices):

@@ -1,0 +1,97 @@
+"""Masks onto a model and off it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dctps_jax import Mask, UserError
+from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.pruning import apply_masks, get_masks, load_masks, prune, save_masks
+
+
+@pytest.fixture
+def model():
+    return create_model("lenet", num_classes=10, rngs=nnx.Rngs(0))
+
+
+def kernels(model):
+    return {path: np.array(layer.kernel[...]) for path, layer in prunable_layers(model).items()}
+
+
+def test_masks_are_set_and_weights_zeroed(model):
+    before = kernels(model)
+    masks = prune(model, "erk", 0.1, key=jax.random.key(0))
+    assert apply_masks(model, masks) is None
+    for path, layer in prunable_layers(model).items():
+        assert isinstance(layer.mask, Mask)
+        np.testing.assert_array_equal(layer.mask[...], masks[path])
+        np.testing.assert_array_equal(layer.kernel[...], np.where(masks[path], before[path], 0))
+    found = get_masks(model)
+    assert list(found) == list(masks)
+    for path, mask in found.items():
+        assert isinstance(mask, np.ndarray) and mask.dtype == bool
+        np.testing.assert_array_equal(mask, masks[path])
+
+
+def test_layers_that_are_not_named_stay_as_they_are(model):
+    before = kernels(model)
+    apply_masks(model, {"fcs.2": jnp.zeros((82, 10), bool)})
+    layers = prunable_layers(model)
+    assert [path for path, layer in layers.items() if layer.mask is not None] == ["fcs.2"]
+    assert not np.any(layers["fcs.2"].kernel[...])
+    for path in ("convs.0", "convs.3", "convs.6", "fcs.0"):
+        np.testing.assert_array_equal(layers[path].kernel[...], before[path])
+    found = get_masks(model)
+    assert found["convs.0"].shape == (5, 5, 3, 6) and found["convs.0"].all() and not found["fcs.2"].any()
+    apply_masks(model, {})
+
+
+def test_masks_read_back_after_split_and_merge(model):
+    masks = prune(model, "uniform", 0.3, key=jax.random.key(1))
+    apply_masks(model, masks)
+    graphdef, state = nnx.split(model)
+    for path, mask in get_masks(nnx.merge(graphdef, nnx.to_pure_dict(state))).items():
+        np.testing.assert_array_equal(mask, masks[path])
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "message"),
+    [
+        ("fc", (82, 10), "'fc' is no prunable layer of the model; they are: convs.0, convs.3, convs.6, fcs.0, fcs.2"),
+        ("fcs.2", (10, 82), r"mask of fcs.2 has shape \(10, 82\), its kernel \(82, 10\)"),
+    ],
+)
+def test_mistakes_change_nothing(model, path, shape, message):
+    before = kernels(model)
+    with pytest.raises(UserError, match=message):
+        apply_masks(model, {"convs.0": np.zeros((5, 5, 3, 6), bool), path: np.zeros(shape, bool)})
+    for name, layer in prunable_layers(model).items():
+        assert layer.mask is None
+        np.testing.assert_array_equal(layer.kernel[...], before[name])
+
+
+def test_masks_keep_in_a_file(tmp_path):
+    masks = {"convs.0": np.eye(4, dtype=bool), "fc": jnp.zeros((2, 3), bool)}
+    for path in (tmp_path / "masks.npz", str(tmp_path / "masks.npz")):  # the second replaces the first
+        save_masks(path, masks)
+        found = load_masks(path)
+        assert list(found) == list(masks)
+        for name, mask in masks.items():
+            assert found[name].dtype == bool
+            np.testing.assert_array_equal(found[name], mask)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["masks.npz"]
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file")  # numpy leaves a damaged archive open
+def test_missing_and_damaged_files_are_named(tmp_path):
+    path = tmp_path / "masks.npz"
+    with pytest.raises(UserError, match=r"masks.npz does not exist"):
+        load_masks(path)
+    save_masks(path, {"fc": np.random.default_rng(0).random((100, 100)) < 0.5})
+    whole = path.read_bytes()
+    for content in (b"", b"hello", whole[:-40], whole[:200] + b"xxxx" + whole[204:]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"masks.npz cannot be read as masks"):
+            load_masks(path)

@@ -1,0 +1,175 @@
+"""The check of a config: every mistake is one sentence that names the field, what was found, and what is allowed."""
+
+import math
+
+import jax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs import common, lenet_digits
+from dctps_jax.config import CHOICES, RANGES, check_config
+from dctps_jax.errors import UserError
+
+
+def config_with(**fields):
+    """The quick-start config with fields set by dotted path, with `__` for the dot."""
+    config = lenet_digits.get_config()
+    for field, value in fields.items():
+        set_field(config, field.replace("__", "."), value)
+    return config
+
+
+def set_field(config, field, value):
+    *path, name = field.split(".")
+    for part in path:
+        config = config[part]
+    with config.ignore_type():
+        config[name] = value
+
+
+def message_of(config):
+    with pytest.raises(UserError) as caught:
+        check_config(config)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 500
+    return message
+
+
+def test_defaults_pass():
+    check_config(common.get_config())
+    check_config(lenet_digits.get_config())
+
+
+@pytest.mark.parametrize("value", ["none", "None", "", "NONE", None])
+def test_no_offset_has_one_spelling(value):
+    config = config_with(model__offset=value)
+    check_config(config)
+    assert config.model.offset is None
+
+
+BAD_NUMBERS = [
+    ("seed", -1), ("seed", 2**32), ("num_seeds", 0), ("batch_size", 0), ("batch_size", -128), ("eval_batch_size", 0),
+    ("num_epochs", 0), ("steps_per_dispatch", -1), ("log_every_steps", 0), ("checkpoint_every_steps", -1),
+    ("model.width", 0), ("data.train_fraction", 0.0), ("data.train_fraction", 1.0), ("data.image_size", -1),
+    ("pruning.density", 0.0), ("pruning.density", 1.01), ("pruning.density", math.nan), ("pruning.num_steps", -1),
+    ("pruning.num_batches", 0), ("sparse_training.update_every", 0), ("sparse_training.stop_fraction", 1.5),
+    ("sparse_training.drop_fraction", -0.1), ("optimizer.learning_rate", 0.0), ("optimizer.learning_rate", -1.0),
+    ("optimizer.learning_rate", math.inf), ("optimizer.learning_rate", math.nan), ("optimizer.momentum", 1.0),
+    ("optimizer.weight_decay", -1e-4), ("optimizer.weight_decay", math.inf), ("optimizer.decay_rate", 0.0),
+    ("optimizer.decay_rate", 1.1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), BAD_NUMBERS)
+def test_numbers_out_of_range(field, value):
+    config = config_with()
+    set_field(config, field, value)
+    assert message_of(config).startswith(f"config.{field} is {value!r}; it must be ")
+
+
+def test_every_range_is_tested_above():
+    assert {field for field, *_ in RANGES} == {field for field, _ in BAD_NUMBERS}
+
+
+@pytest.mark.parametrize("field", [field for field, _ in CHOICES])
+def test_unknown_names_list_what_there_is(field):
+    config = config_with()
+    set_field(config, field, "nonsense")
+    message = message_of(config)
+    assert message.startswith(f"config.{field} is 'nonsense'")
+    for choice in dict(CHOICES)[field]:
+        assert choice in message
+
+
+def test_close_names_are_suggested():
+    assert "did you mean 'resnet50'?" in message_of(config_with(model__name="resnet_50"))
+    assert "did you mean 'erk'?" in message_of(config_with(pruning__method="ekr"))
+    assert "'dct'" in message_of(config_with(model__offset="dtc"))
+
+
+@pytest.mark.parametrize("milestones", [(0, 1), (5, 3), (3, 3), (1.5,), ("a",), (-1,)])
+def test_milestones(milestones):
+    assert "config.optimizer.milestones is" in message_of(config_with(optimizer__milestones=milestones))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((0.5,) * 3, ()), ((), (0.5,) * 3), ((0.5,) * 2, (0.5,) * 2), ((0.5,) * 3, (0.5, 0.5, 0.0)),
+        (("a", "b", "c"), (1.0,) * 3), ((0.5,) * 3, ("a", "b", "c")), ((math.nan,) * 3, (0.5,) * 3),
+    ],
+)  # fmt: skip
+def test_moments(mean, std):
+    message = message_of(config_with(data__mean=mean, data__std=std))
+    assert "config.data.mean" in message and "config.data.std" in message
+
+
+@pytest.mark.parametrize("pairs", [("fc",), (("fc",),), ((0.5, "fc"),), (("fc", "dense"),), (("fc", 0.5, 1),)])
+def test_layer_densities(pairs):
+    assert "config.pruning.layer_densities" in message_of(config_with(pruning__layer_densities=pairs))
+
+
+def test_dense_layers():
+    assert "config.pruning.dense_layers" in message_of(config_with(pruning__dense_layers=(1,)))
+
+
+def test_options_of_other_networks():
+    assert "config.model.width" in message_of(config_with(model__width=32))
+    assert "config.model.stable" in message_of(config_with(model__stable=True))
+    check_config(config_with(model__name="resnet18", model__width=32, model__stable=True))
+
+
+@pytest.mark.parametrize("field", ["batch_size", "eval_batch_size"])
+def test_batch_has_to_be_shared_by_the_devices(field):
+    assert jax.device_count() == 4
+    message = message_of(config_with(**{field: 66}))
+    assert message.startswith(f"config.{field} is 66, which 4 devices cannot share evenly") and "e.g. 64" in message
+    assert "e.g. 4" in message_of(config_with(**{field: 1}))
+
+
+def test_last_seed_is_a_seed_too():
+    assert "config.num_seeds" in message_of(config_with(seed=2**32 - 1, num_seeds=2))
+
+
+@pytest.mark.parametrize("field", ["pruning.densty", "sede", "model.witdh", "extra.field"])
+def test_field_that_nothing_reads_is_a_mistake(field):
+    config = config_with()
+    group, _, name = field.rpartition(".")
+    if group == "extra":
+        config.extra = {"field": 1}
+    else:
+        (config[group] if group else config)[name] = 1
+    assert field in message_of(config)
+
+
+@pytest.mark.parametrize("field", ["seed", "model", "model.name", "pruning.density", "data.mean", "optimizer.milestones"])
+def test_missing_field_is_named(field):
+    config = config_with()
+    group, _, name = field.rpartition(".")
+    del (config[group] if group else config)[name]
+    assert f"config.{field}" in message_of(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("batch_size", "64"), ("pruning.density", None), ("optimizer.milestones", 5), ("data.mean", 0.5), ("batch_size", 6.5)],
+)
+def test_wrong_type_in_a_config_file_is_named(field, value):
+    config = config_with()
+    set_field(config, field, value)
+    assert f"config.{field}" in message_of(config)
+
+
+NUMBERS = st.one_of(st.integers(-3, 300), st.integers(), st.floats(), st.sampled_from([0, 1, 4, 0.5, 2**31, 2**63]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from([field for field, *_ in RANGES]), NUMBERS)
+def test_any_number_passes_or_is_one_sentence(field, value):
+    config = config_with()
+    set_field(config, field, value)
+    try:
+        check_config(config)
+    except UserError as error:
+        assert "\n" not in str(error) and f"config.{field}" in str(error)

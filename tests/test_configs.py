@@ -1,0 +1,67 @@
+"""The config files: each says how to run it, passes the check, and describes a network that can be built."""
+
+import importlib
+import math
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+
+from dctps_jax import data, models, pruning
+from dctps_jax.config import check_config
+from dctps_jax.training.run import build_model
+
+FOLDER = Path(__file__).parents[1] / "configs"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "common"))
+
+
+def load(name):
+    return importlib.import_module(f"configs.{name}")
+
+
+def test_there_are_some():
+    assert "lenet_digits" in NAMES and len(NAMES) > 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_header_has_the_command(name):
+    header = load(name).__doc__
+    assert f"python train.py --config configs/{name}.py --workdir" in header
+    assert header.strip().splitlines()[0].endswith(".")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_sound_and_on_common(name):
+    config, common = load(name).get_config(), load("common").get_config()
+    check_config(config)
+    assert config.to_dict().keys() == common.to_dict().keys()
+    for group, fields in common.to_dict().items():
+        if isinstance(fields, dict):
+            assert config[group].to_dict().keys() == fields.keys(), group
+    assert load(name).get_config().to_json() == config.to_json()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_network_and_support_can_be_built(name):
+    config = load(name).get_config()
+    if config.data.name not in data.NUM_CLASSES:
+        pytest.skip("the number of classes comes with the images")
+    num_classes, size = data.NUM_CLASSES[config.data.name], data.IMAGE_SIZES[config.data.name]
+    model = nnx.eval_shape(lambda: build_model(config, num_classes, size))
+    shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
+    total = sum(map(math.prod, shapes.values()))
+    counts = pruning.allocate(
+        shapes, config.pruning.density, config.pruning.method, dense_layers=config.pruning.dense_layers,
+        layer_densities=config.pruning.layer_densities,
+    )  # fmt: skip
+    assert sum(counts.values()) == round(config.pruning.density * total)
+    images = jax.ShapeDtypeStruct((2, size, size, 3), "float32")
+    model.eval()
+    assert nnx.eval_shape(lambda model, x: model(x), model, images).shape == (2, num_classes)
+
+
+def test_names_agree_with_what_they_configure():
+    for name in NAMES:
+        config = load(name).get_config()
+        assert name.startswith(config.model.name) and name.endswith(config.data.name), name

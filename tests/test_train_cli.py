@@ -1,0 +1,194 @@
+"""train.py from the shell: a run that is killed and stopped on its way, and every way of giving it a wrong command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.training.small_runs import assert_same_end, steps
+
+REPO = Path(__file__).parents[1]
+DIGITS = ["--config", "configs/lenet_digits.py"]
+SETTINGS = [
+    "--config.num_epochs=2", "--config.batch_size=64", "--config.checkpoint_every_steps=1",
+    "--config.data.augment=true", "--config.optimizer.milestones=(1,)",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Two devices, and programs that are compiled once for all processes."""
+    folder = tmp_path_factory.mktemp("compiled")
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def start(environment, workdir, *arguments):
+    command = [sys.executable, "train.py", *DIGITS, *SETTINGS, "--workdir", str(workdir), *arguments]
+    return subprocess.Popen(
+        command, cwd=REPO, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=300)
+    assert "Traceback" not in out + err
+    return process.returncode, out, err
+
+
+def wait_for(process, condition):
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+
+
+def entries(workdir):
+    folder = workdir / "checkpoints" / "latest"
+    return [entry.name for entry in folder.iterdir()] if folder.exists() else []
+
+
+def test_a_run_through_kills_and_signals_ends_as_one_undisturbed(tmp_path, environment):
+    plain, workdir = tmp_path / "plain", tmp_path / "run"
+    code, out, err = finish(start(environment, plain))
+    assert (code, err) == (0, "") and "2 cpu device(s)" in out and "epoch 2/2" in out
+    assert out.splitlines()[-1].startswith("test accuracy")
+
+    # Killed in the middle of a save, once there is something to go on from.
+    process = start(environment, workdir)
+    wait_for(process, lambda: any(int(name.partition(".")[0]) > 3 and "tmp" in name for name in entries(workdir)))
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    reached = max(int(name) for name in entries(workdir) if name.isdigit())
+    assert 0 < reached < 40
+
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = start(environment, workdir)
+        newer = reached + 2
+        wait_for(process, lambda newer=newer: any(name == str(newer) for name in entries(workdir)))
+        process.send_signal(number)
+        found, out, err = finish(process)
+        assert found == code and f"going on from step {reached}\n" in out
+        reached = steps(workdir)[-1]
+        assert err == (
+            f"train.py: stopped by {number.name}; saved at step {reached}; the same command goes on from there\n"
+        )
+        assert newer <= reached < 40
+
+    process = start(environment, workdir)
+    wait_for(process, lambda: str(reached + 1) in entries(workdir))
+    second = finish(start(environment, workdir))
+    assert second[0] == 2 and "is in use by another run" in second[2]
+    assert finish(process)[::2] == (0, "")
+    assert_same_end(workdir, plain)
+
+    code, out, err = finish(start(environment, workdir))
+    assert (code, err) == (0, "") and len(out.splitlines()) == 1 and f"{workdir} is finished. test accuracy" in out
+
+
+# Runs train.py once for each command of a list, in a fork of a process that has imported everything already.
+MANY = """
+import json, os, runpy, sys
+import train  # what takes long is imported once; the backend of JAX is not started by it
+for name in ("config", "workdir"):
+    delattr(train.flags.FLAGS, name)  # each fork defines them anew
+outcomes = []
+for number, command in enumerate(json.loads(sys.argv[1])):
+    child = os.fork()
+    if child == 0:
+        for descriptor, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{sys.argv[2]}/{number}.{name}", os.O_CREAT | os.O_WRONLY), descriptor)
+        sys.argv = ["train.py", *command]
+        runpy.run_path("train.py", run_name="__main__")
+        sys.exit(0)
+    outcomes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(outcomes))
+"""
+
+
+def run_many(environment, folder, commands):
+    """Return (exit code, stdout, stderr) for each command line."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY, json.dumps(commands), str(folder)], cwd=REPO, env=environment, text=True,
+        capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout.splitlines()[-1])
+    texts = [[(folder / f"{number}.{name}").read_text() for name in ("out", "err")] for number in range(len(codes))]
+    return [(code, *text) for code, text in zip(codes, texts, strict=True)]
+
+
+# The arguments, and what the sentence has to hold.
+MISTAKES = {
+    "no arguments": ([], ["--config", "--workdir"]),
+    "no directory": (DIGITS, ["--workdir"]),
+    "stray argument": ([*DIGITS, "stray"], ["stray"]),
+    "no such config file": (["--config", "configs/nothing.py"], ["configs/nothing.py"]),
+    "config file with a mistake": (["--config", "{folder}/broken.py"], ["broken.py"]),
+    "config file without get_config": (["--config", "{folder}/empty.py"], ["empty.py", "get_config"]),
+    "config file with a wrong type": (["--config", "{folder}/wrong_type.py"], ["batch_size"]),
+    "config file with a typo": (["--config", "{folder}/typo.py"], ["pruning.densty", "density"]),
+    "unknown flag": ([*DIGITS, "--densty=1"], ["densty"]),
+    "unknown field": ([*DIGITS, "--config.densty=1"], ["config.densty"]),
+    "unknown field in a group": ([*DIGITS, "--config.pruning.densty=1"], ["config.pruning.densty", "density"]),
+    "not a number": ([*DIGITS, "--config.batch_size=many"], ["config.batch_size", "many"]),
+    "not a whole number": ([*DIGITS, "--config.batch_size=1.5"], ["config.batch_size", "1.5"]),
+    "not true or false": ([*DIGITS, "--config.data.augment=maybe"], ["config.data.augment", "maybe"]),
+    "broken tuple": ([*DIGITS, "--config.optimizer.milestones=(1,"], ["config.optimizer.milestones"]),
+    "out of range": ([*DIGITS, "--config.pruning.density=1.5"], ["config.pruning.density is 1.5", "at most 1"]),
+    "unknown method": ([*DIGITS, "--config.pruning.method=epll"], ["config.pruning.method", "'epl'", "erk"]),
+    "unknown network": ([*DIGITS, "--config.model.name=lennet"], ["config.model.name", "'lenet'", "vgg16"]),
+    "unknown data": ([*DIGITS, "--config.data.name=digit"], ["config.data.name", "'digits'", "cifar10"]),
+    "devices cannot share": ([*DIGITS, "--config.batch_size=65"], ["config.batch_size is 65", "2 devices", "64"]),
+    "more than there are": ([*DIGITS, "--config.batch_size=5000"], ["config.batch_size is 5000", "1293"]),
+}
+COMMON = "from configs import common\ndef get_config():\n    c = common.get_config()\n"
+FILES = {
+    "broken.py": "def get_config(:\n",
+    "empty.py": "x = 1\n",
+    "wrong_type.py": COMMON + "    c.batch_size = '64'\n    return c\n",
+    "typo.py": COMMON + "    c.num_epochs = 1\n    c.data.name = 'digits'\n    c.pruning.densty = 1\n    return c\n",
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(environment, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mistakes")
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    commands, workdirs = [], []
+    for number, (arguments, _) in enumerate(MISTAKES.values()):
+        workdirs.append(folder / f"run{number}")
+        workdir = [] if arguments in ([], DIGITS) else ["--workdir", str(workdirs[-1])]
+        commands.append([argument.format(folder=folder) for argument in arguments] + workdir)
+    diverging = ["--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e20", "--config.num_epochs=1"]
+    commands.append([*DIGITS, *diverging, "--workdir", str(folder / "diverging")])
+    found = run_many(environment, folder, commands)
+    return {"diverging": found[-1]} | dict(zip(MISTAKES, zip(found, workdirs, strict=False), strict=True))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_one_sentence(outcomes, mistake):
+    (code, _, err), workdir = outcomes[mistake]
+    assert code == 2, err
+    assert err.startswith("train.py: ") and err.count("\n") == 1 and len(err) < 500
+    assert "Traceback" not in err and 'File "' not in err and "\\n" not in err
+    for part in MISTAKES[mistake][1]:
+        assert part in err
+    assert not workdir.exists() or not {entry.name for entry in workdir.iterdir()} - {".lock"}
+
+
+def test_loss_that_is_not_finite(outcomes):
+    code, _, err = outcomes["diverging"]
+    assert code == 3
+    assert err.startswith("train.py: the loss is not finite at step 1;") and "learning_rate" in err
+    assert err.count("\n") == 1

@@ -1,0 +1,169 @@
+"""The compiled programs and the loop: same numbers on any number of devices, no transfer between steps."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dctps_jax import pruning
+from dctps_jax.data.batches import Normalization, Split
+from dctps_jax.training import loop
+from dctps_jax.training.run import build_model
+from dctps_jax.training.step import create_state, zero_sums
+from dctps_jax.training.stopping import NonFiniteLoss
+from tests.training.small_runs import make_optimizer_of, placement_on, small_config, small_digits
+
+pytestmark = pytest.mark.usefixtures("compile_once")
+
+
+def make_plan(**options):
+    plan = loop.Plan(
+        batch_size=32, eval_batch_size=20, steps_per_epoch=5, steps_per_dispatch=1,
+        normalization=Normalization((0.3, 0.3, 0.3), (0.4, 0.4, 0.4)), augmented=True, seed=0,
+    )  # fmt: skip
+    return plan._replace(**options)
+
+
+class Run:
+    """A network in training on the first `num_devices` devices."""
+
+    def __init__(self, num_devices=1, learning_rate=1e-3, **options):
+        config = small_config()
+        digits = small_digits()
+        model = build_model(config, 10, 32)
+        masks = pruning.prune(model, "epl", 0.05, key=jax.random.key(0))
+        pruning.apply_masks(model, masks)
+        optimizer = make_optimizer_of(config, learning_rate)
+        self.plan = make_plan(**options)
+        self.placement = placement_on(num_devices)
+        graphs, state = create_state(model, optimizer)
+        self.state, self.sums = self.placement.put(state), self.placement.put(zero_sums())
+        split = Split(digits.train_images, digits.train_labels)
+        self.train = self.placement.put(Split(split.images[:180], split.labels[:180]))
+        self.held_out = self.placement.put(Split(split.images[180:], split.labels[180:]))
+        self.programs = loop.compile_programs(
+            self.plan, graphs, optimizer, self.placement, self.state, self.sums, self.train, self.held_out, self.held_out
+        )
+        self.step = 0
+
+    def epoch(self, log_every_steps=1000, order=None):
+        number = self.step // self.plan.steps_per_epoch
+        if order is None:
+            order = loop.order_of_epoch(number, self.plan, self.train, self.placement)
+        dispatches = loop.run_epoch(
+            self.programs, self.plan, self.placement, self.state, self.sums, self.train, order, self.step,
+            log_every_steps=log_every_steps,
+        )  # fmt: skip
+        for self.step, self.state, self.sums in dispatches:
+            yield self.step
+
+    def losses(self):
+        """The sum of the losses of each dispatch of two epochs."""
+        length, found = self.plan.steps_per_dispatch, []
+        for step in range(0, 2 * self.plan.steps_per_epoch, length):
+            order = loop.order_of_epoch(step // self.plan.steps_per_epoch, self.plan, self.train, self.placement)
+            sums = self.placement.put(zero_sums())
+            self.state, sums = self.programs.advance[length](self.state, sums, self.train, order)
+            found.append(float(sums.loss))
+        return np.array(found)
+
+
+@cache
+def losses_on_one_device():
+    return Run().losses()
+
+
+@pytest.mark.parametrize("num_devices", [2, 4])
+def test_devices_give_the_same_losses(num_devices):
+    run = Run(num_devices)
+    losses, expected = run.losses(), losses_on_one_device()
+    assert len(losses) == 10 and expected[-1] < 0.9 * expected[0]
+    np.testing.assert_allclose(losses, expected, rtol=1e-6)
+    assert len(run.state.step.devices()) == num_devices
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
+def test_placed_arrays_are_copies(num_devices):
+    source = zero_sums()
+    placed = placement_on(num_devices).put(source)
+    assert len(placed.loss.devices()) == num_devices
+    jax.tree.map(lambda array: array.delete(), placed)  # as donation does
+    assert int(source.images) == 0
+
+
+def test_steps_per_dispatch_does_not_change_the_losses():
+    together = Run(steps_per_dispatch=5)
+    np.testing.assert_allclose(together.losses(), losses_on_one_device().reshape(2, 5).sum(1), rtol=1e-5)
+    assert int(together.state.step) == 10
+
+
+def test_hot_loop_transfers_nothing():
+    run = Run()
+    for _ in run.epoch():  # the first one may warm up
+        pass
+    order = loop.order_of_epoch(1, run.plan, run.train, run.placement)
+    with jax.transfer_guard("disallow"):
+        for _ in run.epoch(order=order):
+            pass
+    assert run.step == 10
+    # The guard of the loop itself is armed: an order on the host would have to be transferred.
+    with pytest.raises(Exception, match=r"(?i)transfer"):
+        list(run.epoch(order=np.arange(180, dtype=np.int32)))
+
+
+@given(st.integers(1, 400), st.integers(1, 60), st.data())
+def test_dispatches_fill_the_epoch_from_any_position(steps_per_epoch, steps_per_dispatch, data):
+    plan = make_plan(steps_per_epoch=steps_per_epoch, steps_per_dispatch=steps_per_dispatch)
+
+    def dispatches(position):
+        lengths, updates = zip(*loop._dispatches(steps_per_epoch + position, plan), strict=True)
+        assert not any(updates)
+        return list(lengths)
+
+    whole = dispatches(0)
+    assert sum(whole) == steps_per_epoch
+    boundaries = np.cumsum([0, *whole])
+    number = data.draw(st.integers(0, len(whole) - 1))
+    # From a boundary, where checkpoints are written, the same programs follow as without the stop.
+    assert dispatches(int(boundaries[number])) == whole[number:]
+    anywhere = data.draw(st.integers(0, steps_per_epoch - 1))
+    assert sum(dispatches(anywhere)) == steps_per_epoch - anywhere
+    assert max(whole) <= steps_per_dispatch and len(set(whole)) <= 2
+
+
+def test_evaluation_leaves_the_state_and_counts_a_partial_batch():
+    run = Run()
+    list(run.epoch())
+    before = jax.tree.map(np.array, run.state)
+    sums = run.programs.evaluate(run.state, run.held_out)
+    assert int(sums.images) == 20
+    smaller = Run(eval_batch_size=7)
+    other = smaller.programs.evaluate(smaller.placement.put(before), smaller.held_out)
+    assert loop.means(other)[1] == loop.means(sums)[1] and int(other.images) == 20
+    np.testing.assert_allclose(loop.means(other)[0], loop.means(sums)[0], rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, run.state))
+    list(run.epoch())  # and the state is still there to train on
+
+
+def test_bad_loss_is_found_at_the_next_look():
+    run = Run(learning_rate=1e38)
+    seen = []
+    with pytest.raises(NonFiniteLoss, match="at step 1;"):
+        for step in run.epoch(log_every_steps=3):
+            seen.append(step)
+    assert seen == [1, 2]
+
+
+def test_check_finite():
+    loop.check_finite(zero_sums())
+    with pytest.raises(NonFiniteLoss, match="at step 0;"):
+        loop.check_finite(zero_sums()._replace(bad_step=jnp.asarray(0)))
+
+
+@pytest.mark.parametrize(("images", "batch", "steps"), [(1293, 256, 5), (128, 128, 1), (127, 128, 0)])
+def test_steps_in_epoch(images, batch, steps):
+    assert loop.steps_in_epoch(images, batch) == steps

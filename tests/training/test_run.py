@@ -1,0 +1,225 @@
+"""Whole runs inside this process: stopped anywhere they end the same, and what must not happen does not."""
+
+import json
+import math
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from dctps_jax.errors import UserError
+from dctps_jax.training import loop
+from dctps_jax.training import run as run_module
+from dctps_jax.training.checkpoint import Checkpoints
+from dctps_jax.training.metrics import MetricsLog
+from dctps_jax.training.stopping import NonFiniteLoss, Stopped
+from tests.training.small_runs import STEPS_PER_EPOCH, arrays, assert_same_end, results, rows, small_run, steps
+
+pytestmark = [
+    pytest.mark.usefixtures("small"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # Orbax, after a read that failed
+]
+
+
+class Kill(BaseException):
+    """Stands for SIGKILL: nothing between its raising and the test may catch it."""
+
+
+def kill_at(patch, moment):
+    """Raise `Kill` at the `moment`-th of the events of a run: before and after each write to its directory."""
+    count = 0
+
+    def event():
+        nonlocal count
+        count += 1
+        if count == moment:
+            raise Kill
+
+    def watched(function):
+        def call(*args, **kwargs):
+            event()
+            function(*args, **kwargs)
+            event()
+
+        return call
+
+    patch.setattr(Checkpoints, "save", watched(Checkpoints.save))
+    patch.setattr(MetricsLog, "append", watched(MetricsLog.append))
+    patch.setattr(run_module, "write_json", watched(run_module.write_json))
+
+
+def run_through_kills(workdir, moments, **overrides):
+    """Start once for each of `moments`, killed there, and once more to the end."""
+    for moment in moments:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Kill):
+            kill_at(patch, moment)
+            small_run(workdir, **overrides)
+    small_run(workdir, **overrides)
+
+
+def test_killed_at_any_write_it_ends_the_same(tmp_path, plain):
+    # After the best of epoch 1 is saved; before and after its last checkpoint; before the save of step 8; after the row
+    # of epoch 2; before the results; after them.
+    run_through_kills(tmp_path, [6, 5, 6, 3, 4, 5, 2], checkpoint_every_steps=2)
+    assert_same_end(tmp_path, plain)
+
+
+EVERY_DISPATCH = {"steps_per_dispatch": 3, "optimizer__name": "sgd"}
+
+
+def test_resumed_in_the_middle_of_an_epoch_of_several_steps_a_dispatch(tmp_path):
+    options = EVERY_DISPATCH | {"checkpoint_every_steps": 1}
+    small_run(tmp_path / "plain", **options)
+    run_through_kills(tmp_path / "killed", [2, 2], **options)  # after the saves of steps 3 and 4
+    assert_same_end(tmp_path / "killed", tmp_path / "plain")
+
+
+def test_number_of_saves_is_what_was_asked_for(tmp_path, monkeypatch):
+    saved, save = [], Checkpoints.save
+
+    def record(self, kind, step, tree):
+        if kind == "latest":
+            saved.append(step)
+        save(self, kind, step, tree)
+
+    monkeypatch.setattr(Checkpoints, "save", record)
+    small_run(tmp_path, checkpoint_every_steps=3, **EVERY_DISPATCH)
+    # An epoch is dispatched as 3 + 1 + 1: the first boundary at or after each multiple of 3, and the ends of the epochs.
+    assert saved == [3, 5, 8, 9, 10]
+
+
+def test_stopped_by_a_signal_it_saves_and_goes_on(tmp_path, plain, monkeypatch):
+    dispatches = loop.run_epoch
+
+    def with_a_signal(*args, **kwargs):
+        for number, item in enumerate(dispatches(*args, **kwargs)):
+            if number == 2:
+                signal.raise_signal(signal.SIGTERM)
+            yield item
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
+        patch.setattr(loop, "run_epoch", with_a_signal)
+        small_run(tmp_path, checkpoint_every_steps=2)
+    assert stopped.value.exit_code == 143 and "saved at step 3" in str(stopped.value)
+    assert steps(tmp_path)[-1] == 3 and rows(tmp_path) == []
+    small_run(tmp_path, checkpoint_every_steps=2)
+    assert_same_end(tmp_path, plain)
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_damaged_checkpoints_are_passed_over(tmp_path, plain, damaged, caplog):
+    workdir = tmp_path / "run"
+    shutil.copytree(plain, workdir)
+    (workdir / "results.json").unlink()
+    for step in steps(workdir)[-damaged:]:
+        state = workdir / "checkpoints" / "latest" / str(step) / "state"
+        largest = max((path for path in state.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        content = bytearray(largest.read_bytes())
+        content[len(content) // 2] ^= 1
+        largest.write_bytes(content)
+    small_run(workdir, checkpoint_every_steps=2)
+    assert caplog.text.count("is damaged and passed over") == damaged
+    assert_same_end(workdir, plain)
+
+
+def test_finished_run_reports_and_does_nothing(plain, monkeypatch, capsys):
+    before = {path: path.stat().st_mtime_ns for path in plain.rglob("*") if path.name != ".lock"}
+    monkeypatch.setattr(loop, "compile_programs", None)
+    found = small_run(plain, checkpoint_every_steps=2)
+    assert found == json.loads((plain / "results.json").read_text())
+    assert "is finished. test accuracy" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in plain.rglob("*") if path.name != ".lock"}
+
+
+def test_results_and_rows_hold_what_is_promised(plain):
+    found = results(plain)
+    assert {
+        "best_val_accuracy", "test_accuracy_best", "test_accuracy_final", "density", "layer_densities",
+        "trainable_parameters", "seed",
+    } <= found.keys()  # fmt: skip
+    assert [(row["epoch"], row["step"]) for row in rows(plain)] == [(1, STEPS_PER_EPOCH), (2, 2 * STEPS_PER_EPOCH)]
+    assert found["best_val_accuracy"] == max(row["val_accuracy"] for row in rows(plain))
+    masks = {name: array for name, array in arrays(plain).items() if name.startswith("state/masks")}
+    kept, size = (sum(map(measure, masks.values())) for measure in (np.sum, np.size))
+    assert found["density"] == kept / size == pytest.approx(0.05, abs=1e-4)
+    assert found["trainable_parameters"] == kept + 5  # and an α a layer
+
+
+def assert_pruned_are_zero(workdir, arrays_per_layer):
+    found = arrays(workdir)
+    seen = 0
+    for name, mask in found.items():
+        if name.startswith("state/masks/"):
+            kernel = name.removeprefix("state/masks/").replace("/mask", "/kernel")
+            for other in found:
+                if other.endswith(kernel):
+                    seen += 1
+                    assert found[other].dtype == np.float32
+                    assert not found[other][~mask].any() and found[other][mask].any(), other
+    assert seen == 5 * arrays_per_layer
+
+
+def test_pruned_weights_and_moments_are_zero_at_the_end(tmp_path, plain):
+    assert_pruned_are_zero(plain, 3)  # S and Adam's two moments
+    small_run(tmp_path, optimizer__name="sgd", model__offset=None, model__dtype="bfloat16")
+    assert_pruned_are_zero(tmp_path, 2)
+    assert all(math.isfinite(row["train_loss"]) for row in rows(tmp_path))
+
+
+@pytest.mark.parametrize("batch_size", [32, 180])
+def test_loss_that_is_not_finite_ends_the_run(tmp_path, batch_size):
+    # With 180 images a batch the first epoch is one step: its loss is finite, what it leaves is not.
+    options = {"optimizer__name": "sgd", "optimizer__learning_rate": 1e38, "batch_size": batch_size}
+    for _ in range(2):  # the second time with what the first one left
+        with pytest.raises(NonFiniteLoss, match="not finite at step 1;") as ended:
+            small_run(tmp_path, checkpoint_every_steps=1, **options)
+        assert ended.value.exit_code == 3
+        assert not (tmp_path / "results.json").exists()
+        rows(tmp_path)  # valid JSON
+        for step in steps(tmp_path):
+            for name, array in arrays(tmp_path, step=step).items():
+                assert array.dtype != np.float32 or np.isfinite(array).all(), f"step {step}: {name} is not good"
+
+
+def test_last_update_that_is_not_finite_is_no_success(tmp_path):
+    options = {"optimizer__name": "sgd", "optimizer__learning_rate": 1e38, "batch_size": 180, "num_epochs": 1}
+    with pytest.raises(NonFiniteLoss):
+        small_run(tmp_path, **options)
+
+
+def test_several_seeds_and_their_mean(tmp_path, plain, capsys):
+    found = small_run(tmp_path, num_seeds=2, checkpoint_every_steps=2)
+    alone = [results(tmp_path / f"seed_{seed}") for seed in (0, 1)]
+    assert found["seeds"] == [0, 1] and [run["seed"] for run in alone] == [0, 1]
+    for name in ("best_val_accuracy", "test_accuracy_best", "test_accuracy_final"):
+        values = [run[name] for run in alone]
+        assert found[name] == pytest.approx(np.mean(values))
+        assert found[f"{name}_std"] == pytest.approx(np.std(values, ddof=1))
+    assert " ± " in capsys.readouterr().out.splitlines()[-1]
+    assert found == json.loads((tmp_path / "results.json").read_text())
+    # A seed among several is the run of that seed alone, and another seed is another run in everything.
+    assert_same_end(tmp_path / "seed_0", plain)
+    first, second = arrays(plain), arrays(tmp_path / "seed_1")
+    assert not np.array_equal(first["state/masks/convs/6/mask"], second["state/masks/convs/6/mask"])
+    assert rows(plain) != rows(tmp_path / "seed_1")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("batch_size", 5000), ("data__train_fraction", 0.9999), ("pruning__dense_layers", ("nothing",)), ("data__image_size", 64)],
+)
+def test_mistake_found_after_the_data_is_read_writes_nothing(tmp_path, field, value):
+    with pytest.raises(UserError):
+        small_run(tmp_path / "run", **{field: value})
+    assert not (tmp_path / "run" / "config.json").exists()  # else the corrected command is refused
+
+
+def test_run_moves_to_a_platform_with_another_number_of_steps_a_dispatch(tmp_path, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Kill):
+        kill_at(patch, 2)
+        small_run(tmp_path, checkpoint_every_steps=2)
+    assert steps(tmp_path) == [2]
+    monkeypatch.setattr(loop, "default_steps_per_dispatch", lambda: 5)
+    small_run(tmp_path, checkpoint_every_steps=2)
+    assert [row["step"] for row in rows(tmp_path)] == [5, 10]

@@ -1,0 +1,116 @@
+"""The directory of a run: one process, one config, whole files."""
+
+import json
+import os
+
+import pytest
+from ml_collections import ConfigDict
+
+from dctps_jax.errors import UserError
+from dctps_jax.training.workdir import FREE_FIELDS, claim, read_json, write_json
+from tests.training.small_runs import small_config
+
+
+def test_new_directory_gets_the_config(tmp_path):
+    config = small_config(optimizer__milestones=(1, 2), model__offset=None)
+    workdir = tmp_path / "deep" / "er"
+    with claim(workdir, config):
+        stored = json.loads((workdir / "config.json").read_text())
+    assert stored["batch_size"] == 32 and stored["optimizer"]["milestones"] == [1, 2]
+    assert stored["model"]["offset"] is None
+    with claim(workdir, config):  # tuples are lists in JSON; that is no difference
+        pass
+
+
+def test_other_config_is_refused_with_the_fields_that_differ(tmp_path):
+    with claim(tmp_path, small_config()):
+        pass
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(UserError) as caught, claim(tmp_path, small_config(seed=7, optimizer__learning_rate=0.5)):
+        pass
+    message = str(caught.value)
+    assert "optimizer.learning_rate (0.001 there, 0.5 now)" in message and "seed (0 there, 7 now)" in message
+    assert str(tmp_path) in message and "batch_size" not in message and "\n" not in message
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_fields_that_appear_or_vanish_are_differences(tmp_path):
+    with claim(tmp_path, ConfigDict({"old": 1, "both": 2})):
+        pass
+    other = ConfigDict({"new": 3, "both": 2})
+    message = r"new \('absent' there, 3 now\), old \(1 there, 'absent' now\)"
+    with pytest.raises(UserError, match=message), claim(tmp_path, other):
+        pass
+
+
+def test_where_files_lie_may_change(tmp_path):
+    with claim(tmp_path, small_config()):
+        pass
+    moved = small_config(data__dir="/elsewhere", data__cache_dir="/c", data__download=False, log_every_steps=7)
+    with claim(tmp_path, moved):
+        pass
+    known = {"data.dir", "data.cache_dir", "data.download", "log_every_steps", "tensorboard", "multi_host"}
+    assert set(FREE_FIELDS) == known  # a new one has to be one that does not change the numbers
+
+
+def test_second_claim_is_refused_until_the_first_ends(tmp_path):
+    with claim(tmp_path, small_config()):
+        with pytest.raises(UserError, match="is in use by another run"), claim(tmp_path, small_config()):
+            pass
+        with pytest.raises(UserError, match="is in use by another run"), claim(tmp_path, small_config(seed=1)):
+            pass
+    with claim(tmp_path, small_config()):
+        pass
+
+
+def test_an_error_inside_releases_the_claim(tmp_path):
+    for error in (UserError, KeyboardInterrupt):
+        with pytest.raises(error), claim(tmp_path, small_config()):
+            raise error
+    with claim(tmp_path, small_config()):
+        pass
+
+
+def test_results_without_a_config_are_refused(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds results but no config\.json"), claim(tmp_path, small_config()):
+        pass
+    assert not (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "\x00\x01"])
+def test_damaged_config_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json cannot be read as JSON"), claim(tmp_path, small_config()):
+        pass
+    assert (tmp_path / "config.json").read_text() == text
+
+
+def test_config_that_is_no_config_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError), claim(tmp_path, small_config()):
+        pass
+
+
+def test_unusable_directories(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=f"--workdir {workdir} cannot be written"), claim(workdir, small_config()):
+            pass
+
+
+def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    assert path.read_text().endswith("}\n") and path.stat().st_mode & 0o777 == 0o644
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 1}
+    write_json(path, {"a": 3})
+    assert read_json(path) == {"a": 3}
