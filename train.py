@@ -3,7 +3,9 @@
 Every field of the config can be set on the command line: ``--config.pruning.density=0.001``.
 """
 
+import itertools
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from dctps_jax.config import TYPES, unknown_field
 from dctps_jax.errors import UserError
 from dctps_jax.training.run import run
 from dctps_jax.training.stopping import NonFiniteLoss, Stopped
@@ -36,11 +39,27 @@ def main(argv: list[str]) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse the command line; a mistake in it is one sentence, not a traceback."""
+    """Parse the command line and load the config file; a mistake in them is one sentence, not a traceback."""
+    file = ""
+    for argument, following in itertools.pairwise([*argv, ""]):
+        name, _, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            file = (value or following).partition(":")[0]
+            if not Path(file).is_file():
+                fail(f"--config: {file!r} does not exist; the configs are in configs/")
+        if argument.startswith("-") and name.startswith("config.") and name.removeprefix("config.") not in TYPES:
+            fail(unknown_field(name.removeprefix("config.")))
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        fail(" ".join(str(error).split()))
+    except Exception as error:  # absl, ml_collections, or the config file, which is a Python program
+        message = str(error).strip()
+        override = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
+        if override:
+            fail(f"config.{override[1]} is {override[2]!r}; it must be {TYPES[override[1]][1]}")
+        if isinstance(error, flags.Error) and "config file" not in message:
+            fail(" ".join(message.split()))
+        last_line = message.splitlines()[-1] if message else type(error).__name__
+        fail(f"--config: {file} cannot be used: {last_line}")
 
 
 def show_warnings_only() -> None:

@@ -1,8 +1,8 @@
-"""Check a config before anything is compiled or written: every value in its range, every name one that exists."""
+"""Check a config before anything is compiled or written: its fields, their types, ranges, and names that exist."""
 
 import difflib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -54,42 +54,84 @@ CHOICES: tuple[tuple[str, Iterable[str]], ...] = (
     ("optimizer.name", OPTIMIZERS),
 )
 
+FLAGS = ("model.alpha_trainable", "model.stable", "data.download", "data.augment", "tensorboard", "multi_host")
+TEXTS = ("data.dir", "data.cache_dir", "pruning.run", *(field for field, _ in CHOICES))
+LISTS = ("data.mean", "data.std", "pruning.dense_layers", "pruning.layer_densities", "optimizer.milestones")
+FRACTIONS = (
+    "data.train_fraction", "pruning.density", "sparse_training.stop_fraction", "sparse_training.drop_fraction",
+    "optimizer.learning_rate", "optimizer.momentum", "optimizer.weight_decay", "optimizer.decay_rate",
+)  # fmt: skip
+
+# Field → the Python types it may have, and their name in a message.
+TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    **{field: ((int,), "a whole number") for field, _, _ in RANGES if field not in FRACTIONS},
+    **{field: ((int, float), "a number") for field in FRACTIONS},
+    **{field: ((bool,), "True or False") for field in FLAGS},
+    **{field: ((str,), "a text") for field in TEXTS},
+    **{field: ((tuple, list), "a tuple") for field in LISTS},
+    "model.offset": ((str, type(None)), "'dct' or None"),
+}
+
 
 def check_config(config: Any) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for the first value that cannot work, with what is allowed.
+    """Raise :class:`~dctps_jax.errors.UserError` for the first field or value that cannot work, with what is allowed.
 
-    Brings ``model.offset`` into its one spelling (None or "dct"). Types and unknown fields are the business of the
-    config's own flags; here a config that lacks a field is told so.
+    Brings ``model.offset`` into its one spelling (None or "dct").
     """
-    if str(_value(config, "model.offset")).lower() in ("none", ""):
+    values = dict(flat_fields(config))
+    for field in values:
+        if field not in TYPES:
+            raise UserError(unknown_field(field))
+    for field, (types, name) in TYPES.items():
+        if field not in values:
+            raise UserError(f"the config has no field config.{field}; build it on configs/common.py")
+        value = values[field]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise UserError(f"config.{field} is {value!r}; it must be {name}")
+    if str(config.model.offset).lower() in ("none", ""):
         config.model.offset = None
     if config.model.offset not in (None, "dct"):
         raise UserError(f"config.model.offset is {config.model.offset!r}; it must be None or 'dct'")
     for field, choices in CHOICES:
-        value = _value(config, field)
+        value = values[field]
         if value not in choices:
-            close = difflib.get_close_matches(str(value), list(choices), n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise UserError(f"config.{field} is {value!r}; {hint}It must be one of: {', '.join(choices)}")
+            close = difflib.get_close_matches(value, list(choices), n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            names = ", ".join(choice or "''" for choice in choices)
+            raise UserError(f"config.{field} is {value!r}{hint}; it must be one of: {names}")
     for field, is_allowed, allowed in RANGES:
-        value = _value(config, field)
-        if not is_allowed(value):
-            raise UserError(f"config.{field} is {value!r}; it must be {allowed}")
+        if not is_allowed(values[field]):
+            raise UserError(f"config.{field} is {values[field]!r}; it must be {allowed}")
     _check_lists(config)
     _check_together(config)
 
 
+def flat_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every field of a config by dotted path."""
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            yield from flat_fields(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def unknown_field(field: str) -> str:
+    """Return what to say of a field that does not exist."""
+    close = difflib.get_close_matches(field, TYPES, n=1)
+    hint = f"did you mean config.{close[0]}?" if close else "configs/common.py has them all"
+    return f"there is no field config.{field}; {hint}"
+
+
 def _check_lists(config: Any) -> None:
     milestones = config.optimizer.milestones
-    if any(not isinstance(epoch, int) or epoch < 1 for epoch in milestones) or sorted(set(milestones)) != list(
-        milestones
-    ):
+    if any(type(epoch) is not int or epoch < 1 for epoch in milestones) or sorted(set(milestones)) != list(milestones):
         raise UserError(
             f"config.optimizer.milestones is {milestones!r}; it must be whole epochs of at least 1 in increasing order, "
             "e.g. (120, 160)"
         )
     mean, std = config.data.mean, config.data.std
-    if any(len(moment) not in (0, 3) for moment in (mean, std)) or len(mean) != len(std) or any(s <= 0 for s in std):
+    numbers = all(isinstance(number, int | float) and math.isfinite(number) for number in (*mean, *std))
+    if not numbers or len(mean) not in (0, 3) or len(mean) != len(std) or any(number <= 0 for number in std):
         raise UserError(
             f"config.data.mean is {mean!r} and config.data.std {std!r}; give three numbers each, the deviations above 0, "
             "or () for both"
@@ -99,15 +141,19 @@ def _check_lists(config: Any) -> None:
             f"config.pruning.dense_layers is {config.pruning.dense_layers!r}; it must be path patterns, e.g. ('conv1',)"
         )
     for pair in config.pruning.layer_densities:
-        if not (
-            isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int | float)
-        ):
+        is_pair = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
+        if not (is_pair and isinstance(pair[1], int | float) and 0 < pair[1] <= 1):
             raise UserError(
-                f"config.pruning.layer_densities has {pair!r}; it must hold (pattern, density) pairs, e.g. (('fc', 0.5),)"
+                f"config.pruning.layer_densities has {pair!r}; it must hold (pattern, density) pairs with densities above "
+                "0 and at most 1, e.g. (('fc', 0.5),)"
             )
 
 
 def _check_together(config: Any) -> None:
+    if config.seed + config.num_seeds > 2**32:
+        raise UserError(
+            f"config.seed is {config.seed} and config.num_seeds {config.num_seeds}; the last seed must be below 2^32"
+        )
     if config.pruning.method == "from_run" and not config.pruning.run:
         raise UserError("config.pruning.run is empty; name the directory of the run whose masks from_run is to take")
     if (
@@ -124,21 +170,10 @@ def _check_together(config: Any) -> None:
             f"config.model.width and config.model.stable are for ResNets; {config.model.name} has neither, leave them at "
             "64 and False"
         )
-    # Asking JAX for its devices before jax.distributed has started would fix the wrong ones.
-    if not config.multi_host:
-        devices = jax.device_count()
-        for field in ("batch_size", "eval_batch_size"):
-            if config[field] % devices:
-                raise UserError(
-                    f"config.{field} is {config[field]}, which {devices} devices cannot share evenly; choose a multiple "
-                    f"of {devices}, e.g. {max(1, round(config[field] / devices)) * devices}"
-                )
-
-
-def _value(config: Any, field: str) -> Any:
-    node: Any = config
-    for name in field.split("."):
-        if not hasattr(node, "keys") or name not in node:
-            raise UserError(f"the config has no field config.{field}; build it on configs/common.py")
-        node = node[name]
-    return node
+    devices = jax.device_count()
+    for field in ("batch_size", "eval_batch_size"):
+        if config[field] % devices:
+            raise UserError(
+                f"config.{field} is {config[field]}, which {devices} devices cannot share evenly; choose a multiple of "
+                f"{devices}, e.g. {max(1, round(config[field] / devices)) * devices}"
+            )

@@ -323,6 +323,7 @@ def _per_dimension(value: int | Sequence[int] | None, rank: int) -> tuple[int, .
 def _canonical_padding(padding: Any, rank: int) -> str | tuple[tuple[int, int], ...]:
     """Return a padding as a name or as one (low, high) pair a spatial dimension."""
     if isinstance(padding, str):
+        padding = padding.upper()
         if padding == "CAUSAL" and rank != 1:
             raise UserError(f'padding "CAUSAL" is for one spatial dimension, the kernel has {rank}')
         if padding not in ("SAME", "VALID", "CIRCULAR", "REFLECT", "CAUSAL", "SAME_LOWER"):

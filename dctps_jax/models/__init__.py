@@ -58,8 +58,8 @@ def create_model(
     """
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f'; did you mean "{close[0]}"?' if close else ""
-        raise UserError(f"there is no network {name!r}{hint} The networks are: {', '.join(MODELS)}")
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UserError(f"there is no network {name!r}{hint}; the networks are: {', '.join(MODELS)}")
     if init not in INITIALIZERS:
         raise UserError(f"there is no initialiser {init!r}; choose one of: {', '.join(INITIALIZERS)}")
     allowed = ("width", "stable") if name in RESNETS else ()

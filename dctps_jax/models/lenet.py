@@ -5,7 +5,7 @@ from functools import partial
 import jax
 from flax import nnx
 
-from dctps_jax.models.parts import Parts, global_average_pool
+from dctps_jax.models.parts import Parts, global_average_pool, halve_by_average
 
 
 class LeNet(nnx.Module):
@@ -19,9 +19,8 @@ class LeNet(nnx.Module):
 
     def __init__(self, parts: Parts, num_classes: int):
         conv = partial(parts.conv, kernel_size=(5, 5), padding="VALID")
-        pool = partial(nnx.avg_pool, window_shape=(2, 2), strides=(2, 2))
         self.convs = nnx.List(
-            [conv(3, 6), nnx.relu, pool, conv(6, 16), nnx.relu, pool, conv(16, 120), nnx.relu],
+            [conv(3, 6), nnx.relu, halve_by_average, conv(6, 16), nnx.relu, halve_by_average, conv(16, 120), nnx.relu],
         )
         self.fcs = nnx.List(
             [parts.linear(120, 82, use_bias=False), nnx.relu, parts.linear(82, num_classes, use_bias=False)]

@@ -58,6 +58,16 @@ def make_parts(
     )
 
 
+def halve_by_average(x: jax.Array) -> jax.Array:
+    """Average ``[batch, height, width, channels]`` over windows of 2×2."""
+    return nnx.avg_pool(x, window_shape=(2, 2), strides=(2, 2))
+
+
+def halve_by_maximum(x: jax.Array) -> jax.Array:
+    """Take the maximum of ``[batch, height, width, channels]`` over windows of 2×2."""
+    return nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2))
+
+
 def global_average_pool(x: jax.Array) -> jax.Array:
     """Average ``[batch, height, width, channels]`` over the positions."""
     return jnp.mean(x, axis=(1, 2))

@@ -1,11 +1,9 @@
 """VGG with BatchNorm and a single linear layer, for small images (Simonyan & Zisserman 2015)."""
 
-from functools import partial
-
 import jax
 from flax import nnx
 
-from dctps_jax.models.parts import Parts, global_average_pool
+from dctps_jax.models.parts import Parts, global_average_pool, halve_by_maximum
 
 # Channels of the 3×3 convolutions between the max-pools.
 STAGES = {
@@ -22,12 +20,11 @@ class VGG(nnx.Module):
     MIN_IMAGE_SIZE = 16
 
     def __init__(self, parts: Parts, stages: tuple[tuple[int, ...], ...], num_classes: int):
-        max_pool = partial(nnx.max_pool, window_shape=(2, 2), strides=(2, 2))
         feature = []
         in_features = 3
         for stage, channels in enumerate(stages):
             if stage > 0:
-                feature.append(max_pool)
+                feature.append(halve_by_maximum)
             for features in channels:
                 conv = parts.conv(in_features, features, (3, 3), padding=1)
                 feature += [conv, parts.norm(features), nnx.relu]

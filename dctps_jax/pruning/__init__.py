@@ -62,11 +62,12 @@ def prune(
         close = difflib.get_close_matches(method, METHODS, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise UserError(f"there is no pruning method {method!r}{hint}; the methods are: {', '.join(METHODS)}")
+    known = ("num_steps", "schedule", "loss", "scope", "allocation") if method in SCORE_METHODS else ()
+    for option in options:
+        if option not in known:
+            has = f"its options are: {', '.join(known)}" if known else "random methods have none"
+            raise UserError(f"{method} has no option {option!r}; {has}")
     if method in SCORE_METHODS:
-        known = ("num_steps", "schedule", "loss", "scope", "allocation")
-        for option in options:
-            if option not in known:
-                raise UserError(f"pruning has no option {option!r}; the options of scores are: {', '.join(known)}")
         return score_masks(
             model, method, density, key=key, batch=batch, dense_layers=dense_layers, layer_densities=layer_densities,
             **options,

@@ -39,7 +39,8 @@ def allocate(
     - ``density``: kept ÷ all weights, in (0, 1].
     - ``dense_layers``: path patterns (``fnmatch``: "conv1", "layer1.*") of layers that keep all their weights.
     - ``layer_densities``: a density in (0, 1] for the layers that match a pattern; the first match counts. The weights of
-      such layers are taken from the same total, so that the density of the whole network stays as asked.
+      such layers are taken from the same total, so that the density of the whole network stays as asked. It goes before
+      ``dense_layers`` for a pattern that is in both.
 
     A layer left without any weight is reported in the log. Raises :class:`~dctps_jax.errors.UserError` for an unknown
     method, a density out of range, a pattern that matches nothing, or fixed layers that need more than the total.
@@ -48,7 +49,7 @@ def allocate(
         raise UserError(f"there is no allocation {method!r}; choose one of: {', '.join(ALLOCATIONS)}")
     check_density(density, "density")
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-    total = round(density * sum(sizes.values()))
+    total = kept_in_total(density, sum(sizes.values()))
     fixed = fixed_counts(sizes, dense_layers, layer_densities)
     free = {path: sizes[path] for path in sizes if path not in fixed}
     remaining = total - sum(fixed.values())
@@ -69,6 +70,17 @@ def allocate(
     return counts
 
 
+def kept_in_total(density: float, size: int) -> int:
+    """Return ``round(density · size)``; a network that would keep nothing is a :class:`~dctps_jax.errors.UserError`."""
+    count = round(density * size)
+    if count == 0:
+        raise UserError(
+            f"density {density:g} keeps none of {size} weights; "
+            + (f"the lowest density here is {1 / size:.1g}" if size else "the network has no prunable layers")
+        )
+    return count
+
+
 def check_density(density: float, field: str) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` unless ``density`` is a number in (0, 1]; ``field`` names it."""
     if not 0 < density <= 1:
@@ -81,6 +93,8 @@ def fixed_counts(
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]],
 ) -> dict[str, int]:
     """Return the counts of the layers that a pattern fixes, by path."""
+    if isinstance(dense_layers, str):
+        dense_layers = (dense_layers,)
     densities = dict.fromkeys(dense_layers, 1.0) | dict(layer_densities)
     fixed = {}
     for pattern, density in densities.items():

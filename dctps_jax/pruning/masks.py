@@ -1,8 +1,5 @@
 """Put masks on a model, take them off it, and keep them in files."""
 
-import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +9,7 @@ from flax import nnx
 
 from dctps_jax.errors import UserError
 from dctps_jax.layers import prunable_layers
+from dctps_jax.npz import read_npz, write_npz
 
 
 def apply_masks(model: nnx.Module, masks: Mapping[str, np.ndarray | jax.Array]) -> None:
@@ -40,19 +38,9 @@ def get_masks(model: nnx.Module) -> dict[str, np.ndarray]:
 
 def save_masks(path: str | Path, masks: Mapping[str, np.ndarray | jax.Array]) -> None:
     """Write masks by dotted path to an ``.npz`` file, whole or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp.npz")
-    np.savez_compressed(temporary, **{name: np.asarray(mask, bool) for name, mask in masks.items()})  # pyright: ignore
-    os.replace(temporary, path)
+    write_npz(Path(path), {name: np.asarray(mask, bool) for name, mask in masks.items()}, compress=True)
 
 
 def load_masks(path: str | Path) -> dict[str, np.ndarray]:
     """Read what :func:`save_masks` wrote; a missing or damaged file is a :class:`~dctps_jax.errors.UserError`."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; give the masks.npz of a run")
-    try:
-        with np.load(path) as archive:
-            return {name: archive[name].astype(bool) for name in archive}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} cannot be read as masks ({error}); copy it again from its run") from error
+    return {name: mask.astype(bool) for name, mask in read_npz(Path(path), "the masks of a run").items()}

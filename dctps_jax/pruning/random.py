@@ -30,7 +30,7 @@ def random_masks(
 def random_support(key: jax.Array, size: int, count: int) -> np.ndarray:
     """Return ``count`` distinct sorted positions below ``size``, uniform among all such sets.
 
-    Work and memory are proportional to ``count`` (or ``size - count``, if smaller), never to ``size``. Only Philox's raw
+    Work and memory are proportional to ``count``, not to ``size``. Only Philox's raw
     stream is used, which NumPy promises never to change, unlike the sampling functions above it.
     """
     if count > size - count:

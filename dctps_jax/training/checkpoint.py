@@ -10,6 +10,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from dctps_jax.errors import UserError
+from dctps_jax.npz import first_line
+
 FORMAT_VERSION = 1
 
 logger = logging.getLogger("dctps_jax")
@@ -48,6 +51,8 @@ class Checkpoints:
         for step in sorted(manager.all_steps(), reverse=True):
             try:
                 return step, self._load(manager, step, template)
+            except UserError:
+                raise
             except Exception as error:  # whatever a damaged file makes Orbax raise
                 self._set_aside(kind, step, error)
         return None
@@ -55,7 +60,10 @@ class Checkpoints:
     def _load(self, manager: ocp.CheckpointManager, step: int, template: Any) -> Any:
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         if meta["format_version"] > FORMAT_VERSION:
-            raise ValueError(f"it has format {meta['format_version']}, newer than {FORMAT_VERSION}; update dctps_jax")
+            raise UserError(
+                f"{self.folder} was written by a newer dctps_jax (format {meta['format_version']}, this one knows "
+                f"{FORMAT_VERSION}); update dctps_jax"
+            )
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, flatten(template))
         arrays = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
         if digest(arrays) != meta["digest"]:
@@ -64,8 +72,7 @@ class Checkpoints:
 
     def _set_aside(self, kind: str, step: int, error: Exception) -> None:
         source = self.folder / kind / str(step)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        logger.warning("checkpoint %s is damaged and passed over (%s)", source, reason)
+        logger.warning("checkpoint %s is damaged and passed over (%s)", source, first_line(error))
         target = self.folder / "damaged" / f"{kind}_{step}"
         number = 1
         while target.exists():

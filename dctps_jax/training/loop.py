@@ -51,8 +51,9 @@ class Placement(NamedTuple):
 
     def put(self, tree: Any) -> Any:
         """Place copies of ``tree`` whole on every device."""
-        # device_put may alias the source, and a donated alias would delete the caller's array.
-        return jax.device_put(tree, self.replicated, may_alias=False)
+        # device_put may alias the source on one of the devices, and a donated alias would delete the caller's array.
+        copies = jax.tree.map(lambda leaf: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
+        return jax.device_put(copies, self.replicated, may_alias=False)
 
 
 def place_on_all_devices() -> Placement:
@@ -134,10 +135,13 @@ def compile_programs(
     """Compile everything that the run will call, before its first step; donation and sharding are decided here."""
     start = time.perf_counter()
     order = order_of_epoch(0, plan, train, placement)
-    length = min(plan.steps_per_dispatch, plan.steps_per_epoch)
+    # Those of a whole epoch and those of the rest of the current one, which may be out of step with it.
+    lengths = {length for step in (0, int(state.step)) for length, _ in _dispatches(step, plan)}
+    if plan.updates:
+        lengths.add(1)
     fixed = {"plan": plan, "graphs": graphs, "optimizer": optimizer, "placement": placement}
     advance_programs, update_program = {}, None
-    for num_steps in {length, 1} if plan.updates or plan.steps_per_epoch % length else {length}:
+    for num_steps in lengths:
         function = partial(advance, num_steps=num_steps, **fixed)
         jitted = jax.jit(function, donate_argnums=(0, 1), out_shardings=placement.replicated)
         advance_programs[num_steps] = jitted.lower(state, sums, train, order).compile()
@@ -194,11 +198,22 @@ def run_epoch(
         yield step, state, sums
 
 
-def check_finite(sums: Sums) -> None:
-    """Raise :class:`~dctps_jax.training.stopping.NonFiniteLoss` where a step's loss was infinite or not a number."""
+def check_finite(sums: Sums, state: TrainState | None = None) -> None:
+    """Raise :class:`~dctps_jax.training.stopping.NonFiniteLoss` where a step's loss was infinite or not a number.
+
+    With a ``state``, as before it is saved, its weights and statistics have to be finite too: a step's loss is measured
+    before its update.
+    """
     bad_step = int(sums.bad_step)
     if bad_step != NO_BAD_STEP:
         raise NonFiniteLoss(bad_step)
+    if state is not None and not _all_finite((state.params, state.batch_stats)):
+        raise NonFiniteLoss(int(state.step), "the weights are")
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def means(sums: Sums) -> tuple[float, float]:

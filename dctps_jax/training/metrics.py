@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from dctps_jax.training.workdir import write_whole
 
 
@@ -17,11 +19,16 @@ class MetricsLog:
         """Open the log of a run that stands at ``step``; rows of later steps, which will come again, are dropped."""
         self.path = workdir / "metrics.jsonl"
         self.rows = [row for row in read_rows(self.path) if row["step"] <= step]
-        write_whole(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        self._tensorboard = _summary_writer(workdir / "tensorboard", step) if tensorboard else None
+        self._writes = jax.process_index() == 0
+        self._tensorboard = None
+        if self._writes:
+            write_whole(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+            self._tensorboard = _summary_writer(workdir / "tensorboard", step) if tensorboard else None
 
     def append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
+        if not self._writes:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
             file.flush()

@@ -1,6 +1,7 @@
 """One training run from config to results, in order: data, network, support, state, training, report."""
 
 import logging
+import math
 import platform
 import sys
 import time
@@ -26,8 +27,8 @@ from dctps_jax.training.checkpoint import Checkpoints
 from dctps_jax.training.metrics import MetricsLog, describe, mean_and_std
 from dctps_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from dctps_jax.training.step import create_state, masks_by_path, zero_sums
-from dctps_jax.training.stopping import Stopped, listen_for_signals
-from dctps_jax.training.workdir import claim, read_json, write_json
+from dctps_jax.training.stopping import NonFiniteLoss, Stopped, listen_for_signals
+from dctps_jax.training.workdir import claim, read_json, record_config, write_json
 
 logger = logging.getLogger("dctps_jax")
 
@@ -56,6 +57,7 @@ def run(config: Any, workdir: Path) -> dict[str, Any]:
                 single.seed, single.num_seeds = seed, 1
                 print(f"seed {seed}:")
                 runs.append(_run_seed(single, workdir / f"seed_{seed}", request))
+            record_config(workdir, config)
             return _summarize(runs, workdir)
 
 
@@ -117,6 +119,7 @@ def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
             config.optimizer.name, schedule, momentum=config.optimizer.momentum,
             weight_decay=config.optimizer.weight_decay, fixup=config.model.name.startswith("fixup"),
         )  # fmt: skip
+        record_config(workdir, config)
         placement = loop.place_on_all_devices()
         graphs, state = create_state(model, optimizer)
         trainable = _trainable_parameters(state.params, sizes, counts)
@@ -142,6 +145,7 @@ def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
             return np.array([drop[path] for path in masked], np.int32)
 
         # Training.
+        every = config.checkpoint_every_steps
         programs = loop.compile_programs(plan, graphs, optimizer, placement, state, sums, train, validation, test)
         print(
             f"{config.model.name}, {trainable:,} trainable parameters, {steps_per_epoch} steps an epoch, "
@@ -160,18 +164,19 @@ def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
             )  # fmt: skip
             for now, state, sums in dispatches:
                 progress.update(now - step)
-                step = now
+                before, step = step, now
                 if step % steps_per_epoch == 0:
                     break
-                every = config.checkpoint_every_steps
-                if request.signal_number or (every and step % every < plan.steps_per_dispatch):
-                    loop.check_finite(sums)
+                if request.signal_number or (every and step // every > before // every):
+                    loop.check_finite(sums, state)
                     checkpoints.save("latest", step, {"state": state, "sums": sums})
                     _stop_if_asked(request, step)
             progress.close()
-            loop.check_finite(sums)
+            loop.check_finite(sums, state)
             seconds = time.perf_counter() - epoch_started
             val_loss, val_accuracy = loop.means(programs.evaluate(state, validation))
+            if not math.isfinite(val_loss):
+                raise NonFiniteLoss(step, "the validation loss is")
             best = log.best_row()
             row = {
                 "epoch": epoch + 1,

@@ -17,13 +17,13 @@ class Stopped(Exception):
 
 
 class NonFiniteLoss(Exception):
-    """A run whose loss was infinite or not a number; its last good checkpoint is kept."""
+    """A run whose loss or weights were infinite or not a number; what was saved before is kept."""
 
     exit_code = 3
 
-    def __init__(self, step: int):
+    def __init__(self, step: int, what: str = "the loss is"):
         super().__init__(
-            f"the loss is not finite at step {step}; the last good checkpoint is kept. A smaller "
+            f"{what} not finite at step {step}; checkpoints from before are kept, and a smaller "
             "config.optimizer.learning_rate usually helps"
         )
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from dctps_jax.errors import UserError
 
 # Where the files lie and how often the screen is written does not change what a run computes.
@@ -16,14 +18,19 @@ FREE_FIELDS = ("data.dir", "data.cache_dir", "data.download", "log_every_steps",
 
 @contextlib.contextmanager
 def claim(workdir: Path, config: Any) -> Iterator[None]:
-    """Hold ``workdir`` for this process; write ``config.json`` into a new one, check the config of an old one.
+    """Hold ``workdir`` for this process; check the config of an old one. A new one stays empty: see ``record_config``.
 
     Raises :class:`~dctps_jax.errors.UserError` where the directory belongs to another config (naming the fields that
     differ), is in use by another process, or cannot be written.
     """
+    if jax.process_index() != 0:  # one host of several answers for the directory
+        yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("a")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"--workdir {workdir} is, or lies below, a file; choose a directory") from error
     except OSError as error:
         raise UserError(
             f"--workdir {workdir} cannot be written ({error.strerror}); choose another directory"
@@ -36,9 +43,13 @@ def claim(workdir: Path, config: Any) -> Iterator[None]:
             _check_same(read_json(path), json.loads(config.to_json()), workdir)
         elif any(workdir.glob("checkpoints/*")) or (workdir / "results.json").exists():
             raise UserError(f"--workdir {workdir} holds results but no config.json; choose another directory")
-        else:
-            write_json(path, json.loads(config.to_json()))
         yield
+
+
+def record_config(workdir: Path, config: Any) -> None:
+    """Bind a new directory to its config: called when nothing can be wrong with it any more, before other files."""
+    if jax.process_index() == 0 and not (workdir / "config.json").exists():
+        write_json(workdir / "config.json", json.loads(config.to_json()))
 
 
 def read_json(path: Path) -> Any:
@@ -66,7 +77,9 @@ def write_whole(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _check_same(found: dict, asked: dict, workdir: Path) -> None:
+def _check_same(found: Any, asked: dict, workdir: Path) -> None:
+    if not isinstance(found, dict):
+        raise UserError(f"{workdir / 'config.json'} is no config of a run; restore it or choose another directory")
     found, asked = _flat(found), _flat(asked)
     different = [
         f"{field} ({found.get(field, 'absent')!r} there, {asked.get(field, 'absent')!r} now)"

@@ -1,0 +1,42 @@
+"""Read and write `.npz` files: whole files only, and one sentence where one is damaged or foreign."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from dctps_jax.errors import UserError
+
+
+def read_npz(path: Path, content: str) -> dict[str, np.ndarray]:
+    """Return the arrays of a file; a missing, damaged or foreign one is a :class:`~dctps_jax.errors.UserError`.
+
+    ``content`` says in the message what the file should hold.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; it should hold {content}")
+    try:
+        with np.load(path) as archive:
+            arrays = {name: archive[name] for name in archive}
+    except Exception as error:  # a damaged file makes zipfile, zlib, tokenize and numpy raise whatever they meet
+        raise UserError(
+            f"{path} cannot be read as {content} in .npz form ({first_line(error)}); copy it again"
+        ) from error
+    foreign = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    if foreign:
+        raise UserError(f"{path} holds {foreign[0]}, which is no array; it should hold {content}")
+    return arrays
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool = False) -> None:
+    """Write arrays under a temporary name and rename, so that no half file stands under the final one."""
+    temporary = path.with_name(f".{path.name}.tmp.npz")
+    save = np.savez_compressed if compress else np.savez
+    save(temporary, **dict(arrays))  # pyright: ignore[reportArgumentType]
+    os.replace(temporary, path)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its kind where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
