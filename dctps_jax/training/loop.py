@@ -149,7 +149,10 @@ def compile_programs(
         jitted = jax.jit(partial(update_masks, **fixed), donate_argnums=(0, 1), out_shardings=placement.replicated)
         num_drop = placement.put(np.zeros(len(jax.tree.leaves(state.masks)), np.int32))
         update_program = jitted.lower(state, sums, train, order, num_drop).compile()
-    function = partial(eval_step, graph=graphs.eval, batch_size=plan.eval_batch_size, normalization=plan.normalization)
+    function = partial(
+        eval_step, graph=graphs.eval, batch_size=plan.eval_batch_size, normalization=plan.normalization,
+        sharding=placement.batch,
+    )  # fmt: skip
     jitted = jax.jit(function, donate_argnums=1, out_shardings=placement.replicated)
     first = placement.put(jnp.zeros((), jnp.int32))
     eval_programs = {

@@ -188,13 +188,19 @@ def add_metrics(sums: Sums, metrics: dict[str, jax.Array], step: jax.Array, batc
 
 def eval_step(
     state: TrainState, sums: Sums, data: Split, start: jax.Array,
-    *, graph: nnx.GraphDef, batch_size: int, normalization: Normalization,
+    *, graph: nnx.GraphDef, batch_size: int, normalization: Normalization, sharding: jax.sharding.Sharding | None = None,
 ) -> Sums:  # fmt: skip
-    """Add loss and correct answers of the images from ``start`` on to ``sums``; a last partial batch counts as it is."""
+    """Add loss and correct answers of the images from ``start`` on to ``sums``; a last partial batch counts as it is.
+
+    ``sharding`` splits a batch among the devices.
+    """
     positions = start + jnp.arange(batch_size)
     valid = positions < len(data.labels)
     positions = jnp.minimum(positions, len(data.labels) - 1)
-    logits = merge(graph, state)(normalize(data.images[positions], normalization))
+    images = normalize(data.images[positions], normalization)
+    if sharding is not None:
+        images = jax.lax.with_sharding_constraint(images, sharding)
+    logits = merge(graph, state)(images)
     labels = data.labels[positions]
     losses = jnp.where(valid, cross_entropy(logits, labels), 0)
     correct = valid & (logits.argmax(-1) == labels)
