@@ -20,9 +20,7 @@ def read_npz(path: Path, content: str) -> dict[str, np.ndarray]:
         with np.load(path) as archive:
             arrays = {name: archive[name] for name in archive}
     except Exception as error:  # a damaged file makes zipfile, zlib, tokenize and numpy raise whatever they meet
-        raise UserError(
-            f"{path} cannot be read as {content} in .npz form ({first_line(error)}); copy it again"
-        ) from error
+        raise UserError(f"{path} cannot be read as .npz with {content} ({first_line(error)}); copy it again") from error
     foreign = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if foreign:
         raise UserError(f"{path} holds {foreign[0]}, which is no array; it should hold {content}")

@@ -143,7 +143,9 @@ def test_field_that_nothing_reads_is_a_mistake(field):
     assert field in message_of(config)
 
 
-@pytest.mark.parametrize("field", ["seed", "model", "model.name", "pruning.density", "data.mean", "optimizer.milestones"])
+@pytest.mark.parametrize(
+    "field", ["seed", "model", "model.name", "pruning.density", "data.mean", "optimizer.milestones"]
+)
 def test_missing_field_is_named(field):
     config = config_with()
     group, _, name = field.rpartition(".")
@@ -153,7 +155,13 @@ def test_missing_field_is_named(field):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("batch_size", "64"), ("pruning.density", None), ("optimizer.milestones", 5), ("data.mean", 0.5), ("batch_size", 6.5)],
+    [
+        ("batch_size", "64"),
+        ("pruning.density", None),
+        ("optimizer.milestones", 5),
+        ("data.mean", 0.5),
+        ("batch_size", 6.5),
+    ],
 )
 def test_wrong_type_in_a_config_file_is_named(field, value):
     config = config_with()

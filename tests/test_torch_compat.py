@@ -208,7 +208,7 @@ def test_npz_round_trip(tmp_path, model, state_dict):
 
 
 def test_missing_and_foreign_names(tmp_path):
-    with pytest.raises(UserError, match=r"net.npz does not exist; give a state dict as .npz"):
+    with pytest.raises(UserError, match=r"net.npz does not exist; it should hold a state dict"):
         read_state_dict(tmp_path / "net.npz")
     (tmp_path / "net.h5").write_bytes(b"x")
     with pytest.raises(UserError, match=r"net.h5 ends in '.h5'; a state dict ends in .npz, .pt, .pth or .model"):

@@ -1,6 +1,7 @@
 """Which weights are trained: how many per layer, and which ones."""
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -55,7 +56,7 @@ def prune(
       allocation in each layer, filled by score.
 
     ``dense_layers`` and ``layer_densities`` as in :func:`allocate`. Raises :class:`~dctps_jax.errors.UserError` for an
-    unknown method or option, a missing batch, scores that are not finite or do not reach as far as the density asks.
+    unknown method or option, a missing batch, a density that keeps nothing, scores that are not finite or do not reach as far as the density asks.
     """
     check_density(density, "density")
     if method not in METHODS:
@@ -67,11 +68,16 @@ def prune(
         if option not in known:
             has = f"its options are: {', '.join(known)}" if known else "random methods have none"
             raise UserError(f"{method} has no option {option!r}; {has}")
+    shapes = {path: layer.kernel_shape for path, layer in prunable_layers(model).items()}
+    size = sum(math.prod(shape) for shape in shapes.values())
+    if size == 0:
+        raise UserError("the model has no prunable layers; build it with DCTpSConv and DCTpSLinear")
+    if round(density * size) == 0:
+        raise UserError(f"density {density:g} keeps none of {size} weights; choose at least {1 / size:.2g}")
     if method in SCORE_METHODS:
         return score_masks(
             model, method, density, key=key, batch=batch, dense_layers=dense_layers, layer_densities=layer_densities,
             **options,
         )  # fmt: skip
-    shapes = {path: layer.kernel_shape for path, layer in prunable_layers(model).items()}
     counts = allocate(shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities)
     return random_masks(key, shapes, counts)

@@ -49,7 +49,7 @@ def allocate(
         raise UserError(f"there is no allocation {method!r}; choose one of: {', '.join(ALLOCATIONS)}")
     check_density(density, "density")
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-    total = kept_in_total(density, sum(sizes.values()))
+    total = round(density * sum(sizes.values()))
     fixed = fixed_counts(sizes, dense_layers, layer_densities)
     free = {path: sizes[path] for path in sizes if path not in fixed}
     remaining = total - sum(fixed.values())
@@ -68,17 +68,6 @@ def allocate(
             method, density, len(empty), len(counts), ", ".join(empty),
         )  # fmt: skip
     return counts
-
-
-def kept_in_total(density: float, size: int) -> int:
-    """Return ``round(density · size)``; a network that would keep nothing is a :class:`~dctps_jax.errors.UserError`."""
-    count = round(density * size)
-    if count == 0:
-        raise UserError(
-            f"density {density:g} keeps none of {size} weights; "
-            + (f"the lowest density here is {1 / size:.1g}" if size else "the network has no prunable layers")
-        )
-    return count
 
 
 def check_density(density: float, field: str) -> None:

@@ -9,7 +9,7 @@ from flax import nnx
 
 from dctps_jax.errors import UserError
 from dctps_jax.layers import prunable_layers
-from dctps_jax.pruning.allocation import allocate, fixed_counts, kept_in_total
+from dctps_jax.pruning.allocation import allocate, fixed_counts
 from dctps_jax.pruning.scores import LOSSES, Batch, gradient_scores, scored, synflow_scores
 from dctps_jax.pruning.selection import Masks, top_k_global, top_k_per_layer
 
@@ -43,7 +43,7 @@ def keep_counts(total: int, density: float, num_steps: int, schedule: str) -> li
         fractions = [math.exp((step + 1) * math.log(density) / num_steps) for step in range(num_steps)]
     else:
         fractions = [1 - (step + 1) * (1 - density) / num_steps for step in range(num_steps)]
-    return [*(int(total * fraction) for fraction in fractions[:-1]), kept_in_total(density, total)]
+    return [*(int(total * fraction) for fraction in fractions[:-1]), round(density * total)]
 
 
 def score_masks(

@@ -107,7 +107,9 @@ def crops_of(image):
     border = np.zeros((size + 2 * CROP_PADDING, size + 2 * CROP_PADDING, 3), np.uint8)
     border[CROP_PADDING:-CROP_PADDING, CROP_PADDING:-CROP_PADDING] = image
     places = range(2 * CROP_PADDING + 1)
-    crops = {(row, column, False): border[row : row + size, column : column + size] for row in places for column in places}
+    crops = {
+        (row, column, False): border[row : row + size, column : column + size] for row in places for column in places
+    }
     return crops | {(row, column, True): crop[:, ::-1] for (row, column, _), crop in crops.items()}
 
 

@@ -317,7 +317,7 @@ def test_only_training_mode_changes_the_statistics(drawn):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet17", {}, "no network 'resnet17'; did you mean \"resnet18\"\\? The networks are: lenet, resnet18,"),
+        ("resnet17", {}, "no network 'resnet17' \\(did you mean 'resnet18'\\?\\); the networks are: lenet, resnet18,"),
         ("zzzz", {}, "there is no network 'zzzz'[;.:] .*networks are: lenet, .*fixup_resnet1202$"),
         ("lenet", {"width": 4}, "lenet has no option 'width'; its options are: alpha_trainable, init, dtype"),
         ("resnet18", {"depth": 4}, "resnet18 has no option 'depth'; .*precision, width, stable$"),

@@ -93,5 +93,5 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     whole = path.read_bytes()
     for content in (b"", b"hello", whole[:-40], whole[:200] + b"xxxx" + whole[204:]):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"masks.npz cannot be read as masks"):
+        with pytest.raises(UserError, match=r"masks.npz cannot be read as .npz with the masks"):
             load_masks(path)

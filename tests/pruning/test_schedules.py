@@ -1,5 +1,6 @@
 """Keep counts of the schedules, scopes and allocations for scores, and what iterations may bring back."""
 
+import itertools
 import math
 
 import jax
@@ -38,7 +39,7 @@ def test_keep_counts_equal_the_authors():
 def test_keep_counts_fall_to_the_density(total, density, steps, schedule):
     counts = keep_counts(total, density, steps, schedule)
     assert len(counts) == steps and counts[-1] == round(density * total)
-    assert all(later <= earlier + 1 for earlier, later in zip(counts, counts[1:], strict=False))
+    assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(counts))
     assert all(0 <= count <= total for count in counts)
 
 

@@ -224,7 +224,7 @@ def test_scores_that_are_not_finite_are_refused():
 def test_a_missing_batch_and_an_unknown_option_are_named():
     with pytest.raises(UserError, match="give batch"):
         prune(small_network(None), "snip", 0.1, key=jax.random.key(0))
-    with pytest.raises(UserError, match="'steps'.*num_steps"):
+    with pytest.raises(UserError, match=r"'steps'.*num_steps"):
         prune(small_network(None), "snip", 0.1, key=jax.random.key(0), batch=small_batch(), steps=3)
     with pytest.raises(UserError, match="schedule is 'cosine'"):
         prune(small_network(None), "snip", 0.1, key=jax.random.key(0), batch=small_batch(), schedule="cosine")

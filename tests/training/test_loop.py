@@ -46,7 +46,15 @@ class Run:
         self.train = self.placement.put(Split(split.images[:180], split.labels[:180]))
         self.held_out = self.placement.put(Split(split.images[180:], split.labels[180:]))
         self.programs = loop.compile_programs(
-            self.plan, graphs, optimizer, self.placement, self.state, self.sums, self.train, self.held_out, self.held_out
+            self.plan,
+            graphs,
+            optimizer,
+            self.placement,
+            self.state,
+            self.sums,
+            self.train,
+            self.held_out,
+            self.held_out,
         )
         self.step = 0
 

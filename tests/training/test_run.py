@@ -207,7 +207,12 @@ def test_several_seeds_and_their_mean(tmp_path, plain, capsys):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("batch_size", 5000), ("data__train_fraction", 0.9999), ("pruning__dense_layers", ("nothing",)), ("data__image_size", 64)],
+    [
+        ("batch_size", 5000),
+        ("data__train_fraction", 0.9999),
+        ("pruning__dense_layers", ("nothing",)),
+        ("data__image_size", 64),
+    ],
 )
 def test_mistake_found_after_the_data_is_read_writes_nothing(tmp_path, field, value):
     with pytest.raises(UserError):

@@ -128,7 +128,13 @@ def test_frozen_alpha_stays(alpha_trainable):
 
 @pytest.mark.parametrize(
     ("offset", "optimizer", "pixel"),
-    [("dct", "adam", None), ("dct", "sgd", np.nan), (None, "adamw", None), (None, "adam", np.inf), ("dct", "adamw", np.inf)],
+    [
+        ("dct", "adam", None),
+        ("dct", "sgd", np.nan),
+        (None, "adamw", None),
+        (None, "adam", np.inf),
+        ("dct", "adamw", np.inf),
+    ],
 )
 def test_pruned_weights_and_their_moments_stay_zero(offset, optimizer, pixel):
     optimizer = make_optimizer(optimizer, 0.01, momentum=0.9, weight_decay=0.1, fixup=False)
@@ -172,7 +178,9 @@ def test_evaluation_is_by_running_statistics(trained):
     alone = merge(graphs.eval, state)(images[:1])
     np.testing.assert_allclose(merge(graphs.eval, state)(images)[:1], alone, rtol=1e-5)
     # In training mode the company matters; else this test could not fail.
-    assert not np.allclose(merge(graphs.train, state)(images)[:1], merge(graphs.train, state)(images[:2])[:1], rtol=1e-3)
+    assert not np.allclose(
+        merge(graphs.train, state)(images)[:1], merge(graphs.train, state)(images[:2])[:1], rtol=1e-3
+    )
 
 
 def test_sums_remember_the_first_bad_step():
@@ -196,6 +204,9 @@ def test_cross_entropy_of_bfloat16_is_computed_in_float32():
 
 def test_optimizer_sees_every_trainable_parameter_and_no_other():
     _, state = create_state(Network(alpha_trainable=False), optax.sgd(0.1, momentum=0.9))
-    names = {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(state.params)}
+    names = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(state.params)
+    }
     assert names == {"conv/kernel", "norm/scale", "norm/bias", "fc/kernel"}
     assert jax.tree.structure(state.opt_state[0].trace) == jax.tree.structure(state.params)

@@ -10,7 +10,7 @@ from dctps_jax.training.step import create_state, merge, train_step
 from tests import reference_data as reference
 
 # File → relative tolerance of the losses and of the final numbers; the first test below shows why.
-ILL_CONDITIONED = {"trace_fixup_resnet20_dct_epl0.05": (2e-6, 5e-5)}
+ILL_CONDITIONED = {"trace_fixup_resnet20_dct_epl0.05": (2e-6, 2e-4)}
 RUNS = [(entry, run) for entry in reference.index("trace_index") for run in entry["runs"]]
 
 

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dctps_jax.errors import UserError
-from dctps_jax.training.workdir import FREE_FIELDS, claim, read_json, write_json
+from dctps_jax.training.workdir import FREE_FIELDS, claim, read_json, record_config, write_json
 from tests.training.small_runs import small_config
 
 
@@ -15,6 +15,8 @@ def test_new_directory_gets_the_config(tmp_path):
     config = small_config(optimizer__milestones=(1, 2), model__offset=None)
     workdir = tmp_path / "deep" / "er"
     with claim(workdir, config):
+        assert not (workdir / "config.json").exists()  # nothing binds it before the run has found nothing wrong
+        record_config(workdir, config)
         stored = json.loads((workdir / "config.json").read_text())
     assert stored["batch_size"] == 32 and stored["optimizer"]["milestones"] == [1, 2]
     assert stored["model"]["offset"] is None
@@ -24,7 +26,7 @@ def test_new_directory_gets_the_config(tmp_path):
 
 def test_other_config_is_refused_with_the_fields_that_differ(tmp_path):
     with claim(tmp_path, small_config()):
-        pass
+        record_config(tmp_path, small_config())
     before = (tmp_path / "config.json").read_text()
     with pytest.raises(UserError) as caught, claim(tmp_path, small_config(seed=7, optimizer__learning_rate=0.5)):
         pass
@@ -35,8 +37,9 @@ def test_other_config_is_refused_with_the_fields_that_differ(tmp_path):
 
 
 def test_fields_that_appear_or_vanish_are_differences(tmp_path):
-    with claim(tmp_path, ConfigDict({"old": 1, "both": 2})):
-        pass
+    old = ConfigDict({"old": 1, "both": 2})
+    with claim(tmp_path, old):
+        record_config(tmp_path, old)
     other = ConfigDict({"new": 3, "both": 2})
     message = r"new \('absent' there, 3 now\), old \(1 there, 'absent' now\)"
     with pytest.raises(UserError, match=message), claim(tmp_path, other):
@@ -45,7 +48,7 @@ def test_fields_that_appear_or_vanish_are_differences(tmp_path):
 
 def test_where_files_lie_may_change(tmp_path):
     with claim(tmp_path, small_config()):
-        pass
+        record_config(tmp_path, small_config())
     moved = small_config(data__dir="/elsewhere", data__cache_dir="/c", data__download=False, log_every_steps=7)
     with claim(tmp_path, moved):
         pass
@@ -95,7 +98,10 @@ def test_config_that_is_no_config_is_refused(tmp_path):
 def test_unusable_directories(tmp_path):
     (tmp_path / "file").write_text("x")
     for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match=f"--workdir {workdir} cannot be written"), claim(workdir, small_config()):
+        with (
+            pytest.raises(UserError, match=f"--workdir {workdir} is, or lies below, a file"),
+            claim(workdir, small_config()),
+        ):
             pass
 
 
