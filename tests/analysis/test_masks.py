@@ -1,0 +1,58 @@
+"""Tables, overlap and figure of runs' masks."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dctps_jax import UserError
+from dctps_jax.analysis.masks import density_table, draw_densities, jaccard, load_runs, overlap_table
+from dctps_jax.pruning import save_masks
+
+FIRST = {"conv": np.array([True, True, False, False]), "fc": np.array([[True, False], [False, False]])}
+SECOND = {"conv": np.array([True, False, True, False]), "fc": np.zeros((2, 2), bool)}
+
+
+def test_overlap_is_intersection_over_union():
+    assert jaccard(FIRST, FIRST) == 1.0
+    assert jaccard(FIRST, SECOND) == 1 / 4
+    assert jaccard({"a": np.zeros(3, bool)}, {"a": np.zeros(3, bool)}) == 1.0
+
+
+def test_tables():
+    runs = {"first": FIRST, "second": SECOND}
+    assert density_table(runs).splitlines() == [
+        "layer   first  second",
+        "conv     50 %    50 %",
+        "fc       25 %     0 %",
+        "total  37.5 %    25 %",
+    ]
+    assert overlap_table(runs).splitlines()[1].split() == ["first", "1.000", "0.250"]
+
+
+def test_figure_with_an_empty_layer(tmp_path):
+    draw_densities({"first": FIRST, "second": SECOND}, tmp_path / "masks.png")
+    assert (tmp_path / "masks.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "masks.svg").read_text()
+
+
+def test_runs_must_fit_each_other(tmp_path):
+    for name, masks in (("a", FIRST), ("b", {"conv": FIRST["conv"]}), ("dense", {})):
+        (tmp_path / name).mkdir()
+        save_masks(tmp_path / name / "masks.npz", masks)
+    assert list(load_runs([tmp_path / "a"])) == ["a"]
+    with pytest.raises(UserError, match="has other layers than"):
+        load_runs([tmp_path / "a", tmp_path / "b"])
+    with pytest.raises(UserError, match="trained a dense network"):
+        load_runs([tmp_path / "dense"])
+
+
+def test_command(tmp_path):
+    (tmp_path / "a").mkdir()
+    save_masks(tmp_path / "a" / "masks.npz", FIRST)
+    command = [sys.executable, "-m", "dctps_jax.analysis.masks", "--output", str(tmp_path / "figure.png")]
+    done = subprocess.run([*command, str(tmp_path / "a")], capture_output=True, text=True, check=True)
+    assert "total  37.5 %" in done.stdout and (tmp_path / "figure.png").exists()
+    failed = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True)
+    assert failed.returncode == 1 and "masks.npz does not exist" in failed.stderr and "Traceback" not in failed.stderr

@@ -1,0 +1,77 @@
+"""Whole runs whose masks move: RigL and SET, their history, resuming across an update, masks from another run."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dctps_jax import UserError
+from dctps_jax.pruning import load_masks
+from tests.training.small_runs import assert_same_end, results, rows, small_run
+from tests.training.test_run import run_through_kills
+
+pytestmark = pytest.mark.usefixtures("small")
+
+MOVING = {
+    "sparse_training__update_every": 3,
+    "sparse_training__stop_fraction": 1.0,
+    "sparse_training__drop_fraction": 0.5,
+}
+
+
+@pytest.mark.parametrize("method", ["rigl", "set"])
+def test_masks_move_and_counts_stay(tmp_path, method):
+    small_run(tmp_path, sparse_training__method=method, **MOVING)
+    before, after = load_masks(tmp_path / "masks_initial.npz"), load_masks(tmp_path / "masks.npz")
+    assert {path: mask.sum() for path, mask in before.items()} == {path: mask.sum() for path, mask in after.items()}
+    moved = [row["weights_moved"] for row in rows(tmp_path)]
+    # Ten steps with updates at 3, 6 and 9: one in the first epoch of five steps, two in the second.
+    assert moved[0]["fcs.0"] > 0 and moved[1]["fcs.0"] > 0
+    assert all(row["convs.0"] == 0 for row in moved)  # full: there is nothing to move to
+    assert np.any(before["fcs.0"] != after["fcs.0"])
+
+
+def test_resuming_across_updates_is_exact(tmp_path):
+    options = MOVING | {"sparse_training__method": "rigl", "steps_per_dispatch": 2, "checkpoint_every_steps": 1}
+    small_run(tmp_path / "plain", **options)
+    run_through_kills(tmp_path / "killed", [1, 2, 3], **options)
+    assert_same_end(tmp_path / "killed", tmp_path / "plain")
+    for name in ("masks.npz", "masks_initial.npz"):
+        plain, killed = load_masks(tmp_path / "plain" / name), load_masks(tmp_path / "killed" / name)
+        assert all(np.array_equal(plain[path], killed[path]) for path in plain)
+
+
+def test_updates_do_not_depend_on_the_steps_a_dispatch(tmp_path):
+    options = MOVING | {"sparse_training__method": "set"}
+    small_run(tmp_path / "one", **options)
+    small_run(tmp_path / "four", steps_per_dispatch=4, **options)
+    one, four = (load_masks(tmp_path / name / "masks.npz") for name in ("one", "four"))
+    assert np.mean([np.mean(one[path] == four[path]) for path in one]) > 0.99
+
+
+def test_masks_of_another_run(tmp_path):
+    small_run(tmp_path / "first", pruning__method="snip", model__offset=None, num_epochs=1)
+    small_run(
+        tmp_path / "second", pruning__method="from_run", pruning__run=str(tmp_path / "first"), num_epochs=1, seed=5
+    )
+    first, second = (load_masks(tmp_path / name / "masks.npz") for name in ("first", "second"))
+    assert all(np.array_equal(first[path], second[path]) for path in first)
+    assert results(tmp_path / "second")["density"] == results(tmp_path / "first")["density"]
+    with pytest.raises(UserError, match=r"nowhere/masks\.npz does not exist"):
+        small_run(tmp_path / "third", pruning__method="from_run", pruning__run=str(tmp_path / "nowhere"))
+
+
+def test_scores_see_the_batches_that_training_begins_with(tmp_path):
+    options = {"pruning__method": "force", "pruning__num_steps": 2, "pruning__num_batches": 2, "num_epochs": 1}
+    for name in ("one", "again"):
+        small_run(tmp_path / name, model__offset=None, **options)
+    small_run(tmp_path / "other", model__offset=None, seed=1, **options)
+    one, again, other = (load_masks(tmp_path / name / "masks.npz") for name in ("one", "again", "other"))
+    assert all(np.array_equal(one[path], again[path]) for path in one)
+    assert not all(np.array_equal(one[path], other[path]) for path in one)
+    assert json.loads((tmp_path / "one" / "results.json").read_text())["density"] == pytest.approx(0.05, abs=1e-4)
+
+
+def test_dense_networks_have_nothing_to_move(tmp_path):
+    with pytest.raises(UserError, match="no weights to move"):
+        small_run(tmp_path, sparse_training__method="rigl", pruning__density=1.0)
