@@ -36,6 +36,8 @@ def main(argv: list[str]) -> None:
         fail(str(error))
     except (Stopped, NonFiniteLoss) as ending:
         fail(str(ending), ending.exit_code)
+    except KeyboardInterrupt:  # before the first step, when there is nothing to save
+        fail("stopped by SIGINT", 130)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

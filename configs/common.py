@@ -24,7 +24,7 @@ def get_config():
     config.model.offset = config_dict.placeholder(str)  # "dct" or None
     config.model.offset = "dct"
     config.model.alpha_trainable = True
-    config.model.init = "kaiming_normal"  # without offset; with one the trainable part starts at zero
+    config.model.init = "kaiming_normal"  # without offset (Fixup has its own); with one the start is zero
     config.model.width = 64  # ResNets: channels of the first stage
     config.model.stable = False  # ResNets: residual branches over √blocks
     config.model.dtype = "float32"  # of the computation, or "bfloat16"; parameters are float32
@@ -71,5 +71,5 @@ def get_config():
     config.log_every_steps = 50  # how often the loss is looked at between the ends of epochs
     config.checkpoint_every_steps = 0  # besides the end of every epoch; 0: only there
     config.tensorboard = True  # if tensorboardX is installed
-    config.multi_host = False  # True: jax.distributed.initialize() first, as on a TPU pod
+    config.multi_host = False  # True: jax.distributed.initialize() first; all hosts need the same --workdir
     return config

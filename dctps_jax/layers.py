@@ -97,17 +97,15 @@ class _OffsetLayer(nnx.Module):
         self.mask = nnx.data(Mask(mask))
         self.kernel[...] = jnp.where(mask, self.kernel[...], 0)
 
-    def offset_kernel(self) -> jax.Array | None:
-        """Return D in the kernel's shape and dtype, or None for a layer without offset."""
-        return dct.offset_kernel(self.kernel_shape, self.kernel[...].dtype) if self.offset else None
+    def offset_kernel(self) -> jax.Array:
+        """Return D in the kernel's shape and dtype, whether or not the layer adds it."""
+        return dct.offset_kernel(self.kernel_shape, self.kernel[...].dtype)
 
     def scaled_offset(self) -> jax.Array | float:
         """Return α·D, or 0 for a layer without offset."""
         if self.alpha is None:
             return 0.0
-        return self.alpha[...].astype(self.kernel[...].dtype) * dct.offset_kernel(
-            self.kernel_shape, self.kernel[...].dtype
-        )
+        return self.alpha[...].astype(self.kernel[...].dtype) * self.offset_kernel()
 
     def effective_kernel(self) -> jax.Array:
         """Return ``K = α·D + M⊙S``, the kernel that the layer applies, in the dtype of its parameters."""

@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
 from dctps_jax.training.metrics import read_rows
-from dctps_jax.training.workdir import read_json
+from dctps_jax.training.workdir import FREE_FIELDS, read_json
+
+Setting = tuple[tuple[str, Any], ...]
 
 # Okabe and Ito's colours, which the colour-blind tell apart; dashes serve where there is no colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -31,22 +34,23 @@ def draw_curves(runs: list[Path], output: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    settings: dict[tuple, list[np.ndarray]] = defaultdict(list)
+    settings: dict[Setting, list[np.ndarray]] = defaultdict(list)
     for run in runs:
         config, rows = read_json(run / "config.json"), read_rows(run / "metrics.jsonl")
         if not rows:
             raise UserError(f"{run / 'metrics.jsonl'} has no rows; give the directory of a run that has begun")
         settings[_setting_of(config)].append(np.array([row["val_accuracy"] for row in rows]))
-    densities = sorted({setting[0] for setting in settings}, reverse=True)
+    labels = _labels(list(settings))
+    densities = sorted({_density(setting) for setting in settings}, reverse=True)
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for setting in sorted(settings, key=lambda setting: (-setting[0], setting[1] is None, setting[2:])):
+    for setting in sorted(settings, key=lambda setting: (-_density(setting), labels[setting])):
         curves = settings[setting]
         length = min(map(len, curves))
         values = 100 * np.stack([curve[:length] for curve in curves])
         epochs = np.arange(1, length + 1)
-        colour = COLOURS[densities.index(setting[0]) % len(COLOURS)]
-        style = "-" if setting[1] else (0, (4, 2))
-        axes.plot(epochs, values.mean(0), color=colour, linestyle=style, linewidth=2, label=_label(setting, settings))
+        colour = COLOURS[densities.index(_density(setting)) % len(COLOURS)]
+        style = "-" if dict(setting)["model.offset"] else (0, (4, 2))
+        axes.plot(epochs, values.mean(0), color=colour, linestyle=style, linewidth=2, label=labels[setting])
         axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
     axes.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -58,22 +62,28 @@ def draw_curves(runs: list[Path], output: Path) -> None:
     plt.close(figure)
 
 
-def _setting_of(config: dict[str, Any]) -> tuple:
-    return (
-        config["pruning"]["density"],
-        config["model"]["offset"],
-        config["pruning"]["method"],
-        config["model"]["name"],
-        config["data"]["name"],
-    )
+def _setting_of(config: dict[str, Any]) -> Setting:
+    """Return everything that may change a run's numbers but its seed."""
+    ignored = {"seed", "num_seeds", *FREE_FIELDS}
+    return tuple((field, str(value) if isinstance(value, list) else value)
+                 for field, value in sorted(flat_fields(config)) if field not in ignored)  # fmt: skip
 
 
-def _label(setting: tuple, settings: Any) -> str:
-    """Name the density and the offset, and of the rest only what differs between the runs."""
-    density, offset, *rest = setting
-    words = [f"{100 * density:g} %", "α·DCT + sparse" if offset else "sparse"]
-    words += [name for place, name in enumerate(rest, 2) if len({other[place] for other in settings}) > 1]
-    return ", ".join(words)
+def _density(setting: Setting) -> float:
+    return dict(setting)["pruning.density"]
+
+
+def _labels(settings: list[Setting]) -> dict[Setting, str]:
+    """Name the density and the offset of each, and of the rest what differs between them."""
+    named = ("pruning.density", "model.offset")
+    fields = {field for setting in settings for field, _ in setting if field not in named}
+    differing = [field for field in sorted(fields) if len({dict(setting).get(field) for setting in settings}) > 1]
+    labels = {}
+    for setting in settings:
+        values = dict(setting)
+        words = [f"{100 * values['pruning.density']:g} %", "α·DCT + sparse" if values["model.offset"] else "sparse"]
+        labels[setting] = ", ".join([*words, *(str(values.get(field)) for field in differing)])
+    return labels
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from flax import nnx
 
 from dctps_jax.errors import UserError
 from dctps_jax.layers import prunable_layers
-from dctps_jax.pruning.allocation import ALLOCATIONS, allocate, check_density
+from dctps_jax.pruning.allocation import ALLOCATIONS, allocate, check_density, report_empty_layers
 from dctps_jax.pruning.masks import apply_masks, get_masks, load_masks, save_masks
 from dctps_jax.pruning.random import random_masks
 from dctps_jax.pruning.schedules import SCORE_METHODS, Batches, score_masks
@@ -45,8 +45,8 @@ def prune(
 ) -> dict[str, np.ndarray]:
     """Choose the weights that stay: a boolean mask for every prunable layer, by dotted path. The model is unchanged.
 
-    ``method`` is an allocation (``uniform``, ``epf``, ``epl``, ``erk``), whose counts are placed at random from ``key``, or
-    a score (see :mod:`dctps_jax.pruning.scores`), whose highest ``round(density · total)`` stay. Options of scores:
+    ``method`` is an allocation (``uniform``, ``epf``, ``epl``, ``erk``), whose counts are placed at random from ``key``,
+    or a score (see :mod:`dctps_jax.pruning.scores`), whose highest ``round(density · total)`` stay. Options of scores:
 
     - ``batch``: images as the network takes them and integer labels, the same at every step; or a function from the step
       to a list of such pairs, over which gradients are averaged.
@@ -75,9 +75,11 @@ def prune(
     if round(density * size) == 0:
         raise UserError(f"density {density:g} keeps none of {size} weights; choose at least {1 / size:.2g}")
     if method in SCORE_METHODS:
-        return score_masks(
+        masks = score_masks(
             model, method, density, key=key, batch=batch, dense_layers=dense_layers, layer_densities=layer_densities,
             **options,
         )  # fmt: skip
+        report_empty_layers({path: int(mask.sum()) for path, mask in masks.items()}, method, density)
+        return masks
     counts = allocate(shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities)
     return random_masks(key, shapes, counts)

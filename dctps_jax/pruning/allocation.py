@@ -45,6 +45,20 @@ def allocate(
     A layer left without any weight is reported in the log. Raises :class:`~dctps_jax.errors.UserError` for an unknown
     method, a density out of range, a pattern that matches nothing, or fixed layers that need more than the total.
     """
+    counts = allocate_counts(shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities)
+    report_empty_layers(counts, method, density)
+    return counts
+
+
+def allocate_counts(
+    shapes: Shapes,
+    density: float,
+    method: str,
+    *,
+    dense_layers: Iterable[str] = (),
+    layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
+) -> dict[str, int]:
+    """Do what :func:`allocate` does without a word in the log."""
     if method not in ALLOCATIONS:
         raise UserError(f"there is no allocation {method!r}; choose one of: {', '.join(ALLOCATIONS)}")
     check_density(density, "density")
@@ -60,14 +74,17 @@ def allocate(
         )
     shares = {path: float(ALLOCATIONS[method](shapes[path])) for path in free}
     counts = fixed | _apportion(_fill(shares, free, remaining), free, remaining)
-    counts = {path: counts[path] for path in shapes}
+    return {path: counts[path] for path in shapes}
+
+
+def report_empty_layers(counts: Mapping[str, int], method: str, density: float) -> None:
+    """Warn in the log of layers that keep no weight."""
     empty = [path for path, count in counts.items() if count == 0]
     if empty:
         logging.getLogger("dctps_jax").warning(
             "%s at density %g leaves %d of %d layers without any weight: %s",
             method, density, len(empty), len(counts), ", ".join(empty),
         )  # fmt: skip
-    return counts
 
 
 def check_density(density: float, field: str) -> None:

@@ -9,7 +9,7 @@ from flax import nnx
 
 from dctps_jax.errors import UserError
 from dctps_jax.layers import prunable_layers
-from dctps_jax.pruning.allocation import allocate, fixed_counts
+from dctps_jax.pruning.allocation import allocate_counts, fixed_counts
 from dctps_jax.pruning.scores import LOSSES, Batch, gradient_scores, scored, synflow_scores
 from dctps_jax.pruning.selection import Masks, top_k_global, top_k_per_layer
 
@@ -78,7 +78,7 @@ def score_masks(
 
     def select(scores: Mapping[str, np.ndarray], count: int, last: bool) -> Masks:
         if allocation is not None:
-            counts = allocate(
+            counts = allocate_counts(
                 shapes, count / total, allocation, dense_layers=dense_layers, layer_densities=layer_densities
             )
             return top_k_per_layer(scores, counts, allow_zero=not last)
@@ -94,7 +94,10 @@ def score_masks(
         return {path: chosen[path] for path in scores}
 
     score = score_function(model, method, key, batch, loss)
-    return thin_out(score, select, keep_counts(total, density, num_steps, schedule), shapes, regrow=method == "force")
+    counts = keep_counts(total, density, num_steps, schedule)
+    # TPUs would otherwise multiply in bfloat16, which changes the order of the scores.
+    with jax.default_matmul_precision("float32"):
+        return thin_out(score, select, counts, shapes, regrow=method == "force")
 
 
 def thin_out(
@@ -138,13 +141,11 @@ def score_function(
     if batch is None:
         raise UserError(f"{method} scores weights on data: give batch=(images, integer labels)")
     batches = batch if callable(batch) else lambda step: [batch]
-    # TPUs would otherwise multiply in bfloat16, which changes the order of the scores.
-    with jax.default_matmul_precision("float32"):
-        if method == "synflow":
-            synflow = synflow_scores(model, tuple(batches(0)[0][0].shape[1:]))
-            return lambda masks, step: synflow({path: jax.numpy.asarray(mask) for path, mask in masks.items()})
-        formula, train, _ = GRADIENT_METHODS[method]
-        gradient = gradient_scores(scored(model, train=train), formula, loss)
-        return lambda masks, step: gradient(
-            {path: jax.numpy.asarray(mask) for path, mask in masks.items()}, list(batches(step))
-        )
+    if method == "synflow":
+        synflow = synflow_scores(model, tuple(batches(0)[0][0].shape[1:]))
+        return lambda masks, step: synflow({path: jax.numpy.asarray(mask) for path, mask in masks.items()})
+    formula, train, _ = GRADIENT_METHODS[method]
+    gradient = gradient_scores(scored(model, train=train), formula, loss)
+    return lambda masks, step: gradient(
+        {path: jax.numpy.asarray(mask) for path, mask in masks.items()}, list(batches(step))
+    )

@@ -37,7 +37,12 @@ class Checkpoints:
             # Left by a run that was killed before it could go on from here; the same numbers come again.
             manager.delete(step)
         arrays = flatten(tree)
-        meta = {"format_version": FORMAT_VERSION, "step": step, "digest": digest(arrays)}
+        meta = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "structure": structure_of(tree),
+            "digest": digest(arrays),
+        }
         saved = manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)), force=True
         )
@@ -51,7 +56,7 @@ class Checkpoints:
         for step in sorted(manager.all_steps(), reverse=True):
             try:
                 return step, self._load(manager, step, template)
-            except UserError:
+            except (UserError, MemoryError, PermissionError):
                 raise
             except Exception as error:  # whatever a damaged file makes Orbax raise
                 self._set_aside(kind, step, error)
@@ -63,6 +68,11 @@ class Checkpoints:
             raise UserError(
                 f"{self.folder} was written by a newer dctps_jax (format {meta['format_version']}, this one knows "
                 f"{FORMAT_VERSION}); update dctps_jax"
+            )
+        if meta["structure"] != structure_of(template):
+            raise UserError(
+                f"{self.folder} holds checkpoints of another network, optimiser or version of dctps_jax; go on with what "
+                "wrote them, or choose another directory"
             )
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, flatten(template))
         arrays = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
@@ -91,6 +101,12 @@ def flatten(tree: Any) -> dict[str, jax.Array]:
     """Return the leaves of ``tree`` by path, ``"opt_state/0/mu/fc/kernel"``, in the tree's own order."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def structure_of(tree: Any) -> str:
+    """Return a SHA-256 over names, dtypes and shapes of the leaves."""
+    lines = sorted(f"{name} {array.dtype} {array.shape}" for name, array in flatten(tree).items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def digest(arrays: dict[str, jax.Array]) -> str:

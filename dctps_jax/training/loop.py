@@ -1,6 +1,5 @@
 """The compiled programs of a run and the loop that calls them: no host round trip per step."""
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -247,7 +246,3 @@ def _dispatches(step: int, plan: Plan) -> Iterator[tuple[int, bool]]:
         taken = length if whole else 1
         yield taken, updates[0]
         position += taken
-
-
-def steps_in_epoch(num_images: int, batch_size: int) -> int:
-    return math.floor(num_images / batch_size)

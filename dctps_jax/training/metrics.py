@@ -1,6 +1,5 @@
 """Metrics of a run as it goes: `metrics.jsonl`, TensorBoard where it is installed, and a line a row on the screen."""
 
-import contextlib
 import json
 import math
 import os
@@ -9,6 +8,7 @@ from typing import Any
 
 import jax
 
+from dctps_jax.errors import UserError
 from dctps_jax.training.workdir import write_whole
 
 
@@ -49,12 +49,20 @@ class MetricsLog:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a ``metrics.jsonl``; a last line that a kill cut short is left out."""
+    """Return the rows of a ``metrics.jsonl``, none where there is no file; a last line that a kill cut short is left out.
+
+    Raises :class:`~dctps_jax.errors.UserError` where another line is damaged.
+    """
     rows = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
+    lines = path.read_text().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise UserError(
+                    f"{path} is damaged in line {number}; restore it or choose another directory"
+                ) from error
     return rows
 
 

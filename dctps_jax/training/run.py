@@ -2,30 +2,26 @@
 
 import logging
 import math
-import platform
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from tqdm import tqdm
 
 from dctps_jax import data, models, pruning
 from dctps_jax.analysis.layer_table import layer_table
 from dctps_jax.config import check_config
-from dctps_jax.data.batches import Normalization, Split, normalization_of, split_training
+from dctps_jax.data.batches import Split, split_training
 from dctps_jax.errors import UserError
-from dctps_jax.pruning.dynamic import UpdateSchedule
-from dctps_jax.seeds import stream
 from dctps_jax.training import loop
 from dctps_jax.training.checkpoint import Checkpoints
-from dctps_jax.training.metrics import MetricsLog, describe, mean_and_std
+from dctps_jax.training.metrics import MetricsLog, describe
 from dctps_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from dctps_jax.training.report import environment, last_line, summarize, trainable_parameters
+from dctps_jax.training.setup import build_model, choose_masks, make_plan
 from dctps_jax.training.step import create_state, masks_by_path, zero_sums
 from dctps_jax.training.stopping import NonFiniteLoss, Stopped, listen_for_signals
 from dctps_jax.training.workdir import claim, read_json, record_config, write_json
@@ -39,7 +35,7 @@ def run(config: Any, workdir: Path) -> dict[str, Any]:
     With ``num_seeds`` above 1 each seed has a directory ``seed_N`` of its own, and the mean and standard deviation of
     the accuracies are reported. Returns what stands in ``results.json``. A finished run reports and does nothing.
 
-    Raises :class:`~dctps_jax.errors.UserError` before anything is compiled or written where config, data or directory
+    Raises :class:`~dctps_jax.errors.UserError` before anything is compiled or trained where config, data or directory
     cannot work, :class:`~dctps_jax.training.stopping.NonFiniteLoss`, and
     :class:`~dctps_jax.training.stopping.Stopped` after SIGTERM or Ctrl-C.
     """
@@ -47,26 +43,26 @@ def run(config: Any, workdir: Path) -> dict[str, Any]:
         jax.distributed.initialize()
     config = config.copy_and_resolve_references()
     check_config(config)
-    with listen_for_signals() as request:
-        if config.num_seeds == 1:
-            return _run_seed(config, workdir, request)
-        with claim(workdir, config):
-            runs = []
-            for seed in range(config.seed, config.seed + config.num_seeds):
-                single = config.copy_and_resolve_references()
-                single.seed, single.num_seeds = seed, 1
-                print(f"seed {seed}:")
-                runs.append(_run_seed(single, workdir / f"seed_{seed}", request))
-            record_config(workdir, config)
-            return _summarize(runs, workdir)
-
-
-def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
     workdir = workdir.absolute()
+    if config.num_seeds == 1:
+        return _run_seed(config, workdir, [(workdir, config)])
+    with claim(workdir, config):
+        runs = []
+        for seed in range(config.seed, config.seed + config.num_seeds):
+            single = config.copy_and_resolve_references()
+            single.seed, single.num_seeds = seed, 1
+            folder = workdir / f"seed_{seed}"
+            print(f"seed {seed}:")
+            runs.append(_run_seed(single, folder, [(workdir, config), (folder, single)]))
+        return summarize(runs, workdir)
+
+
+def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> dict[str, Any]:
+    """Do one run in ``workdir``; ``records`` are the directories to bind to their configs once nothing can be wrong."""
     with claim(workdir, config):
         if (workdir / "results.json").exists():
             results = read_json(workdir / "results.json")
-            print(f"{workdir} is finished. {_last_line(results)}")
+            print(f"{workdir} is finished. {last_line(results)}")
             return results
         started = time.perf_counter()
 
@@ -77,30 +73,8 @@ def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
         )  # fmt: skip
         train, validation = split_training(dataset, config.data.train_fraction, config.seed)
         test = Split(dataset.test_images, dataset.test_labels)
-        steps_per_epoch = loop.steps_in_epoch(len(train.labels), config.batch_size)
-        if steps_per_epoch == 0:
-            raise UserError(
-                f"config.batch_size is {config.batch_size}, but there are only {len(train.labels)} training images; "
-                f"choose at most {len(train.labels)}"
-            )
-        updates = None
-        if config.sparse_training.method != "static":
-            updates = UpdateSchedule(
-                config.sparse_training.update_every,
-                int(config.sparse_training.stop_fraction * config.num_epochs * steps_per_epoch),
-                config.sparse_training.drop_fraction,
-            )
-        plan = loop.Plan(
-            batch_size=config.batch_size,
-            eval_batch_size=config.eval_batch_size,
-            steps_per_epoch=steps_per_epoch,
-            steps_per_dispatch=config.steps_per_dispatch or loop.default_steps_per_dispatch(),
-            normalization=choose_normalization(config, dataset, train),
-            augmented=config.data.augment,
-            seed=config.seed,
-            sparse_training=config.sparse_training.method,
-            updates=updates,
-        )
+        plan = make_plan(config, dataset, train)
+        steps_per_epoch = plan.steps_per_epoch
 
         # Network and support.
         model = build_model(config, dataset.num_classes, dataset.image_size)
@@ -119,10 +93,11 @@ def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
             config.optimizer.name, schedule, momentum=config.optimizer.momentum,
             weight_decay=config.optimizer.weight_decay, fixup=config.model.name.startswith("fixup"),
         )  # fmt: skip
-        record_config(workdir, config)
+        for folder, its_config in records:
+            record_config(folder, its_config)
         placement = loop.place_on_all_devices()
         graphs, state = create_state(model, optimizer)
-        trainable = _trainable_parameters(state.params, sizes, counts)
+        trainable = trainable_parameters(state.params, sizes, counts)
         masked = list(masks_by_path(state.masks))
         no_sums = zero_sums(max(1, len(masked)))
         state, sums = placement.put(state), placement.put(no_sums)
@@ -138,10 +113,15 @@ def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
             for name in ("masks_initial.npz", "masks.npz"):
                 pruning.save_masks(workdir / name, masks)
         log = MetricsLog(workdir, step, config.tensorboard)
+        if len(log.rows) < step // steps_per_epoch:
+            raise UserError(
+                f"{log.path} has {len(log.rows)} rows, but the run is {step // steps_per_epoch} epochs on; restore it or "
+                "choose another directory"
+            )
 
         def num_drop_at(step: int) -> np.ndarray:
-            assert updates is not None
-            drop = updates.drop_counts(step, counts, sizes)
+            assert plan.updates is not None
+            drop = plan.updates.drop_counts(step, counts, sizes)
             return np.array([drop[path] for path in masked], np.int32)
 
         # Training.
@@ -151,54 +131,55 @@ def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
             f"{config.model.name}, {trainable:,} trainable parameters, {steps_per_epoch} steps an epoch, "
             f"{jax.device_count()} {jax.devices()[0].platform} device(s), compiled in {programs.compile_seconds:.1f} s"
         )
-        for epoch in range(step // steps_per_epoch, config.num_epochs):
-            epoch_started, first_step = time.perf_counter(), step
-            order = loop.order_of_epoch(epoch, plan, train, placement)
-            progress = tqdm(
-                total=steps_per_epoch, initial=step % steps_per_epoch, desc=f"epoch {epoch + 1}/{config.num_epochs}",
-                leave=False, disable=not sys.stderr.isatty(), unit="step",
-            )  # fmt: skip
-            dispatches = loop.run_epoch(
-                programs, plan, placement, state, sums, train, order, step, log_every_steps=config.log_every_steps,
-                num_drop_at=num_drop_at,
-            )  # fmt: skip
-            for now, state, sums in dispatches:
-                progress.update(now - step)
-                before, step = step, now
-                if step % steps_per_epoch == 0:
-                    break
-                if request.signal_number or (every and step // every > before // every):
-                    loop.check_finite(sums, state)
-                    checkpoints.save("latest", step, {"state": state, "sums": sums})
-                    _stop_if_asked(request, step)
-            progress.close()
-            loop.check_finite(sums, state)
-            seconds = time.perf_counter() - epoch_started
-            val_loss, val_accuracy = loop.means(programs.evaluate(state, validation))
-            if not math.isfinite(val_loss):
-                raise NonFiniteLoss(step, "the validation loss is")
-            best = log.best_row()
-            row = {
-                "epoch": epoch + 1,
-                "step": step,
-                "train_loss": float(sums.loss) / steps_per_epoch,
-                "train_accuracy": int(sums.correct) / int(sums.images),
-                "val_loss": val_loss,
-                "val_accuracy": val_accuracy,
-                "learning_rate": float(schedule(step - 1)),
-                "images_per_second": (step - first_step) * plan.batch_size / seconds,
-            }
-            if updates is not None:
-                row["weights_moved"] = dict(zip(masked, np.asarray(sums.moved).tolist(), strict=True))
-            print(describe(row, config.num_epochs))
-            if best is None or val_accuracy > best["val_accuracy"]:
-                checkpoints.save("best", step, {"state": state})
-            log.append(row)
-            sums = placement.put(no_sums)
-            checkpoints.save("latest", step, {"state": state, "sums": sums})
-            _stop_if_asked(request, step)
+        with listen_for_signals() as request:
+            for epoch in range(step // steps_per_epoch, config.num_epochs):
+                epoch_started, first_step = time.perf_counter(), step
+                order = loop.order_of_epoch(epoch, plan, train, placement)
+                progress = tqdm(
+                    total=steps_per_epoch, initial=step % steps_per_epoch, desc=f"epoch {epoch + 1}/{config.num_epochs}",
+                    leave=False, disable=not sys.stderr.isatty(), unit="step",
+                )  # fmt: skip
+                dispatches = loop.run_epoch(
+                    programs, plan, placement, state, sums, train, order, step, log_every_steps=config.log_every_steps,
+                    num_drop_at=num_drop_at,
+                )  # fmt: skip
+                for now, state, sums in dispatches:
+                    progress.update(now - step)
+                    before, step = step, now
+                    if step % steps_per_epoch == 0:
+                        break
+                    if request.signal_number or (every and step // every > before // every):
+                        loop.check_finite(sums, state)
+                        checkpoints.save("latest", step, {"state": state, "sums": sums})
+                        _stop_if_asked(request, step)
+                progress.close()
+                loop.check_finite(sums, state)
+                seconds = time.perf_counter() - epoch_started
+                val_loss, val_accuracy = loop.means(programs.evaluate(state, validation))
+                if not math.isfinite(val_loss):
+                    raise NonFiniteLoss(step, "the validation loss is")
+                best = log.best_row()
+                row = {
+                    "epoch": epoch + 1,
+                    "step": step,
+                    "train_loss": float(sums.loss) / steps_per_epoch,
+                    "train_accuracy": int(sums.correct) / int(sums.images),
+                    "val_loss": val_loss,
+                    "val_accuracy": val_accuracy,
+                    "learning_rate": float(schedule(step - 1)),
+                    "images_per_second": (step - first_step) * plan.batch_size / seconds,
+                }
+                if plan.updates is not None:
+                    row["weights_moved"] = dict(zip(masked, np.asarray(sums.moved).tolist(), strict=True))
+                print(describe(row, config.num_epochs))
+                if best is None or val_accuracy > best["val_accuracy"]:
+                    checkpoints.save("best", step, {"state": state})
+                log.append(row)
+                sums = placement.put(no_sums)
+                checkpoints.save("latest", step, {"state": state, "sums": sums})
+                _stop_if_asked(request, step)
 
-        if updates is not None:
+        if plan.updates is not None:
             pruning.save_masks(workdir / "masks.npz", masks_by_path(state.masks))
 
         # Report: the last model and the best on validation, both on the test set.
@@ -218,7 +199,7 @@ def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
             "seed": config.seed,
             "compile_seconds": programs.compile_seconds,
             "total_seconds": time.perf_counter() - started,
-            "environment": _environment(),
+            "environment": environment(),
         }
         if restored is not None and restored[0] == best["step"]:
             results["test_accuracy_best"] = loop.means(programs.evaluate(restored[1]["state"], test))[1]
@@ -228,110 +209,10 @@ def _run_seed(config: Any, workdir: Path, request: Any) -> dict[str, Any]:
             write_json(workdir / "results.json", results)
         checkpoints.close()
         log.close()
-        print(_last_line(results))
+        print(last_line(results))
         return results
-
-
-def choose_normalization(config: Any, dataset: data.Dataset, train: Split) -> Normalization:
-    """Return the config's moments where it has any, else the data set's, else the training split's."""
-    if config.data.mean:
-        return Normalization(config.data.mean, config.data.std)
-    return normalization_of(dataset, train)
-
-
-def build_model(config: Any, num_classes: int, image_size: int) -> nnx.Module:
-    """Return the network that ``config.model`` describes, with initial weights from the run's seed."""
-    is_resnet = config.model.name in models.RESNETS
-    return models.create_model(
-        config.model.name,
-        num_classes=num_classes,
-        image_size=image_size,
-        offset=config.model.offset,
-        alpha_trainable=config.model.alpha_trainable,
-        init=config.model.init,
-        dtype=None if config.model.dtype == "float32" else jnp.dtype(config.model.dtype),
-        rngs=nnx.Rngs(stream(config.seed, "init")),
-        **({"width": config.model.width, "stable": config.model.stable} if is_resnet else {}),
-    )
-
-
-def choose_masks(config: Any, model: nnx.Module, train: Split, plan: loop.Plan) -> dict[str, np.ndarray]:
-    """Return the masks that ``config.pruning`` asks for and apply them; none at all for the dense network.
-
-    Scores see the batches that training will begin with: step s of n batches those of training steps s·n to s·n + n − 1.
-    """
-    settings = config.pruning
-    if settings.method == "from_run":
-        masks = pruning.load_masks(Path(settings.run) / "masks.npz")
-        pruning.apply_masks(model, masks)
-        return masks
-    if settings.density == 1 and not settings.layer_densities:
-        return {}
-
-    def batches(step: int) -> list[tuple[jax.Array, jax.Array]]:
-        numbers = range(step * settings.num_batches, (step + 1) * settings.num_batches)
-        return [loop.host_batch(number, train, plan) for number in numbers]
-
-    options = {}
-    if settings.method in pruning.SCORE_METHODS:
-        names = ("num_steps", "schedule", "loss", "scope")
-        options = {name: settings[name] for name in names} | {"allocation": settings.allocation or None}
-    masks = pruning.prune(
-        model, settings.method, settings.density, key=stream(config.seed, "masks"), batch=batches,
-        dense_layers=settings.dense_layers, layer_densities=settings.layer_densities, **options,
-    )  # fmt: skip
-    pruning.apply_masks(model, masks)
-    return masks
-
-
-def _trainable_parameters(params: Any, sizes: dict[str, int], counts: dict[str, int]) -> int:
-    """Count the numbers that training changes: kept weights, α, biases, BatchNorm's scales and biases."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params)) - sum(sizes.values()) + sum(counts.values())
 
 
 def _stop_if_asked(request: Any, step: int) -> None:
     if request.signal_number:
         raise Stopped(request.signal_number, step)
-
-
-def _summarize(runs: list[dict[str, Any]], workdir: Path) -> dict[str, Any]:
-    results: dict[str, Any] = {"seeds": [results["seed"] for results in runs]}
-    for name in ("best_val_accuracy", "test_accuracy_best", "test_accuracy_final"):
-        values = [results[name] for results in runs if results[name] is not None]
-        if values:
-            results[name], results[f"{name}_std"] = mean_and_std(values)
-    for name in ("density", "density_asked", "trainable_parameters"):
-        results[name] = runs[0][name]
-    write_json(workdir / "results.json", results)
-    print(
-        f"{len(runs)} seeds: test accuracy of the best epoch {results.get('test_accuracy_best', float('nan')):.2%} ± "
-        f"{results.get('test_accuracy_best_std', float('nan')):.2%}, of the last {results['test_accuracy_final']:.2%} ± "
-        f"{results['test_accuracy_final_std']:.2%}"
-    )
-    return results
-
-
-def _last_line(results: dict[str, Any]) -> str:
-    best = results["test_accuracy_best"]
-    return (
-        f"test accuracy {results['test_accuracy_final']:.2%} after the last epoch, "
-        f"{'unknown' if best is None else f'{best:.2%}'} after epoch {results['best_epoch']}, the best on validation "
-        f"({results['best_val_accuracy']:.2%})"
-    )
-
-
-def _environment() -> dict[str, str]:
-    packages = ("dctps_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
-    device = jax.devices()[0]
-    return {
-        "python": platform.python_version(),
-        "device": f"{jax.device_count()} × {device.platform} {device.device_kind}",
-        **{name: _version(name) for name in packages},
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except Exception:  # run from a checkout that is not installed
-        return "not installed"

@@ -1,6 +1,7 @@
 """The directory of a run: claimed by one process, bound to one config, written so that a kill leaves whole files."""
 
 import contextlib
+import fcntl
 import json
 import os
 import tempfile
@@ -12,13 +13,13 @@ import jax
 
 from dctps_jax.errors import UserError
 
-# Where the files lie and how often the screen is written does not change what a run computes.
+# Where the files lie and how often the screen is written does not change what a run computes (but see `_check_same`).
 FREE_FIELDS = ("data.dir", "data.cache_dir", "data.download", "log_every_steps", "tensorboard", "multi_host")
 
 
 @contextlib.contextmanager
 def claim(workdir: Path, config: Any) -> Iterator[None]:
-    """Hold ``workdir`` for this process; check the config of an old one. A new one stays empty: see ``record_config``.
+    """Hold ``workdir`` for this process; check the config of an old one. A new one is bound by ``record_config`` later.
 
     Raises :class:`~dctps_jax.errors.UserError` where the directory belongs to another config (naming the fields that
     differ), is in use by another process, or cannot be written.
@@ -81,10 +82,12 @@ def _check_same(found: Any, asked: dict, workdir: Path) -> None:
     if not isinstance(found, dict):
         raise UserError(f"{workdir / 'config.json'} is no config of a run; restore it or choose another directory")
     found, asked = _flat(found), _flat(asked)
+    # An image folder is known by its place alone.
+    free = set(FREE_FIELDS) - ({"data.dir"} if asked.get("data.name") == "image_folder" else set())
     different = [
         f"{field} ({found.get(field, 'absent')!r} there, {asked.get(field, 'absent')!r} now)"
         for field in sorted(found.keys() | asked.keys())
-        if field not in FREE_FIELDS and found.get(field) != asked.get(field)
+        if field not in free and found.get(field) != asked.get(field)
     ]
     if different:
         raise UserError(
@@ -101,10 +104,6 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def _try_lock(file: Any) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows: no claim, as before
-        return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -1,0 +1,64 @@
+"""What a finished run says: its closing line, the mean over seeds, the environment it ran in."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dctps_jax.training.metrics import mean_and_std
+from dctps_jax.training.workdir import write_json
+
+
+def last_line(results: dict[str, Any]) -> str:
+    """Return the closing line of a run."""
+    best = results["test_accuracy_best"]
+    return (
+        f"test accuracy {results['test_accuracy_final']:.2%} after the last epoch, "
+        f"{'unknown' if best is None else f'{best:.2%}'} after epoch {results['best_epoch']}, the best on validation "
+        f"({results['best_val_accuracy']:.2%})"
+    )
+
+
+def summarize(runs: list[dict[str, Any]], workdir: Path) -> dict[str, Any]:
+    """Write and print mean and standard deviation of the runs of several seeds; return what was written."""
+    seeds = [results["seed"] for results in runs]
+    results: dict[str, Any] = {"seed": seeds[0], "seeds": seeds}
+    for name in ("best_val_accuracy", "test_accuracy_best", "test_accuracy_final"):
+        values = [results[name] for results in runs if results[name] is not None]
+        if values:
+            results[name], results[f"{name}_std"] = mean_and_std(values)
+    for name in ("density", "density_asked", "layer_densities", "trainable_parameters"):
+        results[name] = runs[0][name]
+    if jax.process_index() == 0:
+        write_json(workdir / "results.json", results)
+    print(
+        f"{len(runs)} seeds: test accuracy of the best epoch {results.get('test_accuracy_best', float('nan')):.2%} ± "
+        f"{results.get('test_accuracy_best_std', float('nan')):.2%}, of the last {results['test_accuracy_final']:.2%} ± "
+        f"{results['test_accuracy_final_std']:.2%}"
+    )
+    return results
+
+
+def trainable_parameters(params: Any, sizes: dict[str, int], counts: dict[str, int]) -> int:
+    """Count the numbers that training changes: kept weights, α, biases, BatchNorm's scales and biases."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params)) - sum(sizes.values()) + sum(counts.values())
+
+
+def environment() -> dict[str, str]:
+    """Return the versions and the devices that a run ran with."""
+    packages = ("dctps_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        "device": f"{jax.device_count()} × {device.platform} {device.device_kind}",
+        **{name: _version(name) for name in packages},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "not installed"
