@@ -142,7 +142,7 @@ def test_alpha_and_initialisers():
     assert (
         isinstance(frozen.alpha, FrozenAlpha) and not isinstance(frozen.alpha, nnx.Param) and frozen.alpha[...] == 0.5
     )
-    assert plain.alpha is None and plain.offset_kernel() is None
+    assert plain.alpha is None
     assert set(nnx.to_pure_dict(nnx.state(trained, nnx.Param))) == {"kernel", "bias", "alpha"}
     assert set(nnx.to_pure_dict(nnx.state(frozen, nnx.Param))) == {"kernel", "bias"}
     assert isinstance(plain.kernel, SparseParam)

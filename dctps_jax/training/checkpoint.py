@@ -1,6 +1,7 @@
 """Checkpoints by Orbax: the newest two and the best, each with a digest that is verified before it is used."""
 
 import hashlib
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -43,6 +44,7 @@ class Checkpoints:
             "structure": structure_of(tree),
             "digest": digest(arrays),
         }
+        meta["check"] = check_of(meta)
         saved = manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)), force=True
         )
@@ -64,6 +66,8 @@ class Checkpoints:
 
     def _load(self, manager: ocp.CheckpointManager, step: int, template: Any) -> Any:
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        if meta.pop("check") != check_of(meta):
+            raise ValueError("its description is damaged")
         if meta["format_version"] > FORMAT_VERSION:
             raise UserError(
                 f"{self.folder} was written by a newer dctps_jax (format {meta['format_version']}, this one knows "
@@ -101,6 +105,11 @@ def flatten(tree: Any) -> dict[str, jax.Array]:
     """Return the leaves of ``tree`` by path, ``"opt_state/0/mu/fc/kernel"``, in the tree's own order."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def check_of(meta: dict[str, Any]) -> str:
+    """Return a SHA-256 over a checkpoint's description, which tells a damaged one from a foreign one."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def structure_of(tree: Any) -> str:

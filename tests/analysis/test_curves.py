@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dctps_jax import UserError
-from dctps_jax.analysis.curves import draw_curves
+from dctps_jax.analysis.curves import _labels, _setting_of, draw_curves
 
 
 def make_run(folder, density, offset, seed, accuracies):
@@ -28,6 +28,9 @@ def test_seeds_share_a_line(tmp_path):
         make_run(tmp_path / "b", 0.01, "dct", 1, [0.2, 0.4]),
         make_run(tmp_path / "c", 0.01, None, 0, [0.1, 0.1, 0.1]),
     ]
+    settings = [_setting_of(json.loads((run / "config.json").read_text())) for run in runs]
+    assert settings[0] == settings[1] != settings[2]
+    assert _labels(settings) == {settings[0]: "1 %, α·DCT + sparse", settings[2]: "1 %, sparse"}
     draw_curves(runs, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     figure = (tmp_path / "curves.svg").read_text()

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dctps_jax import UserError
+from dctps_jax.training import checkpoint
 from dctps_jax.training.checkpoint import Checkpoints, digest, flatten
 from tests.training.small_runs import placement_on
 
@@ -161,7 +163,18 @@ def test_checkpoint_of_another_network_is_never_loaded(saved, change):
         fc["bias"] = jnp.zeros(3)
     else:
         fc["kernel"] = jnp.zeros((3, 5)) if change == "shape" else jnp.zeros((5, 3), jnp.bfloat16)
-    assert Checkpoints(saved).restore("latest", template) is None
+    with pytest.raises(UserError, match="of another network, optimiser or version"):
+        Checkpoints(saved).restore("latest", template)
+    assert not (saved / "damaged").exists()  # nothing is wrong with it
+
+
+def test_checkpoint_of_a_newer_version_is_named(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT_VERSION", checkpoint.FORMAT_VERSION + 1)
+        Checkpoints(tmp_path).save("latest", 5, make_tree(5))
+    with pytest.raises(UserError, match="was written by a newer dctps_jax"):
+        Checkpoints(tmp_path).restore("latest", make_tree())
+    assert not (tmp_path / "damaged").exists()
 
 
 @pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 4), (2, 4)])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dctps_jax import pruning
 from dctps_jax.data.batches import Normalization, Split
 from dctps_jax.training import loop
-from dctps_jax.training.run import build_model
+from dctps_jax.training.setup import build_model
 from dctps_jax.training.step import create_state, zero_sums
 from dctps_jax.training.stopping import NonFiniteLoss
 from tests.training.small_runs import make_optimizer_of, placement_on, small_config, small_digits
@@ -170,8 +170,3 @@ def test_check_finite():
     loop.check_finite(zero_sums())
     with pytest.raises(NonFiniteLoss, match="at step 0;"):
         loop.check_finite(zero_sums()._replace(bad_step=jnp.asarray(0)))
-
-
-@pytest.mark.parametrize(("images", "batch", "steps"), [(1293, 256, 5), (128, 128, 1), (127, 128, 0)])
-def test_steps_in_epoch(images, batch, steps):
-    assert loop.steps_in_epoch(images, batch) == steps

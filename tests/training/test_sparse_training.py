@@ -59,6 +59,13 @@ def test_masks_of_another_run(tmp_path):
     assert results(tmp_path / "second")["density"] == results(tmp_path / "first")["density"]
     with pytest.raises(UserError, match=r"nowhere/masks\.npz does not exist"):
         small_run(tmp_path / "third", pruning__method="from_run", pruning__run=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="name a run of the same network"):
+        small_run(
+            tmp_path / "fourth",
+            model__name="resnet18",
+            pruning__method="from_run",
+            pruning__run=str(tmp_path / "first"),
+        )
 
 
 def test_scores_see_the_batches_that_training_begins_with(tmp_path):
