@@ -98,9 +98,9 @@ def unmasked_copy(model: nnx.Module) -> nnx.Module:
     return copy
 
 
-def thin(network: Scored, masks: Arrays) -> Arrays:
+def thin(kernels: Arrays, masks: Arrays) -> Arrays:
     """Return the kernels with what ``masks`` remove set to zero."""
-    return {path: jnp.where(masks[path], kernel, 0) for path, kernel in network.kernels.items()}
+    return {path: jnp.where(masks[path], kernel, 0) for path, kernel in kernels.items()}
 
 
 def gradient_scores(network: Scored, formula: str, loss: str) -> Callable[[Arrays, list[Batch]], dict[str, np.ndarray]]:
@@ -116,7 +116,7 @@ def gradient_scores(network: Scored, formula: str, loss: str) -> Callable[[Array
         def loss_fn(thinned: Arrays) -> jax.Array:
             return loss_of_logits(network.logits(thinned, state, batch[0]), batch[1])
 
-        return jax.grad(loss_fn)(thin(network._replace(kernels=kernels), masks))
+        return jax.grad(loss_fn)(thin(kernels, masks))
 
     @jax.jit
     def hessian_product(kernels: Arrays, masks: Arrays, state: Any, batch: Batch, direction: Arrays) -> Arrays:
@@ -126,7 +126,7 @@ def gradient_scores(network: Scored, formula: str, loss: str) -> Callable[[Array
 
             return jax.grad(loss_fn)(thinned)
 
-        thinned = thin(network._replace(kernels=kernels), masks)
+        thinned = thin(kernels, masks)
         if direction is None:
             return gradient(thinned)
         return jax.jvp(gradient, (thinned,), (direction,))[1]

@@ -85,6 +85,20 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def _loss_of(graph: nnx.GraphDef, others: tuple[Any, ...], batch: tuple[jax.Array, jax.Array]) -> Any:
+    """Return ``params → (mean loss, ({"correct": count}, new batch_stats))`` of a batch; ``others`` complete the state."""
+    images, labels = batch
+
+    def loss_fn(params: Any) -> Any:
+        model = nnx.merge(graph, params, *others)
+        logits = model(images)
+        correct = jnp.sum(logits.argmax(-1) == labels)
+        batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+        return cross_entropy(logits, labels).mean(), ({"correct": correct}, batch_stats)
+
+    return loss_fn
+
+
 def train_step(
     state: TrainState,
     batch: tuple[jax.Array, jax.Array],
@@ -96,18 +110,12 @@ def train_step(
 
     The metrics are ``loss`` (mean, before the update) and ``correct`` (count).
     """
-    images, labels = batch
-
-    def loss_fn(params):
-        model = merge(graph, state._replace(params=params))
-        logits = model(images)
-        return cross_entropy(logits, labels).mean(), (logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
-
-    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    loss_fn = _loss_of(graph, (state.batch_stats, state.masks, state.frozen), batch)
+    (loss, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     state = state._replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
-    return state, {"loss": loss, "correct": jnp.sum(logits.argmax(-1) == labels)}
+    return state, metrics | {"loss": loss}
 
 
 def mask_update_step(
@@ -120,18 +128,12 @@ def mask_update_step(
     form. ``graph`` is the network without masks. RigL grows by the gradient of the dense kernel on this batch; with a
     ``growth_key`` (SET) growth is random and no gradient is computed.
     """
-    images, labels = batch
-
-    def loss_fn(params):
-        model = nnx.merge(graph, params, state.batch_stats, state.frozen)
-        logits = model(images)
-        return cross_entropy(logits, labels).mean(), (logits, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
-
+    loss_fn = _loss_of(graph, (state.batch_stats, state.frozen), batch)
     gradients = None
     if growth_key is None:
-        (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        (loss, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     else:
-        loss, (logits, batch_stats) = loss_fn(state.params)
+        loss, (metrics, batch_stats) = loss_fn(state.params)
 
     masks, moved, kept = {}, {}, jax.tree.map(lambda _: jnp.ones((), bool), state.params)
     mask_leaves, structure = jax.tree_util.tree_flatten_with_path(state.masks)
@@ -153,8 +155,7 @@ def mask_update_step(
         masks=jax.tree.unflatten(structure, list(masks.values())),
         opt_state=opt_state,
     )
-    metrics = {"loss": loss, "correct": jnp.sum(logits.argmax(-1) == labels)}
-    return state, metrics, jax.tree.unflatten(structure, list(moved.values()))
+    return state, metrics | {"loss": loss}, jax.tree.unflatten(structure, list(moved.values()))
 
 
 def masks_by_path(masks: Any) -> dict[str, jax.Array]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
 
 # Where the files lie and how often the screen is written does not change what a run computes (but see `_check_same`).
@@ -81,7 +82,7 @@ def write_whole(path: Path, text: str) -> None:
 def _check_same(found: Any, asked: dict, workdir: Path) -> None:
     if not isinstance(found, dict):
         raise UserError(f"{workdir / 'config.json'} is no config of a run; restore it or choose another directory")
-    found, asked = _flat(found), _flat(asked)
+    found, asked = dict(flat_fields(found)), dict(flat_fields(asked))
     # An image folder is known by its place alone.
     free = set(FREE_FIELDS) - ({"data.dir"} if asked.get("data.name") == "image_folder" else set())
     different = [
@@ -94,13 +95,6 @@ def _check_same(found: Any, asked: dict, workdir: Path) -> None:
             f"--workdir {workdir} belongs to a run with another config: {', '.join(different)}; use that config, or "
             "another directory"
         )
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def _try_lock(file: Any) -> bool:
