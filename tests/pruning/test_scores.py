@@ -179,7 +179,7 @@ def test_grasp_equals_an_explicit_hessian():
     np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ["resnet50", "vgg19"])
+@pytest.mark.parametrize("name", ["resnet50", "resnet152", "vgg19"])
 def test_synflow_is_finite_in_float32_at_full_width(name):
     model = create_model(name, num_classes=10, rngs=nnx.Rngs(0))
     images = jnp.zeros((1, 32, 32, 3)), jnp.zeros((1,), jnp.int32)
