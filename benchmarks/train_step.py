@@ -19,7 +19,8 @@ from dctps_jax import models, pruning
 from dctps_jax.data.batches import Normalization, Split
 from dctps_jax.training import loop
 from dctps_jax.training.optimizer import make_optimizer
-from dctps_jax.training.step import create_state, zero_sums
+from dctps_jax.training.state import create_state
+from dctps_jax.training.step import zero_sums
 
 
 class Case:
@@ -35,11 +36,11 @@ class Case:
         if float(density) < 1:
             pruning.apply_masks(model, pruning.prune(model, "epl", float(density), key=jax.random.key(0)))
         optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=network.startswith("fixup"))
-        graphs, state = create_state(model, optimizer)
         rng = np.random.default_rng(0)
         count, size = 10 * arguments.batch_size, arguments.image_size
         images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
         placement = loop.place_on_all_devices()
+        graphs, state = create_state(model, optimizer, placement.axis_name)
         self.train = placement.put(Split(images, rng.integers(0, arguments.num_classes, count, dtype=np.int32)))
         steps = arguments.steps_per_dispatch or loop.default_steps_per_dispatch()
         plan = loop.Plan(

@@ -59,6 +59,9 @@ def get_config():
     config.sparse_training.stop_fraction = 0.75
     config.sparse_training.drop_fraction = 0.3
 
+    config.execution = ConfigDict()
+    config.execution.form = "auto"  # of the trained weights: "masked", "compact"; "auto": the one that takes less room
+
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 0.001

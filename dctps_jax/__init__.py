@@ -1,8 +1,19 @@
 """DCT plus Sparse: networks that train with 1 % down to 0.01 % of their weights, in JAX and Flax NNX."""
 
 from dctps_jax.errors import UserError
-from dctps_jax.layers import Alpha, DCTpSConv, DCTpSLinear, FrozenAlpha, Mask, SparseParam
+from dctps_jax.kernels import Alpha, FrozenAlpha, Mask, SparseParam, Support
+from dctps_jax.layers import DCTpSConv, DCTpSLinear
 
 __version__ = "0.1.0"
 
-__all__ = ["Alpha", "DCTpSConv", "DCTpSLinear", "FrozenAlpha", "Mask", "SparseParam", "UserError", "__version__"]
+__all__ = [
+    "Alpha",
+    "DCTpSConv",
+    "DCTpSLinear",
+    "FrozenAlpha",
+    "Mask",
+    "SparseParam",
+    "Support",
+    "UserError",
+    "__version__",
+]

@@ -51,6 +51,7 @@ CHOICES: tuple[tuple[str, Iterable[str]], ...] = (
     ("pruning.allocation", ("", *pruning.ALLOCATIONS)),
     ("pruning.loss", scores.LOSSES),
     ("sparse_training.method", dynamic.METHODS),
+    ("execution.form", ("auto", *pruning.FORMS)),
     ("optimizer.name", OPTIMIZERS),
 )
 

@@ -1,124 +1,28 @@
-"""DCT plus Sparse layers: ``K = α·D + M⊙S``, and the same layers without offset, ``K = M⊙S``.
+"""DCT plus Sparse layers: ``K = α·D + S``, and the same layers without offset, ``K = S``.
 
-``DCTpSConv`` and ``DCTpSLinear`` take the arguments of ``nnx.Conv`` and ``nnx.Linear`` and stand in for them. What a
-number is, its variable type says:
-
-====================  =======================================================================
-``SparseParam``       S, trainable, zero wherever the mask is; an ``nnx.Param``
-``Mask``              M, boolean, of the kernel's shape; absent (``None``) where nothing is pruned
-``Alpha``             α, a trainable scalar; an ``nnx.Param``
-``FrozenAlpha``       α where it is not trainable
-====================  =======================================================================
-
-D is no state: it follows from the kernel's shape (:mod:`dctps_jax.dct`).
+``DCTpSConv`` and ``DCTpSLinear`` take the arguments of ``nnx.Conv`` and ``nnx.Linear`` and stand in for them. Their kernels
+are described in :mod:`dctps_jax.kernels`.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax import dct
 from dctps_jax.errors import UserError
+from dctps_jax.kernels import KernelLayer
 
-OFFSETS = (None, "dct")
 DEFAULT_KERNEL_INIT = nnx.initializers.lecun_normal()  # that of nnx.Conv and nnx.Linear
 
 
-class SparseParam(nnx.Param):
-    """The trainable part S of a kernel; its gradient is exactly zero where the layer's mask is False."""
-
-
-class Mask(nnx.Variable):
-    """The boolean support M of a kernel: True where a weight is trained."""
-
-
-class Alpha(nnx.Param):
-    """The trainable scalar α that scales the offset of a layer."""
-
-
-class FrozenAlpha(nnx.Variable):
-    """The scalar α of a layer where it keeps its initial value."""
-
-
-class _OffsetLayer(nnx.Module):
-    """What the two layers share: the parameters of ``K = α·D + M⊙S`` and their sum."""
-
-    def _init_parameters(
-        self,
-        kernel_shape: tuple[int, ...],
-        *,
-        offset: str | None,
-        alpha_init: float,
-        alpha_trainable: bool,
-        mask: jax.Array | None,
-        use_bias: bool,
-        param_dtype: Any,
-        kernel_init: nnx.Initializer,
-        bias_init: nnx.Initializer,
-        rngs: nnx.Rngs,
-        kernel_metadata: Mapping[str, Any],
-        bias_metadata: Mapping[str, Any],
-    ) -> None:
-        if offset not in OFFSETS:
-            raise UserError(f'offset is {offset!r}; it must be None or "dct"')
-        if min(kernel_shape) < 1:
-            raise UserError(f"a kernel of shape {kernel_shape} is empty; every size must be at least 1")
-        self.kernel_shape = kernel_shape
-        self.offset = offset
-        init = nnx.initializers.zeros if offset else kernel_init
-        self.kernel = SparseParam(init(rngs.params(), kernel_shape, param_dtype), **kernel_metadata)
-        self.alpha: nnx.Variable | None = nnx.data(None)
-        if offset:
-            alpha_type = Alpha if alpha_trainable else FrozenAlpha
-            # jnp.array makes a buffer of its own for each layer: donation refuses a buffer that occurs twice.
-            self.alpha = nnx.data(alpha_type(jnp.array(alpha_init, param_dtype)))
-        self.mask: Mask | None = nnx.data(None)
-        if mask is not None:
-            self.set_mask(mask)
-        self.bias: nnx.Param | None = nnx.data(None)
-        if use_bias:
-            self.bias = nnx.data(nnx.Param(bias_init(rngs.params(), kernel_shape[-1:], param_dtype), **bias_metadata))
-        self.use_bias = use_bias
-
-    def set_mask(self, mask: jax.Array | np.ndarray) -> None:
-        """Train only the weights where ``mask`` (boolean, of the kernel's shape) is True; the others become zero."""
-        mask = jnp.asarray(mask)
-        if mask.shape != self.kernel_shape:
-            raise UserError(f"the mask has shape {mask.shape}; it must have the kernel's shape {self.kernel_shape}")
-        mask = jnp.array(mask != 0)
-        self.mask = nnx.data(Mask(mask))
-        self.kernel[...] = jnp.where(mask, self.kernel[...], 0)
-
-    def offset_kernel(self) -> jax.Array:
-        """Return D in the kernel's shape and dtype, whether or not the layer adds it."""
-        return dct.offset_kernel(self.kernel_shape, self.kernel[...].dtype)
-
-    def scaled_offset(self) -> jax.Array | float:
-        """Return α·D, or 0 for a layer without offset."""
-        if self.alpha is None:
-            return 0.0
-        return self.alpha[...].astype(self.kernel[...].dtype) * self.offset_kernel()
-
-    def effective_kernel(self) -> jax.Array:
-        """Return ``K = α·D + M⊙S``, the kernel that the layer applies, in the dtype of its parameters."""
-        kernel = self.kernel[...]
-        if self.mask is not None:
-            # `where`, not a product: its transpose gives pruned weights a gradient of exactly zero, also when the
-            # incoming gradient is not finite (0 · NaN is NaN), so that S and its optimiser state stay zero there.
-            kernel = jnp.where(self.mask[...], kernel, 0)
-        return kernel + self.scaled_offset() if self.offset else kernel
-
-
-class DCTpSConv(_OffsetLayer):
-    """Convolve channels-last inputs with ``K = α·D + M⊙S``; a drop-in for ``nnx.Conv``.
+class DCTpSConv(KernelLayer):
+    """Convolve channels-last inputs with ``K = α·D + S``; a drop-in for ``nnx.Conv``.
 
     All arguments of ``nnx.Conv`` are there under their names and mean the same: ``kernel_size`` (an int is one spatial
     dimension), ``strides``, ``padding`` ("SAME", "VALID", "CIRCULAR", "REFLECT", "CAUSAL", an int, or a sequence of ints
@@ -128,7 +32,9 @@ class DCTpSConv(_OffsetLayer):
     - ``offset``: "dct" adds α·D (one summed kernel, one convolution); None leaves an ordinary, maskable convolution.
     - ``alpha_init``, ``alpha_trainable``: the initial α, and whether it is trained.
     - ``kernel_init`` initialises S where there is no offset; with one, S starts at zero.
-    - ``mask``: boolean, of the kernel's shape, True where a weight is trained. None trains all weights.
+    - ``mask``: boolean, of the kernel's shape, True where a weight is trained.
+    - ``support``: instead, the ascending positions of the trained weights in the flattened kernel: only their values are
+      stored. "later" leaves the kernel unmade until ``set_support`` says them. With neither all weights are trained.
 
     Raises :class:`~dctps_jax.errors.UserError` for an unknown offset, features that the groups do not divide, or a mask
     of another shape.
@@ -147,6 +53,7 @@ class DCTpSConv(_OffsetLayer):
         feature_group_count: int = 1,
         use_bias: bool = True,
         mask: jax.Array | None = None,
+        support: jax.Array | Literal["later"] | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         precision: lax.PrecisionLike = None,
@@ -189,6 +96,7 @@ class DCTpSConv(_OffsetLayer):
             alpha_init=alpha_init,
             alpha_trainable=alpha_trainable,
             mask=mask,
+            support=support,
             use_bias=use_bias,
             param_dtype=param_dtype,
             kernel_init=kernel_init,
@@ -237,11 +145,11 @@ class DCTpSConv(_OffsetLayer):
         return jnp.pad(inputs, widths, mode="wrap" if self.padding == "CIRCULAR" else "reflect"), "VALID"
 
 
-class DCTpSLinear(_OffsetLayer):
-    """Multiply the last axis by ``K = α·D + M⊙S``; a drop-in for ``nnx.Linear``.
+class DCTpSLinear(KernelLayer):
+    """Multiply the last axis by ``K = α·D + S``; a drop-in for ``nnx.Linear``.
 
     All arguments of ``nnx.Linear`` are there under their names; ``offset``, ``alpha_init``, ``alpha_trainable``,
-    ``kernel_init`` and ``mask`` as in :class:`DCTpSConv`. The kernel has shape ``(in_features, out_features)``.
+    ``kernel_init``, ``mask`` and ``support`` as in :class:`DCTpSConv`. The kernel has shape ``(in_features, out_features)``.
     """
 
     def __init__(
@@ -251,6 +159,7 @@ class DCTpSLinear(_OffsetLayer):
         *,
         use_bias: bool = True,
         mask: jax.Array | None = None,
+        support: jax.Array | Literal["later"] | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         precision: lax.PrecisionLike = None,
@@ -280,6 +189,7 @@ class DCTpSLinear(_OffsetLayer):
             alpha_init=alpha_init,
             alpha_trainable=alpha_trainable,
             mask=mask,
+            support=support,
             use_bias=use_bias,
             param_dtype=param_dtype,
             kernel_init=kernel_init,

@@ -279,3 +279,52 @@ def test_split_and_merge_round_trip(offset, mask):
 def test_mistakes_are_named(build, message):
     with pytest.raises(UserError, match=message):
         build()
+
+
+def test_compact_layers_compute_the_same_and_have_gradients_at_their_positions():
+    layer = conv(kernel_init=numpy_init, offset=None)
+    mask = np.random.default_rng(0).random(layer.kernel_shape) < 0.3
+    layer.set_mask(mask)
+    x = inputs((2, 6, 7, 2))
+    expected, masked_gradient = layer(x), nnx.grad(lambda layer: (layer(x) ** 2).sum())(layer).kernel[...]
+    layer.set_support(np.flatnonzero(mask))
+    assert layer.mask is None and layer.kernel[...].shape == (mask.sum(),)
+    np.testing.assert_array_equal(layer(x), expected)
+    gradient = nnx.grad(lambda layer: (layer(x) ** 2).sum())(layer).kernel[...]
+    np.testing.assert_allclose(gradient, masked_gradient[mask], rtol=1e-5)
+    layer.set_mask(mask)
+    assert layer.support is None
+    np.testing.assert_array_equal(layer(x), expected)
+
+
+def test_a_support_at_construction_equals_one_set_later():
+    positions = np.array([0, 5, 17])
+    for offset in (None, "dct"):
+        first = conv(kernel_init=numpy_init, offset=offset, support=positions)
+        second = conv(kernel_init=numpy_init, offset=offset, support="later")
+        second.set_support(positions)
+        dense = conv(kernel_init=numpy_init, offset=offset)
+        np.testing.assert_array_equal(first.kernel[...], second.kernel[...])
+        np.testing.assert_array_equal(first.kernel[...], dense.kernel[...].ravel()[positions])
+        assert first.kernel[...].shape == (3,) and first.support[...].dtype == jnp.int32
+
+
+@pytest.mark.parametrize(
+    ("positions", "problem"),
+    [
+        ([3, 2], "ascend"),
+        ([2, 2], "ascend"),
+        ([-1, 2], "ascend"),
+        ([0, 10**6], "lie in"),
+        ([[0, 1]], "list of integer positions"),
+        ([0.5], "list of integer positions"),
+    ],
+)
+def test_impossible_supports_are_refused(positions, problem):
+    with pytest.raises(UserError, match=problem):
+        conv().set_support(np.array(positions))
+
+
+def test_mask_and_support_exclude_each_other():
+    with pytest.raises(UserError, match="one of them"):
+        conv(mask=np.ones((3, 3, 2, 4), bool), support=np.array([1]))

@@ -1,10 +1,12 @@
 """The networks of the paper, each written once: ``offset=None | "dct"`` is handed down to its layers."""
 
 import difflib
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from dctps_jax.errors import UserError
@@ -42,6 +44,7 @@ def create_model(
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
     precision: Any = None,
+    choose_support: Callable[[dict[str, tuple[int, ...]]], Mapping[str, np.ndarray]] | None = None,
     **options: Any,
 ) -> nnx.Module:
     """Build a network by name, with (``offset="dct"``) or without the DCT offset in its prunable layers.
@@ -52,6 +55,9 @@ def create_model(
     - ``alpha_trainable``: False freezes every α at its initial value.
     - ``init``: how kernels start without an offset, one of :data:`INITIALIZERS`; Fixup networks have their own start.
     - ``dtype``: of the computation (None: as the inputs and parameters); ``param_dtype``: of the parameters.
+    - ``choose_support``: a function of the prunable layers' kernel shapes that returns, by path, the ascending positions of
+      their trained weights. The network is then compact: only these are stored, and no dense kernel is ever made, e.g.
+      ``lambda shapes: random_supports(key, shapes, allocate(shapes, 0.001, "epl"))`` (of ``dctps_jax.pruning``).
     - ResNets also take ``width`` (channels of the first stage, 64) and ``stable`` (residual branches over √blocks).
 
     Raises :class:`~dctps_jax.errors.UserError` for a name, option or size that does not exist, listing what there is.
@@ -65,7 +71,9 @@ def create_model(
     allowed = ("width", "stable") if name in RESNETS else ()
     for option in options:
         if option not in allowed:
-            known = ", ".join(("alpha_trainable", "init", "dtype", "param_dtype", "precision", *allowed))
+            known = ", ".join(
+                ("alpha_trainable", "init", "dtype", "param_dtype", "precision", "choose_support", *allowed)
+            )
             raise UserError(f"{name} has no option {option!r}; its options are: {known}")
     if num_classes < 1:
         raise UserError(f"num_classes is {num_classes}; a network needs at least one class")
@@ -82,8 +90,16 @@ def create_model(
         dtype=dtype,
         param_dtype=param_dtype,
         precision=precision,
+        compact=choose_support is not None,
         rngs=rngs,
     )
     model: Any = constructor(parts, num_classes=num_classes, **options)
-    model.layer_order = tuple(prunable_layers(model))
+    layers = prunable_layers(model)
+    model.layer_order = tuple(layers)
+    if choose_support is not None:
+        supports = choose_support({path: layer.kernel_shape for path, layer in layers.items()})
+        if set(supports) != set(layers):
+            raise UserError(f"choose_support names {len(supports)} layers; it must name these: {', '.join(layers)}")
+        for path, positions in supports.items():
+            layers[path].set_support(positions)
     return model

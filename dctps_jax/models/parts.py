@@ -37,9 +37,13 @@ def make_parts(
     dtype: Any,
     param_dtype: Any,
     precision: Any,
+    compact: bool,
     rngs: nnx.Rngs,
 ) -> Parts:
-    """Return the layer constructors for one network: bias-free convolutions, linear layers, BatchNorm as PyTorch's."""
+    """Return the layer constructors for one network: bias-free convolutions, linear layers, BatchNorm as PyTorch's.
+
+    With ``compact`` no kernel is made: the layers wait for their supports.
+    """
     shared = {
         "offset": offset,
         "alpha_trainable": alpha_trainable,
@@ -47,6 +51,7 @@ def make_parts(
         "dtype": dtype,
         "param_dtype": param_dtype,
         "precision": precision,
+        "support": "later" if compact else None,
         "rngs": rngs,
     }
     return Parts(

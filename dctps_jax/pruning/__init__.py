@@ -12,20 +12,23 @@ from flax import nnx
 from dctps_jax.errors import UserError
 from dctps_jax.layers import prunable_layers
 from dctps_jax.pruning.allocation import ALLOCATIONS, allocate, check_density, report_empty_layers
-from dctps_jax.pruning.masks import apply_masks, get_masks, load_masks, save_masks
-from dctps_jax.pruning.random import random_masks
+from dctps_jax.pruning.masks import FORMS, apply_masks, get_masks, load_masks, mask_of_support, save_masks
+from dctps_jax.pruning.random import random_masks, random_supports
 from dctps_jax.pruning.schedules import SCORE_METHODS, Batches, score_masks
 
 __all__ = [
     "ALLOCATIONS",
+    "FORMS",
     "METHODS",
     "SCORE_METHODS",
     "allocate",
     "apply_masks",
     "get_masks",
     "load_masks",
+    "mask_of_support",
     "prune",
     "random_masks",
+    "random_supports",
     "save_masks",
 ]
 

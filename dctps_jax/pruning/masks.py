@@ -1,23 +1,35 @@
 """Put masks on a model, take them off it, and keep them in files."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
 from flax import nnx
 
 from dctps_jax.errors import UserError
+from dctps_jax.kernels import KernelLayer
 from dctps_jax.layers import prunable_layers
 from dctps_jax.npz import read_npz, write_npz
 
+FORMS = ("masked", "compact")
 
-def apply_masks(model: nnx.Module, masks: Mapping[str, np.ndarray | jax.Array]) -> None:
-    """Set the masks of the model's prunable layers, by dotted path, and zero the weights that they remove.
 
-    Layers that ``masks`` does not name stay as they are. Raises :class:`~dctps_jax.errors.UserError` for a path that is
-    no prunable layer or a mask of another shape, before anything is changed.
+def apply_masks(
+    model: nnx.Module, masks: Mapping[str, np.ndarray | jax.Array], form: Literal["masked", "compact"] = "masked"
+) -> None:
+    """Set the masks of the model's prunable layers, by dotted path, and remove the weights that they leave out.
+
+    ``form`` says how the kept weights are stored: "masked" as dense arrays with zeros, "compact" as their values and
+    positions only. Layers that ``masks`` does not name stay as they are.
+
+    Raises :class:`~dctps_jax.errors.UserError` for a path that is no prunable layer, a mask of another shape or another
+    form, before anything is changed.
     """
+    if form not in FORMS:
+        raise UserError(f"form is {form!r}; it must be one of: {', '.join(FORMS)}")
     layers = prunable_layers(model)
     for path, mask in masks.items():
         if path not in layers:
@@ -25,15 +37,30 @@ def apply_masks(model: nnx.Module, masks: Mapping[str, np.ndarray | jax.Array]) 
         if tuple(mask.shape) != layers[path].kernel_shape:
             raise UserError(f"the mask of {path} has shape {mask.shape}, its kernel {layers[path].kernel_shape}")
     for path, mask in masks.items():
-        layers[path].set_mask(mask)
+        if form == "compact":
+            layers[path].set_support(np.flatnonzero(np.asarray(mask)))
+        else:
+            layers[path].set_mask(mask)
 
 
 def get_masks(model: nnx.Module) -> dict[str, np.ndarray]:
-    """Return the mask of every prunable layer by dotted path; all True for a layer without one."""
-    return {
-        path: np.ones(layer.kernel_shape, bool) if layer.mask is None else np.asarray(layer.mask[...])
-        for path, layer in prunable_layers(model).items()
-    }
+    """Return the mask of every prunable layer by dotted path, whatever its form; all True for a layer without one."""
+    return {path: _mask_of(layer) for path, layer in prunable_layers(model).items()}
+
+
+def _mask_of(layer: KernelLayer) -> np.ndarray:
+    if layer.mask is not None:
+        return np.asarray(layer.mask[...])
+    if layer.support is None:
+        return np.ones(layer.kernel_shape, bool)
+    return mask_of_support(np.asarray(layer.support[...]), layer.kernel_shape)
+
+
+def mask_of_support(support: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Return the boolean mask of ``shape`` that is True at the positions of ``support``."""
+    mask = np.zeros(math.prod(shape), bool)
+    mask[support] = True
+    return mask.reshape(shape)
 
 
 def save_masks(path: str | Path, masks: Mapping[str, np.ndarray | jax.Array]) -> None:

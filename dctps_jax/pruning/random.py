@@ -1,5 +1,6 @@
 """Random supports: exactly as many positions as asked, uniformly among all such sets, a function of the key alone."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dctps_jax.errors import UserError
+from dctps_jax.pruning.masks import mask_of_support
 
 
 def random_masks(
@@ -16,15 +18,21 @@ def random_masks(
 
     Layer i draws from ``jax.random.fold_in(key, i)``, so that a layer's mask depends on its place, shape and count only.
     """
-    masks = {}
+    supports = random_supports(key, shapes, counts)
+    return {path: mask_of_support(support, shapes[path]) for path, support in supports.items()}
+
+
+def random_supports(
+    key: jax.Array, shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Return the ascending positions of :func:`random_masks` in each flattened kernel, without an array of its size."""
+    supports = {}
     for position, (path, shape) in enumerate(shapes.items()):
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         if not 0 <= counts[path] <= size:
             raise UserError(f"{path} has {size} weights; it cannot keep {counts[path]}")
-        mask = np.zeros(size, bool)
-        mask[random_support(jax.random.fold_in(key, position), size, counts[path])] = True
-        masks[path] = mask.reshape(shape)
-    return masks
+        supports[path] = random_support(jax.random.fold_in(key, position), size, counts[path])
+    return supports
 
 
 def random_support(key: jax.Array, size: int, count: int) -> np.ndarray:

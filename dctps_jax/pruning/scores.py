@@ -91,7 +91,7 @@ def unmasked_copy(model: nnx.Module) -> nnx.Module:
     graph, state = nnx.split(model)
     copy = nnx.merge(graph, nnx.to_pure_dict(state))
     for layer in prunable_layers(copy).values():
-        layer.mask = nnx.data(None)
+        layer.set_dense()
     for _, module in nnx.iter_modules(copy):
         if hasattr(module, "dtype"):
             setattr(module, "dtype", None)  # noqa: B010 (the type of modules does not know it)

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from dctps_jax.errors import UserError
 from dctps_jax.npz import first_line
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 logger = logging.getLogger("dctps_jax")
 

@@ -14,17 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dctps_jax.data.batches import Normalization, Split, epoch_order, make_batch, training_batch
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
-from dctps_jax.training.step import (
-    NO_BAD_STEP,
-    Graphs,
-    Sums,
-    TrainState,
-    add_metrics,
-    eval_step,
-    mask_update_step,
-    train_step,
-    zero_sums,
-)
+from dctps_jax.training.state import Graphs, TrainState
+from dctps_jax.training.step import NO_BAD_STEP, Sums, add_metrics, eval_step, mask_update_step, train_step, zero_sums
 from dctps_jax.training.stopping import NonFiniteLoss
 
 
@@ -47,6 +38,12 @@ class Placement(NamedTuple):
 
     replicated: NamedSharding
     batch: NamedSharding
+
+    @property
+    def axis_name(self) -> str | None:
+        """The axis of the mesh, or None where there is one device only."""
+        mesh = self.replicated.mesh
+        return mesh.axis_names[0] if mesh.size > 1 else None
 
     def put(self, tree: Any) -> Any:
         """Place copies of ``tree`` whole on every device."""
@@ -83,7 +80,9 @@ def advance(
     def one(carry: tuple[TrainState, Sums], _: None) -> tuple[tuple[TrainState, Sums], None]:
         state, sums = carry
         batch = batch_of_step(state.step, train, order, plan, placement)
-        after, metrics = train_step(state, batch, graph=graphs.train, optimizer=optimizer)
+        after, metrics = train_step(
+            state, batch, graph=graphs.train, optimizer=optimizer, mesh=placement.replicated.mesh
+        )
         return (after, add_metrics(sums, metrics, state.step, plan.batch_size)), None
 
     if num_steps == 1:
@@ -95,15 +94,14 @@ def update_masks(
     state: TrainState, sums: Sums, train: Split, order: jax.Array, num_drop: jax.Array,
     *, plan: Plan, graphs: Graphs, optimizer: optax.GradientTransformation, placement: Placement,
 ) -> tuple[TrainState, Sums]:  # fmt: skip
-    """Take a step that moves weights; ``num_drop`` has a number for each mask, in the state's order."""
-    structure = jax.tree.structure(state.masks)
+    """Take a step that moves weights; ``num_drop`` has a number for each of ``graphs.counts``."""
     growth_key = jax.random.fold_in(stream(plan.seed, "growth"), state.step) if plan.sparse_training == "set" else None
     after, metrics, moved = mask_update_step(
-        state, batch_of_step(state.step, train, order, plan, placement), jax.tree.unflatten(structure, list(num_drop)),
-        growth_key, graph=graphs.dense, optimizer=optimizer,
+        state, batch_of_step(state.step, train, order, plan, placement), dict(zip(graphs.counts, num_drop, strict=True)),
+        growth_key, graphs=graphs, optimizer=optimizer, mesh=placement.replicated.mesh,
     )  # fmt: skip
     sums = add_metrics(sums, metrics, state.step, plan.batch_size)
-    return after, sums._replace(moved=sums.moved + jnp.stack(jax.tree.leaves(moved)).astype(jnp.int32))
+    return after, sums._replace(moved=sums.moved + jnp.stack(list(moved.values())).astype(jnp.int32))
 
 
 def batch_of_step(
@@ -146,7 +144,7 @@ def compile_programs(
         advance_programs[num_steps] = jitted.lower(state, sums, train, order).compile()
     if plan.updates:
         jitted = jax.jit(partial(update_masks, **fixed), donate_argnums=(0, 1), out_shardings=placement.replicated)
-        num_drop = placement.put(np.zeros(len(jax.tree.leaves(state.masks)), np.int32))
+        num_drop = placement.put(np.zeros(len(graphs.counts), np.int32))
         update_program = jitted.lower(state, sums, train, order, num_drop).compile()
     function = partial(
         eval_step, graph=graphs.eval, batch_size=plan.eval_batch_size, normalization=plan.normalization,

@@ -4,6 +4,7 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from dctps_jax.data.batches import Split, split_training
 from dctps_jax.errors import UserError
 from dctps_jax.training import loop
 from dctps_jax.training.checkpoint import Checkpoints
+from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.metrics import MetricsLog, describe
 from dctps_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from dctps_jax.training.report import environment, last_line, summarize, trainable_parameters
-from dctps_jax.training.setup import build_model, choose_masks, make_plan
-from dctps_jax.training.step import create_state, masks_by_path, zero_sums
+from dctps_jax.training.setup import build_sparse_model, make_plan
+from dctps_jax.training.state import TrainState, create_state, supports_by_path
+from dctps_jax.training.step import zero_sums
 from dctps_jax.training.stopping import NonFiniteLoss, Stopped, listen_for_signals
 from dctps_jax.training.workdir import claim, read_json, record_config, write_json
 
@@ -77,11 +80,10 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
         steps_per_epoch = plan.steps_per_epoch
 
         # Network and support.
-        model = build_model(config, dataset.num_classes, dataset.image_size)
-        masks = choose_masks(config, model, train, plan)
+        model, supports = build_sparse_model(config, dataset.num_classes, dataset.image_size, train, plan)
         shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
-        sizes = {path: int(np.prod(shape)) for path, shape in shapes.items()}
-        counts = {path: int(masks[path].sum()) if path in masks else size for path, size in sizes.items()}
+        sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+        counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
         if jax.process_index() == 0:
             print(layer_table(shapes, counts, sizes))
 
@@ -96,22 +98,32 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
         for folder, its_config in records:
             record_config(folder, its_config)
         placement = loop.place_on_all_devices()
-        graphs, state = create_state(model, optimizer)
+        graphs, state = create_state(model, optimizer, placement.axis_name)
         trainable = trainable_parameters(state.params, sizes, counts)
-        masked = list(masks_by_path(state.masks))
-        no_sums = zero_sums(max(1, len(masked)))
+        no_sums = zero_sums(max(1, len(graphs.counts)))
         state, sums = placement.put(state), placement.put(no_sums)
         train, validation, test = (placement.put(split) for split in (train, validation, test))
         checkpoints = Checkpoints(workdir / "checkpoints")
-        restored = checkpoints.restore("latest", {"state": state, "sums": sums})
+
+        def stored(state: TrainState) -> TrainState:
+            """Return the state as checkpoints hold it whatever the run's form."""
+            return to_compact(state, graphs.counts, optimizer)
+
+        def running(state: TrainState) -> TrainState:
+            """Return a state out of a checkpoint in the run's form."""
+            return state if compact else placement.put(to_masked(state, graphs.shapes, optimizer))
+
+        compact = is_compact(state)
+        template = {"state": stored(state), "sums": sums}
+        restored = checkpoints.restore("latest", template)
         if restored is not None:
-            state, sums = restored[1]["state"], restored[1]["sums"]
+            state, sums = running(restored[1]["state"]), restored[1]["sums"]
             print(f"going on from step {restored[0]}")
         step = int(state.step)
         if step == 0 and jax.process_index() == 0:
             # Updates move the masks later on; where they started from stays on record.
             for name in ("masks_initial.npz", "masks.npz"):
-                pruning.save_masks(workdir / name, masks)
+                pruning.save_masks(workdir / name, _masks_of(supports, shapes))
         log = MetricsLog(workdir, step, config.tensorboard)
         if len(log.rows) < step // steps_per_epoch:
             raise UserError(
@@ -122,7 +134,7 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
         def num_drop_at(step: int) -> np.ndarray:
             assert plan.updates is not None
             drop = plan.updates.drop_counts(step, counts, sizes)
-            return np.array([drop[path] for path in masked], np.int32)
+            return np.array([drop[path] for path in graphs.counts], np.int32)
 
         # Training.
         every = config.checkpoint_every_steps
@@ -150,7 +162,7 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
                         break
                     if request.signal_number or (every and step // every > before // every):
                         loop.check_finite(sums, state)
-                        checkpoints.save("latest", step, {"state": state, "sums": sums})
+                        checkpoints.save("latest", step, {"state": stored(state), "sums": sums})
                         _stop_if_asked(request, step)
                 progress.close()
                 loop.check_finite(sums, state)
@@ -170,21 +182,22 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
                     "images_per_second": (step - first_step) * plan.batch_size / seconds,
                 }
                 if plan.updates is not None:
-                    row["weights_moved"] = dict(zip(masked, np.asarray(sums.moved).tolist(), strict=True))
+                    row["weights_moved"] = dict(zip(graphs.counts, np.asarray(sums.moved).tolist(), strict=True))
                 print(describe(row, config.num_epochs))
                 if best is None or val_accuracy > best["val_accuracy"]:
-                    checkpoints.save("best", step, {"state": state})
+                    checkpoints.save("best", step, {"state": stored(state)})
                 log.append(row)
                 sums = placement.put(no_sums)
-                checkpoints.save("latest", step, {"state": state, "sums": sums})
+                checkpoints.save("latest", step, {"state": stored(state), "sums": sums})
                 _stop_if_asked(request, step)
 
         if plan.updates is not None:
-            pruning.save_masks(workdir / "masks.npz", masks_by_path(state.masks))
+            final = supports_by_path(jax.device_get(stored(state).supports))
+            pruning.save_masks(workdir / "masks.npz", _masks_of(final, shapes))
 
         # Report: the last model and the best on validation, both on the test set.
         test_loss, test_accuracy = loop.means(programs.evaluate(state, test))
-        best, restored = log.best_row(), checkpoints.restore("best", {"state": state})
+        best, restored = log.best_row(), checkpoints.restore("best", {"state": template["state"]})
         assert best is not None
         results = {
             "best_val_accuracy": best["val_accuracy"],
@@ -202,7 +215,7 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
             "environment": environment(),
         }
         if restored is not None and restored[0] == best["step"]:
-            results["test_accuracy_best"] = loop.means(programs.evaluate(restored[1]["state"], test))[1]
+            results["test_accuracy_best"] = loop.means(programs.evaluate(running(restored[1]["state"]), test))[1]
         else:
             logger.warning("the checkpoint of the best epoch %d is lost; test_accuracy_best is left out", best["epoch"])
         if jax.process_index() == 0:
@@ -211,6 +224,10 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
         log.close()
         print(last_line(results))
         return results
+
+
+def _masks_of(supports: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+    return {path: pruning.mask_of_support(support, shapes[path]) for path, support in supports.items()}
 
 
 def _stop_if_asked(request: Any, step: int) -> None:

@@ -1,5 +1,8 @@
-"""What a config asks for, as objects: the plan of the loop, the network, its masks, its optimiser."""
+"""What a config asks for, as objects: the plan of the loop, the network and its support."""
 
+import math
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +54,19 @@ def choose_normalization(config: Any, dataset: data.Dataset, train: Split) -> No
     return normalization_of(dataset, train)
 
 
-def build_model(config: Any, num_classes: int, image_size: int) -> nnx.Module:
-    """Return the network that ``config.model`` describes, with initial weights from the run's seed."""
+# Up to this density values, positions and two moments (16 bytes) of the kept weights take less than half of what kernel,
+# mask and two moments (13 bytes) of all weights do.
+MAX_COMPACT_DENSITY = 0.4
+
+Shapes = Mapping[str, tuple[int, ...]]
+Supports = dict[str, np.ndarray]
+
+
+def build_model(config: Any, num_classes: int, image_size: int, **options: Any) -> nnx.Module:
+    """Return the network that ``config.model`` describes, with initial weights from the run's seed.
+
+    ``options`` as in :func:`dctps_jax.models.create_model`.
+    """
     is_resnet = config.model.name in models.RESNETS
     return models.create_model(
         config.model.name,
@@ -64,41 +78,93 @@ def build_model(config: Any, num_classes: int, image_size: int) -> nnx.Module:
         dtype=None if config.model.dtype == "float32" else jnp.dtype(config.model.dtype),
         rngs=nnx.Rngs(stream(config.seed, "init")),
         **({"width": config.model.width, "stable": config.model.stable} if is_resnet else {}),
+        **options,
     )
 
 
-def choose_masks(config: Any, model: nnx.Module, train: Split, plan: loop.Plan) -> dict[str, np.ndarray]:
-    """Return the masks that ``config.pruning`` asks for and apply them; none at all for the dense network.
+def build_sparse_model(
+    config: Any, num_classes: int, image_size: int, train: Split, plan: loop.Plan
+) -> tuple[nnx.Module, Supports]:
+    """Return the network with the support that ``config.pruning`` asks for, and the support, empty for a dense network.
 
-    Scores see the batches that training will begin with: step s of n batches those of training steps s·n to s·n + n − 1.
+    Only scores make dense kernels; for a random support, or that of another run, there are none in the compact form.
     """
     settings = config.pruning
+    build = partial(build_model, config, num_classes, image_size)
+    supports: Supports = {}
+
+    def choose(shapes: Shapes) -> Supports:
+        supports.update(
+            _supports_of_run(config, shapes) if settings.method == "from_run" else _at_random(config, shapes)
+        )
+        return supports
+
     if settings.method == "from_run":
-        masks = pruning.load_masks(Path(settings.run) / "masks.npz")
-        layers = models.prunable_layers(model)
-        if masks and set(masks) != set(layers):
-            raise UserError(
-                f"config.pruning.run is {settings.run}, whose masks are of {len(masks)} layers; {config.model.name} has "
-                f"{len(layers)}, name a run of the same network"
-            )
-        if not masks and config.sparse_training.method != "static":
+        is_dense = not pruning.load_masks(Path(settings.run) / "masks.npz")
+        if is_dense and config.sparse_training.method != "static":
             raise UserError(f"config.pruning.run is {settings.run}, a dense network; it has no weights to move")
-        pruning.apply_masks(model, masks)
-        return masks
-    if settings.density == 1 and not settings.layer_densities:
-        return {}
+    else:
+        is_dense = settings.density == 1 and not settings.layer_densities
+    if is_dense:
+        return build(), {}
+    if settings.method in pruning.SCORE_METHODS:
+        model = build()
+        supports.update(_supports_by_score(config, model, train, plan))
+    else:
+        model = build(choose_support=choose)
+    layers = models.prunable_layers(model)
+    kept, size = sum(map(len, supports.values())), sum(math.prod(layer.kernel_shape) for layer in layers.values())
+    form = config.execution.form
+    if form == "auto":
+        form = "compact" if kept <= MAX_COMPACT_DENSITY * size else "masked"
+    for path, support in supports.items():
+        if form == "compact":
+            layers[path].set_support(support)
+        else:
+            layers[path].set_mask(pruning.mask_of_support(support, layers[path].kernel_shape))
+    return model, supports
+
+
+def _at_random(config: Any, shapes: Shapes) -> Supports:
+    settings = config.pruning
+    counts = pruning.allocate(
+        shapes, settings.density, settings.method, dense_layers=settings.dense_layers,
+        layer_densities=settings.layer_densities,
+    )  # fmt: skip
+    return pruning.random_supports(stream(config.seed, "masks"), shapes, counts)
+
+
+def _supports_of_run(config: Any, shapes: Shapes) -> Supports:
+    folder = config.pruning.run
+    masks = pruning.load_masks(Path(folder) / "masks.npz")
+    if set(masks) != set(shapes):
+        raise UserError(
+            f"config.pruning.run is {folder}, whose masks are of {len(masks)} layers; {config.model.name} has "
+            f"{len(shapes)}, name a run of the same network"
+        )
+    for path, mask in masks.items():
+        if mask.shape != tuple(shapes[path]):
+            raise UserError(
+                f"config.pruning.run is {folder}, whose mask of {path} has shape {mask.shape}; the kernel has "
+                f"{tuple(shapes[path])}, name a run of the same network"
+            )
+    return {path: np.flatnonzero(mask) for path, mask in masks.items()}
+
+
+def _supports_by_score(config: Any, model: nnx.Module, train: Split, plan: loop.Plan) -> Supports:
+    """Prune by a score on the batches that training will begin with.
+
+    Step s of n batches sees those of training steps s·n to s·n + n − 1.
+    """
+    settings = config.pruning
 
     def batches(step: int) -> list[tuple[jax.Array, jax.Array]]:
         numbers = range(step * settings.num_batches, (step + 1) * settings.num_batches)
         return [loop.host_batch(number, train, plan) for number in numbers]
 
-    options = {}
-    if settings.method in pruning.SCORE_METHODS:
-        names = ("num_steps", "schedule", "loss", "scope")
-        options = {name: settings[name] for name in names} | {"allocation": settings.allocation or None}
     masks = pruning.prune(
         model, settings.method, settings.density, key=stream(config.seed, "masks"), batch=batches,
-        dense_layers=settings.dense_layers, layer_densities=settings.layer_densities, **options,
+        dense_layers=settings.dense_layers, layer_densities=settings.layer_densities, num_steps=settings.num_steps,
+        schedule=settings.schedule, loss=settings.loss, scope=settings.scope, allocation=settings.allocation or None,
     )  # fmt: skip
-    pruning.apply_masks(model, masks)
-    return masks
+    return {path: np.flatnonzero(mask) for path, mask in masks.items()}

@@ -1,5 +1,6 @@
-"""The state of a training run and the pure functions that advance and evaluate it."""
+"""The pure functions that advance and evaluate a training state."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,33 +9,11 @@ import optax
 from flax import nnx
 
 from dctps_jax.data.batches import Normalization, Split, normalize
-from dctps_jax.layers import Mask
 from dctps_jax.pruning.dynamic import keep_only, move_weights, skip_optimizer_step
-from dctps_jax.pruning.scores import unmasked_copy
+from dctps_jax.training.forms import is_compact, to_compact, to_masked
+from dctps_jax.training.state import Graphs, TrainState, merge, nested, place_of, supports_by_path
 
 NO_BAD_STEP = jnp.iinfo(jnp.int32).max
-
-
-class TrainState(NamedTuple):
-    """Everything that a restart needs and nothing else, as plain nested dicts of arrays.
-
-    ``frozen`` holds what is neither trained nor a statistic nor a mask: the αs that keep their initial value.
-    """
-
-    step: jax.Array
-    params: Any
-    batch_stats: Any
-    masks: Any
-    frozen: Any
-    opt_state: Any
-
-
-class Graphs(NamedTuple):
-    """A network without its arrays, for training, for evaluation, and for training without masks (dense gradients)."""
-
-    train: nnx.GraphDef
-    eval: nnx.GraphDef
-    dense: nnx.GraphDef
 
 
 class Sums(NamedTuple):
@@ -48,24 +27,6 @@ class Sums(NamedTuple):
     images: jax.Array
     bad_step: jax.Array
     moved: jax.Array
-
-
-def create_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> tuple[Graphs, TrainState]:
-    """Split ``model`` into its two graphs and an initial state. The state shares no buffers with the model."""
-    model.eval()
-    eval_graph = nnx.graphdef(model)
-    model.train()
-    train_graph, *parts = nnx.split(model, nnx.Param, nnx.BatchStat, Mask, ...)
-    # Copies: a donated state would otherwise delete the model's own arrays.
-    params, batch_stats, masks, frozen = (jax.tree.map(jnp.copy, nnx.to_pure_dict(part)) for part in parts)
-    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, masks, frozen, optimizer.init(params))
-    dense_graph = nnx.graphdef(unmasked_copy(model))
-    return Graphs(train_graph, eval_graph, dense_graph), state
-
-
-def merge(graph: nnx.GraphDef, state: TrainState) -> nnx.Module:
-    """Put a network's graph and the arrays of a state together again."""
-    return nnx.merge(graph, state.params, state.batch_stats, state.masks, state.frozen)
 
 
 def zero_sums(num_layers: int = 1) -> Sums:
@@ -99,19 +60,51 @@ def _loss_of(graph: nnx.GraphDef, others: tuple[Any, ...], batch: tuple[jax.Arra
     return loss_fn
 
 
-def train_step(
-    state: TrainState,
-    batch: tuple[jax.Array, jax.Array],
-    *,
+def value_and_gradients(
     graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+    state: TrainState,
+    supports: Any,
+    batch: tuple[jax.Array, jax.Array],
+    mesh: jax.sharding.Mesh | None,
+) -> Any:
+    """Return ``((mean loss, ({"correct": count}, new batch_stats)), gradients)`` of a batch.
+
+    With a mesh of several devices each takes its part of the batch, and what crosses devices is the gradient of the
+    parameters as they are stored, besides BatchNorm's moments: automatic partitioning would sum the gradients of whole
+    kernels before a compact layer picks its positions.
+    """
+
+    def local(params: Any, others: Any, batch: tuple[jax.Array, jax.Array]) -> Any:
+        return jax.value_and_grad(_loss_of(graph, others, batch), has_aux=True)(params)
+
+    others = (state.batch_stats, supports, state.frozen)
+    if mesh is None or mesh.size == 1:
+        return local(state.params, others, batch)
+    (axis,) = mesh.axis_names
+
+    def on_each_device(params: Any, others: Any, batch: tuple[jax.Array, jax.Array]) -> Any:
+        # As values of this device alone: else every use of a parameter would sum its gradient over the devices.
+        params = jax.lax.pcast(params, axis, to="varying")
+        (loss, (metrics, batch_stats)), gradients = local(params, others, batch)
+        loss, gradients = jax.lax.pmean((loss, gradients), axis)
+        return (loss, (jax.lax.psum(metrics, axis), batch_stats)), gradients
+
+    replicated, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(axis)
+    return jax.shard_map(on_each_device, mesh=mesh, in_specs=(replicated, replicated, split), out_specs=replicated)(
+        state.params, others, batch
+    )
+
+
+def train_step(
+    state: TrainState, batch: tuple[jax.Array, jax.Array],
+    *, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
     """Take one optimiser step on ``batch`` (normalised images, labels); return the new state and the batch's metrics.
 
-    The metrics are ``loss`` (mean, before the update) and ``correct`` (count).
+    The metrics are ``loss`` (mean, before the update) and ``correct`` (count). ``mesh`` has one axis, along which the batch
+    is split.
     """
-    loss_fn = _loss_of(graph, (state.batch_stats, state.masks, state.frozen), batch)
-    (loss, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, (metrics, batch_stats)), gradients = value_and_gradients(graph, state, state.supports, batch, mesh)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     state = state._replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
@@ -119,31 +112,27 @@ def train_step(
 
 
 def mask_update_step(
-    state: TrainState, batch: tuple[jax.Array, jax.Array], num_drop: Any, growth_key: jax.Array | None,
-    *, graph: nnx.GraphDef, optimizer: optax.GradientTransformation,
-) -> tuple[TrainState, dict[str, jax.Array], Any]:  # fmt: skip
-    """Move weights instead of taking an optimiser step; return the state, the batch's metrics and what moved.
+    state: TrainState, batch: tuple[jax.Array, jax.Array], num_drop: Mapping[str, Any], growth_key: jax.Array | None,
+    *, graphs: Graphs, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh | None = None,
+) -> tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]:  # fmt: skip
+    """Move weights instead of taking an optimiser step; return the state, the batch's metrics and how many moved.
 
-    ``num_drop`` holds the number of weights to drop at the place of each mask in ``state.masks``; what moved has the same
-    form. ``graph`` is the network without masks. RigL grows by the gradient of the dense kernel on this batch; with a
-    ``growth_key`` (SET) growth is random and no gradient is computed.
+    ``num_drop`` is the number of weights that each layer drops, by path; how many moved has the same form. RigL grows by
+    the gradient of the dense kernel on this batch; with a ``growth_key`` (SET) growth is random and no gradient is
+    computed. A compact state is masked for this step.
     """
-    loss_fn = _loss_of(graph, (state.batch_stats, state.frozen), batch)
-    gradients = None
-    if growth_key is None:
-        (loss, (metrics, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    else:
-        loss, (metrics, batch_stats) = loss_fn(state.params)
-
+    compact = is_compact(state)
+    state = to_masked(state, graphs.shapes, optimizer)
+    # Under SET nothing uses the gradients: the compiler leaves them out.
+    (loss, (metrics, batch_stats)), gradients = value_and_gradients(graphs.dense, state, {}, batch, mesh)
     masks, moved, kept = {}, {}, jax.tree.map(lambda _: jnp.ones((), bool), state.params)
-    mask_leaves, structure = jax.tree_util.tree_flatten_with_path(state.masks)
-    for position, ((path, mask), drop) in enumerate(zip(mask_leaves, jax.tree.leaves(num_drop), strict=True)):
-        place = (*(entry.key for entry in path[:-1]), "kernel")
+    for position, (path, mask) in enumerate(supports_by_path(state.supports).items()):
+        place = (*place_of(path), "kernel")
         if growth_key is None:
             growth = jnp.abs(_at(gradients, place))
         else:
             growth = jax.random.uniform(jax.random.fold_in(growth_key, position), mask.shape)
-        masks[path], kept_here = move_weights(_at(state.params, place), mask, growth, drop)
+        masks[path], kept_here = move_weights(_at(state.params, place), mask, growth, num_drop[path])
         moved[path] = jnp.sum(masks[path] & ~mask)
         kept = _with(kept, place, kept_here)
     params = jax.tree.map(lambda value, mask: jnp.where(mask, value, 0), state.params, kept)
@@ -152,16 +141,10 @@ def mask_update_step(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
-        masks=jax.tree.unflatten(structure, list(masks.values())),
+        supports=nested({path: {"mask": mask} for path, mask in masks.items()}),
         opt_state=opt_state,
     )
-    return state, metrics | {"loss": loss}, jax.tree.unflatten(structure, list(moved.values()))
-
-
-def masks_by_path(masks: Any) -> dict[str, jax.Array]:
-    """Return the masks of a state by dotted path of their layers, in the state's order."""
-    leaves = jax.tree_util.tree_leaves_with_path(masks)
-    return {".".join(str(entry.key) for entry in path[:-1]): mask for path, mask in leaves}
+    return to_compact(state, graphs.counts, optimizer) if compact else state, metrics | {"loss": loss}, moved
 
 
 def _at(tree: Any, place: tuple) -> Any:

@@ -14,8 +14,16 @@ import jax
 from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
 
-# Where the files lie and how often the screen is written does not change what a run computes (but see `_check_same`).
-FREE_FIELDS = ("data.dir", "data.cache_dir", "data.download", "log_every_steps", "tensorboard", "multi_host")
+# Where the files lie and how often the screen is written does not change what a run computes (but see `_check_same`); the form does to rounding only.
+FREE_FIELDS = (
+    "data.dir",
+    "data.cache_dir",
+    "data.download",
+    "execution.form",
+    "log_every_steps",
+    "tensorboard",
+    "multi_host",
+)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from dctps_jax.pruning import apply_masks
 from dctps_jax.pruning.dynamic import UpdateSchedule, move_weights
 from dctps_jax.torch_compat import load_state_dict
 from dctps_jax.training.optimizer import make_optimizer
-from dctps_jax.training.step import create_state, mask_update_step, masks_by_path, train_step
+from dctps_jax.training.state import create_state, supports_by_path
+from dctps_jax.training.step import mask_update_step, train_step
 from tests import reference_data as reference
 
 ENTRIES = {entry["id"]: entry for entry in reference.index("rigl_index")}
@@ -96,8 +97,7 @@ def start(entry, optimizer):
 
 
 def drops_of(state, drop_counts):
-    leaves = [jnp.int32(drop_counts[path]) for path in masks_by_path(state.masks)]
-    return jax.tree.unflatten(jax.tree.structure(state.masks), leaves)
+    return {path: jnp.int32(drop_counts[path]) for path in supports_by_path(state.supports)}
 
 
 # The original leaves Adam's moments of dropped weights standing: its third update sees a regrown weight that moved.
@@ -116,9 +116,7 @@ def test_rigl_equals_the_original_where_it_is_right(identity, updates):
         sizes = {path: mask.size for path, mask in masks.items()}
         step = jax.jit(lambda state, batch: train_step(state, batch, graph=graphs.train, optimizer=optimizer))
         update = jax.jit(
-            lambda state, batch, drops: mask_update_step(
-                state, batch, drops, None, graph=graphs.dense, optimizer=optimizer
-            )
+            lambda state, batch, drops: mask_update_step(state, batch, drops, None, graphs=graphs, optimizer=optimizer)
         )
         losses, done = [], 0
         for number, (first, last) in enumerate(entry["batch_rows"]):
@@ -129,7 +127,7 @@ def test_rigl_equals_the_original_where_it_is_right(identity, updates):
                 done += 1
                 if done <= updates:
                     expected = reference.network_masks(initial[f"mask_after_update{done}_f64"], entry["layers"])
-                    for path, mask in masks_by_path(state.masks).items():
+                    for path, mask in supports_by_path(state.supports).items():
                         np.testing.assert_array_equal(mask, expected[path], err_msg=f"update {done} {path}")
             else:
                 state, metrics = step(state, batch)
@@ -153,13 +151,13 @@ def test_regrown_weights_and_moments_start_at_zero(name, method, offset):
     step = jax.jit(lambda state: train_step(state, batch, graph=graphs.train, optimizer=optimizer)[0])
     for _ in range(3):
         state = step(state)
-    counts = {path: int(mask.sum()) for path, mask in masks_by_path(state.masks).items()}
+    counts = {path: int(mask.sum()) for path, mask in supports_by_path(state.supports).items()}
     drops = drops_of(state, {path: count // 4 for path, count in counts.items()})
     key = jax.random.key(3) if method == "set" else None
-    after, _, moved = mask_update_step(state, batch, drops, key, graph=graphs.dense, optimizer=optimizer)
-    before_masks, after_masks = masks_by_path(state.masks), masks_by_path(after.masks)
+    after, _, moved = mask_update_step(state, batch, drops, key, graphs=graphs, optimizer=optimizer)
+    before_masks, after_masks = supports_by_path(state.supports), supports_by_path(after.supports)
     assert {path: int(mask.sum()) for path, mask in after_masks.items()} == counts
-    for path, count in masks_by_path(jax.tree.map(lambda value: value, moved)).items():
+    for path, count in moved.items():
         assert int(count) == int((after_masks[path] & ~before_masks[path]).sum()) > 0
     # The layers without a mask are left alone; in the others whatever was not active before is zero everywhere.
     kernels = [("convs", 0), ("convs", 3), ("fcs", 0)]
@@ -173,7 +171,7 @@ def test_regrown_weights_and_moments_start_at_zero(name, method, offset):
     np.testing.assert_array_equal(after.params["fcs"][2]["kernel"], state.params["fcs"][2]["kernel"])
     assert int(after.step) == int(state.step) + 1
     later = step(after)
-    for path, mask in masks_by_path(later.masks).items():
+    for path, mask in supports_by_path(later.supports).items():
         first, second = kernels[list(shapes).index(path)]
         assert not np.asarray(later.params[first][second]["kernel"])[~np.asarray(mask)].any()
 
@@ -200,7 +198,7 @@ def test_updates_do_not_delay_the_learning_rate():
     graphs, state = create_state(model, optimizer)
     batch = jnp.ones((4, 32, 32, 3)), jnp.arange(4)
     drops = drops_of(state, {"fcs.2": 5})
-    state = mask_update_step(state, batch, drops, None, graph=graphs.dense, optimizer=optimizer)[0]
+    state = mask_update_step(state, batch, drops, None, graphs=graphs, optimizer=optimizer)[0]
     schedules = [
         node for node in jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
         if isinstance(node, optax.ScaleByScheduleState)

@@ -13,7 +13,8 @@ from dctps_jax import pruning
 from dctps_jax.data.batches import Normalization, Split
 from dctps_jax.training import loop
 from dctps_jax.training.setup import build_model
-from dctps_jax.training.step import create_state, zero_sums
+from dctps_jax.training.state import create_state
+from dctps_jax.training.step import zero_sums
 from dctps_jax.training.stopping import NonFiniteLoss
 from tests.training.small_runs import make_optimizer_of, placement_on, small_config, small_digits
 
@@ -40,7 +41,7 @@ class Run:
         optimizer = make_optimizer_of(config, learning_rate)
         self.plan = make_plan(**options)
         self.placement = placement_on(num_devices)
-        graphs, state = create_state(model, optimizer)
+        graphs, state = create_state(model, optimizer, self.placement.axis_name)
         self.state, self.sums = self.placement.put(state), self.placement.put(zero_sums())
         split = Split(digits.train_images, digits.train_labels)
         self.train = self.placement.put(Split(split.images[:180], split.labels[:180]))

@@ -12,13 +12,12 @@ from flax import nnx
 from dctps_jax.data.batches import Normalization, Split
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.training.optimizer import make_optimizer
+from dctps_jax.training.state import create_state, merge
 from dctps_jax.training.step import (
     NO_BAD_STEP,
     add_metrics,
-    create_state,
     cross_entropy,
     eval_step,
-    merge,
     train_step,
     zero_sums,
 )
@@ -89,7 +88,7 @@ def test_step_is_pure_and_learns():
     (first, metrics), (second, _) = step(state, batch()), step(state, batch())
     assert equal(state, before) and equal(first, second)
     assert int(first.step) == 1 and not equal(first.params, state.params)
-    assert not equal(first.batch_stats, state.batch_stats) and equal(first.masks, state.masks)
+    assert not equal(first.batch_stats, state.batch_stats) and equal(first.supports, state.supports)
     model = merge(graphs.train, state)
     logits = model(batch()[0])
     labels = batch()[1]
@@ -145,7 +144,7 @@ def test_pruned_weights_and_their_moments_stay_zero(offset, optimizer, pixel):
     for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.opt_state)):
         for layer in ("conv", "fc"):
             if f"'{layer}'" in (name := jax.tree_util.keystr(path)) and "kernel" in name:
-                mask = np.asarray(state.masks[layer]["mask"])
+                mask = np.asarray(state.supports[layer]["mask"])
                 assert not np.asarray(leaf)[~mask].any(), name
                 assert np.asarray(leaf)[mask].any() or pixel is not None, name
                 seen += 1

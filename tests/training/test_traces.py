@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dctps_jax.training.optimizer import make_optimizer
-from dctps_jax.training.step import create_state, merge, train_step
+from dctps_jax.training.state import create_state, merge
+from dctps_jax.training.step import train_step
 from tests import reference_data as reference
 
 # Rounding decides this trace, as the first test below shows: its losses are held to 1e-5 instead of 1e-7, its final numbers

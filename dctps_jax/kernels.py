@@ -1,0 +1,191 @@
+"""The kernel of a layer, ``K = α·D + S``: what is trained of it, in which form it is stored, and the sum.
+
+The sparse part S is stored *masked*, as a dense array beside a boolean mask, or *compact*, as its trained values beside
+their positions. Both are the same function of the trained weights, with the same gradients; a compact layer has no
+array of its kernel's size. What a number is, its variable type says:
+
+====================  =======================================================================
+``SparseParam``       S, trainable, an ``nnx.Param``: of the kernel's shape, or compact ``[nnz]``
+``Mask``              masked: boolean, of the kernel's shape, True where a weight is trained
+``Support``           compact: int32 ``[nnz]``, positions in the flattened kernel, ascending
+``Alpha``             α, a trainable scalar; an ``nnx.Param``
+``FrozenAlpha``       α where it is not trainable
+====================  =======================================================================
+
+A layer without mask and support trains all weights. D is no state: it follows from the kernel's shape
+(:mod:`dctps_jax.dct`).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dctps_jax import dct
+from dctps_jax.errors import UserError
+
+OFFSETS = (None, "dct")
+
+
+class SparseParam(nnx.Param):
+    """The trainable part S of a kernel; its gradient is exactly zero where a weight is not trained."""
+
+
+class Mask(nnx.Variable):
+    """The boolean support M of a kernel: True where a weight is trained."""
+
+
+class Support(nnx.Variable):
+    """The positions of the trained weights in the flattened kernel, int32, ascending; S then holds their values only."""
+
+
+class Alpha(nnx.Param):
+    """The trainable scalar α that scales the offset of a layer."""
+
+
+class FrozenAlpha(nnx.Variable):
+    """The scalar α of a layer where it keeps its initial value."""
+
+
+class KernelLayer(nnx.Module):
+    """What convolution and linear layer share: the parameters of ``K = α·D + S``, their two forms, and their sum."""
+
+    def _init_parameters(
+        self,
+        kernel_shape: tuple[int, ...],
+        *,
+        offset: str | None,
+        alpha_init: float,
+        alpha_trainable: bool,
+        mask: jax.Array | None,
+        support: jax.Array | Literal["later"] | None,
+        use_bias: bool,
+        param_dtype: Any,
+        kernel_init: nnx.Initializer,
+        bias_init: nnx.Initializer,
+        rngs: nnx.Rngs,
+        kernel_metadata: Mapping[str, Any],
+        bias_metadata: Mapping[str, Any],
+    ) -> None:
+        if offset not in OFFSETS:
+            raise UserError(f'offset is {offset!r}; it must be None or "dct"')
+        if min(kernel_shape) < 1:
+            raise UserError(f"a kernel of shape {kernel_shape} is empty; every size must be at least 1")
+        if mask is not None and support is not None:
+            raise UserError("both mask and support are given; a layer takes one of them")
+        self.kernel_shape = kernel_shape
+        self.offset = offset
+        self.mask: Mask | None = nnx.data(None)
+        self.support: Support | None = nnx.data(None)
+        init = nnx.initializers.zeros if offset else kernel_init
+        initial = InitialKernel(init, rngs.params(), kernel_shape, param_dtype)
+        self.initial = None if support is None else initial
+        nothing = jnp.zeros((0,), param_dtype)
+        self.kernel = SparseParam(initial.dense() if support is None else nothing, **kernel_metadata)
+        self.alpha: nnx.Variable | None = nnx.data(None)
+        if offset:
+            alpha_type = Alpha if alpha_trainable else FrozenAlpha
+            # jnp.array makes a buffer of its own for each layer: donation refuses a buffer that occurs twice.
+            self.alpha = nnx.data(alpha_type(jnp.array(alpha_init, param_dtype)))
+        if mask is not None:
+            self.set_mask(mask)
+        elif support is not None and not isinstance(support, str):
+            self.set_support(support)
+        self.bias: nnx.Param | None = nnx.data(None)
+        if use_bias:
+            self.bias = nnx.data(nnx.Param(bias_init(rngs.params(), kernel_shape[-1:], param_dtype), **bias_metadata))
+        self.use_bias = use_bias
+
+    def set_mask(self, mask: jax.Array | np.ndarray) -> None:
+        """Train only the weights where ``mask`` (boolean, of the kernel's shape) is True; the others become zero.
+
+        The layer is masked from then on, whatever it was.
+        """
+        mask = jnp.asarray(mask)
+        if mask.shape != self.kernel_shape:
+            raise UserError(f"the mask has shape {mask.shape}; it must have the kernel's shape {self.kernel_shape}")
+        mask = jnp.array(mask != 0)
+        self.kernel.set_value(jnp.where(mask, self.sparse_kernel(), 0))
+        self.support, self.initial = nnx.data(None), None
+        self.mask = nnx.data(Mask(mask))
+
+    def set_support(self, positions: jax.Array | np.ndarray) -> None:
+        """Train only the weights at ``positions`` of the flattened kernel, ascending; keep their values only.
+
+        The layer is compact from then on, whatever it was.
+        """
+        positions = np.asarray(positions)
+        size = math.prod(self.kernel_shape)
+        if positions.ndim != 1 or not (np.issubdtype(positions.dtype, np.integer) or positions.size == 0):
+            raise UserError(
+                f"a support is a list of integer positions, got {positions.dtype} of shape {positions.shape}"
+            )
+        if positions.size and (positions[0] < 0 or positions[-1] >= size or (np.diff(positions) <= 0).any()):
+            raise UserError(f"the positions of a support must ascend and lie in [0, {size}), the size of the kernel")
+        support = jnp.asarray(positions, jnp.int32)
+        values = self.sparse_kernel().ravel()[support] if self.initial is None else self.initial.at(support)
+        self.kernel.set_value(values)
+        self.mask, self.initial = nnx.data(None), None
+        self.support = nnx.data(Support(support))
+
+    def set_dense(self) -> None:
+        """Train all weights, from where they stand."""
+        self.kernel.set_value(self.sparse_kernel())
+        self.mask, self.support, self.initial = nnx.data(None), nnx.data(None), None
+
+    def sparse_kernel(self) -> jax.Array:
+        """Return S in the kernel's shape, zero where nothing is trained."""
+        kernel = self.kernel[...]
+        if self.support is not None:
+            return scatter(self.support[...], kernel, self.kernel_shape)
+        if self.initial is not None:
+            return self.initial.dense()
+        if self.mask is not None:
+            # `where`, not a product: its transpose gives pruned weights a gradient of exactly zero, also when the
+            # incoming gradient is not finite (0 · NaN is NaN), so that S and its optimiser state stay zero there.
+            return jnp.where(self.mask[...], kernel, 0)
+        return kernel
+
+    def offset_kernel(self) -> jax.Array:
+        """Return D in the kernel's shape and dtype, whether or not the layer adds it."""
+        return dct.offset_kernel(self.kernel_shape, self.kernel[...].dtype)
+
+    def scaled_offset(self) -> jax.Array | float:
+        """Return α·D, or 0 for a layer without offset."""
+        if self.alpha is None:
+            return 0.0
+        return self.alpha[...].astype(self.kernel[...].dtype) * self.offset_kernel()
+
+    def effective_kernel(self) -> jax.Array:
+        """Return ``K = α·D + S``, the kernel that the layer applies, in the dtype of its parameters."""
+        return self.sparse_kernel() + self.scaled_offset() if self.offset else self.sparse_kernel()
+
+
+class InitialKernel:
+    """A kernel as it starts, made only where it is needed."""
+
+    def __init__(self, init: nnx.Initializer, key: jax.Array, shape: tuple[int, ...], dtype: Any):
+        self.init, self.key, self.shape, self.dtype = init, key, shape, dtype
+
+    def dense(self) -> jax.Array:
+        return self.init(self.key, self.shape, self.dtype)
+
+    def at(self, positions: jax.Array) -> jax.Array:
+        """Return the initial weights at ``positions``; the whole kernel exists for that moment at most."""
+        if self.init is nnx.initializers.zeros:
+            return jnp.zeros(positions.shape, self.dtype)
+        return self.dense().ravel()[positions]
+
+
+def scatter(positions: jax.Array, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return zeros of ``shape`` with ``values`` at the ascending ``positions`` of the flattened array."""
+    flat = jnp.zeros((math.prod(shape),), values.dtype)
+    return (
+        flat.at[positions]
+        .set(values, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
+        .reshape(shape)
+    )

@@ -1,0 +1,85 @@
+"""The two forms of a training state: masked (dense arrays beside masks) and compact (values beside their positions).
+
+Both say the same. What belongs to one weight, the optimiser's moments too, is kept for the trained weights only in the
+compact form; everything else is the same array in both.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dctps_jax.kernels import scatter
+from dctps_jax.training.state import TrainState, nested, supports_by_path
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def is_compact(state: TrainState) -> bool:
+    """Return whether any layer of ``state`` is compact; the two forms are not mixed."""
+    return any(support.dtype != bool for support in jax.tree.leaves(state.supports))
+
+
+def to_compact(state: TrainState, counts: Mapping[str, int], optimizer: optax.GradientTransformation) -> TrainState:
+    """Return a masked state in its compact form; ``counts`` are the numbers of trained weights by path of the layers.
+
+    A state that is compact already, or dense, is returned as it is. Works under ``jax.jit``.
+    """
+    if is_compact(state):
+        return state
+    positions = {
+        path: jnp.flatnonzero(mask, size=counts[path]).astype(jnp.int32)
+        for path, mask in supports_by_path(state.supports).items()
+    }
+    supports = nested({path: {"support": support} for path, support in positions.items()})
+    moves = {path: partial(_gather, support) for path, support in positions.items()}
+    return _convert(state, supports, moves, optimizer)
+
+
+def to_masked(state: TrainState, shapes: Shapes, optimizer: optax.GradientTransformation) -> TrainState:
+    """Return a compact state in its masked form; ``shapes`` are those of the kernels by path of the layers.
+
+    A state that is masked already, or dense, is returned as it is. Works under ``jax.jit``.
+    """
+    if not is_compact(state):
+        return state
+    positions = supports_by_path(state.supports)
+    masks = {path: {"mask": mask_of(support, shapes[path])} for path, support in positions.items()}
+    moves = {path: partial(scatter, support, shape=shapes[path]) for path, support in positions.items()}
+    return _convert(state, nested(masks), moves, optimizer)
+
+
+def mask_of(support: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return scatter(support, jnp.ones(support.shape, bool), shape)
+
+
+def _gather(positions: jax.Array, kernel: jax.Array) -> jax.Array:
+    return kernel.reshape(math.prod(kernel.shape))[positions]
+
+
+def _convert(
+    state: TrainState,
+    supports: Any,
+    moves: Mapping[str, Callable[[jax.Array], jax.Array]],
+    optimizer: optax.GradientTransformation,
+) -> TrainState:
+    """Apply ``moves`` to the kernels of the layers that they name, and to what the optimiser keeps of them."""
+
+    def move_of(path: Any, _: Any) -> Callable[[jax.Array], jax.Array]:
+        *layer, name = (entry.key for entry in path)
+        return moves.get(".".join(map(str, layer)), _same) if name == "kernel" else _same
+
+    by_leaf = jax.tree_util.tree_map_with_path(move_of, state.params)
+    return state._replace(
+        params=jax.tree.map(lambda move, leaf: move(leaf), by_leaf, state.params),
+        supports=supports,
+        opt_state=optax.tree_utils.tree_map_params(optimizer, lambda leaf, move: move(leaf), state.opt_state, by_leaf),
+    )
+
+
+def _same(array: jax.Array) -> jax.Array:
+    return array

@@ -1,0 +1,105 @@
+"""The state of a training run, as plain nested dicts of arrays, and the network without its arrays."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from dctps_jax.kernels import Mask, Support
+from dctps_jax.layers import prunable_layers
+from dctps_jax.pruning.scores import unmasked_copy
+
+
+class TrainState(NamedTuple):
+    """Everything that a restart needs and nothing else.
+
+    ``supports`` say which weights are trained: a mask or the positions of each layer that is not dense. ``frozen`` holds
+    what is neither trained nor a statistic nor a support: the αs that keep their initial value.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    supports: Any
+    frozen: Any
+    opt_state: Any
+
+
+class Graphs(NamedTuple):
+    """A network without its arrays: for training, for evaluation, and for training all weights (dense gradients).
+
+    ``shapes`` and ``counts`` are kernel shapes and numbers of trained weights of the layers with a support, by path in the
+    state's order.
+    """
+
+    train: nnx.GraphDef
+    eval: nnx.GraphDef
+    dense: nnx.GraphDef
+    shapes: dict[str, tuple[int, ...]]
+    counts: dict[str, int]
+
+
+def create_state(
+    model: nnx.Module, optimizer: optax.GradientTransformation, axis_name: str | None = None
+) -> tuple[Graphs, TrainState]:
+    """Split ``model`` into its graphs and an initial state. The state shares no buffers with the model.
+
+    With an ``axis_name`` BatchNorm in training averages over that axis of the devices, too.
+    """
+    model.eval()
+    eval_graph = nnx.graphdef(model)
+    model.train()
+    _, *parts = nnx.split(model, nnx.Param, nnx.BatchStat, (Mask, Support), ...)
+    # Copies: a donated state would otherwise delete the model's own arrays.
+    params, batch_stats, supports, frozen = (jax.tree.map(jnp.copy, nnx.to_pure_dict(part)) for part in parts)
+    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, supports, frozen, optimizer.init(params))
+    layers = prunable_layers(model)
+    shapes = {path: layers[path].kernel_shape for path in supports_by_path(supports)}
+    counts = {
+        path: int(support.sum()) if support.dtype == bool else support.size
+        for path, support in supports_by_path(supports).items()
+    }
+    # Abstractly: a compact layer must not become dense here.
+    train_graph, dense_graph = (
+        nnx.graphdef(nnx.eval_shape(lambda copy=copy: _averaging_over(copy(model), axis_name)))
+        for copy in (nnx.clone, unmasked_copy)
+    )
+    return Graphs(train_graph, eval_graph, dense_graph, shapes, counts), state
+
+
+def _averaging_over(model: nnx.Module, axis_name: str | None) -> nnx.Module:
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.BatchNorm):
+            module.axis_name = axis_name
+    return model
+
+
+def merge(graph: nnx.GraphDef, state: TrainState) -> nnx.Module:
+    """Put a network's graph and the arrays of a state together again."""
+    return nnx.merge(graph, state.params, state.batch_stats, state.supports, state.frozen)
+
+
+def supports_by_path(supports: Any) -> dict[str, jax.Array]:
+    """Return the masks or positions of a state by dotted path of their layers, in the state's order."""
+    leaves = jax.tree_util.tree_leaves_with_path(supports)
+    return {".".join(str(entry.key) for entry in path[:-1]): support for path, support in leaves}
+
+
+def place_of(path: str) -> tuple[str | int, ...]:
+    """Return the keys of a dotted path in a state, where positions in lists are integers."""
+    return tuple(int(name) if name.isdigit() else name for name in path.split("."))
+
+
+def nested(by_path: Mapping[str, Any]) -> Any:
+    """Return values by dotted path as the nested dicts of a state."""
+    tree: dict = {}
+    for path, value in by_path.items():
+        *above, last = place_of(path)
+        node = tree
+        for name in above:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return tree

@@ -1,0 +1,152 @@
+"""Masked and compact states: the same training in every network family, one form turned into the other and back."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.pruning import allocate, apply_masks, get_masks, random_masks, random_supports
+from dctps_jax.training.forms import is_compact, to_compact, to_masked
+from dctps_jax.training.optimizer import make_optimizer
+from dctps_jax.training.state import create_state
+from dctps_jax.training.step import mask_update_step, train_step
+
+FAMILIES = {
+    "lenet": {},
+    "resnet18": {"width": 2},
+    "resnet50": {"width": 2},
+    "vgg11": {},
+    "mobilenet_v2": {},
+    "fixup_resnet20": {},
+}
+KEY = jax.random.key(3)
+
+
+def images_and_labels():
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.normal(size=(4, 32, 32, 3)), jnp.float32), jnp.asarray([0, 1, 2, 1])
+
+
+def build(name, form, offset="dct", density=0.1, **options):
+    options = {"num_classes": 3, "offset": offset, "rngs": nnx.Rngs(0)} | FAMILIES[name] | options
+    model = create_model(name, **options)
+    shapes = {path: layer.kernel_shape for path, layer in prunable_layers(model).items()}
+    apply_masks(model, random_masks(KEY, shapes, allocate(shapes, density, "epl")), form)
+    return model
+
+
+def optimizer_named(name, fixup=False):
+    return make_optimizer(name, 0.01, momentum=0.9, weight_decay=5e-4, fixup=fixup)
+
+
+def equal(one, other):
+    return jax.tree.structure(one) == jax.tree.structure(other) and jax.tree.all(
+        jax.tree.map(lambda a, b: a.dtype == b.dtype and bool(jnp.array_equal(a, b)), one, other)
+    )
+
+
+def train(model, optimizer, num_steps):
+    graphs, state = create_state(model, optimizer)
+    step = jax.jit(partial(train_step, graph=graphs.train, optimizer=optimizer))
+    losses = []
+    for _ in range(num_steps):
+        state, metrics = step(state, images_and_labels())
+        losses.append(float(metrics["loss"]))
+    return graphs, state, losses
+
+
+@pytest.mark.parametrize(("name", "offset"), [*((name, "dct") for name in FAMILIES), ("lenet", None)])
+def test_both_forms_train_alike(name, offset):
+    optimizer = optimizer_named("sgd", fixup=name.startswith("fixup"))
+    graphs, masked, expected = train(build(name, "masked", offset), optimizer, 3)
+    _, compact, losses = train(build(name, "compact", offset), optimizer, 3)
+    assert not is_compact(masked) and is_compact(compact)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    assert abs(losses[-1] - losses[0]) > 1e-3
+    as_masked = to_masked(compact, graphs.shapes, optimizer)
+    for one, other in zip(jax.tree.leaves(as_masked.params), jax.tree.leaves(masked.params), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-2, atol=1e-3 * float(jnp.abs(other).max()) + 1e-7)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_forms_turn_into_each_other_without_loss(optimizer):
+    optimizer = optimizer_named(optimizer)
+    graphs, state, _ = train(build("lenet", "masked", offset=None), optimizer, 2)
+    compact = to_compact(state, graphs.counts, optimizer)
+    assert is_compact(compact) and equal(to_masked(compact, graphs.shapes, optimizer), state)
+    assert to_compact(compact, graphs.counts, optimizer) is compact
+    assert to_masked(state, graphs.shapes, optimizer) is state
+    total = sum(graphs.counts.values())
+    for leaf in jax.tree.leaves((compact.params, compact.opt_state)):
+        assert leaf.size <= max(graphs.counts.values()) < total
+    expected = create_state(build("lenet", "compact", offset=None), optimizer)[1]
+    assert jax.tree.map(jnp.shape, compact) == jax.tree.map(jnp.shape, expected)
+
+
+def test_turning_works_with_dense_layers_and_under_jit():
+    optimizer = optimizer_named("adam", fixup=True)
+    model = create_model("fixup_resnet20", num_classes=3, offset="dct", rngs=nnx.Rngs(0))
+    apply_masks(model, {"layer1.0.conv1": np.arange(9 * 16 * 16).reshape(3, 3, 16, 16) % 7 == 0})
+    graphs, state, _ = train(model, optimizer, 1)
+    assert list(graphs.counts) == ["layer1.0.conv1"]
+    compact = jax.jit(partial(to_compact, counts=graphs.counts, optimizer=optimizer))(state)
+    assert compact.params["layer1"][0]["conv1"]["kernel"].shape == (graphs.counts["layer1.0.conv1"],)
+    assert compact.params["layer1"][0]["conv2"]["kernel"].shape == (3, 3, 16, 16)
+    assert equal(jax.jit(partial(to_masked, shapes=graphs.shapes, optimizer=optimizer))(compact), state)
+
+
+@pytest.mark.parametrize("method", ["rigl", "set"])
+@pytest.mark.parametrize("offset", ["dct", None])
+def test_mask_updates_are_the_same_in_both_forms(method, offset):
+    optimizer = optimizer_named("adam")
+    states = {}
+    for form in ("masked", "compact"):
+        graphs, state, _ = train(build("lenet", form, offset), optimizer, 2)
+        drops = {path: count // 3 if count < 1000 else 0 for path, count in graphs.counts.items()}
+        update = jax.jit(partial(mask_update_step, graphs=graphs, optimizer=optimizer))
+        state, _, moved = update(state, images_and_labels(), drops, KEY if method == "set" else None)
+        assert is_compact(state) == (form == "compact") and int(moved["fcs.0"]) > 0
+        states[form] = to_masked(state, graphs.shapes, optimizer)
+    assert equal(states["masked"].supports, states["compact"].supports)
+    for one, other in zip(*(jax.tree.leaves(states[form].params) for form in states), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_compact_network_never_has_a_dense_kernel():
+    largest = []
+
+    def choose(shapes):
+        largest.append(max(np.prod(shape) for shape in shapes.values()))
+        return random_supports(KEY, shapes, allocate(shapes, 0.001, "epl"))
+
+    before = {id(array) for array in jax.live_arrays()}
+    model = create_model("resnet18", num_classes=10, offset="dct", rngs=nnx.Rngs(0), choose_support=choose)
+    optimizer = optimizer_named("adam")
+    graphs, state = create_state(model, optimizer)
+    new = [array.size for array in jax.live_arrays() if id(array) not in before]
+    assert largest[0] == 9 * 512 * 512 and max(new) <= 1000 + 512
+    trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert trained < 0.002 * sum(np.prod(shape) for shape in graphs.shapes.values())
+
+
+@pytest.mark.parametrize("offset", ["dct", None])
+def test_a_network_built_compact_is_the_masked_one(offset):
+    shapes = {path: layer.kernel_shape for path, layer in prunable_layers(build("lenet", "masked")).items()}
+    counts = allocate(shapes, 0.1, "epl")
+    options = {"num_classes": 3, "offset": offset}
+    masked = create_model("lenet", rngs=nnx.Rngs(0), **options)
+    apply_masks(masked, random_masks(KEY, shapes, counts))
+    compact = create_model(
+        "lenet", rngs=nnx.Rngs(0), choose_support=lambda shapes: random_supports(KEY, shapes, counts), **options
+    )
+    for path, layer in prunable_layers(compact).items():
+        other = prunable_layers(masked)[path]
+        assert layer.mask is None and layer.kernel[...].shape == (counts[path],)
+        np.testing.assert_array_equal(layer.sparse_kernel(), other.sparse_kernel())
+        np.testing.assert_array_equal(get_masks(compact)[path], get_masks(masked)[path])
+    images = images_and_labels()[0]
+    np.testing.assert_allclose(compact(images), masked(images), rtol=1e-6)
