@@ -1,9 +1,9 @@
-"""Settings that hold for every test: four fake CPU devices and strict rank promotion."""
+"""Settings that hold for every test: eight fake CPU devices and strict rank promotion."""
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 import jax
 

@@ -122,9 +122,9 @@ def test_options_of_other_networks():
 
 @pytest.mark.parametrize("field", ["batch_size", "eval_batch_size"])
 def test_batch_has_to_be_shared_by_the_devices(field):
-    assert jax.device_count() == 4
+    assert jax.device_count() == 8
     message = message_of(config_with(**{field: 66}))
-    assert message.startswith(f"config.{field} is 66, which 4 devices cannot share evenly") and "e.g. 64" in message
+    assert message.startswith(f"config.{field} is 66, which 8 devices cannot share evenly") and "e.g. 64" in message
     assert "e.g. 4" in message_of(config_with(**{field: 1}))
 
 

@@ -11,15 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from dctps_jax.analysis.figures import COLOURS, figure_files
 from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
 from dctps_jax.training.metrics import read_rows
 from dctps_jax.training.workdir import FREE_FIELDS, read_json
 
 Setting = tuple[tuple[str, Any], ...]
-
-# Okabe and Ito's colours, which the colour-blind tell apart; dashes serve where there is no colour.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def draw_curves(runs: list[Path], output: Path) -> None:
@@ -34,6 +32,7 @@ def draw_curves(runs: list[Path], output: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
+    files = figure_files(output)
     settings: dict[Setting, list[np.ndarray]] = defaultdict(list)
     for run in runs:
         config, rows = read_json(run / "config.json"), read_rows(run / "metrics.jsonl")
@@ -57,8 +56,8 @@ def draw_curves(runs: list[Path], output: Path) -> None:
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(title="weights trained", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    for suffix in (".png", ".svg"):
-        figure.savefig(output.with_suffix(suffix), dpi=150)
+    for file in files:
+        figure.savefig(file, dpi=150)
     plt.close(figure)
 
 
@@ -93,6 +92,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         draw_curves(arguments.runs, arguments.output)
+        print(f"written: {', '.join(map(str, figure_files(arguments.output)))}")
     except UserError as error:
         sys.exit(f"curves: {error}")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.analysis.curves import COLOURS
+from dctps_jax.analysis.figures import COLOURS, figure_files
 from dctps_jax.errors import UserError
-from dctps_jax.pruning import load_masks
+from dctps_jax.pruning import load_run_masks
 
 Masks = Mapping[str, np.ndarray]
 
@@ -55,7 +55,7 @@ def draw_densities(runs: Mapping[str, Masks], output: Path) -> None:
     layers = list(next(iter(runs.values())))
     places = np.arange(len(layers))
     densities = {name: np.array([100 * masks[path].mean() for path in layers]) for name, masks in runs.items()}
-    lowest = min(values[values > 0].min() for values in densities.values() if values.any())
+    lowest = min((values[values > 0].min() for values in densities.values() if values.any()), default=1)
     floor = lowest / 3
     figure, axes = plt.subplots(figsize=(max(6, 0.16 * len(layers) + 3), 4.6), layout="constrained")
     for number, (name, values) in enumerate(densities.items()):
@@ -70,23 +70,25 @@ def draw_densities(runs: Mapping[str, Masks], output: Path) -> None:
     axes.grid(color="0.9", which="major")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(runs)))
-    for suffix in (".png", ".svg"):
-        figure.savefig(output.with_suffix(suffix), dpi=150)
+    for file in figure_files(output):
+        figure.savefig(file, dpi=150)
     plt.close(figure)
 
 
 def load_runs(folders: list[Path]) -> dict[str, Masks]:
     """Return the masks of run directories by a short name; all must be of the same layers."""
     runs: dict[str, Masks] = {}
-    for folder in folders:
-        masks = load_masks(folder / "masks.npz")
+    folders = [folder.resolve() for folder in folders]
+    for number, folder in enumerate(folders):
+        masks = load_run_masks(folder)
         if not masks:
             raise UserError(f"{folder} trained a dense network; it has no masks to compare")
         first = next(iter(runs.values()), masks)
         if {path: mask.shape for path, mask in masks.items()} != {path: mask.shape for path, mask in first.items()}:
             raise UserError(f"{folder} has other layers than {folders[0]}; compare runs of one network")
-        name = folder.name if folder.name not in runs else str(folder)
-        runs[name] = masks
+        if folders.index(folder) != number:
+            raise UserError(f"{folder} is named twice; name each run once")
+        runs[folder.name if folder.name not in runs else str(folder)] = masks
     return runs
 
 
@@ -111,12 +113,14 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         runs = load_runs(arguments.runs)
+        files = figure_files(arguments.output)
     except UserError as error:
         sys.exit(f"masks: {error}")
     print(density_table(runs))
     if len(runs) > 1:
         print(f"\n{overlap_table(runs)}")
     draw_densities(runs, arguments.output)
+    print(f"\nwritten: {', '.join(map(str, files))}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,15 @@ from flax import nnx
 from dctps_jax.errors import UserError
 from dctps_jax.layers import prunable_layers
 from dctps_jax.pruning.allocation import ALLOCATIONS, allocate, check_density, report_empty_layers
-from dctps_jax.pruning.masks import FORMS, apply_masks, get_masks, load_masks, mask_of_support, save_masks
+from dctps_jax.pruning.masks import (
+    FORMS,
+    apply_masks,
+    get_masks,
+    load_masks,
+    load_run_masks,
+    mask_of_support,
+    save_masks,
+)
 from dctps_jax.pruning.random import random_masks, random_supports
 from dctps_jax.pruning.schedules import SCORE_METHODS, Batches, score_masks
 
@@ -25,6 +33,7 @@ __all__ = [
     "apply_masks",
     "get_masks",
     "load_masks",
+    "load_run_masks",
     "mask_of_support",
     "prune",
     "random_masks",
@@ -59,7 +68,8 @@ def prune(
       allocation in each layer, filled by score.
 
     ``dense_layers`` and ``layer_densities`` as in :func:`allocate`. Raises :class:`~dctps_jax.errors.UserError` for an
-    unknown method or option, a missing batch, a density that keeps nothing, scores that are not finite or do not reach as far as the density asks.
+    unknown method or option, what is no batch of the network, a density that keeps nothing, scores that are not finite,
+    and fewer scores above 0 than weights to keep.
     """
     check_density(density, "density")
     if method not in METHODS:

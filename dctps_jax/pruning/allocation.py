@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from dctps_jax.errors import UserError
@@ -89,8 +90,11 @@ def report_empty_layers(counts: Mapping[str, int], method: str, density: float) 
 
 def check_density(density: float, field: str) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` unless ``density`` is a number in (0, 1]; ``field`` names it."""
-    if not 0 < density <= 1:
-        raise UserError(f"{field} is {density}; it must be above 0 and at most 1, e.g. 0.01 to keep 1 % of the weights")
+    is_number = isinstance(density, int | float | np.number | jax.Array) and not isinstance(density, bool)
+    if not is_number or not 0 < float(density) <= 1:
+        raise UserError(
+            f"{field} is {density!r}; it must be above 0 and at most 1, e.g. 0.01 to keep 1 % of the weights"
+        )
 
 
 def fixed_counts(
@@ -107,7 +111,9 @@ def fixed_counts(
         check_density(density, f"the density of layers {pattern!r}")
         matching = fnmatch.filter(sizes, pattern)
         if not matching:
-            raise UserError(f"no layer matches {pattern!r}; the layers are: {', '.join(sizes)}")
+            raise UserError(
+                f"dense_layers and layer_densities: no layer matches {pattern!r}; the layers are: {', '.join(sizes)}"
+            )
         for path in matching:
             fixed.setdefault(path, round(density * sizes[path]))
     return fixed

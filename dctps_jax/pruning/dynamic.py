@@ -30,6 +30,11 @@ class UpdateSchedule(NamedTuple):
         """Return ``drop_fraction / 2 · (1 + cos(π t / end))`` for the update after ``step`` finished steps."""
         return self.drop_fraction / 2 * (1 + math.cos(math.pi * (step + 1) / self.end_step))
 
+    def moves_anything(self, counts: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
+        """Return whether the first update, which drops most, drops a weight in any layer."""
+        first = self.update_every - 1
+        return self.is_update(first) and any(self.drop_counts(first, counts, sizes).values())
+
     def drop_counts(self, step: int, counts: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, int]:
         """Return how many weights each layer drops, rounded down; none where there is nothing else to grow."""
         fraction = self.fraction(step)
@@ -46,7 +51,8 @@ def move_weights(
     positions with the highest ``growth`` come. One that was dropped may come straight back, as in the authors' code:
     it was never off, and counts as kept. Ties go to the earlier position. The number of active weights stays.
     """
-    active, growth = mask.ravel(), growth.ravel()
+    # A gradient that is not a number is none to grow by; sorting would put it behind what is kept.
+    active, growth = mask.ravel(), jnp.where(jnp.isnan(growth), 0, growth).ravel()
     # Active weights come before all others, the larger first; a weight of exactly 0 that is active still counts as such.
     magnitude = jnp.where(active, jnp.abs(kernel.ravel()), -1)
     num_keep = active.sum() - num_drop

@@ -1,5 +1,6 @@
 """Put masks on a model, take them off it, and keep them in files."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -69,5 +70,26 @@ def save_masks(path: str | Path, masks: Mapping[str, np.ndarray | jax.Array]) ->
 
 
 def load_masks(path: str | Path) -> dict[str, np.ndarray]:
-    """Read what :func:`save_masks` wrote; a missing or damaged file is a :class:`~dctps_jax.errors.UserError`."""
-    return {name: mask.astype(bool) for name, mask in read_npz(Path(path), "the masks of a run").items()}
+    """Read what :func:`save_masks` wrote; a missing, damaged or foreign file is a :class:`~dctps_jax.errors.UserError`."""
+    masks = read_npz(Path(path), "the masks of a run")
+    for name, mask in masks.items():
+        if mask.dtype != bool:
+            raise UserError(f"{path} holds {name} as {mask.dtype}, which is no mask; it should hold the masks of a run")
+    return masks
+
+
+def load_run_masks(folder: str | Path) -> dict[str, np.ndarray]:
+    """Return the masks of a run's directory, where they are final: a run that still moves its weights is a UserError."""
+    folder = Path(folder)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; name the directory of a run, which holds masks.npz")
+    masks = load_masks(folder / "masks.npz")
+    config = folder / "config.json"
+    if config.is_file() and not (folder / "results.json").is_file():
+        try:
+            method = json.loads(config.read_text())["sparse_training"]["method"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{config} is no config of a run; restore it, or take another run") from error
+        if method != "static":
+            raise UserError(f"{folder} is not finished and still moves its weights ({method}); finish it first")
+    return masks

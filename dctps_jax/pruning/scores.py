@@ -42,7 +42,13 @@ GRASP_TEMPERATURE = 200
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    """Return the cross-entropy of each example, in float32 or wider whatever the network computes in."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def mean_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return cross_entropy(logits, labels).mean()
 
 
 def nll_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -50,7 +56,7 @@ def nll_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "cross_entropy": cross_entropy,
+    "cross_entropy": mean_cross_entropy,
     "nll_logits": nll_logits,
 }
 

@@ -18,21 +18,12 @@ def top_k_global(scores: Scores, count: int, *, allow_zero: bool = False) -> Mas
     """
     flat = np.concatenate([np.asarray(score).ravel() for score in scores.values()])
     _check_finite(scores)
-    kept = _top_k(flat, count, "the network", allow_zero)
+    kept = _top_k(flat, count, ", ".join(scores) if len(scores) == 1 else "the network", allow_zero)
     masks, start = {}, 0
     for path, score in scores.items():
         masks[path] = kept[start : start + score.size].reshape(score.shape)
         start += score.size
     return masks
-
-
-def top_k_per_layer(scores: Scores, counts: Mapping[str, int], *, allow_zero: bool = False) -> Masks:
-    """Keep the ``counts[path]`` highest scores of each layer; otherwise as :func:`top_k_global`."""
-    _check_finite(scores)
-    return {
-        path: _top_k(np.asarray(score).ravel(), counts[path], path, allow_zero).reshape(score.shape)
-        for path, score in scores.items()
-    }
 
 
 def _top_k(flat: np.ndarray, count: int, where: str, allow_zero: bool) -> np.ndarray:
@@ -42,10 +33,17 @@ def _top_k(flat: np.ndarray, count: int, where: str, allow_zero: bool) -> np.nda
         return kept
     cut = np.partition(flat, flat.size - count)[flat.size - count]
     if cut == 0 and count < flat.size and not allow_zero:
+        positive = np.count_nonzero(flat > 0)
+        if positive == 0:
+            why = (
+                "no gradient reaches them: a network whose last layers start at zero, as Fixup's do, needs a random method "
+                "or another initialisation"
+            )
+        else:
+            why = "a larger batch, fewer steps, another density or a random method may help"
         raise UserError(
-            f"only {np.count_nonzero(flat > 0)} of {flat.size} weights of {where} have a score above 0, {count} are to be "
-            "kept: the scores do not say which. Networks whose last layers start at zero (Fixup without offset) need a "
-            "random method, a lower density, or another initialisation"
+            f"only {positive} of {flat.size} weights of {where} have a score above 0, but {count} are to be kept: the "
+            f"scores do not say which; {why}"
         )
     np.greater(flat, cut, out=kept)
     ties = np.flatnonzero(flat == cut)

@@ -57,9 +57,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text().splitlines() if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if not isinstance(row, dict) or not {"epoch", "step", "val_accuracy"} <= set(row):
+                raise ValueError("no row of a run")
+            rows.append(row)
         except ValueError as error:
-            if number < len(lines):
+            if number < len(lines) or line.endswith("}"):
                 raise UserError(
                     f"{path} is damaged in line {number}; restore it or choose another directory"
                 ) from error

@@ -80,12 +80,22 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
         steps_per_epoch = plan.steps_per_epoch
 
         # Network and support.
-        model, supports = build_sparse_model(config, dataset.num_classes, dataset.image_size, train, plan)
+        own_masks = workdir / "masks_initial.npz"
+        goes_on = own_masks.exists() and any((workdir / "checkpoints" / "latest").glob("[0-9]*"))
+        model, supports = build_sparse_model(
+            config, dataset.num_classes, dataset.image_size, train, plan, own_masks if goes_on else None
+        )
         shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
         sizes = {path: math.prod(shape) for path, shape in shapes.items()}
         counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
         if jax.process_index() == 0:
             print(layer_table(shapes, counts, sizes))
+        if plan.updates is not None and not plan.updates.moves_anything(counts, sizes):
+            logger.warning(
+                "sparse_training.method is %r, but no weight will ever move: updates come every %d steps before step %d, and "
+                "only layers that are not full have any; lower sparse_training.update_every or the density",
+                config.sparse_training.method, plan.updates.update_every, plan.updates.end_step,
+            )  # fmt: skip
 
         # State, and where an earlier call left it.
         schedule = learning_rate_schedule(
@@ -205,7 +215,7 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
             "test_accuracy_best": None,
             "test_accuracy_final": test_accuracy,
             "test_loss_final": test_loss,
-            "density_asked": config.pruning.density,
+            "density_asked": None if config.pruning.method == "from_run" else config.pruning.density,
             "density": sum(counts.values()) / sum(sizes.values()),
             "layer_densities": {path: counts[path] / sizes[path] for path in sizes},
             "trainable_parameters": trainable,
@@ -226,8 +236,10 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
         return results
 
 
-def _masks_of(supports: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-    return {path: pruning.mask_of_support(support, shapes[path]) for path, support in supports.items()}
+def _masks_of(
+    supports: Mapping[str, np.ndarray | jax.Array], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, np.ndarray]:
+    return {path: pruning.mask_of_support(np.asarray(support), shapes[path]) for path, support in supports.items()}
 
 
 def _stop_if_asked(request: Any, step: int) -> None:

@@ -83,31 +83,33 @@ def build_model(config: Any, num_classes: int, image_size: int, **options: Any) 
 
 
 def build_sparse_model(
-    config: Any, num_classes: int, image_size: int, train: Split, plan: loop.Plan
+    config: Any, num_classes: int, image_size: int, train: Split, plan: loop.Plan, own_masks: Path | None = None
 ) -> tuple[nnx.Module, Supports]:
     """Return the network with the support that ``config.pruning`` asks for, and the support, empty for a dense network.
 
-    Only scores make dense kernels; for a random support, or that of another run, there are none in the compact form.
+    A run that goes on takes the masks that it began with, ``own_masks``, and chooses nothing again. Only scores make dense
+    kernels; for a random support, or that of a run, there are none in the compact form.
     """
     settings = config.pruning
     build = partial(build_model, config, num_classes, image_size)
+    masks = None
+    if own_masks is not None:
+        masks = pruning.load_masks(own_masks)
+    elif settings.method == "from_run":
+        masks = _masks_of_run(config)
     supports: Supports = {}
 
     def choose(shapes: Shapes) -> Supports:
-        supports.update(
-            _supports_of_run(config, shapes) if settings.method == "from_run" else _at_random(config, shapes)
-        )
+        if masks is None:
+            supports.update(_at_random(config, shapes))
+        else:
+            _check_masks(masks, shapes, own_masks or settings.run)
+            supports.update({path: np.flatnonzero(mask) for path, mask in masks.items()})
         return supports
 
-    if settings.method == "from_run":
-        is_dense = not pruning.load_masks(Path(settings.run) / "masks.npz")
-        if is_dense and config.sparse_training.method != "static":
-            raise UserError(f"config.pruning.run is {settings.run}, a dense network; it has no weights to move")
-    else:
-        is_dense = settings.density == 1 and not settings.layer_densities
-    if is_dense:
+    if masks == {} or (masks is None and settings.density == 1 and not settings.layer_densities):
         return build(), {}
-    if settings.method in pruning.SCORE_METHODS:
+    if masks is None and settings.method in pruning.SCORE_METHODS:
         model = build()
         supports.update(_supports_by_score(config, model, train, plan))
     else:
@@ -125,6 +127,31 @@ def build_sparse_model(
     return model, supports
 
 
+def _masks_of_run(config: Any) -> dict[str, np.ndarray]:
+    folder = config.pruning.run
+    masks = pruning.load_run_masks(folder)
+    if not masks and config.sparse_training.method != "static":
+        raise UserError(f"config.pruning.run is {folder}, a dense network; it has no weights to move")
+    if masks and not any(mask.any() for mask in masks.values()):
+        raise UserError(f"config.pruning.run is {folder}, whose masks keep no weight; name another run")
+    return masks
+
+
+def _check_masks(masks: Mapping[str, np.ndarray], shapes: Shapes, source: str | Path) -> None:
+    foreign = sorted(set(masks) ^ set(shapes))
+    if foreign:
+        raise UserError(
+            f"the masks of {source} are not of this network's layers (the first that differs is {foreign[0]}); name a run of "
+            "the same network"
+        )
+    for path, mask in masks.items():
+        if mask.shape != tuple(shapes[path]):
+            raise UserError(
+                f"the mask of {path} in {source} has shape {mask.shape}, the kernel {tuple(shapes[path])}; name a run of "
+                "the same network"
+            )
+
+
 def _at_random(config: Any, shapes: Shapes) -> Supports:
     settings = config.pruning
     counts = pruning.allocate(
@@ -132,23 +159,6 @@ def _at_random(config: Any, shapes: Shapes) -> Supports:
         layer_densities=settings.layer_densities,
     )  # fmt: skip
     return pruning.random_supports(stream(config.seed, "masks"), shapes, counts)
-
-
-def _supports_of_run(config: Any, shapes: Shapes) -> Supports:
-    folder = config.pruning.run
-    masks = pruning.load_masks(Path(folder) / "masks.npz")
-    if set(masks) != set(shapes):
-        raise UserError(
-            f"config.pruning.run is {folder}, whose masks are of {len(masks)} layers; {config.model.name} has "
-            f"{len(shapes)}, name a run of the same network"
-        )
-    for path, mask in masks.items():
-        if mask.shape != tuple(shapes[path]):
-            raise UserError(
-                f"config.pruning.run is {folder}, whose mask of {path} has shape {mask.shape}; the kernel has "
-                f"{tuple(shapes[path])}, name a run of the same network"
-            )
-    return {path: np.flatnonzero(mask) for path, mask in masks.items()}
 
 
 def _supports_by_score(config: Any, model: nnx.Module, train: Split, plan: loop.Plan) -> Supports:

@@ -10,9 +10,11 @@ from flax import nnx
 
 from dctps_jax.data.batches import Normalization, Split, normalize
 from dctps_jax.pruning.dynamic import keep_only, move_weights, skip_optimizer_step
+from dctps_jax.pruning.scores import cross_entropy
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.state import Graphs, TrainState, merge, nested, place_of, supports_by_path
 
+Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 NO_BAD_STEP = jnp.iinfo(jnp.int32).max
 
 
@@ -40,12 +42,6 @@ def zero_sums(num_layers: int = 1) -> Sums:
     )
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return the cross-entropy of each example, in float32 or wider whatever the network computes in."""
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
 def _loss_of(graph: nnx.GraphDef, others: tuple[Any, ...], batch: tuple[jax.Array, jax.Array]) -> Any:
     """Return ``params → (mean loss, ({"correct": count}, new batch_stats))`` of a batch; ``others`` complete the state."""
     images, labels = batch
@@ -65,7 +61,7 @@ def value_and_gradients(
     state: TrainState,
     supports: Any,
     batch: tuple[jax.Array, jax.Array],
-    mesh: jax.sharding.Mesh | None,
+    mesh: Mesh | None,
 ) -> Any:
     """Return ``((mean loss, ({"correct": count}, new batch_stats)), gradients)`` of a batch.
 
@@ -97,7 +93,7 @@ def value_and_gradients(
 
 def train_step(
     state: TrainState, batch: tuple[jax.Array, jax.Array],
-    *, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh | None = None,
+    *, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
     """Take one optimiser step on ``batch`` (normalised images, labels); return the new state and the batch's metrics.
 
@@ -113,7 +109,7 @@ def train_step(
 
 def mask_update_step(
     state: TrainState, batch: tuple[jax.Array, jax.Array], num_drop: Mapping[str, Any], growth_key: jax.Array | None,
-    *, graphs: Graphs, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh | None = None,
+    *, graphs: Graphs, optimizer: optax.GradientTransformation, mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]:  # fmt: skip
     """Move weights instead of taking an optimiser step; return the state, the batch's metrics and how many moved.
 

@@ -25,6 +25,9 @@ FREE_FIELDS = (
     "multi_host",
 )
 
+# What a run writes; none of it may be there before the run's config.json.
+FILES = ("results.json", "metrics.jsonl", "masks.npz", "masks_initial.npz", "checkpoints", "tensorboard")
+
 
 @contextlib.contextmanager
 def claim(workdir: Path, config: Any) -> Iterator[None]:
@@ -51,8 +54,10 @@ def claim(workdir: Path, config: Any) -> Iterator[None]:
         path = workdir / "config.json"
         if path.exists():
             _check_same(read_json(path), json.loads(config.to_json()), workdir)
-        elif any(workdir.glob("checkpoints/*")) or (workdir / "results.json").exists():
-            raise UserError(f"--workdir {workdir} holds results but no config.json; choose another directory")
+        elif found := [name for name in FILES if (workdir / name).exists()]:
+            raise UserError(
+                f"--workdir {workdir} holds {found[0]} but no config.json of a run; choose another directory"
+            )
         yield
 
 

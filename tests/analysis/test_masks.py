@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dctps_jax import UserError
+from dctps_jax.analysis.figures import figure_files
 from dctps_jax.analysis.masks import density_table, draw_densities, jaccard, load_runs, overlap_table
 from dctps_jax.pruning import save_masks
 
@@ -56,3 +58,30 @@ def test_command(tmp_path):
     assert "total  37.5 %" in done.stdout and (tmp_path / "figure.png").exists()
     failed = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True)
     assert failed.returncode == 1 and "masks.npz does not exist" in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_names_and_files_of_a_figure(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name / "run").mkdir(parents=True)
+        save_masks(tmp_path / name / "run" / "masks.npz", FIRST)
+    monkeypatch.chdir(tmp_path / "a" / "run")
+    assert list(load_runs([Path(), tmp_path / "b" / "run"])) == ["run", str(tmp_path / "b" / "run")]
+    with pytest.raises(UserError, match="named twice"):
+        load_runs([Path(), tmp_path / "b" / "run", tmp_path / "a" / "run"])
+    assert [file.name for file in figure_files(tmp_path / "density0.05")] == ["density0.05.png", "density0.05.svg"]
+    with pytest.raises(UserError, match="is no directory"):
+        figure_files(tmp_path / "none" / "figure.png")
+
+
+def test_networks_that_keep_nothing_can_be_drawn(tmp_path):
+    draw_densities({"none": {"fc": np.zeros((2, 2), bool)}}, tmp_path / "masks.png")
+    assert (tmp_path / "masks.png").exists()
+
+
+def test_masks_of_a_run_that_still_moves_its_weights_are_refused(tmp_path):
+    save_masks(tmp_path / "masks.npz", FIRST)
+    (tmp_path / "config.json").write_text('{"sparse_training": {"method": "rigl"}}')
+    with pytest.raises(UserError, match="still moves its weights"):
+        load_runs([tmp_path])
+    (tmp_path / "results.json").write_text("{}")
+    assert list(load_runs([tmp_path])) == [tmp_path.name]

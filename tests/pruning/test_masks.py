@@ -8,7 +8,7 @@ from flax import nnx
 
 from dctps_jax import Mask, UserError
 from dctps_jax.models import create_model, prunable_layers
-from dctps_jax.pruning import apply_masks, get_masks, load_masks, prune, save_masks
+from dctps_jax.pruning import apply_masks, get_masks, load_masks, load_run_masks, prune, save_masks
 
 
 @pytest.fixture
@@ -95,3 +95,11 @@ def test_missing_and_damaged_files_are_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"masks.npz cannot be read as .npz with the masks"):
             load_masks(path)
+
+
+def test_arrays_that_are_no_masks_are_refused(tmp_path):
+    np.savez(tmp_path / "weights.npz", fc=np.ones((2, 2), np.float32))
+    with pytest.raises(UserError, match=r"weights\.npz holds fc as float32, which is no mask"):
+        load_masks(tmp_path / "weights.npz")
+    with pytest.raises(UserError, match="is a file; name the directory"):
+        load_run_masks(tmp_path / "weights.npz")

@@ -6,14 +6,15 @@ import math
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dctps_jax import UserError
-from dctps_jax.models import prunable_layers
-from dctps_jax.pruning import allocate, prune
+from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.pruning import allocate, prune, schedules
 from dctps_jax.pruning.schedules import keep_counts, thin_out
-from dctps_jax.pruning.selection import top_k_global, top_k_per_layer
+from dctps_jax.pruning.selection import top_k_global
 from tests import reference_data as reference
 from tests.pruning.test_scores import small_batch, small_network
 
@@ -39,7 +40,7 @@ def test_keep_counts_equal_the_authors():
 def test_keep_counts_fall_to_the_density(total, density, steps, schedule):
     counts = keep_counts(total, density, steps, schedule)
     assert len(counts) == steps and counts[-1] == round(density * total)
-    assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(counts))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(counts))
     assert all(0 <= count <= total for count in counts)
 
 
@@ -65,9 +66,6 @@ def test_top_k_is_exact_whatever_the_ties(seed, shapes, ties, fraction):
     left = np.concatenate([scores[path][~masks[path]] for path in scores])
     if kept.size and left.size:
         assert kept.min() >= left.max()
-    counts = {path: round(fraction * score.size) for path, score in scores.items()}
-    per_layer = top_k_per_layer(scores, counts)
-    assert {path: int(mask.sum()) for path, mask in per_layer.items()} == counts
 
 
 def test_ties_go_to_the_earlier_position():
@@ -91,8 +89,8 @@ def scores_by_step(step):
 @pytest.mark.parametrize("regrow", [False, True])
 def test_what_was_removed_returns_with_force_only(regrow):
     masks = thin_out(
-        lambda masks, step: scores_by_step(step), lambda scores, count, last: top_k_global(scores, count),
-        [2, 1], {"a": (4,)}, regrow=regrow,
+        lambda masks, step: scores_by_step(step), lambda scores, step: top_k_global(scores, [2, 1][step]),
+        2, {"a": (4,)}, regrow=regrow,
     )  # fmt: skip
     assert masks["a"].tolist() == ([False, False, False, True] if regrow else [False, True, False, False])
 
@@ -108,7 +106,7 @@ def test_removed_weights_never_return_without_regrowth(seed):
         return {"a": rng.normal(size=40), "b": rng.normal(size=20)}
 
     final = thin_out(
-        score, lambda scores, count, last: top_k_global(scores, count, allow_zero=True), [40, 20, 7],
+        score, lambda scores, step: top_k_global(scores, [40, 20, 7][step], allow_zero=True), 3,
         {"a": (40,), "b": (20,)}, regrow=False,
     )  # fmt: skip
     for earlier, later in zip(seen, [*seen[1:], final], strict=True):
@@ -129,3 +127,65 @@ def test_scope_allocation_and_patterns():
     fixed = counts(dense_layers=("conv1",), layer_densities={"fc": 0.5})
     assert fixed["conv1"] == sizes["conv1"] and fixed["fc"] == round(0.5 * sizes["fc"])
     assert sum(fixed.values()) == round(0.1 * sum(sizes.values()))
+
+
+@pytest.mark.parametrize("options", [{"num_steps": 5}, {"num_steps": 3, "schedule": "linear"}, {"allocation": "erk"}])
+def test_a_layer_of_fixed_density_is_thinned_step_by_step(options, monkeypatch):
+    model = small_network(None)
+    size = math.prod(prunable_layers(model)["fc"].kernel_shape)
+    seen = []
+
+    def select(scores, count, **other):
+        masks = top_k_global(scores, count, **other)
+        seen.extend(int(mask.sum()) for path, mask in masks.items() if path == "fc")
+        return masks
+
+    monkeypatch.setattr(schedules, "top_k_global", select)
+    options = {"layer_densities": {"fc": 0.1}, "batch": small_batch()} | options
+    masks = prune(model, "iter_snip", 0.2, key=jax.random.key(0), **options)
+    assert seen == sorted(seen, reverse=True) and len(set(seen)) > 1 and seen[-1] == round(0.1 * size)
+    assert sum(int(mask.sum()) for mask in masks.values()) == round(0.2 * sum(mask.size for mask in masks.values()))
+
+
+@pytest.mark.parametrize(
+    ("batch", "problem"),
+    [
+        (lambda images, labels: (images, labels + 100), "labels reach from"),
+        (lambda images, labels: (images, labels - 100), "labels reach from"),
+        (lambda images, labels: (images, labels * 1.0), "they must be integers"),
+        (lambda images, labels: (images[:1], labels), "one integer label an image"),
+        (lambda images, labels: (images[:0], labels[:0]), "at least one"),
+        (lambda images, labels: (images[..., :1], labels), "cannot take the batch's images"),
+        (lambda images, labels: images, "a pair of images and integer labels"),
+        (lambda images, labels: [(images, labels)], "a pair of images and integer labels"),
+        (lambda images, labels: lambda step: [], "no batch for step 0"),
+        (lambda images, labels: lambda step: (images, labels), "a list of"),
+    ],
+)
+@pytest.mark.parametrize("method", ["snip", "synflow"])
+def test_what_is_no_batch_is_refused(batch, problem, method):
+    with pytest.raises(UserError, match=problem):
+        prune(small_network(None), method, 0.1, key=jax.random.key(0), batch=batch(*map(np.asarray, small_batch())))
+
+
+def test_batches_may_be_numpy_lists_and_generators():
+    images, labels = map(np.asarray, small_batch())
+    expected = prune(small_network(None), "snip", 0.1, key=jax.random.key(0), batch=small_batch())
+    for batch in ((images, labels.tolist()), lambda step: (pair for pair in [(images, labels)])):
+        masks = prune(small_network(None), "snip", 0.1, key=jax.random.key(0), batch=batch)
+        assert all(np.array_equal(masks[path], expected[path]) for path in expected)
+
+
+@pytest.mark.parametrize("options", [{"num_steps": 2.5}, {"num_steps": -1}, {"schedule": "cosine"}, {"scope": "all"}])
+def test_options_are_named_in_messages(options):
+    (name,) = options
+    with pytest.raises(UserError, match=f"^{name} is"):
+        prune(small_network(None), "snip", 0.1, key=jax.random.key(0), batch=small_batch(), **options)
+
+
+def test_fixup_networks_cannot_be_scored_by_gradients_with_or_without_offset():
+    images = jax.numpy.ones((2, 32, 32, 3)), jax.numpy.array([0, 1])
+    for offset in (None, "dct"):
+        model = create_model("fixup_resnet20", num_classes=3, offset=offset, rngs=nnx.Rngs(0))
+        with pytest.raises(UserError, match="Fixup"):
+            prune(model, "synflow", 0.05, key=jax.random.key(0), batch=images, num_steps=1)

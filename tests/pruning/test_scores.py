@@ -76,8 +76,8 @@ def test_masks_equal_the_authors_bit_for_bit(network, identity):
     with jax.enable_x64(True):
         masks = thin_out(
             scores_of(network, method, loss),
-            lambda scores, count, last: top_k_global(scores, count, allow_zero=not last),
-            counts, shapes, regrow=method == "force",
+            lambda scores, step: top_k_global(scores, counts[step], allow_zero=step < len(counts) - 1),
+            len(counts), shapes, regrow=method == "force",
         )  # fmt: skip
     expected = reference.network_masks(stored.get(f"{identity}/mask_f64", stored[f"{identity}/mask"]), entry["layers"])
     differing = {path: int((masks[path] != expected[path]).sum()) for path in shapes}

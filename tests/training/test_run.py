@@ -52,10 +52,14 @@ def kill_at(patch, moment):
 def run_through_kills(workdir, moments, **overrides):
     """Start once for each of `moments`, killed there, and once more to the end."""
     for moment in moments:
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Kill):
-            kill_at(patch, moment)
-            small_run(workdir, **overrides)
+        run_until_killed(workdir, moment, **overrides)
     small_run(workdir, **overrides)
+
+
+def run_until_killed(workdir, moment, **overrides):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Kill):
+        kill_at(patch, moment)
+        small_run(workdir, **overrides)
 
 
 def test_killed_at_any_write_it_ends_the_same(tmp_path, plain):

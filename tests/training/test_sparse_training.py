@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dctps_jax import UserError
-from dctps_jax.pruning import load_masks
-from tests.training.small_runs import assert_same_end, results, rows, small_run
-from tests.training.test_run import run_through_kills
+from dctps_jax.pruning import load_masks, save_masks
+from tests.training.small_runs import arrays, assert_same_end, results, rows, small_run
+from tests.training.test_run import run_through_kills, run_until_killed
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -82,3 +82,40 @@ def test_scores_see_the_batches_that_training_begins_with(tmp_path):
 def test_dense_networks_have_nothing_to_move(tmp_path):
     with pytest.raises(UserError, match="no weights to move"):
         small_run(tmp_path, sparse_training__method="rigl", pruning__density=1.0)
+
+
+def test_a_run_goes_on_with_its_own_masks_whatever_becomes_of_their_source(tmp_path):
+    small_run(tmp_path / "source", num_epochs=1)
+    options = {"pruning__method": "from_run", "pruning__run": str(tmp_path / "source"), "checkpoint_every_steps": 2}
+    run_until_killed(tmp_path / "run", 2, **options)
+    masks = load_masks(tmp_path / "source" / "masks.npz")
+    save_masks(tmp_path / "source" / "masks.npz", {path: np.ones_like(mask) for path, mask in masks.items()})
+    small_run(tmp_path / "run", **options)
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    assert results(tmp_path / "run")["density"] == kept / sum(mask.size for mask in masks.values())
+    assert results(tmp_path / "run")["density_asked"] is None
+
+
+def test_masks_that_keep_nothing_are_refused(tmp_path):
+    small_run(tmp_path / "source", num_epochs=1)
+    masks = load_masks(tmp_path / "source" / "masks.npz")
+    save_masks(tmp_path / "source" / "masks.npz", {path: np.zeros_like(mask) for path, mask in masks.items()})
+    with pytest.raises(UserError, match="keep no weight"):
+        small_run(tmp_path / "run", pruning__method="from_run", pruning__run=str(tmp_path / "source"))
+
+
+def test_updates_that_never_come_are_warned_of(tmp_path, caplog):
+    small_run(tmp_path, sparse_training__method="rigl", num_epochs=1)
+    assert "no weight will ever move" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["static", "rigl"])
+def test_both_forms_make_the_same_run_and_go_on_with_each_others_checkpoints(tmp_path, method):
+    options = MOVING | {"sparse_training__method": method, "checkpoint_every_steps": 2}
+    small_run(tmp_path / "masked", execution__form="masked", **options)
+    run_until_killed(tmp_path / "mixed", 2, execution__form="masked", **options)
+    small_run(tmp_path / "mixed", execution__form="compact", **options)
+    first, second = arrays(tmp_path / "masked"), arrays(tmp_path / "mixed")
+    assert {name: array.shape for name, array in first.items()} == {name: array.shape for name, array in second.items()}
+    for expected, row in zip(rows(tmp_path / "masked"), rows(tmp_path / "mixed"), strict=True):
+        assert row["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
