@@ -1,6 +1,6 @@
 """Time training steps side by side: ``python benchmarks/train_step.py lenet:dct:0.01 lenet:none:1 --batch_size 128``.
 
-A case is NETWORK:OFFSET:DENSITY. All cases are compiled first; then their steps take turns, so that what else the machine
+A case is NETWORK:OFFSET:DENSITY or NETWORK:OFFSET:DENSITY:FORM, the form "compact" (the default) or "masked". All cases are compiled first; then their steps take turns, so that what else the machine
 does falls on all of them. Reported are the compile time, minimum and median of the wall and CPU seconds a step, images a
 second at the minimum, and the ratio to the first case. Needs the package installed, or ``PYTHONPATH=.``.
 """
@@ -27,14 +27,14 @@ class Case:
     """One network in training on random images; ``run`` takes a dispatch and waits for it."""
 
     def __init__(self, name: str, arguments: argparse.Namespace):
-        network, offset, density = name.split(":")
+        network, offset, density, form = (name + ":compact").split(":")[:4]
         self.name = name
         model = models.create_model(
             network, num_classes=arguments.num_classes, offset=None if offset == "none" else offset,
             image_size=arguments.image_size, rngs=nnx.Rngs(0),
         )  # fmt: skip
         if float(density) < 1:
-            pruning.apply_masks(model, pruning.prune(model, "epl", float(density), key=jax.random.key(0)))
+            pruning.apply_masks(model, pruning.prune(model, "epl", float(density), key=jax.random.key(0)), form)
         optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=network.startswith("fixup"))
         rng = np.random.default_rng(0)
         count, size = 10 * arguments.batch_size, arguments.image_size
@@ -73,7 +73,9 @@ class Times(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("cases", nargs="+", help="NETWORK:OFFSET:DENSITY, e.g. resnet50:dct:0.001 or resnet50:none:1")
+    parser.add_argument(
+        "cases", nargs="+", help="NETWORK:OFFSET:DENSITY[:FORM], e.g. resnet50:dct:0.001 or resnet50:none:1"
+    )
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--num_classes", type=int, default=10)
     parser.add_argument("--image_size", type=int, default=32)

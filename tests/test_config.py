@@ -125,7 +125,7 @@ def test_batch_has_to_be_shared_by_the_devices(field):
     assert jax.device_count() == 8
     message = message_of(config_with(**{field: 66}))
     assert message.startswith(f"config.{field} is 66, which 8 devices cannot share evenly") and "e.g. 64" in message
-    assert "e.g. 4" in message_of(config_with(**{field: 1}))
+    assert "e.g. 8" in message_of(config_with(**{field: 1}))
 
 
 def test_last_seed_is_a_seed_too():

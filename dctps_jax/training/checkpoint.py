@@ -3,11 +3,15 @@
 import hashlib
 import json
 import logging
+import math
 import shutil
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -15,6 +19,7 @@ from dctps_jax.errors import UserError
 from dctps_jax.npz import first_line
 
 FORMAT_VERSION = 2
+DIFFERENCES = ("int32",)
 
 logger = logging.getLogger("dctps_jax")
 
@@ -22,8 +27,8 @@ logger = logging.getLogger("dctps_jax")
 class Checkpoints:
     """The checkpoints of one run, ``latest/STEP`` (two) and ``best/STEP`` (one) below ``folder``.
 
-    A checkpoint is a flat dict of arrays, ``"params/layer1/0/conv1/kernel"``, beside JSON with the format version and a
-    digest. Orbax writes under a temporary name and renames, so that a kill leaves the checkpoints before intact; the
+    A checkpoint is a flat dict of arrays, ``"params/layer1/0/conv1/kernel"``, packed into one array a dtype, beside JSON with
+    the format version and a digest. Orbax writes under a temporary name and renames, so that a kill leaves the checkpoints before intact; the
     digest finds what a disk or a copy damaged later. Damaged checkpoints are moved to ``damaged/`` and passed over.
     """
 
@@ -46,7 +51,9 @@ class Checkpoints:
         }
         meta["check"] = check_of(meta)
         saved = manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)), force=True
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(pack(arrays)), meta=ocp.args.JsonSave(meta)),
+            force=True,
         )
         manager.wait_until_finished()
         if not saved:
@@ -78,11 +85,12 @@ class Checkpoints:
                 f"{self.folder} holds checkpoints of another network, optimiser or version of dctps_jax; go on with what "
                 "wrote them, or choose another directory"
             )
-        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, flatten(template))
-        arrays = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+        packed = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
+        arrays = unpack(packed)
         if digest(arrays) != meta["digest"]:
             raise ValueError("its digest does not match its content")
-        return jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in flatten(template)])
+        placed = [jax.device_put(arrays[name], leaf.sharding) for name, leaf in flatten(template).items()]
+        return jax.tree.unflatten(jax.tree.structure(template), placed)
 
     def _set_aside(self, kind: str, step: int, error: Exception) -> None:
         source = self.folder / kind / str(step)
@@ -107,6 +115,44 @@ def flatten(tree: Any) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+def pack(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Return the arrays as one array of bytes a dtype and an index: hundreds of small files would outweigh their content.
+
+    The bytes stand plane by plane, all lowest bytes of the numbers first, since the planes of signs and exponents compress
+    and those of mantissas don't. Positions ascend, so that their differences are kept. The index is zlib's JSON of names,
+    dtypes and shapes in order.
+    """
+    index = [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]
+    groups: dict[str, list[np.ndarray]] = {}
+    for array in arrays.values():
+        groups.setdefault(str(array.dtype), []).append(np.asarray(array).ravel())
+    packed = {}
+    for dtype, group in groups.items():
+        together = np.concatenate(group)
+        if dtype in DIFFERENCES:
+            together = np.diff(together, prepend=together.dtype.type(0))
+        packed[dtype] = np.ascontiguousarray(together.view(np.uint8).reshape(-1, together.dtype.itemsize).T)
+    packed["index"] = np.frombuffer(zlib.compress(json.dumps(index).encode()), np.uint8)
+    return packed
+
+
+def unpack(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays that :func:`pack` packed."""
+    index = json.loads(zlib.decompress(np.asarray(packed["index"]).tobytes()))
+    numbers = {}
+    for dtype, planes in packed.items():
+        if dtype != "index":
+            numbers[dtype] = np.ascontiguousarray(np.asarray(planes).T).view(jnp.dtype(dtype)).ravel()
+            if dtype in DIFFERENCES:
+                numbers[dtype] = np.cumsum(numbers[dtype], dtype=dtype)
+    arrays, taken = {}, dict.fromkeys(numbers, 0)
+    for name, dtype, shape in index:
+        start, size = taken[dtype], math.prod(shape)
+        arrays[name] = numbers[dtype][start : start + size].reshape(shape)
+        taken[dtype] += size
+    return arrays
+
+
 def check_of(meta: dict[str, Any]) -> str:
     """Return a SHA-256 over a checkpoint's description, which tells a damaged one from a foreign one."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
@@ -118,7 +164,7 @@ def structure_of(tree: Any) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def digest(arrays: dict[str, jax.Array]) -> str:
+def digest(arrays: Mapping[str, jax.Array | np.ndarray]) -> str:
     """Return a SHA-256 over names, dtypes, shapes and bytes."""
     sha = hashlib.sha256()
     for name in sorted(arrays):

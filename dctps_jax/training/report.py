@@ -41,11 +41,6 @@ def summarize(runs: list[dict[str, Any]], workdir: Path) -> dict[str, Any]:
     return results
 
 
-def trainable_parameters(params: Any, sizes: dict[str, int], counts: dict[str, int]) -> int:
-    """Count the numbers that training changes: kept weights, α, biases, BatchNorm's scales and biases."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params)) - sum(sizes.values()) + sum(counts.values())
-
-
 def environment() -> dict[str, str]:
     """Return the versions and the devices that a run ran with."""
     packages = ("dctps_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from dctps_jax import data, models, pruning
 from dctps_jax.analysis.layer_table import layer_table
+from dctps_jax.analysis.storage import file_bytes, storage_account, storage_table
 from dctps_jax.config import check_config
 from dctps_jax.data.batches import Split, split_training
 from dctps_jax.errors import UserError
@@ -22,7 +23,7 @@ from dctps_jax.training.checkpoint import Checkpoints
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.metrics import MetricsLog, describe
 from dctps_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from dctps_jax.training.report import environment, last_line, summarize, trainable_parameters
+from dctps_jax.training.report import environment, last_line, summarize
 from dctps_jax.training.setup import build_sparse_model, make_plan
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
 from dctps_jax.training.step import zero_sums
@@ -109,7 +110,6 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
             record_config(folder, its_config)
         placement = loop.place_on_all_devices()
         graphs, state = create_state(model, optimizer, placement.axis_name)
-        trainable = trainable_parameters(state.params, sizes, counts)
         no_sums = zero_sums(max(1, len(graphs.counts)))
         state, sums = placement.put(state), placement.put(no_sums)
         train, validation, test = (placement.put(split) for split in (train, validation, test))
@@ -125,6 +125,10 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
 
         compact = is_compact(state)
         template = {"state": stored(state), "sums": sums}
+        trainable = sum(leaf.size for leaf in jax.tree.leaves(template["state"].params))
+        account = storage_account(state, template["state"], graphs.shapes, optimizer)
+        if jax.process_index() == 0:
+            print(storage_table(account))
         restored = checkpoints.restore("latest", template)
         if restored is not None:
             state, sums = running(restored[1]["state"]), restored[1]["sums"]
@@ -219,6 +223,8 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
             "density": sum(counts.values()) / sum(sizes.values()),
             "layer_densities": {path: counts[path] / sizes[path] for path in sizes},
             "trainable_parameters": trainable,
+            "storage_bytes": account,
+            "checkpoint_file_bytes": file_bytes(workdir / "checkpoints" / "latest" / str(step)),
             "seed": config.seed,
             "compile_seconds": programs.compile_seconds,
             "total_seconds": time.perf_counter() - started,

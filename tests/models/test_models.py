@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from dctps_jax import Alpha, DCTpSConv, DCTpSLinear, FrozenAlpha, SparseParam, UserError, layers
+from dctps_jax import Alpha, DCTpSConv, DCTpSLinear, FrozenAlpha, SparseParam, UserError
+from dctps_jax.kernels import KernelLayer
 from dctps_jax.models import INITIALIZERS, MODELS, RESNETS, create_model, prunable_layers
 from dctps_jax.models.parts import make_parts
 from dctps_jax.models.resnet import BasicBlock
@@ -131,13 +132,13 @@ def test_counts_are_the_originals(key):
 @pytest.mark.parametrize("key", [key for key in NETWORKS if key.endswith("/dct")])
 def test_alphas_start_as_in_the_original(key, monkeypatch):
     net = NETWORKS[key]
-    original = layers._OffsetLayer._init_parameters
+    original = KernelLayer._init_parameters
 
     def record(self, *arguments, alpha_init, **options):
         self.alpha_init = alpha_init
         original(self, *arguments, alpha_init=alpha_init, **options)
 
-    monkeypatch.setattr(layers._OffsetLayer, "_init_parameters", record)
+    monkeypatch.setattr(KernelLayer, "_init_parameters", record)
     initial = {path: layer.alpha_init for path, layer in prunable_layers(abstract_of(net)).items()}
     stored = net["alpha_init"]
     rows = stored["list"] if "list" in stored else [(row[0], stored["all"], "") for row in net["layers"]]
@@ -199,7 +200,7 @@ def test_width_and_stable():
 
 def test_blocks_scale_their_residual_branch(drawn):
     settings = {"offset": None, "alpha_trainable": True, "init": "numpy", "rngs": nnx.Rngs(0)}
-    parts = make_parts(dtype=None, param_dtype=jnp.float32, precision=None, **settings)
+    parts = make_parts(dtype=None, param_dtype=jnp.float32, precision=None, compact=False, **settings)
     block = BasicBlock(parts, 2, 2, 1, 0.25)
     block.eval()
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 2)), jnp.float32)
@@ -256,13 +257,13 @@ def test_init_option_reaches_every_kernel(drawn, monkeypatch):
 
 
 def test_fixup_start(monkeypatch):
-    original = layers._OffsetLayer._init_parameters
+    original = KernelLayer._init_parameters
 
     def record(self, *arguments, kernel_init, **options):
         self.kernel_init = kernel_init
         original(self, *arguments, kernel_init=kernel_init, **options)
 
-    monkeypatch.setattr(layers._OffsetLayer, "_init_parameters", record)
+    monkeypatch.setattr(KernelLayer, "_init_parameters", record)
     model = abstract("fixup_resnet20")
     found, kernels = prunable_layers(model), {}
     for path in (
@@ -320,7 +321,7 @@ def test_only_training_mode_changes_the_statistics(drawn):
         ("resnet17", {}, "no network 'resnet17' \\(did you mean 'resnet18'\\?\\); the networks are: lenet, resnet18,"),
         ("zzzz", {}, "there is no network 'zzzz'[;.:] .*networks are: lenet, .*fixup_resnet1202$"),
         ("lenet", {"width": 4}, "lenet has no option 'width'; its options are: alpha_trainable, init, dtype"),
-        ("resnet18", {"depth": 4}, "resnet18 has no option 'depth'; .*precision, width, stable$"),
+        ("resnet18", {"depth": 4}, "resnet18 has no option 'depth'; .*choose_support, width, stable$"),
         ("resnet18", {"width": 0}, "width is 0; it must be at least 1"),
         ("lenet", {"init": "he"}, "no initialiser 'he'; choose one of: kaiming_normal, .*zeros$"),
         ("lenet", {"offset": "DCT"}, "offset is 'DCT'; it must be None or \"dct\""),

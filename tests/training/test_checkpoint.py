@@ -1,16 +1,19 @@
 """Checkpoints: bit for bit there and back, and nothing damaged is ever loaded."""
 
 import logging
+import math
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dctps_jax import UserError
 from dctps_jax.training import checkpoint
-from dctps_jax.training.checkpoint import Checkpoints, digest, flatten
+from dctps_jax.training.checkpoint import Checkpoints, digest, flatten, pack, unpack
 from tests.training.small_runs import placement_on
 
 # Reads that Orbax drops when one of them fails.
@@ -206,3 +209,28 @@ def test_digest_sees_every_bit_name_shape_and_type():
 def test_names_are_paths():
     assert list(flatten(make_tree()))[:2] == ["state/half", "state/masks/fc/mask"]
     assert list(flatten(make_tree()))[-2:] == ["sums/0", "sums/1"]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["float32", "int32", "bool", "bfloat16", "uint32"]),
+            st.lists(st.integers(0, 4), max_size=3),
+            st.integers(0, 2**32 - 1),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_packing_keeps_every_bit(kinds):
+    arrays = {}
+    for number, (dtype, shape, seed) in enumerate(kinds):
+        size = math.prod(shape) * jnp.dtype(dtype).itemsize
+        content = np.random.default_rng(seed).integers(0, 2 if dtype == "bool" else 256, size, dtype=np.uint8)
+        arrays[f"a/{number}"] = content.view(jnp.dtype(dtype)).reshape(shape)
+    unpacked = unpack(pack(arrays))
+    assert list(unpacked) == list(arrays)
+    for name, array in arrays.items():
+        found = unpacked[name]
+        assert found.dtype == array.dtype and found.shape == array.shape and found.tobytes() == array.tobytes()
+    assert len(pack(arrays)) <= 1 + len({str(array.dtype) for array in arrays.values()})

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dctps_jax.errors import UserError
+from dctps_jax.pruning import load_masks
 from dctps_jax.training import loop
 from dctps_jax.training import run as run_module
 from dctps_jax.training.checkpoint import Checkpoints
@@ -144,36 +145,44 @@ def test_results_and_rows_hold_what_is_promised(plain):
     } <= found.keys()  # fmt: skip
     assert [(row["epoch"], row["step"]) for row in rows(plain)] == [(1, STEPS_PER_EPOCH), (2, 2 * STEPS_PER_EPOCH)]
     assert found["best_val_accuracy"] == max(row["val_accuracy"] for row in rows(plain))
-    masks = {name: array for name, array in arrays(plain).items() if name.startswith("state/masks")}
-    kept, size = (sum(map(measure, masks.values())) for measure in (np.sum, np.size))
+    masks = load_masks(plain / "masks.npz")
+    kept, size = (int(sum(map(measure, masks.values()))) for measure in (np.sum, np.size))
+    supports = {name: array for name, array in arrays(plain).items() if name.startswith("state/supports")}
+    assert sum(support.size for support in supports.values()) == kept
     assert found["density"] == kept / size == pytest.approx(0.05, abs=1e-4)
     assert found["trainable_parameters"] == kept + 5  # and an α a layer
+    assert found["storage_bytes"]["parameters"] == {"this": 4 * (kept + 5), "dense": 4 * size}
+    written = json.loads((plain / "results.json").read_text())["checkpoint_file_bytes"]
+    assert found["storage_bytes"]["parameters"]["this"] < written < found["storage_bytes"]["checkpoint"]["dense"]
 
 
-def assert_pruned_are_zero(workdir, arrays_per_layer):
-    found = arrays(workdir)
+def assert_only_trained_weights_are_stored(workdir, arrays_per_layer):
+    found, masks = arrays(workdir), load_masks(workdir / "masks.npz")
     seen = 0
-    for name, mask in found.items():
-        if name.startswith("state/masks/"):
-            kernel = name.removeprefix("state/masks/").replace("/mask", "/kernel")
+    for name, support in found.items():
+        if name.startswith("state/supports/"):
+            layer = name.removeprefix("state/supports/").removesuffix("/support")
+            np.testing.assert_array_equal(support, np.flatnonzero(masks[layer.replace("/", ".")]))
             for other in found:
-                if other.endswith(kernel):
+                if other.endswith(f"{layer}/kernel"):
                     seen += 1
-                    assert found[other].dtype == np.float32
-                    assert not found[other][~mask].any() and found[other][mask].any(), other
+                    assert found[other].dtype == np.float32 and found[other].shape == support.shape
+                    assert found[other].any(), other
     assert seen == 5 * arrays_per_layer
 
 
-def test_pruned_weights_and_moments_are_zero_at_the_end(tmp_path, plain):
-    assert_pruned_are_zero(plain, 3)  # S and Adam's two moments
-    small_run(tmp_path, optimizer__name="sgd", model__offset=None, model__dtype="bfloat16")
-    assert_pruned_are_zero(tmp_path, 2)
+@pytest.mark.parametrize("form", ["masked", "compact"])
+def test_checkpoints_hold_the_trained_weights_and_their_moments_only(tmp_path, plain, form):
+    assert_only_trained_weights_are_stored(plain, 3)  # S and Adam's two moments
+    options = {"optimizer__name": "sgd", "model__offset": None, "model__dtype": "bfloat16"}
+    small_run(tmp_path, execution__form=form, **options)
+    assert_only_trained_weights_are_stored(tmp_path, 2)
     assert all(math.isfinite(row["train_loss"]) for row in rows(tmp_path))
 
 
-@pytest.mark.parametrize("batch_size", [32, 180])
+@pytest.mark.parametrize("batch_size", [32, 176])
 def test_loss_that_is_not_finite_ends_the_run(tmp_path, batch_size):
-    # With 180 images a batch the first epoch is one step: its loss is finite, what it leaves is not.
+    # With 176 of 180 images a batch the first epoch is one step: its loss is finite, what it leaves is not.
     options = {"optimizer__name": "sgd", "optimizer__learning_rate": 1e38, "batch_size": batch_size}
     for _ in range(2):  # the second time with what the first one left
         with pytest.raises(NonFiniteLoss, match="not finite at step 1;") as ended:
@@ -187,7 +196,7 @@ def test_loss_that_is_not_finite_ends_the_run(tmp_path, batch_size):
 
 
 def test_last_update_that_is_not_finite_is_no_success(tmp_path):
-    options = {"optimizer__name": "sgd", "optimizer__learning_rate": 1e38, "batch_size": 180, "num_epochs": 1}
+    options = {"optimizer__name": "sgd", "optimizer__learning_rate": 1e38, "batch_size": 176, "num_epochs": 1}
     with pytest.raises(NonFiniteLoss):
         small_run(tmp_path, **options)
 
@@ -205,7 +214,7 @@ def test_several_seeds_and_their_mean(tmp_path, plain, capsys):
     # A seed among several is the run of that seed alone, and another seed is another run in everything.
     assert_same_end(tmp_path / "seed_0", plain)
     first, second = arrays(plain), arrays(tmp_path / "seed_1")
-    assert not np.array_equal(first["state/masks/convs/6/mask"], second["state/masks/convs/6/mask"])
+    assert not np.array_equal(first["state/supports/convs/6/support"], second["state/supports/convs/6/support"])
     assert rows(plain) != rows(tmp_path / "seed_1")
 
 

@@ -75,6 +75,8 @@ def test_float64_trace_equals_the_original(entry, run):
 
 @pytest.mark.parametrize(("entry", "run"), RUNS, ids=name_of)
 def test_float32_trace_stays_close(entry, run):
-    # The original's own float32 losses deviate by up to 3e-3 of the loss once a ReLU falls on the other side.
+    # The original's own float32 losses deviate by up to 3e-3 of the loss once a ReLU falls on the other side, which rounding
+    # decides, and with it the number of threads that share a sum.
     stored, losses, _ = run_trace(entry, run, np.float32)
-    np.testing.assert_allclose(losses, stored[f"{run}/loss_f64"], rtol=1e-3)
+    np.testing.assert_allclose(losses[:5], stored[f"{run}/loss_f64"][:5], rtol=1e-4)
+    np.testing.assert_allclose(losses, stored[f"{run}/loss_f64"], rtol=1e-2)
