@@ -15,6 +15,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
+from dctps_jax.convolution import fast_convolution
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 
@@ -113,9 +114,29 @@ class DCTpSConv(KernelLayer):
         bias = None if self.bias is None else self.bias[...]
         inputs, kernel, bias = self.promote_dtype((inputs, self.effective_kernel(), bias), dtype=self.dtype)
         inputs, padding = self._pad(inputs)
+        outputs = None
+        if self._is_plain and out_sharding is None:
+            outputs = fast_convolution(inputs, kernel, self.strides, padding, self.feature_group_count, self.precision)
+        if outputs is None:
+            outputs = self._native_convolution(inputs, kernel, padding, out_sharding)
+        if bias is not None:
+            outputs += jnp.expand_dims(bias, range(outputs.ndim - 1))
+        return outputs.reshape(*batch_shape, *outputs.shape[1:])
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether nothing is asked of the convolution that only the native one does."""
+        dilated = max(*self.input_dilation, *self.kernel_dilation) > 1
+        return (
+            not dilated
+            and self.preferred_element_type is None
+            and self.conv_general_dilated is lax.conv_general_dilated
+        )
+
+    def _native_convolution(self, inputs: jax.Array, kernel: jax.Array, padding: Any, out_sharding: Any) -> jax.Array:
         options = {} if self.preferred_element_type is None else {"preferred_element_type": self.preferred_element_type}
         channels_last = (0, inputs.ndim - 1, *range(1, inputs.ndim - 1))
-        outputs = self.conv_general_dilated(
+        return self.conv_general_dilated(
             inputs,
             kernel,
             self.strides,
@@ -130,9 +151,6 @@ class DCTpSConv(KernelLayer):
             out_sharding=out_sharding,
             **options,
         )
-        if bias is not None:
-            outputs += jnp.expand_dims(bias, range(outputs.ndim - 1))
-        return outputs.reshape(*batch_shape, *outputs.shape[1:])
 
     def _pad(self, inputs: jax.Array) -> tuple[jax.Array, str | tuple[tuple[int, int], ...]]:
         """Pad here for the modes that ``lax`` does not know; return the inputs and the padding left to ``lax``."""
