@@ -75,6 +75,8 @@ class KernelLayer(nnx.Module):
             raise UserError(f'offset is {offset!r}; it must be None or "dct"')
         if min(kernel_shape) < 1:
             raise UserError(f"a kernel of shape {kernel_shape} is empty; every size must be at least 1")
+        if isinstance(support, str) and support != "later":
+            raise UserError(f'support is {support!r}; it must be positions or "later"')
         if mask is not None and support is not None:
             raise UserError("both mask and support are given; a layer takes one of them")
         self.kernel_shape = kernel_shape
@@ -162,6 +164,8 @@ class KernelLayer(nnx.Module):
 
     def effective_kernel(self) -> jax.Array:
         """Return ``K = α·D + S``, the kernel that the layer applies, in the dtype of its parameters."""
+        if self.initial is not None:
+            raise UserError('the layer was built with support="later"; call set_support or set_mask before it is used')
         return self.sparse_kernel() + self.scaled_offset() if self.offset else self.sparse_kernel()
 
 

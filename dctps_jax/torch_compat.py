@@ -11,8 +11,10 @@ from flax import nnx
 
 from dctps_jax import dct
 from dctps_jax.errors import UserError
+from dctps_jax.kernels import KernelLayer
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.npz import first_line, read_npz, write_npz
+from dctps_jax.pruning.masks import mask_of_layer
 
 BATCH_NORM_NAMES = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
@@ -25,6 +27,16 @@ class _Entry:
     variable: nnx.Variable
     axes: tuple[int, ...] = ()
     torch_shape: tuple[int, ...] = ()
+    layer: KernelLayer | None = None
+
+    def read(self) -> np.ndarray:
+        """Return the array, a kernel's whole sparse part whatever its form."""
+        return np.asarray(self.variable[...] if self.layer is None else self.layer.sparse_kernel())
+
+    def write(self, array: np.ndarray) -> None:
+        if self.layer is not None and self.layer.support is not None:
+            array = array.ravel()[np.asarray(self.layer.support[...])]
+        self.variable.set_value(jnp.array(array))
 
     def from_torch(self, array: np.ndarray) -> np.ndarray:
         return np.transpose(array, self.axes) if self.axes else array.reshape(self.variable.shape)
@@ -72,7 +84,7 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> 
         array = entry.from_torch(loaded[entry.torch_name])
         # Without x64 the original's float64 αs become float32 here, which is asked for rather than warned of.
         dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(entry.variable.dtype, array.dtype))
-        entry.variable.set_value(jnp.array(array.astype(dtype)))
+        entry.write(array.astype(dtype))
 
 
 def to_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -81,7 +93,7 @@ def to_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
     The offsets are left in (``….dct.weight``, float32), as the original's own checkpoints hold them. Pruned weights are
     zeros; ``num_batches_tracked`` is left out, which PyTorch allows.
     """
-    state_dict = {entry.torch_name: entry.to_torch(np.asarray(entry.variable[...])) for entry in _entries(model)}
+    state_dict = {entry.torch_name: entry.to_torch(entry.read()) for entry in _entries(model)}
     return state_dict | {name: offset() for name, offset in _offsets(model)}
 
 
@@ -126,7 +138,7 @@ def _entries(model: nnx.Module) -> Iterator[_Entry]:
             axes = _axes(node)
             shape = node.kernel_shape
             torch_shape = tuple(shape[axis] for axis in np.argsort(axes))
-            yield _Entry(f"{inner}.weight", node.kernel, axes, torch_shape)
+            yield _Entry(f"{inner}.weight", node.kernel, axes, torch_shape, node)
             if node.bias is not None:
                 yield _Entry(f"{inner}.bias", node.bias, (0,), node.bias.shape)
             if node.alpha is not None:
@@ -159,8 +171,8 @@ def _same(array: np.ndarray, expected: np.ndarray) -> bool:
 
 def _masks(model: nnx.Module) -> Iterator[tuple[str, np.ndarray, tuple[int, ...]]]:
     for path, node in _modules(model):
-        if isinstance(node, DCTpSConv | DCTpSLinear) and node.mask is not None:
-            yield f"{_inner_name(path, node)}.weight", np.asarray(node.mask[...]), _axes(node)
+        if isinstance(node, DCTpSConv | DCTpSLinear) and (node.mask is not None or node.support is not None):
+            yield f"{_inner_name(path, node)}.weight", mask_of_layer(node), _axes(node)
 
 
 def _modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from dctps_jax import UserError, dct, torch_compat
 from dctps_jax.models import create_model, prunable_layers
-from dctps_jax.pruning import apply_masks
+from dctps_jax.pruning import apply_masks, get_masks
 from dctps_jax.torch_compat import load_state_dict, read_state_dict, to_state_dict, write_state_dict
 from tests import reference_data as reference
 
@@ -153,18 +153,20 @@ def test_a_network_without_offset_does_not_fit_one_with(model):
         load_state_dict(model, plain)
 
 
-def test_masks_are_respected(model, state_dict):
+@pytest.mark.parametrize("form", ["masked", "compact"])
+def test_masks_are_respected(model, state_dict, form):
     mask = np.random.default_rng(2).random((3, 3, 2, 2)) < 0.5
-    apply_masks(model, {"layer1.0.conv1": mask})
+    apply_masks(model, {"layer1.0.conv1": mask}, form)
     name, before = "layer1.0.conv1.conv.weight", numbers(model)
     with pytest.raises(UserError, match=f"{name} is not zero outside the layer's mask"):
         load_state_dict(model, state_dict)
     assert_untouched(model, before)
     state_dict[name] = np.where(mask.transpose(3, 2, 0, 1), state_dict[name], 0)
     load_state_dict(model, state_dict)
-    np.testing.assert_array_equal(model.layer1[0].conv1.mask[...], mask)
+    np.testing.assert_array_equal(get_masks(model)["layer1.0.conv1"], mask)
     np.testing.assert_array_equal(to_state_dict(model)[name], state_dict[name])
-    np.testing.assert_array_equal(model.layer1[0].conv1.kernel[...] != 0, mask)
+    np.testing.assert_array_equal(model.layer1[0].conv1.sparse_kernel() != 0, mask)
+    assert model.layer1[0].conv1.kernel[...].size == (mask.size if form == "masked" else mask.sum())
 
 
 def test_values_keep_the_wider_type():

@@ -46,10 +46,11 @@ def apply_masks(
 
 def get_masks(model: nnx.Module) -> dict[str, np.ndarray]:
     """Return the mask of every prunable layer by dotted path, whatever its form; all True for a layer without one."""
-    return {path: _mask_of(layer) for path, layer in prunable_layers(model).items()}
+    return {path: mask_of_layer(layer) for path, layer in prunable_layers(model).items()}
 
 
-def _mask_of(layer: KernelLayer) -> np.ndarray:
+def mask_of_layer(layer: KernelLayer) -> np.ndarray:
+    """Return the mask of a layer, whatever its form; all True where it has none."""
     if layer.mask is not None:
         return np.asarray(layer.mask[...])
     if layer.support is None:
