@@ -1,8 +1,9 @@
 """Time training steps side by side: ``python benchmarks/train_step.py lenet:dct:0.01 lenet:none:1 --batch_size 128``.
 
-A case is NETWORK:OFFSET:DENSITY or NETWORK:OFFSET:DENSITY:FORM, the form "compact" (the default) or "masked". All cases are compiled first; then their steps take turns, so that what else the machine
-does falls on all of them. Reported are the compile time, minimum and median of the wall and CPU seconds a step, images a
-second at the minimum, and the ratio to the first case. Needs the package installed, or ``PYTHONPATH=.``.
+A case is NETWORK:OFFSET:DENSITY or NETWORK:OFFSET:DENSITY:FORM, the form "compact" (the default) or "masked". All cases are
+compiled first; then their steps take turns, so that what else the machine does falls on all of them. Reported are the
+compile time, minimum and median of the wall and CPU seconds a step, images a second at the minimum, and the ratio to the
+first case. Needs the package installed, or ``PYTHONPATH=.``.
 """
 
 import argparse

@@ -124,7 +124,11 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
             return state if compact else placement.put(to_masked(state, graphs.shapes, optimizer))
 
         compact = is_compact(state)
-        template = {"state": stored(state), "sums": sums}
+        # Abstractly: the arrays themselves are given away with the first step.
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            {"state": stored(state), "sums": sums},
+        )
         trainable = sum(leaf.size for leaf in jax.tree.leaves(template["state"].params))
         account = storage_account(state, template["state"], graphs.shapes, optimizer)
         if jax.process_index() == 0:

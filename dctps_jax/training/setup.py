@@ -120,10 +120,11 @@ def build_sparse_model(
     if form == "auto":
         form = "compact" if kept <= MAX_COMPACT_DENSITY * size else "masked"
     for path, support in supports.items():
-        if form == "compact":
-            layers[path].set_support(support)
-        else:
-            layers[path].set_mask(pruning.mask_of_support(support, layers[path].kernel_shape))
+        layer = layers[path]
+        if form == "masked":
+            layer.set_mask(pruning.mask_of_support(support, layer.kernel_shape))
+        elif layer.support is None:  # scores were taken of dense kernels
+            layer.set_support(support)
     return model, supports
 
 
