@@ -22,10 +22,7 @@ def dct_matrix(n_in: int, n_out: int) -> np.ndarray:
     ``n_in >= n_out``; otherwise they are cut short and not rescaled.
     """
     _check_positive(n_in, n_out)
-    n = max(n_in, n_out)
-    # Integer phases modulo the period 4N keep the argument of the cosine small, so that no digits are lost.
-    phase = (2 * np.arange(n_in)[:, None] + 1) * np.arange(n_out)[None, :] % (4 * n)
-    return np.cos(phase * (np.pi / (2 * n))) * _column_scale(n_in, n_out)
+    return np.cos(angles(2 * np.arange(n_in)[:, None] + 1, n_in, n_out)) * column_scale(n_in, n_out)
 
 
 def conv_kernel(shape: Sequence[int]) -> np.ndarray:
@@ -37,8 +34,25 @@ def conv_kernel(shape: Sequence[int]) -> np.ndarray:
     return dct_matrix(math.prod(shape[:-1]), shape[-1]).reshape(tuple(shape))
 
 
+def angles(odd: np.ndarray, n_in: int, n_out: int) -> np.ndarray:
+    """Return ``π · odd · m / 2N`` modulo 2π for every column m, float64 ``[..., n_out]``; ``odd [..., 1]`` are integers.
+
+    Integer phases modulo the period 4N keep the arguments of the cosine small, so that no digits are lost.
+    """
+    n = max(n_in, n_out)
+    return odd * np.arange(n_out) % (4 * n) * (np.pi / (2 * n))
+
+
+def column_scale(n_in: int, n_out: int) -> np.ndarray:
+    """Return ``s_m`` of every column, float64 ``[n_out]``."""
+    n = max(n_in, n_out)
+    scale = np.full(n_out, math.sqrt(2 / n))
+    scale[0] = math.sqrt(1 / n)
+    return scale
+
+
 def offset_kernel(shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
-    """Return :func:`conv_kernel`, rounded to float32 as the original holds it, as a jax array of ``dtype``.
+    """Return :func:`conv_kernel` as a jax array of ``dtype``.
 
     Kernels of up to :data:`MAX_CONSTANT_SIZE` weights are constants of the program. Larger ones are generated: a row
     ``j = q·R + r`` splits the angle, ``2j + 1 = 2qR + (2r + 1)``, and cos(a + b) = cos a cos b − sin a sin b makes D the
@@ -48,13 +62,11 @@ def offset_kernel(shape: Sequence[int], dtype=jnp.float32) -> jax.Array:
     """
     n_in, n_out = math.prod(shape[:-1]), shape[-1]
     if n_in * n_out <= MAX_CONSTANT_SIZE:
-        return jnp.asarray(conv_kernel(shape).astype(np.float32), dtype)
+        return jnp.asarray(conv_kernel(shape), dtype)
     # Half precision tables would spoil D itself; the caller rounds the finished kernel.
     working = jnp.promote_types(dtype, jnp.float32)
     cos_q, sin_q, cos_r, sin_r = (jnp.asarray(table, working) for table in _angle_tables(n_in, n_out))
     matrix = (cos_q[:, None] * cos_r[None] - sin_q[:, None] * sin_r[None]).reshape(-1, n_out)[:n_in]
-    if working == jnp.float64:
-        matrix = jax.lax.reduce_precision(matrix, exponent_bits=8, mantissa_bits=23)
     return matrix.reshape(tuple(shape)).astype(dtype)
 
 
@@ -64,20 +76,11 @@ def _angle_tables(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray, np.nda
     The column scale s_m is part of the fine tables.
     """
     _check_positive(n_in, n_out)
-    n = max(n_in, n_out)
     radix = math.isqrt(n_in - 1) + 1
-    columns = np.arange(n_out)
-    coarse = 2 * radix * np.arange(-(-n_in // radix))[:, None] * columns % (4 * n) * (np.pi / (2 * n))
-    fine = (2 * np.arange(radix)[:, None] + 1) * columns % (4 * n) * (np.pi / (2 * n))
-    scale = _column_scale(n_in, n_out)
+    coarse = angles(2 * radix * np.arange(-(-n_in // radix))[:, None], n_in, n_out)
+    fine = angles(2 * np.arange(radix)[:, None] + 1, n_in, n_out)
+    scale = column_scale(n_in, n_out)
     return np.cos(coarse), np.sin(coarse), np.cos(fine) * scale, np.sin(fine) * scale
-
-
-def _column_scale(n_in: int, n_out: int) -> np.ndarray:
-    n = max(n_in, n_out)
-    scale = np.full(n_out, math.sqrt(2 / n))
-    scale[0] = math.sqrt(1 / n)
-    return scale
 
 
 def _check_positive(n_in: int, n_out: int) -> None:

@@ -25,8 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dctps_jax import dct
+from dctps_jax import dct, plan
+from dctps_jax.convolution import convolve
 from dctps_jax.errors import UserError
+from dctps_jax.execution import sparse_convolution
+from dctps_jax.geometry import Geometry
+from dctps_jax.sparse_part import scatter
 
 OFFSETS = (None, "dct")
 
@@ -81,6 +85,7 @@ class KernelLayer(nnx.Module):
             raise UserError("both mask and support are given; a layer takes one of them")
         self.kernel_shape = kernel_shape
         self.offset = offset
+        self.method = "auto"
         self.mask: Mask | None = nnx.data(None)
         self.support: Support | None = nnx.data(None)
         init = nnx.initializers.zeros if offset else kernel_init
@@ -168,6 +173,18 @@ class KernelLayer(nnx.Module):
             raise UserError('the layer was built with support="later"; call set_support or set_mask before it is used')
         return self.sparse_kernel() + self.scaled_offset() if self.offset else self.sparse_kernel()
 
+    def _apply(self, inputs: jax.Array, geometry: Geometry) -> jax.Array:
+        """Return the convolution of ``inputs [batch, *spatial, in]``, by the method that the plan picks."""
+        if self.support is None:
+            return convolve(inputs, self.effective_kernel().astype(inputs.dtype), geometry)
+        values, support = self.kernel[...], self.support[...]
+        alpha = None if self.alpha is None else self.alpha[...]
+        work = plan.Work(geometry, inputs.shape, values.size, alpha is not None)
+        method = plan.choose(self.method, work, inputs.dtype)
+        if method == "plain":
+            return convolve(inputs, self.effective_kernel().astype(inputs.dtype), geometry)
+        return sparse_convolution(method, geometry, inputs, values, alpha, support)
+
 
 class InitialKernel:
     """A kernel as it starts, made only where it is needed."""
@@ -183,13 +200,3 @@ class InitialKernel:
         if self.init is nnx.initializers.zeros:
             return jnp.zeros(positions.shape, self.dtype)
         return self.dense().ravel()[positions]
-
-
-def scatter(positions: jax.Array, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return zeros of ``shape`` with ``values`` at the ascending ``positions`` of the flattened array."""
-    flat = jnp.zeros((math.prod(shape),), values.dtype)
-    return (
-        flat.at[positions]
-        .set(values, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
-        .reshape(shape)
-    )

@@ -15,8 +15,8 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax.convolution import fast_convolution
 from dctps_jax.errors import UserError
+from dctps_jax.geometry import Geometry
 from dctps_jax.kernels import KernelLayer
 
 DEFAULT_KERNEL_INIT = nnx.initializers.lecun_normal()  # that of nnx.Conv and nnx.Linear
@@ -112,26 +112,32 @@ class DCTpSConv(KernelLayer):
         batch_shape = inputs.shape[: inputs.ndim - len(self.kernel_size) - 1]
         inputs = inputs.reshape(math.prod(batch_shape), *inputs.shape[len(batch_shape) :])
         bias = None if self.bias is None else self.bias[...]
-        inputs, kernel, bias = self.promote_dtype((inputs, self.effective_kernel(), bias), dtype=self.dtype)
+        # Stands in for the kernel, which not every method makes.
+        inputs, values, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
         inputs, padding = self._pad(inputs)
-        outputs = None
-        if self._is_plain and out_sharding is None:
-            outputs = fast_convolution(inputs, kernel, self.strides, padding, self.feature_group_count, self.precision)
-        if outputs is None:
-            outputs = self._native_convolution(inputs, kernel, padding, out_sharding)
+        geometry = self._geometry(inputs, padding) if out_sharding is None else None
+        if geometry is None:
+            outputs = self._native_convolution(
+                inputs, self.effective_kernel().astype(values.dtype), padding, out_sharding
+            )
+        else:
+            outputs = self._apply(inputs, geometry)
         if bias is not None:
             outputs += jnp.expand_dims(bias, range(outputs.ndim - 1))
         return outputs.reshape(*batch_shape, *outputs.shape[1:])
 
-    @property
-    def _is_plain(self) -> bool:
-        """Whether nothing is asked of the convolution that only the native one does."""
+    def _geometry(self, inputs: jax.Array, padding: Any) -> Geometry | None:
+        """Return the convolution as the methods know it, or None if something is asked that only the native one does."""
         dilated = max(*self.input_dilation, *self.kernel_dilation) > 1
-        return (
-            not dilated
-            and self.preferred_element_type is None
-            and self.conv_general_dilated is lax.conv_general_dilated
+        own = (
+            self.conv_general_dilated is not lax.conv_general_dilated or self.promote_dtype is not dtypes.promote_dtype
         )
+        if dilated or own or self.preferred_element_type is not None:
+            return None
+        if isinstance(padding, str):
+            padding = lax.padtype_to_pads(inputs.shape[1:-1], self.kernel_size, self.strides, padding)
+        pads = tuple((low, high) for low, high in padding)
+        return Geometry(self.kernel_shape, self.strides, pads, self.feature_group_count, self.precision)
 
     def _native_convolution(self, inputs: jax.Array, kernel: jax.Array, padding: Any, out_sharding: Any) -> jax.Array:
         options = {} if self.preferred_element_type is None else {"preferred_element_type": self.preferred_element_type}
@@ -220,9 +226,20 @@ class DCTpSLinear(KernelLayer):
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Return ``inputs @ K + bias`` for ``inputs [..., in_features]``."""
         bias = None if self.bias is None else self.bias[...]
-        inputs, kernel, bias = self.promote_dtype((inputs, self.effective_kernel(), bias), dtype=self.dtype)
+        own = self.dot_general is not lax.dot_general or self.promote_dtype is not dtypes.promote_dtype
+        if self.support is None or own or self.preferred_element_type is not None or out_sharding is not None:
+            inputs, kernel, bias = self.promote_dtype((inputs, self.effective_kernel(), bias), dtype=self.dtype)
+            outputs = self._native_product(inputs, kernel, out_sharding)
+        else:
+            inputs, _, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
+            rows = inputs.reshape(-1, inputs.shape[-1])
+            outputs = self._apply(rows, Geometry(self.kernel_shape, precision=self.precision))
+            outputs = outputs.reshape(*inputs.shape[:-1], self.out_features)
+        return outputs if bias is None else outputs + jnp.expand_dims(bias, range(outputs.ndim - 1))
+
+    def _native_product(self, inputs: jax.Array, kernel: jax.Array, out_sharding: Any) -> jax.Array:
         options = {} if self.preferred_element_type is None else {"preferred_element_type": self.preferred_element_type}
-        outputs = self.dot_general(
+        return self.dot_general(
             inputs,
             kernel,
             (((inputs.ndim - 1,), (0,)), ((), ())),
@@ -230,7 +247,6 @@ class DCTpSLinear(KernelLayer):
             out_sharding=out_sharding,
             **options,
         )
-        return outputs if bias is None else outputs + jnp.expand_dims(bias, range(outputs.ndim - 1))
 
 
 class ResidualSum(nnx.Module):

@@ -35,8 +35,8 @@ class InvertedResidual(nnx.Module):
         self.add = ResidualSum()
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        out = nnx.relu(self.bn1(self.conv1(x)))
-        out = nnx.relu(self.bn2(self.conv2(out)))
+        out = self.bn1(self.conv1(x), relu=True)
+        out = self.bn2(self.conv2(out), relu=True)
         out = self.bn3(self.conv3(out))
         if self.stride != 1:
             return out
@@ -66,8 +66,8 @@ class MobileNetV2(nnx.Module):
         self.linear = parts.linear(1280, num_classes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nnx.relu(self.bn1(self.conv1(x)))
+        x = self.bn1(self.conv1(x), relu=True)
         for block in self.layers:
             x = block(x)
-        x = nnx.relu(self.bn2(self.conv2(x)))
+        x = self.bn2(self.conv2(x), relu=True)
         return self.linear(global_average_pool(x))

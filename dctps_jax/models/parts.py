@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
+from dctps_jax.normalization import BatchNorm
 
 # Untruncated normals with the gains of PyTorch's functions of these names.
 INITIALIZERS: dict[str, nnx.Initializer] = {
@@ -25,7 +26,7 @@ class Parts(NamedTuple):
 
     conv: Callable[..., DCTpSConv]
     linear: Callable[..., DCTpSLinear]
-    norm: Callable[..., nnx.BatchNorm]
+    norm: Callable[..., BatchNorm]
     scalar: Callable[[float], nnx.Param]
 
 
@@ -57,7 +58,7 @@ def make_parts(
     return Parts(
         conv=partial(DCTpSConv, use_bias=False, **shared),
         linear=partial(DCTpSLinear, **shared),
-        norm=partial(nnx.BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs),
+        norm=partial(BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs),
         # jnp.array makes a buffer of its own for each: donation refuses one that occurs twice.
         scalar=lambda value: nnx.Param(jnp.array(value, param_dtype)),
     )

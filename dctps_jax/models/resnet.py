@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from dctps_jax.layers import ResidualSum
+from dctps_jax.materialized import materialized
 from dctps_jax.models.parts import Parts, global_average_pool
 
 
@@ -24,11 +25,11 @@ class BasicBlock(nnx.Module):
         self.add = ResidualSum()
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        out = nnx.relu(self.bn1(self.conv1(x)))
+        out = self.bn1(self.conv1(x), relu=True)
         out = self.bn2(self.conv2(out))
         for layer in self.shortcut:
             x = layer(x)
-        return nnx.relu(self.add(out * self.residual_scale, x))
+        return materialized(nnx.relu(self.add(out * self.residual_scale, x)))
 
 
 class Bottleneck(nnx.Module):
@@ -49,12 +50,12 @@ class Bottleneck(nnx.Module):
         self.add = ResidualSum()
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        out = nnx.relu(self.bn1(self.conv1(x)))
-        out = nnx.relu(self.bn2(self.conv2(out)))
+        out = self.bn1(self.conv1(x), relu=True)
+        out = self.bn2(self.conv2(out), relu=True)
         out = self.bn3(self.conv3(out))
         for layer in self.shortcut:
             x = layer(x)
-        return nnx.relu(self.add(out * self.residual_scale, x))
+        return materialized(nnx.relu(self.add(out * self.residual_scale, x)))
 
 
 def projection(parts: Parts, in_features: int, out_features: int, stride: int) -> nnx.List:
@@ -109,7 +110,7 @@ class ResNet(nnx.Module):
         self.fc = parts.linear(in_features, num_classes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nnx.relu(self.bn1(self.conv1(x)))
+        x = self.bn1(self.conv1(x), relu=True)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
                 x = block(x)

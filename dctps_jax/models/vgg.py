@@ -4,6 +4,7 @@ import jax
 from flax import nnx
 
 from dctps_jax.models.parts import Parts, global_average_pool, halve_by_maximum
+from dctps_jax.normalization import BatchNorm
 
 # Channels of the 3×3 convolutions between the max-pools.
 STAGES = {
@@ -27,12 +28,15 @@ class VGG(nnx.Module):
                 feature.append(halve_by_maximum)
             for features in channels:
                 conv = parts.conv(in_features, features, (3, 3), padding=1)
-                feature += [conv, parts.norm(features), nnx.relu]
+                feature += [conv, parts.norm(features), None]  # ReLU: a part of BatchNorm
                 in_features = features
         self.feature = nnx.List(feature)
         self.classifier = parts.linear(in_features, num_classes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for layer in self.feature:
-            x = layer(x)
+            if isinstance(layer, BatchNorm):
+                x = layer(x, relu=True)
+            elif layer is not None:
+                x = layer(x)
         return self.classifier(global_average_pool(x))

@@ -1,0 +1,112 @@
+"""The ways of computing a compact layer: same function, same gradients, different work.
+
+============  ==================================  =====================================================================
+method        forward and input gradient          gradient of the values, and of α
+============  ==================================  =====================================================================
+``plain``     convolution with ``K = α·D + S``    of the whole kernel, by automatic differentiation; the trained part is
+                                                  picked from it
+``dense``     the same                            at the support only; ``∂α = (⟨Y, ∂Y⟩ − ⟨v, ∂v⟩) / α``
+``factored``  D by its factors, S weight by       at the support only; ``∂α = ⟨X, Dᵀ∗∂Y⟩``
+              weight
+============  ==================================  =====================================================================
+
+The second ∂α holds at every α. The first is ``⟨∂K, D⟩`` since ``⟨Y, ∂Y⟩ = ⟨X, ∂X⟩ = ⟨K, ∂K⟩ = α⟨D, ∂K⟩ + ⟨v, ∂v⟩``; it loses digits as
+α vanishes, so that below :data:`MIN_ALPHA` it is computed as ``⟨D∗X, ∂Y⟩``. Which method is used when: :mod:`dctps_jax.plan`.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dctps_jax import dct
+from dctps_jax.convolution import convolve
+from dctps_jax.factored import offset_convolution, transposed_offset_convolution
+from dctps_jax.geometry import Geometry
+from dctps_jax.materialized import materialized
+from dctps_jax.sparse_part import (
+    convolve_sparse,
+    gradient_of_values,
+    scatter,
+    seen_by,
+    transpose_sparse,
+    weights_at,
+)
+
+MIN_ALPHA = 0.01
+
+Residuals = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array | None]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def sparse_convolution(
+    method: str, geometry: Geometry, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
+) -> jax.Array:
+    """Return the convolution of ``inputs [batch, *spatial, in]`` with ``α·D + S``, S being ``values`` at ``support``.
+
+    ``method`` is "dense" or "factored". ``alpha`` is None for a layer without offset.
+    """
+    return _forward(method, geometry, inputs, values, alpha, support)[0]
+
+
+def _forward(
+    method: str, geometry: Geometry, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
+) -> tuple[jax.Array, Residuals]:
+    if method == "factored":
+        outputs = convolve_sparse(inputs, values.astype(inputs.dtype), weights_at(support, geometry), geometry)
+        if alpha is not None:
+            outputs += alpha.astype(inputs.dtype) * offset_convolution(inputs, geometry)
+        return outputs, (inputs, values, alpha, support, None)
+    outputs = convolve(inputs, _kernel(values, alpha, support, geometry).astype(inputs.dtype), geometry)
+    # ⟨Y, ∂Y⟩ or ⟨X, ∂X⟩: whichever is the smaller to read.
+    kept = outputs if alpha is not None and outputs.size < inputs.size else None
+    return outputs, (inputs, values, alpha, support, kept)
+
+
+def _backward(method: str, geometry: Geometry, saved: Residuals, gradient: jax.Array) -> tuple[Any, ...]:
+    inputs, values, alpha, support, outputs = saved
+    inputs, gradient = materialized(inputs), materialized(gradient)
+    weights = weights_at(support, geometry)
+    alpha_gradient = None
+    if method == "factored":
+        to_inputs, seen = transpose_sparse(gradient, values.astype(inputs.dtype), weights, geometry)
+        values_gradient = gradient_of_values(seen, inputs, weights.source)
+        if alpha is not None:
+            offset = transposed_offset_convolution(gradient, geometry, inputs.shape[1:-1])
+            to_inputs += alpha.astype(inputs.dtype) * offset
+            alpha_gradient = _inner(inputs, offset)
+    else:
+        kernel = _kernel(values, alpha, support, geometry).astype(inputs.dtype)
+        (to_inputs,) = jax.linear_transpose(lambda inputs: convolve(inputs, kernel, geometry), inputs)(gradient)
+        values_gradient = gradient_of_values(seen_by(weights, inputs, geometry), gradient, weights.target)
+        if alpha is not None:
+            total = _inner(inputs, to_inputs) if outputs is None else _inner(outputs, gradient)
+            alpha_gradient = lax.cond(
+                jnp.abs(alpha) >= MIN_ALPHA,
+                lambda: (total - _inner(values, values_gradient)) / alpha,
+                lambda: _inner(
+                    convolve(inputs, _offset(geometry, values.dtype).astype(inputs.dtype), geometry), gradient
+                ),
+            )
+    if alpha is not None:
+        alpha_gradient = alpha_gradient.astype(alpha.dtype)
+    return to_inputs, values_gradient.astype(values.dtype), alpha_gradient, None
+
+
+sparse_convolution.defvjp(_forward, _backward)
+
+
+def _kernel(values: jax.Array, alpha: jax.Array | None, support: jax.Array, geometry: Geometry) -> jax.Array:
+    sparse = scatter(support, values, geometry.kernel_shape)
+    return sparse if alpha is None else sparse + alpha.astype(values.dtype) * _offset(geometry, values.dtype)
+
+
+def _offset(geometry: Geometry, dtype: Any) -> jax.Array:
+    return dct.offset_kernel(geometry.kernel_shape, dtype)
+
+
+def _inner(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return ⟨a, b⟩, summed over the leading axes first: one sum over millions of numbers would lose digits."""
+    return jnp.sum(jnp.sum(a.astype(b.dtype) * b, axis=range(b.ndim - 1)))

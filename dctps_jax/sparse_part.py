@@ -1,0 +1,98 @@
+"""The sparse part S of a convolution as the list of its trained weights: its products and the gradient of its values.
+
+Nothing here has the size of a kernel. Each weight is a position p of the kernel, an input channel and an output channel; what
+weight i sees is its input channel, shifted to p: one column ``X[:, i]`` over the output positions. With these
+``(S∗x)[:, m] = Σ_{i: m_i = m} v_i X[:, i]`` and ``∂v_i = Σ_n X[n, i] ∂Y[n, m_i]``, at a cost in proportion to nnz.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from dctps_jax.convolution import pad_spatial, shifted_views
+from dctps_jax.geometry import Geometry
+from dctps_jax.materialized import materialized
+
+
+class Weights(NamedTuple):
+    """Where the trained weights are: position in the kernel (C order), input and output channel; int32 ``[nnz]`` each."""
+
+    position: jax.Array
+    source: jax.Array
+    target: jax.Array
+
+
+def weights_at(support: jax.Array, geometry: Geometry) -> Weights:
+    """Return where the weights at the positions ``support`` of the flattened kernel are."""
+    *_, in_features, out_features = geometry.kernel_shape
+    rows, target = support // out_features, support % out_features
+    group = target // (out_features // geometry.groups)
+    return Weights(rows // in_features, rows % in_features + group * in_features, target)
+
+
+def convolve_sparse(inputs: jax.Array, values: jax.Array, weights: Weights, geometry: Geometry) -> jax.Array:
+    """Return ``S∗inputs``."""
+    seen = seen_by(weights, inputs, geometry)
+    return _scattered_product(seen, values, weights.target, geometry.kernel_shape[-1], geometry.precision)
+
+
+def transpose_sparse(
+    outputs: jax.Array, values: jax.Array, weights: Weights, geometry: Geometry
+) -> tuple[jax.Array, jax.Array]:
+    """Return ``Sᵀ∗outputs`` for strides of 1, and what each weight saw of ``outputs`` on the way back."""
+    back = geometry._replace(pads=geometry.transposed_pads())
+    reversed_weights = Weights(geometry.num_positions - 1 - weights.position, weights.target, weights.source)
+    seen = seen_by(reversed_weights, outputs, back)
+    in_features = geometry.kernel_shape[-2] * geometry.groups
+    return _scattered_product(seen, values, weights.source, in_features, geometry.precision), seen
+
+
+def gradient_of_values(seen: jax.Array, across: jax.Array, channels: jax.Array) -> jax.Array:
+    """Return ``Σ_n seen[n, i] · across[n, channels[i]]`` over all positions: the gradient of every value."""
+    products = (seen * _take_channels(across, channels)).reshape(-1, len(channels))
+    # A product with ones, for which the terms are computed in the order of their memory, not value by value.
+    return jnp.ones(len(products), products.dtype) @ products
+
+
+def seen_by(weights: Weights, inputs: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return ``X [batch, *output positions, nnz]``, what each weight sees of ``inputs [batch, *spatial, channels]``."""
+    outputs = geometry.output_spatial(inputs.shape[1:-1])
+    if any(any(pair) for pair in geometry.pads):
+        inputs = materialized(pad_spatial(inputs, geometry.pads))
+    channels = _take_channels(inputs, weights.source)
+    if geometry.num_positions > 1:
+        channels = materialized(channels)
+    first, *others = shifted_views(channels, geometry.size, outputs, geometry.strides)
+    for position, view in enumerate(others, start=1):
+        first = jnp.where(weights.position == position, view, first)
+    return first
+
+
+def _take_channels(x: jax.Array, channels: jax.Array) -> jax.Array:
+    """Return ``x[..., channels]``."""
+    rows = x.reshape(-1, x.shape[-1])
+    # One index a number, not a channel: the outputs are then written in their order, with the inputs' row in the cache.
+    indices = jnp.broadcast_to(channels, (len(rows), len(channels)))
+    taken = jnp.take_along_axis(rows, indices, axis=1, mode="promise_in_bounds")
+    return taken.reshape(*x.shape[:-1], len(channels))
+
+
+def _scattered_product(
+    seen: jax.Array, values: jax.Array, channels: jax.Array, num_channels: int, precision: Any
+) -> jax.Array:
+    """Return ``y[n, m] = Σ_{i: channels[i] = m} values[i] · seen[n, i]``, as a product with a matrix of one value a row."""
+    matrix = jnp.zeros((len(values), num_channels), values.dtype)
+    matrix = matrix.at[jnp.arange(len(values)), channels].set(values, unique_indices=True, mode="promise_in_bounds")
+    return jnp.matmul(seen, matrix, precision=precision)
+
+
+def scatter(positions: jax.Array, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return zeros of ``shape`` with ``values`` at the ascending ``positions`` of the flattened array."""
+    flat = jnp.zeros((math.prod(shape),), values.dtype)
+    return (
+        flat.at[positions]
+        .set(values, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
+        .reshape(shape)
+    )
