@@ -35,19 +35,28 @@ from dctps_jax.sparse_part import (
     weights_at,
 )
 
+# Below this |α| the gradient of α is computed without a division by it.
 MIN_ALPHA = 0.01
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array | None]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def sparse_convolution(
+def apply_kernel(
     method: str, geometry: Geometry, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
 ) -> jax.Array:
-    """Return the convolution of ``inputs [batch, *spatial, in]`` with ``α·D + S``, S being ``values`` at ``support``.
+    """Return the convolution of ``inputs [batch, *spatial, in]`` with ``α·D + S`` by ``method``, S being ``values`` at ``support``.
 
-    ``method`` is "dense" or "factored". ``alpha`` is None for a layer without offset.
+    ``alpha`` is None for a layer without offset.
     """
+    if method == "plain":
+        return convolve(inputs, _kernel(values, alpha, support, geometry).astype(inputs.dtype), geometry)
+    return _sparse_convolution(method, geometry, inputs, values, alpha, support)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sparse_convolution(
+    method: str, geometry: Geometry, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
+) -> jax.Array:
     return _forward(method, geometry, inputs, values, alpha, support)[0]
 
 
@@ -95,7 +104,7 @@ def _backward(method: str, geometry: Geometry, saved: Residuals, gradient: jax.A
     return to_inputs, values_gradient.astype(values.dtype), alpha_gradient, None
 
 
-sparse_convolution.defvjp(_forward, _backward)
+_sparse_convolution.defvjp(_forward, _backward)
 
 
 def _kernel(values: jax.Array, alpha: jax.Array | None, support: jax.Array, geometry: Geometry) -> jax.Array:

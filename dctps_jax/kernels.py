@@ -28,7 +28,7 @@ from flax import nnx
 from dctps_jax import dct, plan
 from dctps_jax.convolution import convolve
 from dctps_jax.errors import UserError
-from dctps_jax.execution import sparse_convolution
+from dctps_jax.execution import apply_kernel
 from dctps_jax.geometry import Geometry
 from dctps_jax.sparse_part import scatter
 
@@ -174,16 +174,16 @@ class KernelLayer(nnx.Module):
         return self.sparse_kernel() + self.scaled_offset() if self.offset else self.sparse_kernel()
 
     def _apply(self, inputs: jax.Array, geometry: Geometry) -> jax.Array:
-        """Return the convolution of ``inputs [batch, *spatial, in]``, by the method that the plan picks."""
+        """Return the convolution of ``inputs [batch, *spatial, in]``, a compact layer's by the method that is planned."""
         if self.support is None:
             return convolve(inputs, self.effective_kernel().astype(inputs.dtype), geometry)
-        values, support = self.kernel[...], self.support[...]
+        method = plan.choose(self.method, self.work(inputs, geometry), inputs.dtype)
         alpha = None if self.alpha is None else self.alpha[...]
-        work = plan.Work(geometry, inputs.shape, values.size, alpha is not None)
-        method = plan.choose(self.method, work, inputs.dtype)
-        if method == "plain":
-            return convolve(inputs, self.effective_kernel().astype(inputs.dtype), geometry)
-        return sparse_convolution(method, geometry, inputs, values, alpha, support)
+        return apply_kernel(method, geometry, inputs, self.kernel[...], alpha, self.support[...])
+
+    def work(self, inputs: jax.Array, geometry: Geometry) -> plan.Work:
+        """Return what a compact layer has to compute."""
+        return plan.Work(geometry, inputs.shape, self.kernel[...].size, self.alpha is not None)
 
 
 class InitialKernel:

@@ -4,10 +4,7 @@ The prediction counts multiply-adds and the numbers that are read and written, e
 that platform. It depends on shapes and nnz alone, so that it is made once, when a program is traced.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
@@ -122,20 +119,4 @@ def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) ->
         method = min(possible, key=lambda method: predicted_seconds(work, method)) if measured else "plain"
     else:
         method = setting if setting in possible else "dense"
-    for record in _records.get():
-        record.append((work, method))
     return method
-
-
-_records: ContextVar[tuple[list[tuple[Work, str]], ...]] = ContextVar("records", default=())
-
-
-@contextlib.contextmanager
-def recorded() -> Iterator[list[tuple[Work, str]]]:
-    """Record what is chosen inside the block, in the order of the calls."""
-    record: list[tuple[Work, str]] = []
-    token = _records.set((*_records.get(), record))
-    try:
-        yield record
-    finally:
-        _records.reset(token)

@@ -59,14 +59,26 @@ def gradient_of_values(seen: jax.Array, across: jax.Array, channels: jax.Array) 
 def seen_by(weights: Weights, inputs: jax.Array, geometry: Geometry) -> jax.Array:
     """Return ``X [batch, *output positions, nnz]``, what each weight sees of ``inputs [batch, *spatial, channels]``."""
     outputs = geometry.output_spatial(inputs.shape[1:-1])
-    if any(any(pair) for pair in geometry.pads):
-        inputs = materialized(pad_spatial(inputs, geometry.pads))
-    channels = _take_channels(inputs, weights.source)
+    inputs = pad_spatial(inputs, geometry.pads)
+    size, strides = geometry.size, geometry.strides
+    position, channel = weights.position, weights.source
+    # Along the last dimension either the channels are shifted and then gathered or the other way round: what is less.
+    if size and (max(strides) > 1 or len(channel) > size[-1] * inputs.shape[-1]):
+        *others, width = size
+        views = shifted_views(
+            inputs,
+            (*(1 for _ in others), width),
+            (*inputs.shape[1:-2], outputs[-1]),
+            (*(1 for _ in others), strides[-1]),
+        )
+        channel, position = position % width * inputs.shape[-1] + channel, position // width
+        inputs, size, strides = jnp.concatenate(views, axis=-1), (*others, 1), (*strides[:-1], 1)
+    channels = _take_channels(materialized(inputs), channel)
     if geometry.num_positions > 1:
         channels = materialized(channels)
-    first, *others = shifted_views(channels, geometry.size, outputs, geometry.strides)
-    for position, view in enumerate(others, start=1):
-        first = jnp.where(weights.position == position, view, first)
+    first, *shifted = shifted_views(channels, size, outputs, strides)
+    for number, view in enumerate(shifted, start=1):
+        first = jnp.where(position == number, view, first)
     return first
 
 
