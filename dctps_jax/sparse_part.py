@@ -101,10 +101,7 @@ def _scattered_product(
 
 
 def scatter(positions: jax.Array, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return zeros of ``shape`` with ``values`` at the ascending ``positions`` of the flattened array."""
+    """Return zeros of ``shape`` with ``values`` added at the ascending ``positions`` of the flattened array."""
     flat = jnp.zeros((math.prod(shape),), values.dtype)
-    return (
-        flat.at[positions]
-        .set(values, indices_are_sorted=True, unique_indices=True, mode="promise_in_bounds")
-        .reshape(shape)
-    )
+    # Not `set`, with unique positions: in a loop over blocks lists are filled up by zeros at a position that is there.
+    return flat.at[positions].add(values, indices_are_sorted=True, mode="promise_in_bounds").reshape(shape)

@@ -10,6 +10,7 @@ from flax import nnx
 from dctps_jax import plan
 from dctps_jax.geometry import Geometry
 from dctps_jax.layers import prunable_layers
+from dctps_jax.models.blocks import Running
 
 
 def planned(model: nnx.Module, inputs: tuple[int, ...]) -> list[tuple[str, plan.Work, str]]:
@@ -20,6 +21,8 @@ def planned(model: nnx.Module, inputs: tuple[int, ...]) -> list[tuple[str, plan.
     rows: list[tuple[str, plan.Work, str]] = []
     copy = nnx.clone(model)
     copy.eval()
+    if hasattr(copy, "running"):
+        copy.running = Running(min_loop=0)  # so that each layer runs under its own name
 
     def record(path: str, layer: Any, inputs: jax.Array, geometry: Geometry) -> jax.Array:
         if layer.support is not None:

@@ -11,6 +11,7 @@ from flax import nnx
 
 from dctps_jax.errors import UserError
 from dctps_jax.layers import prunable_layers
+from dctps_jax.models.blocks import Running
 from dctps_jax.models.fixup_resnet import BLOCKS_PER_STAGE, FixupResNet
 from dctps_jax.models.lenet import LeNet
 from dctps_jax.models.mobilenet import MobileNetV2
@@ -44,6 +45,8 @@ def create_model(
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
     precision: Any = None,
+    min_loop: int = 8,
+    remat: bool = False,
     choose_support: Callable[[dict[str, tuple[int, ...]]], Mapping[str, np.ndarray]] | None = None,
     **options: Any,
 ) -> nnx.Module:
@@ -55,6 +58,8 @@ def create_model(
     - ``alpha_trainable``: False freezes every α at its initial value.
     - ``init``: how kernels start without an offset, one of :data:`INITIALIZERS`; Fixup networks have their own start.
     - ``dtype``: of the computation (None: as the inputs and parameters); ``param_dtype``: of the parameters.
+    - ``min_loop``: so many equal blocks in a row or more are one loop, compiled once; 0: never.
+    - ``remat``: True keeps the inputs of blocks only and computes what is inside again for the gradient: less memory.
     - ``choose_support``: a function of the prunable layers' kernel shapes that returns, by path, the ascending positions of
       their trained weights. The network is then compact: only these are stored, and no dense kernel is ever made, e.g.
       ``lambda shapes: random_supports(key, shapes, allocate(shapes, 0.001, "epl"))`` (of ``dctps_jax.pruning``).
@@ -72,7 +77,17 @@ def create_model(
     for option in options:
         if option not in allowed:
             known = ", ".join(
-                ("alpha_trainable", "init", "dtype", "param_dtype", "precision", "choose_support", *allowed)
+                (
+                    "alpha_trainable",
+                    "init",
+                    "dtype",
+                    "param_dtype",
+                    "precision",
+                    "min_loop",
+                    "remat",
+                    "choose_support",
+                    *allowed,
+                )
             )
             raise UserError(f"{name} has no option {option!r}; its options are: {known}")
     if num_classes < 1:
@@ -91,6 +106,7 @@ def create_model(
         param_dtype=param_dtype,
         precision=precision,
         compact=choose_support is not None,
+        running=Running(min_loop, remat),
         rngs=rngs,
     )
     model: Any = constructor(parts, num_classes=num_classes, **options)

@@ -9,6 +9,7 @@ from flax import nnx
 
 from dctps_jax import dct
 from dctps_jax.layers import ResidualSum
+from dctps_jax.models.blocks import run_blocks
 from dctps_jax.models.parts import Parts, global_average_pool
 
 BLOCKS_PER_STAGE = {
@@ -80,6 +81,7 @@ class FixupResNet(nnx.Module):
     def __init__(self, parts: Parts, blocks_per_stage: int, num_classes: int):
         # PyTorch's default for convolutions, uniform within ±1/√fan_in: the only kernel that Fixup leaves alone.
         stem_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        self.running = parts.running
         self.conv1 = parts.conv(3, 16, (3, 3), padding=1, kernel_init=stem_init)
         self.bias1 = parts.scalar(0.0)
         in_features = 16
@@ -98,6 +100,5 @@ class FixupResNet(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = nnx.relu(self.conv1(x) + self.bias1)
         for stage in (self.layer1, self.layer2, self.layer3):
-            for block in stage:
-                x = block(x)
+            x = run_blocks(stage, x, self.running)
         return self.fc(global_average_pool(x) + self.bias2)

@@ -4,6 +4,7 @@ import jax
 from flax import nnx
 
 from dctps_jax.layers import ResidualSum
+from dctps_jax.models.blocks import run_blocks
 from dctps_jax.models.parts import Parts, global_average_pool
 
 # (expansion, features, blocks, stride of the first block)
@@ -51,6 +52,7 @@ class MobileNetV2(nnx.Module):
     MIN_IMAGE_SIZE = 8
 
     def __init__(self, parts: Parts, num_classes: int):
+        self.running = parts.running
         self.conv1 = parts.conv(3, 32, (3, 3), padding=1)
         self.bn1 = parts.norm(32)
         blocks = []
@@ -67,7 +69,6 @@ class MobileNetV2(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.bn1(self.conv1(x), relu=True)
-        for block in self.layers:
-            x = block(x)
+        x = run_blocks(self.layers, x, self.running)
         x = self.bn2(self.conv2(x), relu=True)
         return self.linear(global_average_pool(x))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
+from dctps_jax.models.blocks import Running
 from dctps_jax.normalization import BatchNorm
 
 # Untruncated normals with the gains of PyTorch's functions of these names.
@@ -28,6 +29,7 @@ class Parts(NamedTuple):
     linear: Callable[..., DCTpSLinear]
     norm: Callable[..., BatchNorm]
     scalar: Callable[[float], nnx.Param]
+    running: Running
 
 
 def make_parts(
@@ -39,6 +41,7 @@ def make_parts(
     param_dtype: Any,
     precision: Any,
     compact: bool,
+    running: Running,
     rngs: nnx.Rngs,
 ) -> Parts:
     """Return the layer constructors for one network: bias-free convolutions, linear layers, BatchNorm as PyTorch's.
@@ -61,6 +64,7 @@ def make_parts(
         norm=partial(BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs),
         # jnp.array makes a buffer of its own for each: donation refuses one that occurs twice.
         scalar=lambda value: nnx.Param(jnp.array(value, param_dtype)),
+        running=running,
     )
 
 

@@ -7,6 +7,7 @@ from flax import nnx
 
 from dctps_jax.layers import ResidualSum
 from dctps_jax.materialized import materialized
+from dctps_jax.models.blocks import run_blocks
 from dctps_jax.models.parts import Parts, global_average_pool
 
 
@@ -94,6 +95,7 @@ class ResNet(nnx.Module):
         stable: bool = False,
     ):
         residual_scale = 1 / math.sqrt(sum(num_blocks)) if stable else 1.0
+        self.running = parts.running
         self.conv1 = parts.conv(3, width, (3, 3), padding=1)
         self.bn1 = parts.norm(width)
         in_features = width
@@ -112,6 +114,5 @@ class ResNet(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.bn1(self.conv1(x), relu=True)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            for block in stage:
-                x = block(x)
+            x = run_blocks(stage, x, self.running)
         return self.fc(global_average_pool(x))

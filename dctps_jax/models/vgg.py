@@ -3,6 +3,8 @@
 import jax
 from flax import nnx
 
+from dctps_jax.layers import DCTpSConv
+from dctps_jax.models.blocks import run_block
 from dctps_jax.models.parts import Parts, global_average_pool, halve_by_maximum
 from dctps_jax.normalization import BatchNorm
 
@@ -15,12 +17,23 @@ STAGES = {
 }
 
 
+class ConvNormReLU(nnx.Module):
+    """A convolution, BatchNorm and ReLU; made of the layers of a network when it runs."""
+
+    def __init__(self, conv: DCTpSConv, norm: BatchNorm):
+        self.conv, self.norm = conv, norm
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(self.conv(x), relu=True)
+
+
 class VGG(nnx.Module):
     """3×3 convolutions, each with BatchNorm and ReLU, a max-pool between stages, the average of what is left, linear."""
 
     MIN_IMAGE_SIZE = 16
 
     def __init__(self, parts: Parts, stages: tuple[tuple[int, ...], ...], num_classes: int):
+        self.running = parts.running
         feature = []
         in_features = 3
         for stage, channels in enumerate(stages):
@@ -28,15 +41,17 @@ class VGG(nnx.Module):
                 feature.append(halve_by_maximum)
             for features in channels:
                 conv = parts.conv(in_features, features, (3, 3), padding=1)
-                feature += [conv, parts.norm(features), None]  # ReLU: a part of BatchNorm
+                feature += [conv, parts.norm(features), nnx.relu]
                 in_features = features
         self.feature = nnx.List(feature)
         self.classifier = parts.linear(in_features, num_classes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        for layer in self.feature:
-            if isinstance(layer, BatchNorm):
-                x = layer(x, relu=True)
-            elif layer is not None:
+        layers = iter(self.feature)
+        for layer in layers:
+            if isinstance(layer, DCTpSConv):
+                x = run_block(ConvNormReLU(layer, next(layers)), x, self.running)
+                next(layers)
+            else:
                 x = layer(x)
         return self.classifier(global_average_pool(x))

@@ -1,0 +1,88 @@
+"""How a network runs its blocks: one after another, many equal ones as a loop, and with their activations kept or not."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+# A loop needs the arrays of its blocks in one piece, copied in every step: up to so many bytes a block this is nothing.
+MAX_LOOPED_BYTES = 2**20
+
+
+class Running(NamedTuple):
+    """``min_loop`` equal blocks in a row become a loop, compiled once (0: never); ``remat`` keeps block inputs only.
+
+    With ``remat`` the activations inside a block are computed again for its gradient (``jax.checkpoint``).
+    """
+
+    min_loop: int = 8
+    remat: bool = False
+
+
+def run_blocks(blocks: Sequence[nnx.Module], x: jax.Array, running: Running) -> jax.Array:
+    """Apply the blocks one after another and return the last one's outputs."""
+    for _, group in itertools.groupby(blocks, key=nnx.graphdef):
+        row = list(group)
+        if 0 < running.min_loop <= len(row) and _is_small(row[0]):
+            x = _loop(row, x, running.remat)
+        else:
+            for block in row:
+                x = run_block(block, x, running)
+    return x
+
+
+def run_block(block: Any, x: jax.Array, running: Running) -> jax.Array:
+    """Apply one block."""
+    if not running.remat:
+        return block(x)
+    graph, state, rest = nnx.split(block, nnx.BatchStat, ...)
+    arrays = (nnx.to_pure_dict(state), nnx.to_pure_dict(rest))
+    x, batch_stats = jax.checkpoint(_pure(graph))(x, arrays)
+    nnx.update(block, nnx.restore_int_paths(batch_stats))
+    return x
+
+
+def _loop(blocks: list[Any], x: jax.Array, remat: bool) -> jax.Array:
+    graph = nnx.graphdef(blocks[0])
+    arrays = [tuple(map(nnx.to_pure_dict, nnx.split(block, nnx.BatchStat, ...)[1:])) for block in blocks]
+    stacked = jax.tree.map(_stack, *arrays)
+    body = jax.checkpoint(_pure(graph)) if remat else _pure(graph)
+    x, batch_stats = jax.lax.scan(body, x, stacked)
+    for number, block in enumerate(blocks):
+        nnx.update(block, nnx.restore_int_paths(jax.tree.map(lambda stat, number=number: stat[number], batch_stats)))
+    return x
+
+
+def _pure(graph: nnx.GraphDef) -> Any:
+    """Return ``(x, (batch_stats, other arrays)) → (outputs, new batch_stats)`` of a block."""
+
+    def apply(x: jax.Array, arrays: tuple[Any, Any]) -> tuple[jax.Array, Any]:
+        block = nnx.merge(graph, *arrays)
+        x = block(x)
+        return x, nnx.to_pure_dict(nnx.state(block, nnx.BatchStat))
+
+    return apply
+
+
+def _stack(*arrays: jax.Array) -> jax.Array:
+    """Stack the same array of several blocks.
+
+    Compact layers may differ in their number of weights. The shorter lists are filled up by their last number: a position
+    that is there already. The values must be 0 there.
+    """
+    longest = max(array.shape[:1] for array in arrays)
+    if all(array.shape[:1] == longest for array in arrays):
+        return jnp.stack(arrays)
+    filled = []
+    for array in arrays:
+        missing = longest[0] - len(array)
+        last = array[-1:] if jnp.issubdtype(array.dtype, jnp.integer) and len(array) else jnp.zeros(1, array.dtype)
+        filled.append(jnp.concatenate([array, jnp.broadcast_to(last, (missing,))]))
+    return jnp.stack(filled)
+
+
+def _is_small(block: nnx.Module) -> bool:
+    return sum(array.nbytes for array in jax.tree.leaves(nnx.state(block))) <= MAX_LOOPED_BYTES
