@@ -1,16 +1,23 @@
-"""Time training steps side by side: ``python benchmarks/train_step.py lenet:dct:0.01 lenet:none:1 --batch_size 128``.
+"""Time training steps side by side: ``python benchmarks/train_step.py resnet50:none:1 resnet50:dct:0.001 --batch_size 32``.
 
-A case is NETWORK:OFFSET:DENSITY or NETWORK:OFFSET:DENSITY:FORM, the form "compact" (the default) or "masked". All cases are
-compiled first; then their steps take turns, so that what else the machine does falls on all of them. Reported are the
-compile time, minimum and median of the wall and CPU seconds a step, images a second at the minimum, and the ratio to the
-first case. Needs the package installed, or ``PYTHONPATH=.``.
+A case is NETWORK:OFFSET:DENSITY, NETWORK:OFFSET:DENSITY:FORM or NETWORK:OFFSET:DENSITY:FORM:METHOD, with the forms "compact"
+(the default) and "masked" and the methods of ``config.execution.method``. All cases are compiled first; then their steps take
+turns, so that what else the machine does falls on all of them. Reported are the compile time, minimum and median of the wall
+seconds a step, the least CPU seconds, the bytes of parameters and optimiser, the bytes that the step holds at its peak (its
+arguments and temporaries, as the compiler allocates them), and the ratio of the minima to the first case's. With ``--save NAME`` the figures are
+written to benchmarks/results/NAME.json, too. Needs the package installed, or ``PYTHONPATH=.``.
 """
 
 import argparse
+import datetime
+import json
+import os
+import platform
 import statistics
 import time
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,29 +26,30 @@ from flax import nnx
 from dctps_jax import models, pruning
 from dctps_jax.data.batches import Normalization, Split
 from dctps_jax.training import loop
+from dctps_jax.training.memory import keep_freed_memory
 from dctps_jax.training.optimizer import make_optimizer
+from dctps_jax.training.report import environment
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import zero_sums
+
+RESULTS = Path(__file__).parent / "results"
+SUPPORT_KEY = 0
 
 
 class Case:
     """One network in training on random images; ``run`` takes a dispatch and waits for it."""
 
     def __init__(self, name: str, arguments: argparse.Namespace):
-        network, offset, density, form = (name + ":compact").split(":")[:4]
+        network, offset, density, form, method = (*name.split(":"), "compact", "auto")[:5]
         self.name = name
-        model = models.create_model(
-            network, num_classes=arguments.num_classes, offset=None if offset == "none" else offset,
-            image_size=arguments.image_size, rngs=nnx.Rngs(0),
-        )  # fmt: skip
-        if float(density) < 1:
-            pruning.apply_masks(model, pruning.prune(model, "epl", float(density), key=jax.random.key(0)), form)
+        model = build(network, None if offset == "none" else offset, float(density), form, method, arguments)
         optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=network.startswith("fixup"))
         rng = np.random.default_rng(0)
         count, size = 10 * arguments.batch_size, arguments.image_size
         images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
         placement = loop.place_on_all_devices()
         graphs, state = create_state(model, optimizer, placement.axis_name)
+        self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.supports, state.opt_state)))
         self.train = placement.put(Split(images, rng.integers(0, arguments.num_classes, count, dtype=np.int32)))
         steps = arguments.steps_per_dispatch or loop.default_steps_per_dispatch()
         plan = loop.Plan(
@@ -58,11 +66,26 @@ class Case:
         jitted = jax.jit(advance, donate_argnums=(0, 1), out_shardings=placement.replicated)
         self.advance = jitted.lower(self.state, self.sums, self.train, self.order).compile()
         self.compile_seconds = time.perf_counter() - started
+        memory = self.advance.memory_analysis()
+        self.peak_bytes = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+        self.times: list[Times] = []
 
     def run(self) -> "Times":
         wall, cpu = time.perf_counter(), time.process_time()
         self.state, self.sums = jax.block_until_ready(self.advance(self.state, self.sums, self.train, self.order))
         return Times((time.perf_counter() - wall) / self.steps, (time.process_time() - cpu) / self.steps)
+
+    def figures(self) -> dict[str, Any]:
+        wall, cpu = zip(*self.times, strict=True)
+        return {
+            "case": self.name,
+            "compile_seconds": self.compile_seconds,
+            "wall_seconds_minimum": min(wall),
+            "wall_seconds_median": statistics.median(wall),
+            "cpu_seconds_minimum": min(cpu),
+            "state_bytes": self.state_bytes,
+            "peak_bytes": self.peak_bytes,
+        }
 
 
 class Times(NamedTuple):
@@ -72,34 +95,88 @@ class Times(NamedTuple):
     cpu: float
 
 
+def build(network: str, offset: str | None, density: float, form: str, method: str, arguments: Any) -> nnx.Module:
+    """Return a network with a random support of equally many weights a layer."""
+
+    def choose(shapes: Any) -> dict[str, np.ndarray]:
+        return pruning.random_supports(jax.random.key(SUPPORT_KEY), shapes, pruning.allocate(shapes, density, "epl"))
+
+    options = {} if density == 1 else {"choose_support": choose}
+    model = models.create_model(
+        network,
+        num_classes=arguments.num_classes,
+        offset=offset,
+        image_size=arguments.image_size,
+        rngs=nnx.Rngs(0),
+        **options,
+    )
+    for layer in models.prunable_layers(model).values():
+        layer.method = method
+        if density < 1 and form == "masked":
+            layer.set_mask(pruning.mask_of_support(np.asarray(layer.support[...]), layer.kernel_shape))
+    return model
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return saved figures as a Markdown table; the ratio is to the first case."""
+    lines = [
+        "| case | compile s | step s, minimum | median | CPU s, minimum | parameters + Adam MB | peak MB | ratio |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    first = result["cases"][0]["wall_seconds_minimum"]
+    for case in result["cases"]:
+        lines.append(
+            f"| {case['case']} | {case['compile_seconds']:.1f} | {case['wall_seconds_minimum']:.4f} | "
+            f"{case['wall_seconds_median']:.4f} | {case['cpu_seconds_minimum']:.4f} | {case['state_bytes'] / 1e6:.3f} | "
+            f"{case['peak_bytes'] / 1e6:,.0f} | {first / case['wall_seconds_minimum']:.2f}× |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "cases", nargs="+", help="NETWORK:OFFSET:DENSITY[:FORM], e.g. resnet50:dct:0.001 or resnet50:none:1"
-    )
+    parser.add_argument("cases", nargs="+", help="e.g. resnet50:none:1 resnet50:dct:0.001 resnet50:dct:0.001:masked")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--num_classes", type=int, default=10)
     parser.add_argument("--image_size", type=int, default=32)
     parser.add_argument("--steps_per_dispatch", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--keep_memory", type=int, default=1, help="as config.execution.keep_memory")
+    parser.add_argument("--save", default="", help="write benchmarks/results/NAME.json")
     arguments = parser.parse_args()
+    if arguments.keep_memory and jax.default_backend() == "cpu":
+        keep_freed_memory()
     cases = [Case(name, arguments) for name in arguments.cases]
-    times: dict[str, list[Times]] = {case.name: [] for case in cases}
     for repeat in range(arguments.repeats + 1):
         for case in cases:
             measured = case.run()
             if repeat > 0:  # the first turn warms up
-                times[case.name].append(measured)
-    print(f"batch {arguments.batch_size}, {jax.device_count()} × {jax.devices()[0].device_kind}, jax {jax.__version__}")
-    print("| case | compile s | step s, minimum | median | CPU s, minimum | images/s | ratio |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    first = min(step.wall for step in times[cases[0].name])
-    for case in cases:
-        wall, cpu = ([getattr(step, kind) for step in times[case.name]] for kind in ("wall", "cpu"))
-        print(
-            f"| {case.name} | {case.compile_seconds:.1f} | {min(wall):.4f} | {statistics.median(wall):.4f} | "
-            f"{min(cpu):.4f} | {arguments.batch_size / min(wall):,.0f} | {first / min(wall):.2f}× |"
-        )
+                case.times.append(measured)
+    result = {
+        "command": vars(arguments),
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} × {processor()}",
+        "environment": environment(),
+        "cases": [case.figures() for case in cases],
+    }
+    print(
+        f"batch {arguments.batch_size}, {result['machine']}, {result['environment']['device']}, jax {jax.__version__}"
+    )
+    print(table(result))
+    if arguments.save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def processor() -> str:
+    """Return the name of the processor, where the system says it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        if cpuinfo.exists()
+        else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from dctps_jax import data, models, pruning
+from dctps_jax import data, models, plan, pruning
 from dctps_jax.errors import UserError
 from dctps_jax.pruning import dynamic, schedules, scores
 from dctps_jax.training.optimizer import OPTIMIZERS
@@ -33,6 +33,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("sparse_training.update_every", lambda value: value >= 1, "at least 1"),
     ("sparse_training.stop_fraction", lambda value: 0 <= value <= 1, "from 0 to 1"),
     ("sparse_training.drop_fraction", lambda value: 0 <= value <= 1, "from 0 to 1"),
+    ("execution.min_loop", lambda value: value >= 2 or value == 0, "at least 2, or 0 for no loops"),
     ("optimizer.learning_rate", lambda value: 0 < value < math.inf, "above 0 and finite"),
     ("optimizer.momentum", lambda value: 0 <= value < 1, "at least 0 and below 1"),
     ("optimizer.weight_decay", lambda value: 0 <= value < math.inf, "at least 0 and finite"),
@@ -52,12 +53,23 @@ CHOICES: tuple[tuple[str, Iterable[str]], ...] = (
     ("pruning.loss", scores.LOSSES),
     ("sparse_training.method", dynamic.METHODS),
     ("execution.form", ("auto", *pruning.FORMS)),
+    ("execution.method", plan.SETTINGS),
     ("optimizer.name", OPTIMIZERS),
 )
 
-FLAGS = ("model.alpha_trainable", "model.stable", "data.download", "data.augment", "tensorboard", "multi_host")
+FLAGS = (
+    "model.alpha_trainable", "model.stable", "data.download", "data.augment", "execution.explain", "execution.remat",
+    "execution.keep_memory", "tensorboard", "multi_host",
+)  # fmt: skip
 TEXTS = ("data.dir", "data.cache_dir", "pruning.run", *(field for field, _ in CHOICES))
-LISTS = ("data.mean", "data.std", "pruning.dense_layers", "pruning.layer_densities", "optimizer.milestones")
+LISTS = (
+    "data.mean",
+    "data.std",
+    "pruning.dense_layers",
+    "pruning.layer_densities",
+    "execution.layer_methods",
+    "optimizer.milestones",
+)
 FRACTIONS = (
     "data.train_fraction", "pruning.density", "sparse_training.stop_fraction", "sparse_training.drop_fraction",
     "optimizer.learning_rate", "optimizer.momentum", "optimizer.weight_decay", "optimizer.decay_rate",
@@ -147,6 +159,13 @@ def _check_lists(config: Any) -> None:
             raise UserError(
                 f"config.pruning.layer_densities has {pair!r}; it must hold (pattern, density) pairs with densities above "
                 "0 and at most 1, e.g. (('fc', 0.5),)"
+            )
+    for pair in config.execution.layer_methods:
+        is_pair = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
+        if not (is_pair and pair[1] in plan.SETTINGS):
+            raise UserError(
+                f"config.execution.layer_methods has {pair!r}; it must hold (pattern, method) pairs with a method of: "
+                f"{', '.join(plan.SETTINGS)}, e.g. (('layer1.*', 'dense'),)"
             )
 
 

@@ -14,6 +14,7 @@ from dctps_jax.convolution import MAX_PATCH_POSITIONS
 from dctps_jax.errors import UserError
 from dctps_jax.factored import can_factor
 from dctps_jax.geometry import Geometry
+from dctps_jax.sparse_part import unfolds
 
 METHODS = ("plain", "dense", "factored")
 SETTINGS = ("auto", *METHODS)
@@ -37,34 +38,46 @@ class Work(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """Nanoseconds of one core, each measured with the others' work going on beside it."""
+    """What each kind of work takes, in nanoseconds of one core."""
 
     product: float  # a multiply-add of a matrix product
-    convolution: float  # a multiply-add of a native convolution, forward or to the inputs
-    kernel_gradient: (
-        float  # a multiply-add of a native convolution's kernel gradient, what is copied around it included
-    )
-    product_gradient: float  # the same of a 1×1 convolution or linear layer
-    depthwise: float  # a multiply-add of a depthwise convolution by shifted sums
-    tap: float  # the two multiply-adds of one position of the kernel in the factored offset
-    move: float  # reading or writing one number of an activation
-    gather: float  # gathering one channel at one position
-    shift: float  # choosing the shift of a gathered channel at one position
-    weight: float  # making one weight of a kernel
+    product_gradient: float  # the same, for the gradient of its kernel
+    convolution: float  # a multiply-add of a native convolution, forward or to its inputs
+    convolution_gradient: float  # the same, for the gradient of its kernel
+    narrow: float  # what a multiply-add of a native convolution takes more, times the square of its input channels
+    depthwise: float  # a multiply-add of shifted sums
+    depthwise_gradient: float  # the same, for the gradient of their kernel
+    move: float  # reading or writing a number of an activation
+    weight: float  # making a weight of a kernel, or adding up its gradient
+    tap: float  # both multiply-adds of the factored offset at one position of the kernel
+    pointwise_pair: float  # what a trained weight of a 1×1 kernel sees at one position: gathered, multiplied, added
+    pair: float  # the same, of a larger kernel
+    large_pair: float  # what either takes more where the gathered arrays leave the caches
+    unfold: float  # copying a number of an activation to where a kernel sees it
+    layer: float
 
 
+# Fitted, by non-negative least squares of relative errors, to the times of `benchmarks/layers.py` for the layers of ResNet50,
+# VGG19, MobileNetV2 and Fixup-ResNet20 at densities of 1e-2 to 1e-4 on two cores of an AMD Zen 4; `narrow` by hand.
 CPU = Costs(
-    product=2 / 75,
-    convolution=2 / 90,
-    kernel_gradient=2 / 50,
-    product_gradient=2 / 45,
-    depthwise=0.3,
-    tap=0.2,
-    move=0.15,
-    gather=0.45,
-    shift=0.7,
-    weight=2.5,
+    product=0.0213,
+    product_gradient=0.0181,
+    convolution=0.0215,
+    convolution_gradient=0.0278,
+    narrow=4.0,
+    depthwise=0.057,
+    depthwise_gradient=0.825,
+    move=0.645,
+    weight=1.6,
+    tap=0.38,
+    pointwise_pair=1.04,
+    pair=1.68,
+    large_pair=0.25,
+    unfold=3.05,
+    layer=190e3,
 )
+# From so many gathered numbers on they leave the caches.
+LARGE_PAIRS = 4e6
 
 
 def possible_methods(work: Work) -> tuple[str, ...]:
@@ -76,33 +89,35 @@ def possible_methods(work: Work) -> tuple[str, ...]:
 
 
 def predicted_seconds(work: Work, method: str, costs: Costs = CPU) -> float:
-    """Return the predicted seconds of one core for a layer's part of a training step."""
-    geometry, nnz = work.geometry, work.nnz
-    rows, cols = work.input_positions, work.output_positions
+    """Return the predicted seconds of one core for a layer's part of a training step: forward and all gradients."""
+    geometry = work.geometry
     *_, in_features, out_features = geometry.kernel_shape
-    channels = in_features * geometry.groups
-    multiply_adds = cols * geometry.num_positions * in_features * out_features
-    size = math.prod(geometry.kernel_shape)
-    see = nnz * (costs.gather + (costs.shift if geometry.num_positions > 1 else 0))
-    pick = nnz * (costs.gather + 2 * costs.move)
-    if method == "factored":
-        sparse = cols * (2 * see + pick + nnz * (channels + out_features) * costs.product)
-        if not work.offset:
-            return 1e-9 * sparse
-        taps = 2 * cols * out_features * geometry.num_positions * costs.tap
-        folds = 6 * rows * channels * costs.move
-        return 1e-9 * (2 * rows * channels * out_features * costs.product + taps + folds + sparse)
+    channels, size = in_features * geometry.groups, math.prod(geometry.kernel_shape)
+    inputs, outputs = work.input_positions * channels, work.output_positions * out_features
+    multiply_adds = outputs * geometry.num_positions * in_features
     if geometry.groups > 1:
-        forward, gradient = costs.depthwise, costs.depthwise
+        forward, gradient = costs.depthwise, costs.depthwise_gradient
     elif geometry.num_positions == 1 or math.prod(geometry.output_spatial(work.inputs[1:-1])) <= MAX_PATCH_POSITIONS:
         forward, gradient = costs.product, costs.product_gradient
     else:
-        forward, gradient = costs.convolution, costs.kernel_gradient
-    total = 2 * multiply_adds * forward + size * costs.weight
+        narrow = costs.narrow / in_features**2
+        forward, gradient = costs.convolution + narrow, costs.convolution_gradient + narrow
+    nanoseconds = costs.layer + 2 * (inputs + outputs) * costs.move
     if method == "plain":
-        return 1e-9 * (total + multiply_adds * gradient + size * costs.weight)
-    inner = 2 * min(rows * channels, cols * out_features) * costs.move if work.offset else 0
-    return 1e-9 * (total + cols * (see + pick) + inner)
+        return 1e-9 * (nanoseconds + multiply_adds * (2 * forward + gradient) + 2 * size * costs.weight)
+    pairs = work.output_positions * work.nnz
+    pair = costs.pointwise_pair if geometry.num_positions == 1 else costs.pair
+    pair += costs.large_pair if pairs > LARGE_PAIRS else 0
+    if geometry.num_positions > 1 and unfolds(geometry, work.nnz, channels):
+        nanoseconds += work.output_positions * max(geometry.strides) * geometry.size[-1] * channels * costs.unfold
+    if method == "dense":
+        inner = 2 * min(inputs, outputs) * costs.move if work.offset else 0
+        return 1e-9 * (nanoseconds + 2 * multiply_adds * forward + size * costs.weight + inner + pairs * pair)
+    nanoseconds += pairs * (2 * pair + (channels + out_features) * costs.product)
+    if work.offset:
+        products = 2 * work.input_positions * channels * out_features * costs.product
+        nanoseconds += products + 2 * outputs * geometry.num_positions * costs.tap + 6 * inputs * costs.move
+    return 1e-9 * nanoseconds
 
 
 def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) -> str:

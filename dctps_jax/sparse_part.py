@@ -62,8 +62,7 @@ def seen_by(weights: Weights, inputs: jax.Array, geometry: Geometry) -> jax.Arra
     inputs = pad_spatial(inputs, geometry.pads)
     size, strides = geometry.size, geometry.strides
     position, channel = weights.position, weights.source
-    # Along the last dimension either the channels are shifted and then gathered or the other way round: what is less.
-    if size and (max(strides) > 1 or len(channel) > size[-1] * inputs.shape[-1]):
+    if unfolds(geometry, len(channel), inputs.shape[-1]):
         *others, width = size
         views = shifted_views(
             inputs,
@@ -80,6 +79,11 @@ def seen_by(weights: Weights, inputs: jax.Array, geometry: Geometry) -> jax.Arra
     for number, view in enumerate(shifted, start=1):
         first = jnp.where(position == number, view, first)
     return first
+
+
+def unfolds(geometry: Geometry, nnz: int, channels: int) -> bool:
+    """Return whether channels are shifted along the last dimension before they are gathered."""
+    return bool(geometry.size) and (max(geometry.strides) > 1 or nnz > geometry.size[-1] * channels)
 
 
 def _take_channels(x: jax.Array, channels: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from dctps_jax import data, models, pruning
 from dctps_jax.analysis.layer_table import layer_table
+from dctps_jax.analysis.plan_table import plan_table, planned
 from dctps_jax.analysis.storage import file_bytes, storage_account, storage_table
 from dctps_jax.config import check_config
 from dctps_jax.data.batches import Split, split_training
@@ -21,6 +22,7 @@ from dctps_jax.errors import UserError
 from dctps_jax.training import loop
 from dctps_jax.training.checkpoint import Checkpoints
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
+from dctps_jax.training.memory import keep_freed_memory
 from dctps_jax.training.metrics import MetricsLog, describe
 from dctps_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from dctps_jax.training.report import environment, last_line, summarize
@@ -47,6 +49,8 @@ def run(config: Any, workdir: Path) -> dict[str, Any]:
         jax.distributed.initialize()
     config = config.copy_and_resolve_references()
     check_config(config)
+    if config.execution.keep_memory and jax.default_backend() == "cpu":
+        keep_freed_memory()
     workdir = workdir.absolute()
     if config.num_seeds == 1:
         return _run_seed(config, workdir, [(workdir, config)])
@@ -91,6 +95,9 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
         counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
         if jax.process_index() == 0:
             print(layer_table(shapes, counts, sizes))
+            if config.execution.explain:
+                local = config.batch_size // jax.device_count()
+                print(plan_table(planned(model, (local, *dataset.train_images.shape[1:]))))
         if plan.updates is not None and not plan.updates.moves_anything(counts, sizes):
             logger.warning(
                 "sparse_training.method is %r, but no weight will ever move: updates come every %d steps before step %d, and "

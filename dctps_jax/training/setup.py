@@ -1,7 +1,8 @@
 """What a config asks for, as objects: the plan of the loop, the network and its support."""
 
+import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def build_model(config: Any, num_classes: int, image_size: int, **options: Any) 
         alpha_trainable=config.model.alpha_trainable,
         init=config.model.init,
         dtype=None if config.model.dtype == "float32" else jnp.dtype(config.model.dtype),
+        min_loop=config.execution.min_loop,
+        remat=config.execution.remat,
         rngs=nnx.Rngs(stream(config.seed, "init")),
         **({"width": config.model.width, "stable": config.model.stable} if is_resnet else {}),
         **options,
@@ -125,7 +128,22 @@ def build_sparse_model(
             layer.set_mask(pruning.mask_of_support(support, layer.kernel_shape))
         elif layer.support is None:  # scores were taken of dense kernels
             layer.set_support(support)
+    for path, method in _methods(config, layers).items():
+        layers[path].method = method
     return model, supports
+
+
+def _methods(config: Any, paths: Iterable[str]) -> dict[str, str]:
+    """Return how each layer is to be computed; the first pattern that it matches counts."""
+    methods = {}
+    for pattern, method in config.execution.layer_methods:
+        matching = fnmatch.filter(paths, pattern)
+        if not matching:
+            raise UserError(
+                f"config.execution.layer_methods: no layer matches {pattern!r}; the layers are: {', '.join(paths)}"
+            )
+        methods = dict.fromkeys(matching, method) | methods
+    return dict.fromkeys(paths, config.execution.method) | methods
 
 
 def _masks_of_run(config: Any) -> dict[str, np.ndarray]:

@@ -14,12 +14,18 @@ import jax
 from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
 
-# Where the files lie and how often the screen is written does not change what a run computes (but see `_check_same`); the form does to rounding only.
+# Where the files lie and how often the screen is written does not change what a run computes (but see `_check_same`); how it computes does to rounding only.
 FREE_FIELDS = (
     "data.dir",
     "data.cache_dir",
     "data.download",
     "execution.form",
+    "execution.method",
+    "execution.layer_methods",
+    "execution.explain",
+    "execution.min_loop",
+    "execution.remat",
+    "execution.keep_memory",
     "log_every_steps",
     "tensorboard",
     "multi_host",
