@@ -8,6 +8,7 @@ gradients then take 2 to 50 times as long. On GPU and TPU the native operation i
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +23,13 @@ MAX_PATCH_POSITIONS = 4
 
 def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry, out_sharding: Any = None) -> jax.Array:
     """Return the convolution of ``inputs [batch, *spatial, in]`` with ``kernel``, or ``inputs @ kernel`` of a linear layer."""
+    if out_sharding is None and _is_depthwise(inputs, geometry):
+        return _depthwise(geometry, inputs, kernel)
+    return convolve_once(inputs, kernel, geometry, out_sharding)
+
+
+def convolve_once(inputs: jax.Array, kernel: jax.Array, geometry: Geometry, out_sharding: Any = None) -> jax.Array:
+    """Return what :func:`convolve` does, for code that is the gradient of something itself."""
     if not geometry.size:
         return jnp.matmul(inputs, kernel, precision=geometry.precision)
     if jax.default_backend() == "cpu" and out_sharding is None and inputs.size:
@@ -43,22 +51,79 @@ def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry, out_shard
     )
 
 
+def gradient_of_inputs(
+    gradient: jax.Array, kernel: jax.Array, geometry: Geometry, inputs: jax.Array | jax.ShapeDtypeStruct
+) -> jax.Array:
+    """Return the gradient of ``inputs`` for that of the outputs: the transpose of the convolution."""
+    if not _is_depthwise(inputs, geometry):
+        return jax.linear_transpose(lambda x: convolve_once(x, kernel, geometry), inputs)(gradient)[0]
+    # As a sum of shifted outputs, like the convolution itself; transposing that one would pad each term on its own.
+    spatial, zero = inputs.shape[1:-1], jnp.zeros((), gradient.dtype)
+    widths = [
+        (width - 1 - low, length + low - 1 - (count - 1) * stride, stride - 1)
+        for width, (low, _), length, count, stride in zip(
+            geometry.size, geometry.pads, spatial, gradient.shape[1:-1], geometry.strides, strict=True
+        )
+    ]
+    spread = lax.pad(gradient, zero, [(0, 0, 0), *widths, (0, 0, 0)])
+    flipped = jnp.flip(kernel, range(len(geometry.size)))
+    return _shifted_sum(shifted_views(spread, geometry.size, spatial, (1,) * len(spatial)), flipped)
+
+
 def _fast_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array | None:
     """Return the convolution, or None where the native operation is the faster one."""
-    channels, strides, groups = inputs.shape[-1], geometry.strides, geometry.groups
-    if geometry.num_positions == 1 and groups == 1:
-        return _pointwise(_strided(pad_spatial(inputs, geometry.pads), strides), kernel, geometry.precision)
+    if geometry.num_positions == 1 and geometry.groups == 1:
+        return _pointwise(_strided(pad_spatial(inputs, geometry.pads), geometry.strides), kernel, geometry.precision)
     outputs = geometry.output_spatial(inputs.shape[1:-1])
     if min(outputs) < 1:
         return None
-    if groups == channels == kernel.shape[-1] > 1:
-        views = shifted_views(pad_spatial(inputs, geometry.pads), geometry.size, outputs, strides)
-        taps = kernel.reshape(-1, *(1,) * (inputs.ndim - 1), channels)
-        return sum((view * tap for view, tap in zip(views[1:], taps[1:], strict=True)), views[0] * taps[0])
-    if math.prod(outputs) <= MAX_PATCH_POSITIONS and groups == 1:
-        views = shifted_views(pad_spatial(inputs, geometry.pads), geometry.size, outputs, strides)
+    depthwise = _is_depthwise(inputs, geometry)
+    if depthwise or (math.prod(outputs) <= MAX_PATCH_POSITIONS and geometry.groups == 1):
+        views = shifted_views(pad_spatial(inputs, geometry.pads), geometry.size, outputs, geometry.strides)
+        if depthwise:
+            return _shifted_sum(views, kernel)
         return _pointwise(jnp.concatenate(views, axis=-1), kernel, geometry.precision)
     return None
+
+
+def _is_depthwise(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:
+    """Return whether a convolution is depthwise, and its own way is to be taken."""
+    return (
+        jax.default_backend() == "cpu"
+        and bool(geometry.size)
+        and geometry.groups == inputs.shape[-1] == geometry.kernel_shape[-1] > 1
+        and inputs.size > 0
+        and min(geometry.output_spatial(inputs.shape[1:-1])) >= 1
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _depthwise(geometry: Geometry, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    return convolve_once(inputs, kernel, geometry)
+
+
+def _depthwise_forward(
+    geometry: Geometry, inputs: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return convolve_once(inputs, kernel, geometry), (inputs, kernel)
+
+
+def _depthwise_backward(
+    geometry: Geometry, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    inputs, kernel = saved
+    views = shifted_views(pad_spatial(inputs, geometry.pads), geometry.size, gradient.shape[1:-1], geometry.strides)
+    to_kernel = jnp.stack([jnp.sum(view * gradient, axis=range(gradient.ndim - 1)) for view in views])
+    return gradient_of_inputs(gradient, kernel, geometry, inputs), to_kernel.reshape(kernel.shape)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _shifted_sum(views: Sequence[jax.Array], kernel: jax.Array) -> jax.Array:
+    """Return the sum of the views of a depthwise convolution, each times its position of the kernel."""
+    taps = kernel.reshape(-1, *(1,) * (views[0].ndim - 1), kernel.shape[-1])
+    return sum((view * tap for view, tap in zip(views[1:], taps[1:], strict=True)), views[0] * taps[0])
 
 
 def _pointwise(inputs: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:

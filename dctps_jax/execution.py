@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dctps_jax import dct
-from dctps_jax.convolution import convolve
+from dctps_jax.convolution import convolve, convolve_once, gradient_of_inputs
 from dctps_jax.factored import offset_convolution, transposed_offset_convolution
 from dctps_jax.geometry import Geometry
 from dctps_jax.materialized import materialized
@@ -68,7 +68,7 @@ def _forward(
         if alpha is not None:
             outputs += alpha.astype(inputs.dtype) * offset_convolution(inputs, geometry)
         return outputs, (inputs, values, alpha, support, None)
-    outputs = convolve(inputs, _kernel(values, alpha, support, geometry).astype(inputs.dtype), geometry)
+    outputs = convolve_once(inputs, _kernel(values, alpha, support, geometry).astype(inputs.dtype), geometry)
     # ⟨Y, ∂Y⟩ or ⟨X, ∂X⟩: whichever is the smaller to read.
     kept = outputs if alpha is not None and outputs.size < inputs.size else None
     return outputs, (inputs, values, alpha, support, kept)
@@ -88,7 +88,7 @@ def _backward(method: str, geometry: Geometry, saved: Residuals, gradient: jax.A
             alpha_gradient = _inner(inputs, offset)
     else:
         kernel = _kernel(values, alpha, support, geometry).astype(inputs.dtype)
-        (to_inputs,) = jax.linear_transpose(lambda inputs: convolve(inputs, kernel, geometry), inputs)(gradient)
+        to_inputs = gradient_of_inputs(gradient, kernel, geometry, inputs)
         values_gradient = gradient_of_values(seen_by(weights, inputs, geometry), gradient, weights.target)
         if alpha is not None:
             total = _inner(inputs, to_inputs) if outputs is None else _inner(outputs, gradient)
@@ -96,7 +96,7 @@ def _backward(method: str, geometry: Geometry, saved: Residuals, gradient: jax.A
                 jnp.abs(alpha) >= MIN_ALPHA,
                 lambda: (total - _inner(values, values_gradient)) / alpha,
                 lambda: _inner(
-                    convolve(inputs, _offset(geometry, values.dtype).astype(inputs.dtype), geometry), gradient
+                    convolve_once(inputs, _offset(geometry, values.dtype).astype(inputs.dtype), geometry), gradient
                 ),
             )
     if alpha is not None:

@@ -87,12 +87,12 @@ def _windows(x: jax.Array) -> list[jax.Array]:
 
 @jax.custom_vjp
 def _maximum_of_windows(x: jax.Array) -> jax.Array:
-    first, second, third, fourth = _windows(x)
-    return jnp.maximum(jnp.maximum(first, second), jnp.maximum(third, fourth))
+    return _maximum_forward(x)[0]
 
 
 def _maximum_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    maximum = _maximum_of_windows(x)
+    first, second, third, fourth = _windows(x)
+    maximum = jnp.maximum(jnp.maximum(first, second), jnp.maximum(third, fourth))
     return maximum, (x, maximum)
 
 
