@@ -23,8 +23,8 @@ MAX_PATCH_POSITIONS = 4
 
 def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry, out_sharding: Any = None) -> jax.Array:
     """Return the convolution of ``inputs [batch, *spatial, in]`` with ``kernel``, or ``inputs @ kernel`` of a linear layer."""
-    if out_sharding is None and _is_depthwise(inputs, geometry):
-        return _depthwise(geometry, inputs, kernel)
+    if out_sharding is None and (_is_depthwise(inputs, geometry) or _is_native(inputs, geometry)):
+        return _with_own_gradients(geometry, inputs, kernel)
     return convolve_once(inputs, kernel, geometry, out_sharding)
 
 
@@ -55,9 +55,14 @@ def gradient_of_inputs(
     gradient: jax.Array, kernel: jax.Array, geometry: Geometry, inputs: jax.Array | jax.ShapeDtypeStruct
 ) -> jax.Array:
     """Return the gradient of ``inputs`` for that of the outputs: the transpose of the convolution."""
+    if _is_native(inputs, geometry):
+        back = geometry._replace(
+            kernel_shape=(*geometry.size, *geometry.kernel_shape[:-3:-1]), pads=geometry.transposed_pads()
+        )
+        return convolve_once(gradient, jnp.flip(kernel, range(len(geometry.size))).swapaxes(-1, -2), back)
     if not _is_depthwise(inputs, geometry):
         return jax.linear_transpose(lambda x: convolve_once(x, kernel, geometry), inputs)(gradient)[0]
-    # As a sum of shifted outputs, like the convolution itself; transposing that one would pad each term on its own.
+    # As a sum of shifted outputs, like the convolution itself; the transpose of that one would pad each term on its own.
     spatial, zero = inputs.shape[1:-1], jnp.zeros((), gradient.dtype)
     widths = [
         (width - 1 - low, length + low - 1 - (count - 1) * stride, stride - 1)
@@ -97,27 +102,47 @@ def _is_depthwise(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) 
     )
 
 
+def _is_native(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:
+    """Return whether gradients are to be written out as convolutions in the one layout that XLA's CPU backend computes fast.
+
+    Outside of loops it brings the gradients' own layouts into that one itself; inside it computes them number by number.
+    """
+    if jax.default_backend() != "cpu" or not geometry.size or not inputs.size or geometry.groups > 1:
+        return False
+    outputs = geometry.output_spatial(inputs.shape[1:-1])
+    return (
+        geometry.num_positions > 1
+        and max(geometry.strides) == 1
+        and min(outputs) >= 1
+        and math.prod(outputs) > MAX_PATCH_POSITIONS
+    )
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _depthwise(geometry: Geometry, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+def _with_own_gradients(geometry: Geometry, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     return convolve_once(inputs, kernel, geometry)
 
 
-def _depthwise_forward(
-    geometry: Geometry, inputs: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _forward(geometry: Geometry, inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return convolve_once(inputs, kernel, geometry), (inputs, kernel)
 
 
-def _depthwise_backward(
+def _backward(
     geometry: Geometry, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     inputs, kernel = saved
-    views = shifted_views(pad_spatial(inputs, geometry.pads), geometry.size, gradient.shape[1:-1], geometry.strides)
-    to_kernel = jnp.stack([jnp.sum(view * gradient, axis=range(gradient.ndim - 1)) for view in views])
-    return gradient_of_inputs(gradient, kernel, geometry, inputs), to_kernel.reshape(kernel.shape)
+    to_inputs = gradient_of_inputs(gradient, kernel, geometry, inputs)
+    if geometry.groups > 1:
+        views = shifted_views(pad_spatial(inputs, geometry.pads), geometry.size, gradient.shape[1:-1], geometry.strides)
+        sums = [jnp.sum(view * gradient, axis=range(gradient.ndim - 1)) for view in views]
+        return to_inputs, jnp.stack(sums).reshape(kernel.shape)
+    # A convolution over the batch: images become channels, channels images, and the outputs' gradient the kernel.
+    images, filters = jnp.swapaxes(inputs, 0, -1), jnp.moveaxis(gradient, 0, -2)
+    over = Geometry(filters.shape, geometry.strides, geometry.pads, precision=geometry.precision)
+    return to_inputs, jnp.moveaxis(convolve_once(images, filters, over), 0, -2)
 
 
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+_with_own_gradients.defvjp(_forward, _backward)
 
 
 def _shifted_sum(views: Sequence[jax.Array], kernel: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ from flax import nnx
 
 from dctps_jax import dct
 from dctps_jax.layers import ResidualSum
+from dctps_jax.materialized import materialized
 from dctps_jax.models.blocks import run_blocks
 from dctps_jax.models.parts import Parts, global_average_pool
 
@@ -57,7 +58,7 @@ class FixupBlock(nnx.Module):
         if self.stride != 1:
             x = (x + self.bias1a)[:, :: self.stride, :: self.stride]
             x = jnp.concatenate((x, jnp.zeros_like(x)), axis=-1)
-        return nnx.relu(self.add(out, x))
+        return materialized(nnx.relu(self.add(out, x)))
 
 
 def fixup_alpha(in_features: int, features: int, std: float) -> float:

@@ -4,6 +4,7 @@ import jax
 from flax import nnx
 
 from dctps_jax.layers import ResidualSum
+from dctps_jax.materialized import materialized
 from dctps_jax.models.blocks import run_blocks
 from dctps_jax.models.parts import Parts, global_average_pool
 
@@ -43,7 +44,7 @@ class InvertedResidual(nnx.Module):
             return out
         for layer in self.shortcut:
             x = layer(x)
-        return self.add(out, x)
+        return materialized(self.add(out, x))
 
 
 class MobileNetV2(nnx.Module):
