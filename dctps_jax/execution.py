@@ -81,7 +81,7 @@ def _backward(method: str, geometry: Geometry, saved: Residuals, gradient: jax.A
     alpha_gradient = None
     if method == "factored":
         to_inputs, seen = transpose_sparse(gradient, values.astype(inputs.dtype), weights, geometry)
-        values_gradient = gradient_of_values(seen, inputs, weights.source)
+        values_gradient = gradient_of_values(seen, inputs, weights.source)[: len(values)]
         if alpha is not None:
             offset = transposed_offset_convolution(gradient, geometry, inputs.shape[1:-1])
             to_inputs += alpha.astype(inputs.dtype) * offset
@@ -89,7 +89,9 @@ def _backward(method: str, geometry: Geometry, saved: Residuals, gradient: jax.A
     else:
         kernel = _kernel(values, alpha, support, geometry).astype(inputs.dtype)
         to_inputs = gradient_of_inputs(gradient, kernel, geometry, inputs)
-        values_gradient = gradient_of_values(seen_by(weights, inputs, geometry), gradient, weights.target)
+        values_gradient = gradient_of_values(seen_by(weights, inputs, geometry), gradient, weights.target)[
+            : len(values)
+        ]
         if alpha is not None:
             total = _inner(inputs, to_inputs) if outputs is None else _inner(outputs, gradient)
             alpha_gradient = lax.cond(

@@ -15,6 +15,9 @@ from dctps_jax.convolution import pad_spatial, shifted_views
 from dctps_jax.geometry import Geometry
 from dctps_jax.materialized import materialized
 
+# Numbers that a processor computes at once, and up to where filling up to them is less than what it saves.
+VECTOR, MAX_FILLED = 8, 64
+
 
 class Weights(NamedTuple):
     """Where the trained weights are: position in the kernel (C order), input and output channel; int32 ``[nnz]`` each."""
@@ -25,7 +28,11 @@ class Weights(NamedTuple):
 
 
 def weights_at(support: jax.Array, geometry: Geometry) -> Weights:
-    """Return where the weights at the positions ``support`` of the flattened kernel are."""
+    """Return where the weights at the positions ``support`` of the flattened kernel are.
+
+    Short lists are filled up to whole vectors of the processor, by weights at position 0 whose values count as zero.
+    """
+    support = jnp.pad(support, (0, -len(support) % (VECTOR if len(support) < MAX_FILLED else 1)))
     *_, in_features, out_features = geometry.kernel_shape
     rows, target = support // out_features, support % out_features
     group = target // (out_features // geometry.groups)
@@ -99,6 +106,7 @@ def _scattered_product(
     seen: jax.Array, values: jax.Array, channels: jax.Array, num_channels: int, precision: Any
 ) -> jax.Array:
     """Return ``y[n, m] = Σ_{i: channels[i] = m} values[i] · seen[n, i]``, as a product with a matrix of one value a row."""
+    values = jnp.pad(values, (0, len(channels) - len(values)))
     matrix = jnp.zeros((len(values), num_channels), values.dtype)
     matrix = matrix.at[jnp.arange(len(values)), channels].set(values, unique_indices=True, mode="promise_in_bounds")
     return jnp.matmul(seen, matrix, precision=precision)
