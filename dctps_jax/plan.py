@@ -58,7 +58,8 @@ class Costs(NamedTuple):
 
 
 # Fitted, by non-negative least squares of relative errors, to the times of `benchmarks/layers.py` for the layers of ResNet50,
-# VGG19, MobileNetV2 and Fixup-ResNet20 at densities of 1e-2 to 1e-4 on two cores of an AMD Zen 4; `narrow` by hand.
+# VGG19, MobileNetV2 and Fixup-ResNet20 at densities of 1e-2 to 1e-4 on two cores of an AMD Zen 4; `narrow` and `large_pair` by hand, since
+# whole networks have less cache to spare.
 CPU = Costs(
     product=0.0213,
     product_gradient=0.0181,
@@ -72,12 +73,14 @@ CPU = Costs(
     tap=0.38,
     pointwise_pair=1.04,
     pair=1.68,
-    large_pair=0.25,
+    large_pair=0.8,
     unfold=3.05,
     layer=190e3,
 )
 # From so many gathered numbers on they leave the caches.
 LARGE_PAIRS = 4e6
+# "auto" gathers at most so many times what it gathers from: the step is not to need more memory than a dense one.
+MAX_GATHERED = 3
 
 
 def possible_methods(work: Work) -> tuple[str, ...]:
@@ -120,10 +123,17 @@ def predicted_seconds(work: Work, method: str, costs: Costs = CPU) -> float:
     return 1e-9 * nanoseconds
 
 
+def gathered_from(work: Work) -> int:
+    """Return how many numbers a position has to gather from: inputs, shifted along one dimension, and outputs."""
+    width = work.geometry.size[-1] if work.geometry.size else 1
+    *_, in_features, out_features = work.geometry.kernel_shape
+    return width * in_features * work.geometry.groups + out_features
+
+
 def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) -> str:
     """Return the method for a layer: that of ``setting`` where it is possible, the predicted best one where it is "auto".
 
-    A method that is not possible is replaced by the next one before it: "factored" by "dense". On GPU and TPU, which the
+    "auto" also keeps to "plain" where more than :data:`MAX_GATHERED` times a layer's inputs and outputs would be gathered. A method that is not possible is replaced by the next one before it: "factored" by "dense". On GPU and TPU, which the
     costs were not measured on, and in half precision "auto" is "plain".
     """
     if setting not in SETTINGS:
@@ -131,7 +141,8 @@ def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) ->
     possible = possible_methods(work)
     if setting == "auto":
         measured = (platform or jax.default_backend()) == "cpu" and jnp.dtype(dtype).itemsize >= 4
-        method = min(possible, key=lambda method: predicted_seconds(work, method)) if measured else "plain"
+        lean = possible if work.nnz <= MAX_GATHERED * gathered_from(work) else ("plain",)
+        method = min(lean, key=lambda method: predicted_seconds(work, method)) if measured else "plain"
     else:
         method = setting if setting in possible else "dense"
     return method
