@@ -66,7 +66,7 @@ def get_config():
     )
     config.execution.layer_methods = ()  # (pattern, method) pairs, e.g. (("layer1.*", "dense"),)
     config.execution.explain = False  # print the method of every layer and what was expected of each
-    config.execution.min_loop = 8  # so many equal blocks in a row are one loop, compiled once; 0: never
+    config.execution.min_loop = 64  # so many equal blocks in a row are one loop, compiled once; 0: never
     config.execution.remat = (
         False  # compute the activations inside blocks again for the gradient: less memory, more time
     )

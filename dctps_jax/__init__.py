@@ -1,6 +1,7 @@
 """DCT plus Sparse: networks that train with 1 % down to 0.01 % of their weights, in JAX and Flax NNX."""
 
 from dctps_jax.errors import UserError
+from dctps_jax.fusion import materialized
 from dctps_jax.kernels import Alpha, FrozenAlpha, Mask, SparseParam, Support
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 
@@ -16,4 +17,5 @@ __all__ = [
     "Support",
     "UserError",
     "__version__",
+    "materialized",
 ]

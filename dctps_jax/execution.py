@@ -24,8 +24,8 @@ from jax import lax
 from dctps_jax import dct
 from dctps_jax.convolution import convolve, convolve_once, gradient_of_inputs
 from dctps_jax.factored import offset_convolution, transposed_offset_convolution
+from dctps_jax.fusion import materialized
 from dctps_jax.geometry import Geometry
-from dctps_jax.materialized import materialized
 from dctps_jax.sparse_part import (
     convolve_sparse,
     gradient_of_values,
@@ -76,7 +76,7 @@ def _forward(
 
 def _backward(method: str, geometry: Geometry, saved: Residuals, gradient: jax.Array) -> tuple[Any, ...]:
     inputs, values, alpha, support, outputs = saved
-    inputs, gradient = materialized(inputs), materialized(gradient)
+    gradient = materialized(gradient)
     weights = weights_at(support, geometry)
     alpha_gradient = None
     if method == "factored":

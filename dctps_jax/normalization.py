@@ -9,7 +9,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax.materialized import materialized
+from dctps_jax.fusion import materialized
 
 
 class BatchNorm(nnx.BatchNorm):

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from dctps_jax.convolution import pad_spatial, shifted_views
+from dctps_jax.fusion import materialized
 from dctps_jax.geometry import Geometry
-from dctps_jax.materialized import materialized
 
 # Numbers that a processor computes at once, and up to where filling up to them is less than what it saves.
 VECTOR, MAX_FILLED = 8, 64

@@ -45,7 +45,7 @@ def create_model(
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
     precision: Any = None,
-    min_loop: int = 8,
+    min_loop: int = 64,
     remat: bool = False,
     choose_support: Callable[[dict[str, tuple[int, ...]]], Mapping[str, np.ndarray]] | None = None,
     **options: Any,

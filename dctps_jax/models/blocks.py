@@ -18,7 +18,7 @@ class Running(NamedTuple):
     With ``remat`` the activations inside a block are computed again for its gradient (``jax.checkpoint``).
     """
 
-    min_loop: int = 8
+    min_loop: int = 64
     remat: bool = False
 
 

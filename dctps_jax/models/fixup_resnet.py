@@ -8,8 +8,8 @@ import numpy as np
 from flax import nnx
 
 from dctps_jax import dct
+from dctps_jax.fusion import materialized
 from dctps_jax.layers import ResidualSum
-from dctps_jax.materialized import materialized
 from dctps_jax.models.blocks import run_blocks
 from dctps_jax.models.parts import Parts, global_average_pool
 

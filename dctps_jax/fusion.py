@@ -1,4 +1,4 @@
-"""Where a result is to be computed once and stored."""
+"""What the compiler is not to fuse: results that are to be computed once and stored."""
 
 import jax
 
