@@ -8,6 +8,7 @@ gradients then take 2 to 50 times as long. On GPU and TPU the native operation i
 import itertools
 import math
 from collections.abc import Sequence
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -15,16 +16,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dctps_jax.fusion import varying_as
 from dctps_jax.geometry import Geometry
 
 # Up to so many output positions an image, a gathered patch matrix is small and its product fast.
 MAX_PATCH_POSITIONS = 4
 
+# Whether what is traced is the body of a loop.
+in_loop: ContextVar[bool] = ContextVar("in_loop", default=False)
+
 
 def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry, out_sharding: Any = None) -> jax.Array:
     """Return the convolution of ``inputs [batch, *spatial, in]`` with ``kernel``, or ``inputs @ kernel`` of a linear layer."""
-    if out_sharding is None and (_is_depthwise(inputs, geometry) or _is_native(inputs, geometry)):
-        return _with_own_gradients(geometry, inputs, kernel)
+    looped = in_loop.get() and _is_native(inputs, geometry)
+    if out_sharding is None and (looped or _is_depthwise(inputs, geometry)):
+        return _with_own_gradients(geometry, inputs, varying_as(inputs, kernel))
     return convolve_once(inputs, kernel, geometry, out_sharding)
 
 
@@ -103,7 +109,7 @@ def _is_depthwise(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) 
 
 
 def _is_native(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:
-    """Return whether gradients are to be written out as convolutions in the one layout that XLA's CPU backend computes fast.
+    """Return whether gradients can be written as convolutions in the one layout that XLA's CPU backend computes fast.
 
     Outside of loops it brings the gradients' own layouts into that one itself; inside it computes them number by number.
     """

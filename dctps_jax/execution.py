@@ -24,7 +24,7 @@ from jax import lax
 from dctps_jax import dct
 from dctps_jax.convolution import convolve, convolve_once, gradient_of_inputs
 from dctps_jax.factored import offset_convolution, transposed_offset_convolution
-from dctps_jax.fusion import materialized
+from dctps_jax.fusion import materialized, varying_as
 from dctps_jax.geometry import Geometry
 from dctps_jax.sparse_part import (
     convolve_sparse,
@@ -50,6 +50,7 @@ def apply_kernel(
     """
     if method == "plain":
         return convolve(inputs, _kernel(values, alpha, support, geometry).astype(inputs.dtype), geometry)
+    values, alpha = varying_as(inputs, values), varying_as(inputs, alpha)
     return _sparse_convolution(method, geometry, inputs, values, alpha, support)
 
 
@@ -78,7 +79,7 @@ def _backward(method: str, geometry: Geometry, saved: Residuals, gradient: jax.A
     inputs, values, alpha, support, outputs = saved
     gradient = materialized(gradient)
     weights = weights_at(support, geometry)
-    alpha_gradient = None
+    alpha_gradient: Any = None
     if method == "factored":
         to_inputs, seen = transpose_sparse(gradient, values.astype(inputs.dtype), weights, geometry)
         values_gradient = gradient_of_values(seen, inputs, weights.source)[: len(values)]
@@ -99,7 +100,7 @@ def _backward(method: str, geometry: Geometry, saved: Residuals, gradient: jax.A
                 lambda: (total - _inner(values, values_gradient)) / alpha,
                 lambda: _inner(
                     convolve_once(inputs, _offset(geometry, values.dtype).astype(inputs.dtype), geometry), gradient
-                ),
+                ).astype(jnp.result_type(total, values, alpha)),
             )
     if alpha is not None:
         alpha_gradient = alpha_gradient.astype(alpha.dtype)

@@ -12,7 +12,7 @@ and ``b[c, m] = π(2c + 1 − c_in)·m / 2N``::
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -54,8 +54,7 @@ def offset_convolution(inputs: jax.Array, geometry: Geometry) -> jax.Array:
     outputs = geometry.output_spatial(spatial)
     u, v = (shifted_views(x, geometry.size, outputs, geometry.strides) for x in (u, v))
     cos_a, sin_a = _position_tables(geometry.kernel_shape, inputs.dtype)
-    first, *others = (u_p * cos + v_p * sin for u_p, v_p, cos, sin in zip(u, v, cos_a, sin_a, strict=True))
-    return sum(others, first)
+    return _sum(u_p * cos + v_p * sin for u_p, v_p, cos, sin in zip(u, v, cos_a, sin_a, strict=True))
 
 
 def transposed_offset_convolution(outputs: jax.Array, geometry: Geometry, spatial: Sequence[int]) -> jax.Array:
@@ -63,7 +62,7 @@ def transposed_offset_convolution(outputs: jax.Array, geometry: Geometry, spatia
     outputs = pad_spatial(outputs, geometry.transposed_pads())
     views = shifted_views(outputs, geometry.size, spatial, geometry.strides)
     u, v = (
-        sum(view * weight for view, weight in zip(views, table[::-1], strict=True))
+        _sum(view * weight for view, weight in zip(views, table[::-1], strict=True))
         for table in _position_tables(geometry.kernel_shape, outputs.dtype)
     )
     cos_b, minus_sin_b = _channel_tables(geometry.kernel_shape, outputs.dtype)
@@ -71,6 +70,11 @@ def transposed_offset_convolution(outputs: jax.Array, geometry: Geometry, spatia
     even = jnp.einsum("...m,cm->...c", u, cos_b, precision=geometry.precision)
     odd = jnp.einsum("...m,cm->...c", v, minus_sin_b, precision=geometry.precision)
     return jnp.concatenate([even + odd, (even - odd)[..., ::-1]], axis=-1)
+
+
+def _sum(terms: Iterable[jax.Array]) -> jax.Array:
+    first, *others = terms
+    return sum(others, first)
 
 
 def _channel_tables(kernel_shape: Sequence[int], dtype: Any) -> tuple[jax.Array, jax.Array]:
@@ -83,8 +87,9 @@ def _channel_tables(kernel_shape: Sequence[int], dtype: Any) -> tuple[jax.Array,
 
 
 def _position_tables(kernel_shape: Sequence[int], dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """Return ``cos a`` and ``sin a``, ``[positions, c_out]``."""
+    """Return ``cos a`` and ``sin a``, ``[positions, 1 (batch), 1 (each spatial dimension), c_out]``."""
     *size, in_features, out_features = kernel_shape
     odd = (2 * np.arange(math.prod(size))[:, None] + 1) * in_features
     angles = dct.angles(odd, math.prod(kernel_shape[:-1]), out_features)
-    return jnp.asarray(np.cos(angles), dtype), jnp.asarray(np.sin(angles), dtype)
+    shape = (len(angles), *(1,) * (len(size) + 1), out_features)
+    return jnp.asarray(np.cos(angles).reshape(shape), dtype), jnp.asarray(np.sin(angles).reshape(shape), dtype)

@@ -1,4 +1,6 @@
-"""What the compiler is not to fuse: results that are to be computed once and stored."""
+"""What an operation with a gradient of its own needs from the compiler: stored inputs, and parameters on every device."""
+
+from typing import Any
 
 import jax
 
@@ -10,3 +12,19 @@ def materialized(x: jax.Array) -> jax.Array:
     convolutions and again for each number that a gather picks. It can't do so across a write into the array.
     """
     return x.at[(0,) * x.ndim].add(0) if x.size else x
+
+
+def varying_as(like: jax.Array, x: Any) -> Any:
+    """Return ``x`` (an array or None) as a value of each device alone, along the axes of a ``shard_map`` where ``like`` is.
+
+    Its gradient is then summed over these devices, as that of an operation without a gradient of its own.
+    """
+    if x is None:
+        return None
+    missing = tuple(_varying_axes(like) - _varying_axes(x))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _varying_axes(x: Any) -> frozenset[str]:
+    kind: Any = jax.typeof(x)
+    return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma

@@ -29,7 +29,7 @@ class Geometry(NamedTuple):
     def output_spatial(self, spatial: Sequence[int]) -> tuple[int, ...]:
         """Return the spatial shape of the outputs for that of the inputs."""
         zipped = zip(spatial, self.pads, self.size, self.strides, strict=True)
-        return tuple((length + sum(pair) - width) // stride + 1 for length, pair, width, stride in zipped)
+        return tuple(max(0, (length + sum(pair) - width) // stride + 1) for length, pair, width, stride in zipped)
 
     def transposed_pads(self) -> tuple[tuple[int, int], ...]:
         """Return the padding of the outputs' gradient under which the inputs' gradient is a convolution (strides of 1)."""

@@ -9,7 +9,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax.fusion import materialized
+from dctps_jax.fusion import materialized, varying_as
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -30,22 +30,21 @@ class BatchNorm(nnx.BatchNorm):
     ) -> jax.Array:
         if use_running_average is None:
             use_running_average = self.use_running_average
-        plain = (
-            self.use_fast_variance and self.axis in (-1, x.ndim - 1) and self.axis_index_groups is None and mask is None
-        )
-        if use_running_average or not plain or self.promote_dtype is not dtypes.promote_dtype:
+        plain = self.use_fast_variance and self.axis in (-1, x.ndim - 1) and x.shape[-1] == self.num_features
+        plain = plain and self.axis_index_groups is None and mask is None
+        if use_running_average is not False or not plain or self.promote_dtype is not dtypes.promote_dtype:
             outputs = super().__call__(x, use_running_average, mask=mask)
             return nnx.relu(outputs) if relu else outputs
-        working = jnp.promote_types(x.dtype, jnp.float32)
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
-        given = [value.dtype for value in (x, scale, bias) if value is not None]
-        dtype = jnp.result_type(*given) if self.dtype is None else self.dtype
-        ones, zeros = jnp.ones(x.shape[-1], working), jnp.zeros(x.shape[-1], working)
-        outputs, mean, var = _normalize(
-            relu, self.epsilon, self.axis_name, dtype, x.astype(dtype),
-            ones if scale is None else scale.astype(working), zeros if bias is None else bias.astype(working),
-        )  # fmt: skip
+        given = [value for value in (x, self.mean[...], scale, bias) if value is not None]
+        dtype: Any = jnp.result_type(*given) if self.dtype is None else self.dtype
+        working = jnp.promote_types(dtype, jnp.float32)
+        scale = jnp.ones(x.shape[-1], working) if scale is None else scale.astype(working)
+        bias = jnp.zeros(x.shape[-1], working) if bias is None else bias.astype(working)
+        scale, bias = varying_as(x, scale), varying_as(x, bias)
+        results: Any = _normalize(relu, self.epsilon, self.axis_name, dtype, x.astype(dtype), scale, bias)
+        outputs, mean, var = results
         for stored, new in ((self.mean, mean), (self.var, var)):
             new = lax.stop_gradient(new).astype(stored[...].dtype)
             # A new value, not a change in place: that would have the whole array written once more.

@@ -88,7 +88,7 @@ def possible_methods(work: Work) -> tuple[str, ...]:
     geometry = work.geometry
     # Without offset there is nothing to factor: the sparse part alone is the kernel.
     factored = can_factor(geometry) if work.offset else geometry.groups == max(geometry.strides, default=1) == 1
-    return METHODS if factored else METHODS[:2]
+    return METHODS if factored and work.output_positions else METHODS[:2]
 
 
 def predicted_seconds(work: Work, method: str, costs: Costs = CPU) -> float:

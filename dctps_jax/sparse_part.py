@@ -58,7 +58,7 @@ def transpose_sparse(
 
 def gradient_of_values(seen: jax.Array, across: jax.Array, channels: jax.Array) -> jax.Array:
     """Return ``Σ_n seen[n, i] · across[n, channels[i]]`` over all positions: the gradient of every value."""
-    products = (seen * _take_channels(across, channels)).reshape(-1, len(channels))
+    products = (seen * _take_channels(across, channels)).reshape(math.prod(seen.shape[:-1]), len(channels))
     # A product with ones, for which the terms are computed in the order of their memory, not value by value.
     return jnp.ones(len(products), products.dtype) @ products
 

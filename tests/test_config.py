@@ -50,7 +50,7 @@ def test_no_offset_has_one_spelling(value):
 
 BAD_NUMBERS = [
     ("seed", -1), ("seed", 2**32), ("num_seeds", 0), ("batch_size", 0), ("batch_size", -128), ("eval_batch_size", 0),
-    ("num_epochs", 0), ("steps_per_dispatch", -1), ("log_every_steps", 0), ("checkpoint_every_steps", -1),
+    ("num_epochs", 0), ("steps_per_dispatch", -1), ("execution.min_loop", 1), ("execution.min_loop", -1), ("log_every_steps", 0), ("checkpoint_every_steps", -1),
     ("model.width", 0), ("data.train_fraction", 0.0), ("data.train_fraction", 1.0), ("data.image_size", -1),
     ("pruning.density", 0.0), ("pruning.density", 1.01), ("pruning.density", math.nan), ("pruning.num_steps", -1),
     ("pruning.num_batches", 0), ("sparse_training.update_every", 0), ("sparse_training.stop_fraction", 1.5),
@@ -86,6 +86,12 @@ def test_close_names_are_suggested():
     assert "did you mean 'resnet50'?" in message_of(config_with(model__name="resnet_50"))
     assert "did you mean 'erk'?" in message_of(config_with(pruning__method="ekr"))
     assert "'dct'" in message_of(config_with(model__offset="dtc"))
+
+
+@pytest.mark.parametrize("pairs", [(("a",),), (("a", "fast"),), ("dense",), ((1, "dense"),)])
+def test_layer_methods(pairs):
+    message = message_of(config_with(execution__layer_methods=pairs))
+    assert "config.execution.layer_methods" in message and "plain, dense, factored" in message
 
 
 @pytest.mark.parametrize("milestones", [(0, 1), (5, 3), (3, 3), (1.5,), ("a",), (-1,)])

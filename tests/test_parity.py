@@ -10,6 +10,8 @@ from flax import nnx
 
 from tests import reference_data as reference
 
+pytestmark = pytest.mark.usefixtures("original_offset")
+
 ENTRIES = {entry["file"]: entry for entry in reference.index("parity_index")}
 
 

@@ -22,7 +22,7 @@ def planned(model: nnx.Module, inputs: tuple[int, ...]) -> list[tuple[str, plan.
     copy = nnx.clone(model)
     copy.eval()
     if hasattr(copy, "running"):
-        copy.running = Running(min_loop=0)  # so that each layer runs under its own name
+        setattr(copy, "running", Running(min_loop=0))  # noqa: B010 (each layer is to run under its own name)
 
     def record(path: str, layer: Any, inputs: jax.Array, geometry: Geometry) -> jax.Array:
         if layer.support is not None:
@@ -39,7 +39,7 @@ def planned(model: nnx.Module, inputs: tuple[int, ...]) -> list[tuple[str, plan.
 
 def plan_table(rows: list[tuple[str, plan.Work, str]]) -> str:
     """Return one aligned line a layer: kernel, inputs, trained weights, method, predicted milliseconds of one core."""
-    cells = [("layer", "kernel", "stride", "inputs", "nnz", "method", *plan.METHODS)]
+    cells: list[tuple[str, ...]] = [("layer", "kernel", "stride", "inputs", "nnz", "method", *plan.METHODS)]
     for path, work, method in rows:
         times = [
             f"{1e3 * plan.predicted_seconds(work, name):.2f}" if name in plan.possible_methods(work) else ""

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dctps_jax.convolution import in_loop
+
 # A loop needs the arrays of its blocks in one piece, copied in every step: up to so many bytes a block this is nothing.
 MAX_LOOPED_BYTES = 2**20
 
@@ -50,7 +52,11 @@ def _loop(blocks: list[Any], x: jax.Array, remat: bool) -> jax.Array:
     arrays = [tuple(map(nnx.to_pure_dict, nnx.split(block, nnx.BatchStat, ...)[1:])) for block in blocks]
     stacked = jax.tree.map(_stack, *arrays)
     body = jax.checkpoint(_pure(graph)) if remat else _pure(graph)
-    x, batch_stats = jax.lax.scan(body, x, stacked)
+    token = in_loop.set(True)
+    try:
+        x, batch_stats = jax.lax.scan(body, x, stacked)
+    finally:
+        in_loop.reset(token)
     for number, block in enumerate(blocks):
         nnx.update(block, nnx.restore_int_paths(jax.tree.map(lambda stat, number=number: stat[number], batch_stats)))
     return x

@@ -135,15 +135,17 @@ def build_sparse_model(
 
 def _methods(config: Any, paths: Iterable[str]) -> dict[str, str]:
     """Return how each layer is to be computed; the first pattern that it matches counts."""
-    methods = {}
+    methods: dict[str, str] = {}
     for pattern, method in config.execution.layer_methods:
-        matching = fnmatch.filter(paths, pattern)
+        matching = [path for path in paths if fnmatch.fnmatch(path, pattern)]
         if not matching:
             raise UserError(
                 f"config.execution.layer_methods: no layer matches {pattern!r}; the layers are: {', '.join(paths)}"
             )
-        methods = dict.fromkeys(matching, method) | methods
-    return dict.fromkeys(paths, config.execution.method) | methods
+        for path in matching:
+            methods.setdefault(path, method)
+    default: str = config.execution.method
+    return {path: methods.get(path, default) for path in paths}
 
 
 def _masks_of_run(config: Any) -> dict[str, np.ndarray]:

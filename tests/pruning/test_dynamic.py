@@ -100,6 +100,7 @@ def drops_of(state, drop_counts):
     return {path: jnp.int32(drop_counts[path]) for path in supports_by_path(state.supports)}
 
 
+@pytest.mark.usefixtures("original_offset")
 # The original leaves Adam's moments of dropped weights standing: its third update sees a regrown weight that moved.
 @pytest.mark.parametrize(("identity", "updates"), [(name, 2 if name.endswith("adam") else 3) for name in ENTRIES])
 def test_rigl_equals_the_original_where_it_is_right(identity, updates):

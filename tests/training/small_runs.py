@@ -30,6 +30,7 @@ def small_config(**overrides):
     config.num_epochs = 2
     config.batch_size = BATCH_SIZE
     config.tensorboard = False
+    config.execution.keep_memory = False  # a setting of the whole process
     config.data.augment = True
     for field, value in overrides.items():
         node, (*path, name) = config, field.split("__")

@@ -10,6 +10,8 @@ from dctps_jax.training.state import create_state, merge
 from dctps_jax.training.step import train_step
 from tests import reference_data as reference
 
+pytestmark = pytest.mark.usefixtures("original_offset")
+
 # Rounding decides this trace, as the first test below shows: its losses are held to 1e-5 instead of 1e-7, its final numbers
 # as a whole instead of one by one.
 ILL_CONDITIONED = "trace_fixup_resnet20_dct_epl0.05"

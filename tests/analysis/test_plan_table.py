@@ -1,0 +1,111 @@
+"""The plan of a network as rows and as a table."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dctps_jax import plan
+from dctps_jax.analysis.plan_table import plan_table, planned
+from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.pruning import apply_masks
+
+LENET = {
+    "convs.0": ((8, 32, 32, 3), (5, 5, 3, 6)),
+    "convs.3": ((8, 14, 14, 6), (5, 5, 6, 16)),
+    "convs.6": ((8, 5, 5, 16), (5, 5, 16, 120)),
+    "fcs.0": ((8, 120), (120, 82)),
+    "fcs.2": ((8, 82), (82, 10)),
+}
+
+
+def compact(name, offset="dct", **options):
+    """A network with four weights a layer."""
+    return create_model(
+        name, num_classes=10, offset=offset, rngs=nnx.Rngs(0), init="zeros",
+        choose_support=lambda shapes: {path: np.arange(4) for path in shapes}, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("offset", ["dct", None])
+def test_every_layer_once_with_its_inputs(offset):
+    rows = planned(compact("lenet", offset), (8, 32, 32, 3))
+    assert [path for path, _, _ in rows] == list(LENET)
+    for path, work, method in rows:
+        assert (work.inputs, work.geometry.kernel_shape) == LENET[path]
+        assert work.nnz == 4 and work.offset == (offset == "dct")
+        assert work.geometry.strides == (1,) * len(work.geometry.size)
+        assert method == plan.choose("auto", work, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sizes"), [("resnet18", {"width": 2}, {8, 4, 2, 1}), ("fixup_resnet20", {}, {8, 4, 2})]
+)
+def test_deep_networks_too(name, options, sizes):
+    model = compact(name, **options)
+    rows = planned(model, (2, 8, 8, 3))
+    layers = prunable_layers(model)
+    assert [path for path, _, _ in rows] == list(layers)
+    for path, work, _ in rows:
+        assert work.geometry.kernel_shape == layers[path].kernel_shape
+    assert {work.inputs[1] for _, work, _ in rows if work.geometry.size} == sizes
+
+
+def test_a_method_that_was_set_shows():
+    model = compact("lenet")
+    layers = prunable_layers(model)
+    layers["convs.3"].method = "factored"
+    layers["convs.0"].method = "factored"  # three channels: not possible
+    layers["fcs.0"].method = "plain"
+    methods = {path: method for path, _, method in planned(model, (1, 32, 32, 3))}
+    assert (methods["convs.3"], methods["convs.0"], methods["fcs.0"]) == ("factored", "dense", "plain")
+
+
+def test_the_model_stays_as_it_was():
+    model = compact("resnet18", width=2)
+    before = nnx.to_pure_dict(nnx.state(model))
+    graph = nnx.graphdef(model)
+    planned(model, (2, 8, 8, 3))
+    assert nnx.graphdef(model) == graph and not model.bn1.use_running_average
+    assert "_apply" not in vars(prunable_layers(model)["conv1"])
+    after = nnx.to_pure_dict(nnx.state(model))
+    np.testing.assert_array_equal(after["bn1"]["mean"], before["bn1"]["mean"])
+
+
+def test_only_compact_layers_are_planned():
+    model = create_model("lenet", num_classes=10, offset="dct", rngs=nnx.Rngs(0))
+    assert planned(model, (1, 32, 32, 3)) == []
+    masks = {path: np.arange(math.prod(shape)).reshape(shape) < 7 for path, (_, shape) in LENET.items()}
+    apply_masks(model, masks, "masked")
+    assert planned(model, (1, 32, 32, 3)) == []
+    prunable_layers(model)["convs.3"].set_support(np.arange(3))
+    assert [(path, work.nnz) for path, work, _ in planned(model, (1, 32, 32, 3))] == [("convs.3", 3)]
+
+
+def test_whole_table():
+    model = compact("lenet")
+    prunable_layers(model)["convs.6"].set_support(np.arange(1234))
+    prunable_layers(model)["convs.6"].method = "dense"
+    rows = planned(model, (8, 32, 32, 3))
+    header, *lines = plan_table(rows).splitlines()
+    assert header.split() == ["layer", "kernel", "stride", "inputs", "nnz", "method", "plain", "dense", "factored"]
+    assert [line.split()[0] for line in lines] == list(LENET)
+    cells = lines[2].split()
+    assert cells[:6] == ["convs.6", "5×5×16×120", "1", "8×5×5×16", "1,234", "dense"]
+    assert cells[6:] == [f"{1e3 * plan.predicted_seconds(rows[2][1], method):.2f}" for method in plan.METHODS]
+    assert len(lines[0].split()) == len(cells) - 1  # no time for what is not possible
+    for title in ("kernel", "inputs", "method", "plain"):
+        start = header.index(title)
+        assert all(line[start - 2 : start] == "  " and line[start] != " " for line in lines)
+
+
+def test_the_stride_is_shown():
+    (row,) = (row for row in planned(compact("resnet18", width=2), (2, 8, 8, 3)) if row[0] == "layer2.0.conv1")
+    assert plan_table([row]).splitlines()[1].split()[:4] == ["layer2.0.conv1", "3×3×2×4", "2", "2×8×8×2"]
+
+
+def test_an_empty_plan_is_a_header():
+    assert plan_table([]).split()[:2] == ["layer", "kernel"]
+    assert len(plan_table([]).splitlines()) == 1

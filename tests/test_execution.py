@@ -1,0 +1,290 @@
+"""Every way of computing a compact layer is the same function with the same gradients: single layers and whole networks."""
+
+import math
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from dctps_jax import dct, plan
+from dctps_jax.execution import MIN_ALPHA, apply_kernel
+from dctps_jax.geometry import Geometry
+from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.pruning import allocate
+from dctps_jax.pruning.scores import cross_entropy
+from tests.native import jit_unoptimised, native, normal
+from tests.training.small_runs import placement_on
+
+# The geometry, the spatial shape of the inputs and nnz.
+CASES = {
+    "3x3": (Geometry((3, 3, 4, 6), (1, 1), ((1, 1), (1, 1))), (5, 6), 20),
+    "fewer outputs than inputs": (Geometry((3, 3, 6, 2), (1, 1), ((1, 1), (1, 1))), (5, 6), 20),
+    "odd channels": (Geometry((3, 3, 3, 4), (1, 1), ((1, 1), (1, 1))), (5, 6), 20),
+    "1x1": (Geometry((1, 1, 4, 6), (1, 1), ((0, 0), (0, 0))), (3, 3), 5),
+    "valid": (Geometry((5, 5, 2, 6), (1, 1), ((0, 0), (0, 0))), (7, 6), 20),
+    "cropping and padding": (Geometry((3, 2, 4, 6), (1, 1), ((-1, 2), (0, -2))), (5, 6), 20),
+    "map smaller than the kernel": (Geometry((3, 3, 4, 6), (1, 1), ((1, 1), (1, 1))), (1, 2), 20),
+    "strides": (Geometry((3, 3, 4, 6), (2, 2), ((1, 1), (0, 1))), (5, 6), 20),
+    "1x1, strides": (Geometry((1, 1, 4, 6), (2, 1), ((0, 0), (0, 0))), (5, 6), 5),
+    "grouped": (Geometry((3, 3, 2, 6), (1, 1), ((1, 1), (1, 1)), 2), (4, 4), 20),
+    "depthwise": (Geometry((3, 3, 1, 6), (1, 1), ((1, 1), (1, 1)), 6), (4, 4), 20),
+    "depthwise, strides": (Geometry((3, 3, 1, 6), (2, 2), ((1, 1), (1, 1)), 6), (5, 5), 20),
+    "linear": (Geometry((8, 5)), (), 12),
+    "one dimension": (Geometry((4, 4, 5), (1,), ((2, 1),)), (6,), 20),
+    "all weights": (Geometry((3, 3, 2, 3), (1, 1), ((1, 1), (1, 1))), (4, 4), 54),
+    "no weights": (Geometry((3, 3, 4, 6), (1, 1), ((1, 1), (1, 1))), (5, 6), 0),
+    "no weights, linear": (Geometry((8, 5)), (), 0),
+    "no outputs": (Geometry((3, 3, 4, 6), (1, 1), ((0, 0), (0, 0))), (1, 4), 20),
+}
+ALPHAS = (0.7, -1.3, MIN_ALPHA, 0.4 * MIN_ALPHA, -0.4 * MIN_ALPHA, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+class Layer:
+    """A compact layer of a case with random numbers, as a function of inputs, values and α."""
+
+    def __init__(self, case):
+        self.geometry, spatial, nnz = CASES[case]
+        *_, in_features, _ = self.geometry.kernel_shape
+        self.inputs = normal(0, 3, *spatial, in_features * self.geometry.groups)
+        size = math.prod(self.geometry.kernel_shape)
+        self.support = np.sort(np.random.default_rng(1).permutation(size)[:nnz]).astype(np.int32)
+        self.values = normal(2, nnz)
+
+    def methods(self, offset):
+        work = plan.Work(self.geometry, self.inputs.shape, self.values.size, offset)
+        return [method for method in plan.METHODS if method in plan.possible_methods(work)]
+
+    def apply(self, method, inputs, values, alpha):
+        return apply_kernel(method, self.geometry, inputs, values, alpha, jnp.asarray(self.support))
+
+    def outputs_and_gradients(self, methods, offset=True):
+        """Return a function of α that returns, for each method, the outputs and all gradients."""
+
+        @jit_unoptimised
+        def compute(alpha, inputs, values):
+            trained = (inputs, values, alpha) if offset else (inputs, values)
+            results = []
+            for method in methods:
+                apply = partial(self.apply, method) if offset else partial(self.apply, method, alpha=None)
+                outputs, pull_back = jax.vjp(apply, *trained)
+                results.append((outputs, *pull_back(jnp.asarray(normal(3, *outputs.shape)))))
+            return results
+
+        return lambda alpha: compute(jnp.asarray(alpha), jnp.asarray(self.inputs), jnp.asarray(self.values))
+
+
+def assert_same(found, expected, noise=0.0):
+    """The error of each array, as a whole, is nothing beside the array."""
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape and one.dtype == other.dtype
+        assert np.linalg.norm(one - other) <= 1e-9 * np.linalg.norm(other) + noise
+
+
+@pytest.mark.parametrize("offset", [True, False], ids=["offset", "no offset"])
+@pytest.mark.parametrize("case", CASES)
+def test_the_methods_agree(case, offset):
+    layer = Layer(case)
+    methods = layer.methods(offset)
+    assert methods[:2] == ["plain", "dense"]
+    compute = layer.outputs_and_gradients(methods, offset)
+    for alpha in ALPHAS if offset else (0.0,):
+        expected, *others = compute(alpha)
+        for found in others:
+            assert_same(found, expected)
+
+
+def test_factored_is_among_the_methods_compared():
+    assert sum("factored" in Layer(case).methods(True) for case in CASES) >= 6
+    assert sum("factored" in Layer(case).methods(False) for case in CASES) >= 10
+
+
+@pytest.mark.parametrize("case", ["3x3", "strides", "depthwise", "linear"])
+def test_plain_is_the_convolution_with_the_kernel(case):
+    layer = Layer(case)
+    shape = layer.geometry.kernel_shape
+    kernel = np.zeros(math.prod(shape))
+    kernel[layer.support] = layer.values
+    kernel = jnp.asarray(kernel.reshape(shape) + 0.7 * dct.conv_kernel(shape))
+    expected, pull_back = jax.vjp(partial(native, geometry=layer.geometry), jnp.asarray(layer.inputs), kernel)
+    to_inputs, to_kernel = pull_back(jnp.asarray(normal(3, *expected.shape)))
+    gradients = to_inputs, to_kernel.ravel()[layer.support], jnp.sum(to_kernel * dct.conv_kernel(shape))
+    (found,) = layer.outputs_and_gradients(["plain"])(0.7)
+    assert_same(found, (expected, *gradients))
+
+
+@pytest.mark.parametrize("alpha", [0.7, 0.0])
+@pytest.mark.parametrize("method", plan.METHODS)
+def test_a_frozen_alpha_needs_no_gradient(method, alpha):
+    layer = Layer("3x3")
+    ((_, to_inputs, to_values, _),) = layer.outputs_and_gradients(["plain"])(alpha)
+
+    @jit_unoptimised
+    @partial(jax.grad, argnums=(0, 1))
+    def gradients(inputs, values):
+        outputs = layer.apply(method, inputs, values, jnp.asarray(alpha))
+        return jnp.sum(outputs * normal(3, *outputs.shape))
+
+    assert_same(gradients(layer.inputs, layer.values), (to_inputs, to_values))
+
+
+def test_without_jit_too():
+    layer = Layer("linear")
+    with jax.disable_jit():
+        expected, found = layer.outputs_and_gradients(["plain", "dense"])(0.7)
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("case", ["3x3", "fewer outputs than inputs", "strides", "depthwise", "linear"])
+@pytest.mark.parametrize("offset", [True, False], ids=["offset", "no offset"])
+def test_products_with_the_hessian(case, offset):
+    layer = Layer(case)
+    directions = normal(4, *layer.inputs.shape), normal(5, *layer.values.shape), np.float64(0.3)
+
+    def loss(method, inputs, values, alpha):
+        return jnp.sum(jnp.sin(layer.apply(method, inputs, values, alpha if offset else None)))
+
+    @jit_unoptimised
+    def products(*point):
+        gradients = [jax.grad(partial(loss, method), argnums=(0, 1, 2)) for method in layer.methods(offset)]
+        return [jax.jvp(gradient, point, directions)[1] for gradient in gradients]
+
+    for alpha in (0.7, 0.4 * MIN_ALPHA):
+        expected, *others = products(layer.inputs, layer.values, alpha)
+        for found in others:
+            assert_same(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("method", plan.METHODS)
+def test_results_have_the_types_of_what_was_given(method, dtype):
+    layer = Layer("3x3")
+
+    @jit_unoptimised
+    def compute(inputs, values, alpha):
+        outputs, pull_back = jax.vjp(partial(layer.apply, method), inputs, values, alpha)
+        return outputs, *pull_back(jnp.asarray(normal(3, *outputs.shape), outputs.dtype))
+
+    found = compute(jnp.asarray(layer.inputs, dtype), jnp.asarray(layer.values, jnp.float32), jnp.float32(0.7))
+    assert [array.dtype for array in found] == [dtype, dtype, jnp.float32, jnp.float32]
+    (exact,) = layer.outputs_and_gradients(["plain"])(0.7)
+    for one, other in zip(found, exact, strict=True):
+        assert np.linalg.norm(one.astype(jnp.float64) - other) < 8 * jnp.finfo(dtype).eps * np.linalg.norm(other)
+
+
+@pytest.mark.parametrize("varying", ["nothing", "values", "values and alpha"])
+@pytest.mark.parametrize("method", plan.METHODS)
+def test_devices_that_share_a_batch(method, varying):
+    # Training makes the parameters vary from device to device before it takes their gradients; a frozen α is left as it is.
+    layer = Layer("3x3")
+    inputs = jnp.asarray(normal(0, 8, *layer.inputs.shape[1:]))
+
+    def loss(values, alpha, inputs):
+        return jnp.sum(jnp.sin(layer.apply(method, inputs, values, alpha)))
+
+    def on_each_device(values, alpha, inputs):
+        local = values, alpha
+        if varying != "nothing":
+            local = jax.lax.pcast(values, "data", to="varying"), alpha
+        if varying == "values and alpha":
+            local = jax.lax.pcast((values, alpha), "data", to="varying")
+        argnums = (0, 1) if varying != "values" else (0,)
+        gradients = jax.grad(loss, argnums)(*local, inputs)
+        return gradients if varying == "nothing" else jax.lax.psum(gradients, "data")
+
+    together, split = PartitionSpec(), PartitionSpec("data")
+    mesh = placement_on(8).replicated.mesh
+    shared = jax.shard_map(on_each_device, mesh=mesh, in_specs=(together, together, split), out_specs=together)
+    found = jit_unoptimised(shared)(layer.values, 0.7, inputs)
+    expected = jit_unoptimised(jax.grad(loss, argnums=(0, 1)))(layer.values, 0.7, inputs)
+    assert_same(found, expected[: len(found)])
+
+
+# Network → its options and the size of its images.
+NETWORKS = {
+    "lenet": ({}, 32),
+    "resnet18": ({"width": 8}, 8),
+    "vgg11": ({}, 16),
+    "mobilenet_v2": ({}, 8),
+    "fixup_resnet20": ({}, 8),
+}
+OFFSETS = ["dct", None]
+
+
+def random_number(path, shape):
+    """A parameter of a size at which every part of the network counts."""
+    mean, deviation = {"kernel": (0.0, 0.05), "alpha": (1.0, 0.2), "scale": (1.0, 0.1)}.get(path[-1].key, (0.0, 0.1))
+    return mean + deviation * normal(sum(map(ord, jax.tree_util.keystr(path))), *shape)
+
+
+def some_positions(shapes):
+    counts = allocate(shapes, 0.01, "epl")
+    rng = np.random.default_rng(2)
+    return {path: np.sort(rng.permutation(math.prod(shape))[: counts[path]]) for path, shape in shapes.items()}
+
+
+@cache
+def network(name, offset):
+    """Return a compact network with 1 % of its weights: its graph for each method, its parameters, the rest, and a batch."""
+    options, size = NETWORKS[name]
+    graphs, shapes = {}, {}
+
+    @jit_unoptimised  # which leaves out the initial weights, that nothing uses
+    def create():
+        model = create_model(
+            name, num_classes=10, offset=offset, image_size=size, param_dtype=jnp.float64, rngs=nnx.Rngs(0),
+            choose_support=some_positions, **options,
+        )  # fmt: skip
+        for method in plan.SETTINGS:
+            for layer in prunable_layers(model).values():
+                layer.method = method
+            graphs[method], params, rest = nnx.split(model, nnx.Param, ...)
+        shapes.update(nnx.to_pure_dict(params))
+        return nnx.to_pure_dict(rest)
+
+    rest = create()
+    params = jax.tree_util.tree_map_with_path(lambda path, array: random_number(path, array.shape), shapes)
+    return graphs, params, rest, normal(1, 2, size, size, 3)
+
+
+def loss_and_gradients(name, offset, method):
+    graphs, params, rest, images = network(name, offset)
+
+    @jit_unoptimised
+    @jax.value_and_grad
+    def compute(params):
+        logits = nnx.merge(graphs[method], params, rest)(jnp.asarray(images))
+        return cross_entropy(logits, jnp.array([3, 8])).mean()
+
+    return compute(params)
+
+
+reference = cache(partial(loss_and_gradients, method="plain"))
+
+
+@pytest.mark.parametrize(
+    ("name", "offset", "method"),
+    [
+        *((name, offset, method) for name in NETWORKS if name != "mobilenet_v2" for offset in OFFSETS
+          for method in ("dense", "factored", "auto")),
+        ("mobilenet_v2", "dct", "auto"),
+    ],
+)  # fmt: skip
+def test_networks_compute_the_same_by_every_method(name, offset, method):
+    loss, gradients = loss_and_gradients(name, offset, method)
+    expected_loss, expected = reference(name, offset)
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-9, abs=0)
+    assert jax.tree.structure(gradients) == jax.tree.structure(expected)
+    # Gradients that are zero in theory (a bias that BatchNorm removes) are rounding noise of the whole gradient.
+    noise = 1e-12 * max(np.linalg.norm(gradient) for gradient in jax.tree.leaves(expected))
+    assert noise > 0
+    assert_same(jax.tree.leaves(gradients), jax.tree.leaves(expected), noise)

@@ -1,0 +1,193 @@
+"""The plan: what a layer may be computed by, what it is predicted to cost, and what is chosen."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dctps_jax import DCTpSConv, DCTpSLinear, UserError, kernels, plan
+from dctps_jax.geometry import Geometry
+from dctps_jax.plan import Work, choose, possible_methods, predicted_seconds
+
+
+def conv(shape, inputs, nnz, stride=1, groups=1, offset=True):
+    """The work of a 2-D convolution that keeps the size of its inputs, or halves it."""
+    pads = tuple(((width - 1) // 2, width // 2) for width in shape[:-2])
+    return Work(Geometry(shape, (stride,) * len(pads), pads, groups), inputs, nnz, offset)
+
+
+SMALL_MAP = conv((3, 3, 512, 512), (64, 4, 4, 512), 50)
+MANY_WEIGHTS = conv((3, 3, 64, 64), (64, 32, 32, 64), 20_000)
+STRIDED = conv((3, 3, 64, 64), (64, 32, 32, 64), 50, stride=2)
+LINEAR = Work(Geometry((512, 10)), (64, 512), 50, True)
+
+
+def test_the_positions_of_inputs_and_outputs():
+    assert (STRIDED.input_positions, STRIDED.output_positions) == (64 * 32 * 32, 64 * 16 * 16)
+    assert (LINEAR.input_positions, LINEAR.output_positions) == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("work", "with_offset", "without"),
+    [
+        (SMALL_MAP, True, True),
+        (STRIDED, False, False),
+        (conv((3, 3, 3, 64), (2, 8, 8, 3), 9), False, True),  # an odd number of channels has no middle
+        (conv((1, 1, 64, 64), (2, 8, 8, 64), 9), False, True),
+        (conv((1, 1, 64, 64), (2, 8, 8, 64), 9, stride=2), False, False),
+        (conv((3, 3, 32, 64), (2, 8, 8, 64), 9, groups=2), False, False),
+        (conv((3, 3, 1, 64), (2, 8, 8, 64), 9, groups=64), False, False),
+        (LINEAR, False, True),
+    ],
+)
+def test_possible_methods(work, with_offset, without):
+    for offset, factored in ((True, with_offset), (False, without)):
+        methods = ("plain", "dense", "factored") if factored else ("plain", "dense")
+        assert possible_methods(work._replace(offset=offset)) == methods
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("work", [SMALL_MAP, STRIDED, LINEAR])
+def test_a_method_that_is_asked_for_is_taken_where_it_is_possible(work, platform):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        assert choose("plain", work, dtype, platform) == "plain"
+        assert choose("dense", work, dtype, platform) == "dense"
+        assert choose("factored", work, dtype, platform) == ("factored" if work is SMALL_MAP else "dense")
+
+
+@pytest.mark.parametrize(
+    ("work", "method"),
+    [
+        (SMALL_MAP, "factored"),
+        (SMALL_MAP._replace(offset=False), "factored"),
+        (MANY_WEIGHTS, "plain"),
+        (MANY_WEIGHTS._replace(offset=False), "plain"),
+        (conv((3, 3, 256, 512), (64, 8, 8, 256), 50, stride=2), "dense"),
+    ],
+)
+def test_the_clear_cases(work, method):
+    assert choose("auto", work, jnp.float32, "cpu") == choose("auto", work, jnp.float64, "cpu") == method
+
+
+@pytest.mark.parametrize("work", [SMALL_MAP, STRIDED, LINEAR, MANY_WEIGHTS])
+@pytest.mark.parametrize("offset", [True, False])
+def test_auto_is_the_cheapest_on_a_cpu(work, offset):
+    work = work._replace(offset=offset)
+    seconds = {method: predicted_seconds(work, method) for method in possible_methods(work)}
+    assert choose("auto", work, jnp.float32, "cpu") == min(seconds, key=lambda method: seconds[method])
+
+
+@pytest.mark.parametrize(
+    ("work", "numbers"),
+    [
+        (SMALL_MAP, 3 * 512 + 512),
+        (conv((5, 2, 8, 6), (2, 8, 8, 8), 9), 2 * 8 + 6),
+        (conv((3, 3, 1, 64), (2, 8, 8, 64), 9, groups=64), 3 * 64 + 64),
+        (LINEAR, 512 + 10),
+    ],
+)
+def test_what_is_gathered_from(work, numbers):
+    assert plan.gathered_from(work) == numbers
+
+
+def test_auto_gathers_only_so_much():
+    most = SMALL_MAP._replace(nnz=plan.MAX_GATHERED * plan.gathered_from(SMALL_MAP))
+    more = most._replace(nnz=most.nnz + 1)
+    assert predicted_seconds(more, "dense") < predicted_seconds(more, "plain")
+    assert choose("auto", most, jnp.float32, "cpu") == "dense"
+    assert choose("auto", more, jnp.float32, "cpu") == "plain"
+    assert choose("dense", more, jnp.float32, "cpu") == "dense"
+
+
+def test_auto_is_plain_where_nothing_was_measured(monkeypatch):
+    assert choose("auto", SMALL_MAP, jnp.float32) == "factored"
+    for platform in ("gpu", "tpu", "cuda"):
+        assert choose("auto", SMALL_MAP, jnp.float32, platform) == "plain"
+    for dtype in (jnp.bfloat16, jnp.float16):
+        assert choose("auto", SMALL_MAP, dtype, "cpu") == "plain"
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert choose("auto", SMALL_MAP, jnp.float32) == "plain"
+
+
+@pytest.mark.parametrize("setting", ["sparse", "", "Auto", None])
+def test_an_unknown_setting_is_refused(setting):
+    with pytest.raises(UserError, match=rf"{setting!r}.*auto, plain, dense, factored"):
+        choose(setting, SMALL_MAP, jnp.float32)
+
+
+@st.composite
+def works(draw):
+    rank = draw(st.integers(0, 3))
+    size = tuple(draw(st.integers(1, 5)) for _ in range(rank))
+    spatial = tuple(draw(st.integers(1, 32)) for _ in range(rank))
+    groups = draw(st.sampled_from([1, 1, 2, 8])) if rank else 1
+    in_features, out_features = (draw(st.integers(1, 300)) for _ in range(2))
+    stride = draw(st.integers(1, 2)) if rank else 1
+    inputs = (draw(st.integers(1, 128)), *spatial, in_features * groups)
+    return conv((*size, in_features, out_features * groups), inputs, 0, stride, groups, draw(st.booleans()))
+
+
+@settings(max_examples=200, deadline=None)
+@given(work=works(), nnz=st.lists(st.integers(0, 10**6), min_size=2, max_size=2, unique=True).map(sorted))
+def test_predictions_are_positive_and_grow_with_the_number_of_weights(work, nnz):
+    few, many = (work._replace(nnz=count) for count in nnz)
+    for method in possible_methods(work):
+        fewer, more = predicted_seconds(few, method), predicted_seconds(many, method)
+        assert 0 < fewer < math.inf
+        assert fewer == more if method == "plain" else fewer < more
+
+
+@settings(max_examples=50, deadline=None)
+@given(work=works(), factor=st.integers(2, 5))
+def test_predictions_grow_with_the_batch(work, factor):
+    batch, *rest = work.inputs
+    larger = work._replace(inputs=(factor * batch, *rest), nnz=10)
+    for method in possible_methods(work):
+        assert predicted_seconds(larger, method) > predicted_seconds(work._replace(nnz=10), method)
+
+
+def used_methods(monkeypatch):
+    """The methods that layers are computed by from now on, one after the other."""
+    used, apply_kernel = [], kernels.apply_kernel
+
+    def record(method, *arguments):
+        used.append(method)
+        return apply_kernel(method, *arguments)
+
+    monkeypatch.setattr(kernels, "apply_kernel", record)
+    return used
+
+
+def test_a_compact_layer_is_computed_by_its_method(monkeypatch):
+    used = used_methods(monkeypatch)
+    layer = DCTpSConv(4, 6, (3, 3), support=jnp.arange(5), rngs=nnx.Rngs(0))
+    x = jnp.ones((2, 5, 6, 4))
+    assert layer.method == "auto"
+    work = Work(Geometry((3, 3, 4, 6), (1, 1), ((1, 1), (1, 1))), (2, 5, 6, 4), 5, True)
+    assert layer.work(x, work.geometry) == work
+    expected = np.asarray(layer(x))
+    for method in plan.METHODS:
+        layer.method = method
+        np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-5)
+    assert used == [choose("auto", work, jnp.float32), *plan.METHODS]
+    layer.method = "fastest"
+    with pytest.raises(UserError, match="'fastest'"):
+        layer(x)
+
+
+def test_other_layers_have_one_kernel(monkeypatch):
+    used = used_methods(monkeypatch)
+    layer = DCTpSLinear(4, 6, mask=jnp.ones((4, 6), bool), rngs=nnx.Rngs(0))
+    layer.method = "dense"
+    layer(jnp.ones((2, 4)))
+    layer.set_dense()
+    layer(jnp.ones((2, 4)))
+    assert used == []
+    layer.set_support(np.arange(3))
+    layer(jnp.ones((2, 4)))
+    assert used == ["dense"]
