@@ -56,7 +56,11 @@ class FrozenAlpha(nnx.Variable):
 
 
 class KernelLayer(nnx.Module):
-    """What convolution and linear layer share: the parameters of ``K = α·D + S``, their two forms, and their sum."""
+    """What convolution and linear layer share: the parameters of ``K = α·D + S``, their two forms, and their sum.
+
+    ``method`` says how a compact layer is computed: "auto" leaves it to :mod:`dctps_jax.plan`, or one of
+    :mod:`dctps_jax.execution`.
+    """
 
     def _init_parameters(
         self,

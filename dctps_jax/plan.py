@@ -133,8 +133,11 @@ def gathered_from(work: Work) -> int:
 def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) -> str:
     """Return the method for a layer: that of ``setting`` where it is possible, the predicted best one where it is "auto".
 
-    "auto" also keeps to "plain" where more than :data:`MAX_GATHERED` times a layer's inputs and outputs would be gathered. A method that is not possible is replaced by the next one before it: "factored" by "dense". On GPU and TPU, which the
-    costs were not measured on, and in half precision "auto" is "plain".
+    A method that is not possible is replaced by the one before it: "factored" by "dense". "auto" keeps to "plain" where more
+    than :data:`MAX_GATHERED` times a layer's inputs and outputs would be gathered, on GPU and TPU, which the costs were
+    not measured on, and in half precision.
+
+    Raises :class:`~dctps_jax.errors.UserError` for a setting that does not exist.
     """
     if setting not in SETTINGS:
         raise UserError(f"the method is {setting!r}; it must be one of: {', '.join(SETTINGS)}")

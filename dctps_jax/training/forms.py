@@ -54,7 +54,7 @@ def to_masked(state: TrainState, shapes: Shapes, optimizer: optax.GradientTransf
 
 
 def mask_of(support: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return scatter(support, jnp.ones(support.shape, bool), shape)
+    return scatter(support, jnp.ones(support.shape, jnp.int8), shape) != 0
 
 
 def _gather(positions: jax.Array, kernel: jax.Array) -> jax.Array:

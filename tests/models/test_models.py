@@ -12,6 +12,7 @@ from jax import lax
 from dctps_jax import Alpha, DCTpSConv, DCTpSLinear, FrozenAlpha, SparseParam, UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.models import INITIALIZERS, MODELS, RESNETS, create_model, prunable_layers
+from dctps_jax.models.blocks import Running
 from dctps_jax.models.parts import make_parts
 from dctps_jax.models.resnet import BasicBlock
 from tests import reference_data as reference
@@ -200,7 +201,9 @@ def test_width_and_stable():
 
 def test_blocks_scale_their_residual_branch(drawn):
     settings = {"offset": None, "alpha_trainable": True, "init": "numpy", "rngs": nnx.Rngs(0)}
-    parts = make_parts(dtype=None, param_dtype=jnp.float32, precision=None, compact=False, **settings)
+    parts = make_parts(
+        dtype=None, param_dtype=jnp.float32, precision=None, compact=False, running=Running(), **settings
+    )
     block = BasicBlock(parts, 2, 2, 1, 0.25)
     block.eval()
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 2)), jnp.float32)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 
@@ -178,6 +179,13 @@ def test_checkpoints_hold_the_trained_weights_and_their_moments_only(tmp_path, p
     small_run(tmp_path, execution__form=form, **options)
     assert_only_trained_weights_are_stored(tmp_path, 2)
     assert all(math.isfinite(row["train_loss"]) for row in rows(tmp_path))
+
+
+def test_the_plan_is_printed_on_request(tmp_path, capsys):
+    small_run(tmp_path, num_epochs=1, execution__explain=True, execution__layer_methods=(("fcs.0", "plain"),))
+    printed = capsys.readouterr().out
+    assert re.search(r"^layer +kernel +stride +inputs +nnz +method +plain +dense +factored$", printed, re.MULTILINE)
+    assert re.search(r"^fcs\.0 .* plain ", printed, re.MULTILINE)
 
 
 @pytest.mark.parametrize("batch_size", [32, 176])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.models import prunable_layers
 from dctps_jax.training.setup import build_sparse_model
@@ -24,3 +25,16 @@ def test_only_the_masked_form_makes_dense_kernels_of_a_random_support(form, monk
         assert (layer.support is None) == (form == "masked")
         kept = np.flatnonzero(layer.mask[...]) if form == "masked" else layer.support[...]
         np.testing.assert_array_equal(kept, supports[path])
+
+
+def test_layers_take_the_method_of_the_first_pattern_that_matches():
+    config = small_config(execution__method="dense")
+    config.execution.layer_methods = (("convs.0", "plain"), ("convs.*", "factored"))
+    model, _ = build_sparse_model(config, 10, 32, None, None)
+    methods = {path: layer.method for path, layer in prunable_layers(model).items()}
+    assert methods == {
+        "convs.0": "plain", "convs.3": "factored", "convs.6": "factored", "fcs.0": "dense", "fcs.2": "dense"
+    }  # fmt: skip
+    config.execution.layer_methods = (("conv1", "plain"),)
+    with pytest.raises(UserError, match=r"layer_methods: no layer matches 'conv1'; the layers are: convs\.0, "):
+        build_sparse_model(config, 10, 32, None, None)
