@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--keep_memory", type=int, default=1, help="as config.execution.keep_memory")
     parser.add_argument("--save", default="", help="write benchmarks/results/NAME.json")
     arguments = parser.parse_args()
-    if arguments.keep_memory and jax.default_backend() == "cpu":
+    if arguments.keep_memory:
         keep_freed_memory()
     cases = [Case(name, arguments) for name in arguments.cases]
     for repeat in range(arguments.repeats + 1):

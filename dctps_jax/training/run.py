@@ -45,12 +45,12 @@ def run(config: Any, workdir: Path) -> dict[str, Any]:
     cannot work, :class:`~dctps_jax.training.stopping.NonFiniteLoss`, and
     :class:`~dctps_jax.training.stopping.Stopped` after SIGTERM or Ctrl-C.
     """
+    if config.get("execution", {}).get("keep_memory") is True:
+        keep_freed_memory()
     if config.get("multi_host", False):
         jax.distributed.initialize()
     config = config.copy_and_resolve_references()
     check_config(config)
-    if config.execution.keep_memory and jax.default_backend() == "cpu":
-        keep_freed_memory()
     workdir = workdir.absolute()
     if config.num_seeds == 1:
         return _run_seed(config, workdir, [(workdir, config)])
