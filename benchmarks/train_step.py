@@ -33,7 +33,6 @@ from dctps_jax.training.state import create_state
 from dctps_jax.training.step import zero_sums
 
 RESULTS = Path(__file__).parent / "results"
-SUPPORT_KEY = 0
 
 
 class Case:
@@ -99,7 +98,7 @@ def build(network: str, offset: str | None, density: float, form: str, method: s
     """Return a network with a random support of equally many weights a layer."""
 
     def choose(shapes: Any) -> dict[str, np.ndarray]:
-        return pruning.random_supports(jax.random.key(SUPPORT_KEY), shapes, pruning.allocate(shapes, density, "epl"))
+        return pruning.random_supports(jax.random.key(0), shapes, pruning.allocate(shapes, density, "epl"))
 
     options = {} if density == 1 else {"choose_support": choose}
     model = models.create_model(

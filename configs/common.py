@@ -61,15 +61,11 @@ def get_config():
 
     config.execution = ConfigDict()
     config.execution.form = "auto"  # of the trained weights: "masked", "compact"; "auto": the one that takes less room
-    config.execution.method = (
-        "auto"  # of compact layers: "plain", "dense", "factored"; "auto": what is predicted to be fastest
-    )
+    config.execution.method = "auto"  # of compact layers: "plain", "dense", "factored"; "auto": by predicted time
     config.execution.layer_methods = ()  # (pattern, method) pairs, e.g. (("layer1.*", "dense"),)
     config.execution.explain = False  # print the method of every layer and what was expected of each
     config.execution.min_loop = 64  # so many equal blocks in a row are one loop, compiled once; 0: never
-    config.execution.remat = (
-        False  # compute the activations inside blocks again for the gradient: less memory, more time
-    )
+    config.execution.remat = False  # compute the insides of blocks again for the gradient: less memory, more time
     config.execution.keep_memory = True  # on a CPU: keep freed memory for the next step, which is faster
 
     config.optimizer = ConfigDict()

@@ -58,8 +58,8 @@ class Costs(NamedTuple):
 
 
 # Fitted, by non-negative least squares of relative errors, to the times of `benchmarks/layers.py` for the layers of ResNet50,
-# VGG19, MobileNetV2 and Fixup-ResNet20 at densities of 1e-2 to 1e-4 on two cores of an AMD Zen 4; `narrow` and `large_pair` by hand, since
-# whole networks have less cache to spare.
+# VGG19, MobileNetV2 and Fixup-ResNet20 at densities of 1e-2 to 1e-4 on two cores of an AMD Zen 4; `narrow` and
+# `large_pair` by hand, since whole networks have less cache to spare.
 CPU = Costs(
     product=0.0213,
     product_gradient=0.0181,

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from dctps_jax.analysis.aligned import aligned
+
 
 def layer_table(shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int], sizes: Mapping[str, int]) -> str:
     """Return one aligned line a layer and a total; a layer that keeps nothing is marked.
@@ -13,11 +15,8 @@ def layer_table(shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int], 
         mark = "  no weight is trained here" if counts[path] == 0 else ""
         rows.append((path, "×".join(map(str, shape)), *_numbers(counts[path], sizes[path]), mark))
     rows.append(("total", "", *_numbers(sum(counts.values()), sum(sizes.values())), ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = []
-    for path, shape, kept, size, density, mark in rows:
-        cells = [path.ljust(widths[0]), shape.ljust(widths[1]), kept.rjust(widths[2]), size.rjust(widths[3])]
-        lines.append("  ".join([*cells, density.rjust(widths[4])]).rstrip() + mark)
+    columns = aligned([row[:5] for row in rows], left=2)
+    lines = [line + row[5] for line, row in zip(columns, rows, strict=True)]
     lines.insert(len(lines) - 1, "-" * max(map(len, lines)))
     return "\n".join(lines)
 

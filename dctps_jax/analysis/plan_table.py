@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dctps_jax import plan
+from dctps_jax.analysis.aligned import aligned
 from dctps_jax.geometry import Geometry
 from dctps_jax.layers import prunable_layers
 from dctps_jax.models.blocks import Running
@@ -48,7 +49,4 @@ def plan_table(rows: list[tuple[str, plan.Work, str]]) -> str:
         shape, inputs = ("×".join(map(str, sizes)) for sizes in (work.geometry.kernel_shape, work.inputs))
         stride = str(max(work.geometry.strides, default=1))
         cells.append((path, shape, stride, inputs, f"{work.nnz:,}", method, *times))
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
-    )
+    return "\n".join(aligned(cells, left=len(cells[0])))

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import optax
 
+from dctps_jax.analysis.aligned import aligned
+
 Account = dict[str, dict[str, int]]
 
 NAMES = {
@@ -55,10 +57,7 @@ def storage_table(account: Account) -> str:
     for kind, both in account.items():
         ratio = f"1/{both['dense'] / both['this']:.3g}" if both["dense"] and both["this"] else ""
         rows.append((NAMES[kind], f"{both['this'] / 1000:,.1f}", f"{both['dense'] / 1000:,.1f}", ratio))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(row[n].rjust(widths[n]) for n in (1, 2, 3))]).rstrip() for row in rows
-    )
+    return "\n".join(aligned(rows, left=1))
 
 
 def num_bytes(tree: Any) -> int:

@@ -40,17 +40,14 @@ def run_block(block: Any, x: jax.Array, running: Running) -> jax.Array:
     """Apply one block."""
     if not running.remat:
         return block(x)
-    graph, state, rest = nnx.split(block, nnx.BatchStat, ...)
-    arrays = (nnx.to_pure_dict(state), nnx.to_pure_dict(rest))
-    x, batch_stats = jax.checkpoint(_pure(graph))(x, arrays)
+    x, batch_stats = jax.checkpoint(_pure(nnx.graphdef(block)))(x, _arrays(block))
     nnx.update(block, nnx.restore_int_paths(batch_stats))
     return x
 
 
 def _loop(blocks: list[Any], x: jax.Array, remat: bool) -> jax.Array:
     graph = nnx.graphdef(blocks[0])
-    arrays = [tuple(map(nnx.to_pure_dict, nnx.split(block, nnx.BatchStat, ...)[1:])) for block in blocks]
-    stacked = jax.tree.map(_stack, *arrays)
+    stacked = jax.tree.map(_stack, *map(_arrays, blocks))
     body = jax.checkpoint(_pure(graph)) if remat else _pure(graph)
     token = in_loop.set(True)
     try:
@@ -60,6 +57,12 @@ def _loop(blocks: list[Any], x: jax.Array, remat: bool) -> jax.Array:
     for number, block in enumerate(blocks):
         nnx.update(block, nnx.restore_int_paths(jax.tree.map(lambda stat, number=number: stat[number], batch_stats)))
     return x
+
+
+def _arrays(block: nnx.Module) -> tuple[Any, Any]:
+    """Return the batch statistics and the other arrays of a block."""
+    _, batch_stats, others = nnx.split(block, nnx.BatchStat, ...)
+    return nnx.to_pure_dict(batch_stats), nnx.to_pure_dict(others)
 
 
 def _pure(graph: nnx.GraphDef) -> Any:
