@@ -19,6 +19,7 @@ from flax import nnx
 
 from dctps_jax import models, plan, pruning
 from dctps_jax.analysis.plan_table import planned
+from dctps_jax.compiler import compiler_options
 from dctps_jax.execution import apply_kernel
 
 
@@ -51,7 +52,7 @@ def step_of(work: plan.Work, method: str) -> tuple[Callable[..., Any], tuple[Any
         outputs, pull = jax.vjp(lambda *trained: apply(*trained, support), inputs, values, alpha)
         return outputs, pull(gradient)
 
-    return jax.jit(step), (inputs, values, alpha, support, gradient)
+    return jax.jit(step, compiler_options=compiler_options()), (inputs, values, alpha, support, gradient)
 
 
 def measure(work: plan.Work, repeats: int) -> dict[str, float]:

@@ -24,6 +24,7 @@ import numpy as np
 from flax import nnx
 
 from dctps_jax import models, pruning
+from dctps_jax.compiler import compiler_options
 from dctps_jax.data.batches import Normalization, Split
 from dctps_jax.training import loop
 from dctps_jax.training.memory import keep_freed_memory
@@ -63,7 +64,7 @@ class Case:
         )
         started = time.perf_counter()
         jitted = jax.jit(advance, donate_argnums=(0, 1), out_shardings=placement.replicated)
-        self.advance = jitted.lower(self.state, self.sums, self.train, self.order).compile()
+        self.advance = jitted.lower(self.state, self.sums, self.train, self.order).compile(compiler_options())
         self.compile_seconds = time.perf_counter() - started
         memory = self.advance.memory_analysis()
         self.peak_bytes = memory.temp_size_in_bytes + memory.argument_size_in_bytes

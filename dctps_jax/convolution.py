@@ -21,6 +21,8 @@ from dctps_jax.geometry import Geometry
 
 # Up to so many output positions an image, a gathered patch matrix is small and its product fast.
 MAX_PATCH_POSITIONS = 4
+# Up to so many weights a position, one position at a time leaves vector registers empty.
+MAX_NARROW_WEIGHTS = 128
 
 # Whether what is traced is the body of a loop.
 in_loop: ContextVar[bool] = ContextVar("in_loop", default=False)
@@ -94,7 +96,33 @@ def _fast_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) 
         if depthwise:
             return _shifted_sum(views, kernel)
         return _pointwise(jnp.concatenate(views, axis=-1), kernel, geometry.precision)
-    return None
+    return _narrow_convolution(inputs, kernel, geometry)
+
+
+def _narrow_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array | None:
+    """Return the convolution of few channels by few, several columns at a time as channels; None where there are more."""
+    *_, in_features, out_features = kernel.shape
+    outputs = geometry.output_spatial(inputs.shape[1:-1])
+    columns = next((count for count in (4, 2) if outputs[-1] % count == 0), 1)
+    few = geometry.groups == 1 and in_features * out_features <= MAX_NARROW_WEIGHTS
+    if not few or columns == 1 or max(geometry.strides) > 1:
+        return None
+    # The kernel of each column, shifted to where it sees its inputs.
+    no_padding = [(0, 0, 0)]
+    shifted = [
+        lax.pad(
+            kernel,
+            jnp.zeros((), kernel.dtype),
+            no_padding * (kernel.ndim - 3) + [(column, columns - 1 - column, 0)] + no_padding * 2,
+        )
+        for column in range(columns)
+    ]
+    together = jnp.concatenate(shifted, axis=-1)
+    strides = (*geometry.strides[:-1], columns)
+    wide = convolve_once(
+        inputs, together, Geometry(together.shape, strides, geometry.pads, precision=geometry.precision)
+    )
+    return wide.reshape(*wide.shape[:-2], outputs[-1], out_features)
 
 
 def _is_depthwise(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:

@@ -92,6 +92,13 @@ def test_equals_the_native_convolution(inputs, kernel, strides, padding, groups)
         ((2, 5, 6, 4), (3, 3, 2, 6), (1, 1), "SAME", 2),
         ((2, 7, 4), (3, 4, 3), (1,), ((1, 1),), 1),
         ((2, 3, 4, 5, 4), (2, 3, 1, 4, 3), (1, 1, 1), ((1, 0), (1, 1), (0, 0)), 1),
+        # Four or two columns at a time; the last ones have too many channels or an odd number of columns for it.
+        ((2, 9, 12, 3), (5, 5, 3, 6), (1, 1), "VALID", 1),
+        ((2, 9, 10, 3), (5, 5, 3, 6), (1, 1), "VALID", 1),
+        ((2, 5, 8, 8), (2, 3, 8, 16), (1, 1), ((0, 2), (-1, 3)), 1),
+        ((2, 24, 3), (4, 3, 2), (1,), ((2, 1),), 1),
+        ((2, 3, 4, 12), (2, 2, 12, 12), (1, 1), "SAME", 1),
+        ((2, 3, 7, 3), (3, 3, 3, 6), (1, 1), "SAME", 1),
     ],
 )
 def test_gradients_of_native_convolutions(inputs, kernel, strides, padding, groups):

@@ -25,6 +25,7 @@ original computes (``F.nll_loss`` without a softmax) and only there to reproduce
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from dctps_jax.compiler import compiler_options
 from dctps_jax.layers import ResidualSum, prunable_layers
 
 Arrays = dict[str, jax.Array]
@@ -117,14 +119,14 @@ def gradient_scores(network: Scored, formula: str, loss: str) -> Callable[[Array
     """
     loss_of_logits = LOSSES[loss]
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options())
     def gradients(kernels: Arrays, masks: Arrays, state: Any, batch: Batch) -> Arrays:
         def loss_fn(thinned: Arrays) -> jax.Array:
             return loss_of_logits(network.logits(thinned, state, batch[0]), batch[1])
 
         return jax.grad(loss_fn)(thin(kernels, masks))
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options())
     def hessian_product(kernels: Arrays, masks: Arrays, state: Any, batch: Batch, direction: Arrays) -> Arrays:
         def gradient(thinned: Arrays) -> Arrays:
             def loss_fn(thinned: Arrays) -> jax.Array:
@@ -172,7 +174,7 @@ def synflow_scores(model: nnx.Module, image_shape: tuple[int, ...]) -> Callable[
     network = scored(_rescaled(model), train=False)
     state = jax.tree.map(jnp.abs, network.state)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options())
     def score(kernels: Arrays, effective: Arrays, masks: Arrays, state: Any) -> Arrays:
         # The layer adds its offset to the kernel that it is given: |K| less the offset gives the effective kernel |K|.
         thinned = {path: effective[path] - jnp.where(masks[path], 0, kernels[path]) for path in kernels}

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dctps_jax.compiler import compiler_options
 from dctps_jax.data.batches import Normalization, Split, epoch_order, make_batch, training_batch
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
@@ -131,7 +132,7 @@ def compile_programs(
 ) -> Programs:  # fmt: skip
     """Compile everything that the run will call, before its first step; donation and sharding are decided here."""
     start = time.perf_counter()
-    order = order_of_epoch(0, plan, train, placement)
+    order, options = order_of_epoch(0, plan, train, placement), compiler_options()
     # Those of a whole epoch and those of the rest of the current one, which may be out of step with it.
     lengths = {length for step in (0, int(state.step)) for length, _ in _dispatches(step, plan)}
     if plan.updates:
@@ -141,11 +142,11 @@ def compile_programs(
     for num_steps in lengths:
         function = partial(advance, num_steps=num_steps, **fixed)
         jitted = jax.jit(function, donate_argnums=(0, 1), out_shardings=placement.replicated)
-        advance_programs[num_steps] = jitted.lower(state, sums, train, order).compile()
+        advance_programs[num_steps] = jitted.lower(state, sums, train, order).compile(options)
     if plan.updates:
         jitted = jax.jit(partial(update_masks, **fixed), donate_argnums=(0, 1), out_shardings=placement.replicated)
         num_drop = placement.put(np.zeros(len(graphs.counts), np.int32))
-        update_program = jitted.lower(state, sums, train, order, num_drop).compile()
+        update_program = jitted.lower(state, sums, train, order, num_drop).compile(options)
     function = partial(
         eval_step, graph=graphs.eval, batch_size=plan.eval_batch_size, normalization=plan.normalization,
         sharding=placement.batch,
@@ -153,7 +154,7 @@ def compile_programs(
     jitted = jax.jit(function, donate_argnums=1, out_shardings=placement.replicated)
     first = placement.put(jnp.zeros((), jnp.int32))
     eval_programs = {
-        len(split.labels): jitted.lower(state, placement.put(zero_sums()), split, first).compile()
+        len(split.labels): jitted.lower(state, placement.put(zero_sums()), split, first).compile(options)
         for split in (validation, test)
     }
 
