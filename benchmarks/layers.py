@@ -21,6 +21,7 @@ from dctps_jax import models, plan, pruning
 from dctps_jax.analysis.plan_table import planned
 from dctps_jax.compiler import compiler_options
 from dctps_jax.execution import apply_kernel
+from dctps_jax.training.memory import keep_freed_memory
 
 
 def layers_of(
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--offset", default="dct")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
+    keep_freed_memory()
     offset = None if arguments.offset == "none" else arguments.offset
     layers = layers_of(arguments.network, arguments.density, arguments.batch_size, arguments.num_classes, offset)
     print("CPU milliseconds of a step, measured (predicted); * the plan's choice")

@@ -27,9 +27,9 @@ from dctps_jax.factored import offset_convolution, transposed_offset_convolution
 from dctps_jax.fusion import materialized, varying_as
 from dctps_jax.geometry import Geometry
 from dctps_jax.sparse_part import (
+    add_at,
     convolve_sparse,
     gradient_of_values,
-    scatter,
     seen_by,
     transpose_sparse,
     weights_at,
@@ -37,6 +37,8 @@ from dctps_jax.sparse_part import (
 
 # Below this |α| the gradient of α is computed without a division by it.
 MIN_ALPHA = 0.01
+# Up to so many channels inputs are taken for images.
+IMAGE_CHANNELS = 4
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array | None]
 
@@ -70,8 +72,9 @@ def _forward(
             outputs += alpha.astype(inputs.dtype) * offset_convolution(inputs, geometry)
         return outputs, (inputs, values, alpha, support, None)
     outputs = convolve_once(inputs, _kernel(values, alpha, support, geometry).astype(inputs.dtype), geometry)
-    # ⟨Y, ∂Y⟩ or ⟨X, ∂X⟩: whichever is the smaller to read.
-    kept = outputs if alpha is not None and outputs.size < inputs.size else None
+    # ⟨Y, ∂Y⟩ or ⟨X, ∂X⟩: whichever is the smaller to read. Nobody asks for the gradient of images otherwise.
+    images = inputs.shape[-1] <= IMAGE_CHANNELS
+    kept = outputs if alpha is not None and (images or outputs.size < inputs.size) else None
     return outputs, (inputs, values, alpha, support, kept)
 
 
@@ -111,8 +114,12 @@ _sparse_convolution.defvjp(_forward, _backward)
 
 
 def _kernel(values: jax.Array, alpha: jax.Array | None, support: jax.Array, geometry: Geometry) -> jax.Array:
-    sparse = scatter(support, values, geometry.kernel_shape)
-    return sparse if alpha is None else sparse + alpha.astype(values.dtype) * _offset(geometry, values.dtype)
+    # The values go into the offset, not the offset onto them: one array less to write and to read.
+    if alpha is None:
+        offset = jnp.zeros(geometry.kernel_shape, values.dtype)
+    else:
+        offset = alpha.astype(values.dtype) * _offset(geometry, values.dtype)
+    return add_at(offset, support, values)
 
 
 def _offset(geometry: Geometry, dtype: Any) -> jax.Array:

@@ -30,7 +30,7 @@ from dctps_jax.convolution import convolve
 from dctps_jax.errors import UserError
 from dctps_jax.execution import apply_kernel
 from dctps_jax.geometry import Geometry
-from dctps_jax.sparse_part import scatter
+from dctps_jax.sparse_part import add_at
 
 OFFSETS = (None, "dct")
 
@@ -152,7 +152,7 @@ class KernelLayer(nnx.Module):
         """Return S in the kernel's shape, zero where nothing is trained."""
         kernel = self.kernel[...]
         if self.support is not None:
-            return scatter(self.support[...], kernel, self.kernel_shape)
+            return add_at(jnp.zeros(self.kernel_shape, kernel.dtype), self.support[...], kernel)
         if self.initial is not None:
             return self.initial.dense()
         if self.mask is not None:

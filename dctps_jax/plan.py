@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dctps_jax.convolution import MAX_PATCH_POSITIONS
+from dctps_jax.convolution import MAX_NARROW_WEIGHTS, MAX_PATCH_POSITIONS
 from dctps_jax.errors import UserError
 from dctps_jax.factored import can_factor
 from dctps_jax.geometry import Geometry
@@ -44,7 +44,7 @@ class Costs(NamedTuple):
     product_gradient: float  # the same, for the gradient of its kernel
     convolution: float  # a multiply-add of a native convolution, forward or to its inputs
     convolution_gradient: float  # the same, for the gradient of its kernel
-    narrow: float  # what a multiply-add of a native convolution takes more, times the square of its input channels
+    narrow: float  # what a multiply-add of a native convolution takes more, times its input channels
     depthwise: float  # a multiply-add of shifted sums
     depthwise_gradient: float  # the same, for the gradient of their kernel
     move: float  # reading or writing a number of an activation
@@ -57,29 +57,32 @@ class Costs(NamedTuple):
     layer: float
 
 
-# Fitted, by non-negative least squares of relative errors, to the times of `benchmarks/layers.py` for the layers of ResNet50,
-# VGG19, MobileNetV2 and Fixup-ResNet20 at densities of 1e-2 to 1e-4 on two cores of an AMD Zen 4; `narrow` and
+# Fitted, by non-negative least squares of relative errors, to the times of `benchmarks/layers.py` for the layers of LeNet,
+# ResNet50, VGG19, MobileNetV2 and Fixup-ResNet20 at densities of 1e-2 to 1e-4 on two cores of an AMD Zen 4; `narrow` and
 # `large_pair` by hand, since whole networks have less cache to spare.
 CPU = Costs(
-    product=0.0213,
-    product_gradient=0.0181,
-    convolution=0.0215,
-    convolution_gradient=0.0278,
-    narrow=4.0,
-    depthwise=0.057,
-    depthwise_gradient=0.825,
-    move=0.645,
-    weight=1.6,
-    tap=0.38,
-    pointwise_pair=1.04,
-    pair=1.68,
-    large_pair=0.8,
-    unfold=3.05,
-    layer=190e3,
+    product=0.0201,
+    product_gradient=0.0212,
+    convolution=0.0194,
+    convolution_gradient=0.0204,
+    narrow=0.3,
+    depthwise=0.11,
+    depthwise_gradient=0.814,
+    move=0.464,
+    weight=1.64,
+    tap=0.295,
+    pointwise_pair=1.1,
+    pair=1.71,
+    large_pair=0.2,
+    unfold=1.71,
+    layer=116e3,
 )
 # From so many gathered numbers on they leave the caches.
 LARGE_PAIRS = 4e6
-# "auto" gathers at most so many times what it gathers from: the step is not to need more memory than a dense one.
+# "auto" leaves "plain" for what is predicted to take a tenth less: predictions of small differences are not to be relied on.
+MARGIN = 0.9
+# "auto" gathers at most so many times what it gathers from, besides a kernel's size, of which it makes no gradient: the step is
+# not to need more memory than a dense one.
 MAX_GATHERED = 3
 
 
@@ -103,7 +106,9 @@ def predicted_seconds(work: Work, method: str, costs: Costs = CPU) -> float:
     elif geometry.num_positions == 1 or math.prod(geometry.output_spatial(work.inputs[1:-1])) <= MAX_PATCH_POSITIONS:
         forward, gradient = costs.product, costs.product_gradient
     else:
-        narrow = costs.narrow / in_features**2
+        narrow = costs.narrow / in_features
+        if in_features * out_features <= MAX_NARROW_WEIGHTS:
+            narrow /= 2
         forward, gradient = costs.convolution + narrow, costs.convolution_gradient + narrow
     nanoseconds = costs.layer + 2 * (inputs + outputs) * costs.move
     if method == "plain":
@@ -123,19 +128,21 @@ def predicted_seconds(work: Work, method: str, costs: Costs = CPU) -> float:
     return 1e-9 * nanoseconds
 
 
-def gathered_from(work: Work) -> int:
-    """Return how many numbers a position has to gather from: inputs, shifted along one dimension, and outputs."""
+def is_lean(work: Work) -> bool:
+    """Return whether gathering what each trained weight sees keeps to the memory of a dense layer."""
     width = work.geometry.size[-1] if work.geometry.size else 1
     *_, in_features, out_features = work.geometry.kernel_shape
-    return width * in_features * work.geometry.groups + out_features
+    gathered_from = work.output_positions * (width * in_features * work.geometry.groups + out_features)
+    held = MAX_GATHERED * gathered_from + math.prod(work.geometry.kernel_shape)
+    return work.output_positions * work.nnz <= held
 
 
 def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) -> str:
     """Return the method for a layer: that of ``setting`` where it is possible, the predicted best one where it is "auto".
 
-    A method that is not possible is replaced by the one before it: "factored" by "dense". "auto" keeps to "plain" where more
-    than :data:`MAX_GATHERED` times a layer's inputs and outputs would be gathered, on GPU and TPU, which the costs were
-    not measured on, and in half precision.
+    A method that is not possible is replaced by the one before it: "factored" by "dense". "auto" keeps to "plain" where
+    more would be gathered than a dense layer holds, on GPU and TPU, which the costs were not measured on, and in half
+    precision.
 
     Raises :class:`~dctps_jax.errors.UserError` for a setting that does not exist.
     """
@@ -144,8 +151,10 @@ def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) ->
     possible = possible_methods(work)
     if setting == "auto":
         measured = (platform or jax.default_backend()) == "cpu" and jnp.dtype(dtype).itemsize >= 4
-        lean = possible if work.nnz <= MAX_GATHERED * gathered_from(work) else ("plain",)
-        method = min(lean, key=lambda method: predicted_seconds(work, method)) if measured else "plain"
+        lean = possible if is_lean(work) else ("plain",)
+        best = min(lean, key=lambda method: predicted_seconds(work, method)) if measured else "plain"
+        gains = predicted_seconds(work, best) < MARGIN * predicted_seconds(work, "plain")
+        method = best if gains else "plain"
     else:
         method = setting if setting in possible else "dense"
     return method

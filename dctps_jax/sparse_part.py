@@ -112,8 +112,10 @@ def _scattered_product(
     return jnp.matmul(seen, matrix, precision=precision)
 
 
-def scatter(positions: jax.Array, values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return zeros of ``shape`` with ``values`` added at the ascending ``positions`` of the flattened array."""
-    flat = jnp.zeros((math.prod(shape),), values.dtype)
-    # Not `set`, with unique positions: in a loop over blocks lists are filled up by zeros at a position that is there.
-    return flat.at[positions].add(values, indices_are_sorted=True, mode="promise_in_bounds").reshape(shape)
+def add_at(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
+    """Return ``array`` with ``values`` added at the ascending ``positions`` of the flattened array."""
+    # By row and column: what makes a flat array would have to divide for each of its numbers.
+    rows = array.reshape(-1, array.shape[-1])
+    at = rows.at[positions // array.shape[-1], positions % array.shape[-1]]
+    # Not declared unique: in a loop over blocks lists are filled up by zeros at a position that is there.
+    return at.add(values, indices_are_sorted=True, mode="promise_in_bounds").reshape(array.shape)

@@ -12,9 +12,9 @@ from dctps_jax.geometry import Geometry
 from dctps_jax.sparse_part import (
     MAX_FILLED,
     VECTOR,
+    add_at,
     convolve_sparse,
     gradient_of_values,
-    scatter,
     seen_by,
     transpose_sparse,
     unfolds,
@@ -172,15 +172,15 @@ def test_short_lists_are_filled_up_to_whole_vectors(count):
 
 
 @pytest.mark.parametrize("positions", [[], [0], [3, 4, 11], list(range(12))])
-def test_scatter_fills_in_the_values(positions):
+def test_values_are_added_at_their_positions(positions):
     values = np.arange(1.0, 1 + len(positions))
     expected = np.zeros(12)
     expected[positions] = values
-    found = scatter(jnp.asarray(positions, jnp.int32), jnp.asarray(values), (2, 3, 2))
+    found = add_at(jnp.zeros((2, 3, 2)), jnp.asarray(positions, jnp.int32), jnp.asarray(values))
     np.testing.assert_array_equal(found, expected.reshape(2, 3, 2))
 
 
-def test_gradients_of_scatter_are_those_at_the_positions():
+def test_gradients_of_added_values_are_those_at_the_positions():
     positions = jnp.array([1, 4, 5], jnp.int32)
-    _, pull_back = jax.vjp(lambda values: scatter(positions, values, (2, 3)), jnp.ones(3))
+    _, pull_back = jax.vjp(lambda values: add_at(jnp.zeros((2, 3)), positions, values), jnp.ones(3))
     np.testing.assert_array_equal(*pull_back(jnp.arange(6.0).reshape(2, 3)), [1, 4, 5])

@@ -9,6 +9,7 @@ import numpy as np
 
 from dctps_jax.data.dataset import Dataset
 from dctps_jax.errors import UserError
+from dctps_jax.fusion import materialized
 from dctps_jax.seeds import stream
 
 CROP_PADDING = 4
@@ -102,4 +103,5 @@ def make_batch(
     images, labels = jnp.asarray(picked.images), jnp.asarray(picked.labels)
     if augmented:
         images = augment(images, jax.random.fold_in(stream(seed, "augment"), step))
-    return normalize(images, normalization), labels
+    # Stored, since else every operation that reads the images would augment them again.
+    return materialized(normalize(images, normalization)), labels

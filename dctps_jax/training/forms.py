@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dctps_jax.sparse_part import scatter
+from dctps_jax.sparse_part import add_at
 from dctps_jax.training.state import TrainState, nested, supports_by_path
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -49,12 +49,16 @@ def to_masked(state: TrainState, shapes: Shapes, optimizer: optax.GradientTransf
         return state
     positions = supports_by_path(state.supports)
     masks = {path: {"mask": mask_of(support, shapes[path])} for path, support in positions.items()}
-    moves = {path: partial(scatter, support, shape=shapes[path]) for path, support in positions.items()}
+    moves = {path: partial(_spread, support, shapes[path]) for path, support in positions.items()}
     return _convert(state, nested(masks), moves, optimizer)
 
 
 def mask_of(support: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return scatter(support, jnp.ones(support.shape, jnp.int8), shape) != 0
+    return _spread(support, shape, jnp.ones(support.shape, jnp.int8)) != 0
+
+
+def _spread(positions: jax.Array, shape: tuple[int, ...], values: jax.Array) -> jax.Array:
+    return add_at(jnp.zeros(shape, values.dtype), positions, values)
 
 
 def _gather(positions: jax.Array, kernel: jax.Array) -> jax.Array:
