@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     try:
         run(CONFIG.value, Path(workdir))
     except UserError as error:
-        fail(str(error))
+        fail(str(error), error.exit_code)
     except (Stopped, NonFiniteLoss) as ending:
         fail(str(ending), ending.exit_code)
     except KeyboardInterrupt:  # before the first step, when there is nothing to save
@@ -74,7 +74,7 @@ def show_warnings_only() -> None:
 
 
 def fail(message: str, exit_code: int = 2) -> NoReturn:
-    print(f"train.py: {message}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(exit_code)
 
 

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 
 # XLA's CPU backend hands convolutions to a library that runs most of them on one core; left out of the list, they go to
 # its own code, which takes all cores.
-CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+CPU: dict[str, str | bool] = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+}
 
 
 @cache
-def compiler_options() -> dict[str, str]:
+def compiler_options() -> dict[str, str | bool]:
     """Return the options for ``jax.jit(function, compiler_options=…)`` on the current platform.
 
     They change how fast convolutions are, and their rounding. Empty on GPU and TPU, and where this version of XLA does not

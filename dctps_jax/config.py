@@ -86,10 +86,11 @@ TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-def check_config(config: Any) -> None:
+def check_config(config: Any, devices: bool = True) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` for the first field or value that cannot work, with what is allowed.
 
-    Brings ``model.offset`` into its one spelling (None or "dct").
+    Brings ``model.offset`` into its one spelling (None or "dct"). Without ``devices`` those are not asked for: on some
+    platforms they then belong to this process.
     """
     values = dict(flat_fields(config))
     for field in values:
@@ -117,6 +118,8 @@ def check_config(config: Any) -> None:
             raise UserError(f"config.{field} is {values[field]!r}; it must be {allowed}")
     _check_lists(config)
     _check_together(config)
+    if devices:
+        _check_batches(config, jax.device_count())
 
 
 def flat_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -190,7 +193,9 @@ def _check_together(config: Any) -> None:
             f"config.model.width and config.model.stable are for ResNets; {config.model.name} has neither, leave them at "
             "64 and False"
         )
-    devices = jax.device_count()
+
+
+def _check_batches(config: Any, devices: int) -> None:
     for field in ("batch_size", "eval_batch_size"):
         if config[field] % devices:
             raise UserError(

@@ -227,7 +227,7 @@ class DCTpSLinear(KernelLayer):
         """Return ``inputs @ K + bias`` for ``inputs [..., in_features]``."""
         bias = None if self.bias is None else self.bias[...]
         own = self.dot_general is not lax.dot_general or self.promote_dtype is not dtypes.promote_dtype
-        if self.support is None or own or self.preferred_element_type is not None or out_sharding is not None:
+        if own or self.preferred_element_type is not None or out_sharding is not None:
             inputs, kernel, bias = self.promote_dtype((inputs, self.effective_kernel(), bias), dtype=self.dtype)
             outputs = self._native_product(inputs, kernel, out_sharding)
         else:

@@ -1,11 +1,15 @@
-"""What the figures of the package share: their colours and their files."""
+"""What the figures of the package share: their look and their files."""
 
 from pathlib import Path
+from typing import Any
 
 from dctps_jax.errors import UserError
 
 # Okabe and Ito's colours, which the colour-blind tell apart; dashes serve where there is no colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+# Full with the DCT offset, dashed without.
+DASHES = {True: "-", False: (0, (4, 2))}
 
 
 def figure_files(output: Path) -> list[Path]:
@@ -14,3 +18,18 @@ def figure_files(output: Path) -> list[Path]:
         raise UserError(f"--output is {output}, but {output.parent} is no directory; create it or name another one")
     name = output.name.removesuffix(".png").removesuffix(".svg")
     return [output.with_name(name + suffix) for suffix in (".png", ".svg")]
+
+
+def new_figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, list[Any]]:
+    """Return a figure of ``rows × columns`` axes, in inches, and the axes row by row."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "lines.linewidth": 2, "font.size": 10, "axes.grid": True, "grid.color": "0.9",
+        "axes.spines.top": False, "axes.spines.right": False,
+    }  # fmt: skip
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.analysis.figures import COLOURS, figure_files
+from dctps_jax.analysis.aligned import aligned
+from dctps_jax.analysis.figures import COLOURS, MARKERS, figure_files, new_figure
 from dctps_jax.errors import UserError
 from dctps_jax.pruning import load_run_masks
 
@@ -31,7 +32,7 @@ def density_table(runs: Mapping[str, Masks]) -> str:
     for path in runs[names[0]]:
         rows.append([path, *(f"{100 * runs[name][path].mean():.3g} %" for name in names)])
     rows.append(["total", *(f"{100 * _total_density(runs[name]):.3g} %" for name in names)])
-    return _aligned(rows)
+    return "\n".join(aligned(rows, left=1))
 
 
 def overlap_table(runs: Mapping[str, Masks]) -> str:
@@ -39,7 +40,7 @@ def overlap_table(runs: Mapping[str, Masks]) -> str:
     names = list(runs)
     rows = [["overlap", *names]]
     rows += [[first, *(f"{jaccard(runs[first], runs[second]):.3f}" for second in names)] for first in names]
-    return _aligned(rows)
+    return "\n".join(aligned(rows, left=1))
 
 
 def draw_densities(runs: Mapping[str, Masks], output: Path) -> None:
@@ -47,19 +48,14 @@ def draw_densities(runs: Mapping[str, Masks], output: Path) -> None:
 
     A layer that keeps no weight has no place on such an axis; it is marked on the floor of the figure.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     layers = list(next(iter(runs.values())))
     places = np.arange(len(layers))
     densities = {name: np.array([100 * masks[path].mean() for path in layers]) for name, masks in runs.items()}
     lowest = min((values[values > 0].min() for values in densities.values() if values.any()), default=1)
     floor = lowest / 3
-    figure, axes = plt.subplots(figsize=(max(6, 0.16 * len(layers) + 3), 4.6), layout="constrained")
+    figure, (axes,) = new_figure(1, 1, width=max(6, 0.16 * len(layers) + 3), height=4.6)
     for number, (name, values) in enumerate(densities.items()):
-        colour, marker = COLOURS[number % len(COLOURS)], "osD^vPX"[number % 7]
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         shown = np.where(values > 0, values, np.nan)
         axes.plot(places, shown, color=colour, marker=marker, markersize=4, linewidth=1.2, label=name)
         empty = places[values == 0]
@@ -67,12 +63,9 @@ def draw_densities(runs: Mapping[str, Masks], output: Path) -> None:
     axes.set(yscale="log", ylabel="weights kept (%), × none", ylim=(floor / 1.5, 150))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xticks(places, layers, rotation=90, fontsize=7 if len(layers) > 30 else 9)
-    axes.grid(color="0.9", which="major")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(runs)))
     for file in figure_files(output):
-        figure.savefig(file, dpi=150)
-    plt.close(figure)
+        figure.savefig(file)
 
 
 def load_runs(folders: list[Path]) -> dict[str, Masks]:
@@ -94,16 +87,6 @@ def load_runs(folders: list[Path]) -> dict[str, Masks]:
 
 def _total_density(masks: Masks) -> float:
     return sum(mask.sum() for mask in masks.values()) / sum(mask.size for mask in masks.values())
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    )
 
 
 def main() -> None:

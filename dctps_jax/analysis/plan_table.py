@@ -1,41 +1,21 @@
 """How each compact layer is computed, and what the plan expects it to cost."""
 
-from functools import partial
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from dctps_jax import plan
 from dctps_jax.analysis.aligned import aligned
-from dctps_jax.geometry import Geometry
+from dctps_jax.analysis.works import works_of
 from dctps_jax.layers import prunable_layers
-from dctps_jax.models.blocks import Running
 
 
 def planned(model: nnx.Module, inputs: tuple[int, ...]) -> list[tuple[str, plan.Work, str]]:
-    """Return (path, work, method) of the compact layers in the order of their use, for inputs of that shape.
-
-    Nothing is computed.
-    """
-    rows: list[tuple[str, plan.Work, str]] = []
-    copy = nnx.clone(model)
-    copy.eval()
-    if hasattr(copy, "running"):
-        setattr(copy, "running", Running(min_loop=0))  # noqa: B010 (each layer is to run under its own name)
-
-    def record(path: str, layer: Any, inputs: jax.Array, geometry: Geometry) -> jax.Array:
-        if layer.support is not None:
-            work = layer.work(inputs, geometry)
-            rows.append((path, work, plan.choose(layer.method, work, inputs.dtype)))
-        return type(layer)._apply(layer, inputs, geometry)
-
-    for path, layer in prunable_layers(copy).items():
-        # Past nnx, which would take it for a part of the network.
-        object.__setattr__(layer, "_apply", partial(record, path, layer))
-    jax.eval_shape(copy, jax.ShapeDtypeStruct(inputs, jnp.float32))
-    return rows
+    """Return (path, work, method) of the compact layers in the order of their use, for inputs of that shape."""
+    layers = prunable_layers(model)
+    return [
+        (path, work, plan.choose(layers[path].method, work, dtype))
+        for path, work, dtype in works_of(model, inputs)
+        if layers[path].support is not None
+    ]
 
 
 def plan_table(rows: list[tuple[str, plan.Work, str]]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dctps_jax import data, models, pruning
+from dctps_jax.analysis.flops import flops_account
 from dctps_jax.analysis.layer_table import layer_table
 from dctps_jax.analysis.plan_table import plan_table, planned
 from dctps_jax.analysis.storage import file_bytes, storage_account, storage_table
@@ -91,13 +92,14 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
             config, dataset.num_classes, dataset.image_size, train, plan, own_masks if goes_on else None
         )
         shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
+        image_shape = dataset.train_images.shape[1:]
         sizes = {path: math.prod(shape) for path, shape in shapes.items()}
         counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
         if jax.process_index() == 0:
             print(layer_table(shapes, counts, sizes))
             if config.execution.explain:
                 local = config.batch_size // jax.device_count()
-                print(plan_table(planned(model, (local, *dataset.train_images.shape[1:]))))
+                print(plan_table(planned(model, (local, *image_shape))))
         if plan.updates is not None and not plan.updates.moves_anything(counts, sizes):
             logger.warning(
                 "sparse_training.method is %r, but no weight will ever move: updates come every %d steps before step %d, and "
@@ -137,6 +139,10 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
             {"state": stored(state), "sums": sums},
         )
         trainable = sum(leaf.size for leaf in jax.tree.leaves(template["state"].params))
+        flops = {
+            "inference_of_an_image": flops_account(model, (1, *image_shape), counts)["inference"],
+            "training_step": flops_account(model, (plan.batch_size, *image_shape), counts)["training_step"],
+        }
         account = storage_account(state, template["state"], graphs.shapes, optimizer)
         if jax.process_index() == 0:
             print(storage_table(account))
@@ -235,6 +241,7 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
             "layer_densities": {path: counts[path] / sizes[path] for path in sizes},
             "trainable_parameters": trainable,
             "storage_bytes": account,
+            "flops": flops,
             "checkpoint_file_bytes": file_bytes(workdir / "checkpoints" / "latest" / str(step)),
             "seed": config.seed,
             "compile_seconds": programs.compile_seconds,

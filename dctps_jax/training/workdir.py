@@ -35,12 +35,18 @@ FREE_FIELDS = (
 FILES = ("results.json", "metrics.jsonl", "masks.npz", "masks_initial.npz", "checkpoints", "tensorboard")
 
 
+class InUse(UserError):
+    """A directory that another process works in."""
+
+    exit_code = 75
+
+
 @contextlib.contextmanager
 def claim(workdir: Path, config: Any) -> Iterator[None]:
     """Hold ``workdir`` for this process; check the config of an old one. A new one is bound by ``record_config`` later.
 
     Raises :class:`~dctps_jax.errors.UserError` where the directory belongs to another config (naming the fields that
-    differ), is in use by another process, or cannot be written.
+    differ) or cannot be written, :class:`InUse` where another process holds it.
     """
     if jax.process_index() != 0:  # one host of several answers for the directory
         yield
@@ -56,7 +62,7 @@ def claim(workdir: Path, config: Any) -> Iterator[None]:
         ) from error
     with lock:
         if not _try_lock(lock):
-            raise UserError(f"--workdir {workdir} is in use by another run; wait for it or choose another directory")
+            raise InUse(f"--workdir {workdir} is in use by another run; wait for it or choose another directory")
         path = workdir / "config.json"
         if path.exists():
             _check_same(read_json(path), json.loads(config.to_json()), workdir)

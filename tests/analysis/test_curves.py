@@ -5,14 +5,15 @@ import json
 import pytest
 
 from dctps_jax import UserError
-from dctps_jax.analysis.curves import _labels, _setting_of, draw_curves
+from dctps_jax.analysis.curves import draw_curves, panel_titles
+from dctps_jax.analysis.records import by_setting, read_run
 
 
-def make_run(folder, density, offset, seed, accuracies):
+def make_run(folder, density, offset, seed, accuracies, method="epl"):
     folder.mkdir()
     config = {
         "seed": seed,
-        "pruning": {"density": density, "method": "epl"},
+        "pruning": {"density": density, "method": method},
         "model": {"offset": offset, "name": "lenet"},
         "data": {"name": "digits"},
     }
@@ -22,24 +23,25 @@ def make_run(folder, density, offset, seed, accuracies):
     return folder
 
 
-def test_seeds_share_a_line(tmp_path):
+def test_seeds_share_a_line_and_methods_have_panels(tmp_path):
     runs = [
         make_run(tmp_path / "a", 0.01, "dct", 0, [0.1, 0.3, 0.4]),
         make_run(tmp_path / "b", 0.01, "dct", 1, [0.2, 0.4]),
         make_run(tmp_path / "c", 0.01, None, 0, [0.1, 0.1, 0.1]),
+        make_run(tmp_path / "d", 0.01, None, 0, [0.1, 0.1, 0.1], method="snip"),
     ]
-    settings = [_setting_of(json.loads((run / "config.json").read_text())) for run in runs]
-    assert settings[0] == settings[1] != settings[2]
-    assert _labels(settings) == {settings[0]: "1 %, α·DCT + sparse", settings[2]: "1 %, sparse"}
-    draw_curves(runs, tmp_path / "curves.png")
+    records = [read_run(run) for run in runs]
+    groups = by_setting(records)
+    assert [len(members) for members in groups.values()] == [2, 1, 1]
+    assert sorted(panel_titles(list(groups)).values()) == ["epl", "epl", "snip"]
+    draw_curves(records, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    figure = (tmp_path / "curves.svg").read_text()
-    assert "<svg" in figure
+    assert "<svg" in (tmp_path / "curves.svg").read_text()
 
 
 def test_runs_without_rows_are_named(tmp_path):
     run = make_run(tmp_path / "a", 0.01, "dct", 0, [])
-    with pytest.raises(UserError, match=r"metrics\.jsonl has no rows"):
-        draw_curves([run], tmp_path / "curves.png")
+    with pytest.raises(UserError, match=r"a has no rows in metrics\.jsonl"):
+        draw_curves([read_run(run)], tmp_path / "curves.png")
     with pytest.raises(UserError, match=r"config\.json does not exist"):
-        draw_curves([tmp_path / "none"], tmp_path / "curves.png")
+        read_run(tmp_path / "none")

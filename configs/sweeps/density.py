@@ -1,0 +1,12 @@
+"""Accuracy against density, with the DCT offset and without, three seeds each.
+
+python sweep.py --config configs/lenet_cifar10.py --sweep configs/sweeps/density.py --workdir sweeps/density
+"""
+
+
+def get_sweep():
+    return {
+        "pruning.density": (1.0, 0.1, 0.03, 0.01, 0.003, 0.001),
+        "model.offset": ("dct", None),
+        "seed": (0, 1, 2),
+    }

@@ -1,0 +1,57 @@
+"""The paper's figure: test accuracy against the share of weights that are trained."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dctps_jax.analysis.figures import COLOURS, DASHES, MARKERS, figure_files, new_figure
+
+NAMED = ("method", "offset")
+
+
+def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
+    """Draw a line for each method and offset, with bands of a standard deviation; save it with ``.png`` and ``.svg``.
+
+    ``lines`` are those of the report. The colour and the marker stand for the method, full lines for the DCT offset and
+    dashed ones for none. The dense network without offset is a horizontal line.
+    """
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    dense = []
+    for line in lines:
+        accuracy = line["test_accuracy_final"]
+        if accuracy is None:
+            continue
+        rest = ", ".join(f"{name}={value}" for name, value in line.items() if "." in name)
+        if line["method"] == "dense" and line["offset"] == "none":
+            dense.append((rest, line))
+        else:
+            groups[line["method"], line["offset"], rest].append(line)
+    methods = sorted({(method, rest) for method, _, rest in groups})
+    figure, (axes,) = new_figure(1, 1, width=7.5, height=4.4)
+    for number, (rest, line) in enumerate(dense):
+        label = ", ".join(filter(None, ["dense, no offset", rest]))
+        style = ("-", (0, (1, 1)), (0, (3, 1, 1, 1)))[number % 3]
+        axes.axhline(
+            100 * line["test_accuracy_final"], color="0.45", linestyle=style, linewidth=1.5, label=label, zorder=1
+        )
+    for (method, offset, rest), points in sorted(groups.items()):
+        points = sorted(points, key=lambda line: line["density_kept"])
+        number = methods.index((method, rest))
+        densities = [100 * line["density_kept"] for line in points]
+        means = [100 * line["test_accuracy_final"] for line in points]
+        deviations = [100 * line["test_accuracy_final_std"] for line in points]
+        label = ", ".join(filter(None, [method, "α·DCT + sparse" if offset == "dct" else "sparse", rest]))
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(
+            densities, means, color=colour, linestyle=DASHES[offset == "dct"], marker=MARKERS[number % len(MARKERS)],
+            markersize=5, markerfacecolor=colour if offset == "dct" else "white", label=label,
+        )  # fmt: skip
+        lower = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
+        upper = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
+        axes.fill_between(densities, lower, upper, color=colour, alpha=0.15, linewidth=0)
+    axes.set(xscale="log", xlabel="weights trained (%)", ylabel="test accuracy (%)")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    for file in figure_files(output):
+        figure.savefig(file)

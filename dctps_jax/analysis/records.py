@@ -1,0 +1,105 @@
+"""Runs as the figures and tables read them: out of their directories, or out of one file that holds many."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dctps_jax.config import flat_fields
+from dctps_jax.errors import UserError
+from dctps_jax.training.metrics import read_rows
+from dctps_jax.training.workdir import FREE_FIELDS, read_json, write_whole
+
+Setting = tuple[tuple[str, Any], ...]
+# What the tables and legends name in their own way; of other fields they name those that differ.
+NAMED = ("pruning.density", "pruning.method", "sparse_training.method", "model.offset")
+
+
+class Record(NamedTuple):
+    """A run: its name, its config by dotted field, what it came to (None while it goes on) and its epochs."""
+
+    name: str
+    config: dict[str, Any]
+    results: dict[str, Any] | None
+    rows: list[dict[str, Any]]
+
+    @property
+    def setting(self) -> Setting:
+        """Everything that may change a run's numbers but its seed."""
+        ignored = {"seed", "num_seeds", *FREE_FIELDS}
+        return tuple((field, value) for field, value in sorted(self.config.items()) if field not in ignored)
+
+
+def read_run(folder: Path, name: str | None = None) -> Record:
+    """Return the run in ``folder``; a directory without config is a :class:`~dctps_jax.errors.UserError`."""
+    config = read_json(folder / "config.json")
+    results = read_json(folder / "results.json") if (folder / "results.json").exists() else None
+    return Record(name or str(folder), _hashable(config), results, read_rows(folder / "metrics.jsonl"))
+
+
+def read_records(source: Path) -> list[Record]:
+    """Return all runs below a directory, or in a file that :func:`write_records` wrote, by name.
+
+    The directory over the seeds of a run is none itself. Raises :class:`~dctps_jax.errors.UserError` where there is nothing.
+    """
+    if source.is_file():
+        records = _read_file(source)
+    elif source.is_dir():
+        folders = sorted(file.parent for file in source.rglob("config.json"))
+        records = [read_run(folder, str(folder.relative_to(source))) for folder in folders]
+        records = [record for record in records if record.config.get("num_seeds", 1) == 1]
+    else:
+        raise UserError(f"{source} does not exist; give a directory of runs, or a runs.jsonl")
+    if not records:
+        raise UserError(f"{source} holds no runs; give the directory that train.py or sweep.py wrote to")
+    return records
+
+
+def write_records(file: Path, records: Iterable[Record]) -> None:
+    """Write the runs as one JSON object a line."""
+    lines = (json.dumps(record._asdict(), separators=(",", ":")) + "\n" for record in records)
+    write_whole(file, "".join(lines))
+
+
+def by_setting(records: Iterable[Record]) -> dict[Setting, list[Record]]:
+    """Group the runs that differ in nothing but their seed."""
+    groups: dict[Setting, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.setting].append(record)
+    return dict(groups)
+
+
+def method_name(setting: Setting) -> str:
+    """Return the method of pruning, with that of sparse training where weights move; "dense" at density 1."""
+    values = dict(setting)
+    moves = values.get("sparse_training.method", "static")
+    method = (
+        "dense"
+        if values["pruning.density"] == 1 and values["pruning.method"] != "from_run"
+        else values["pruning.method"]
+    )
+    return method if moves == "static" else f"{method} + {moves}"
+
+
+def differing(settings: Sequence[Setting]) -> list[str]:
+    """Return the fields that differ among the settings, besides those that have columns of their own."""
+    fields = sorted({field for setting in settings for field, _ in setting} - set(NAMED))
+    return [field for field in fields if len({dict(setting).get(field) for setting in settings}) > 1]
+
+
+def _read_file(file: Path) -> list[Record]:
+    records = []
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        try:
+            values = json.loads(line)
+            values["config"] = _hashable(values["config"])
+            records.append(Record(**values))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{file} is no file of runs (line {number}); give a directory of runs instead") from error
+    return records
+
+
+def _hashable(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config by dotted field, its lists as texts."""
+    return {field: str(value) if isinstance(value, list) else value for field, value in flat_fields(config)}

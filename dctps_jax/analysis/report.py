@@ -1,0 +1,178 @@
+"""Tables and figures of many runs: ``python -m dctps_jax.analysis.report DIR [--output FOLDER]``.
+
+DIR is what ``sweep.py`` or ``train.py`` wrote to, or a ``runs.jsonl`` of an earlier report. Written are
+
+- ``report.md`` and ``report.csv``: accuracies, trainable parameters, bytes and operations, a line a setting;
+- ``accuracy``, as PNG and SVG: test accuracy against the share of weights that are trained, as in the paper;
+- ``curves``, likewise: validation accuracy by epoch;
+- ``runs.jsonl``: all that was read, in one file.
+"""
+
+import argparse
+import csv
+import io
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dctps_jax.analysis.accuracy import draw_accuracy
+from dctps_jax.analysis.curves import draw_curves
+from dctps_jax.analysis.figures import figure_files
+from dctps_jax.analysis.records import (
+    Record,
+    Setting,
+    by_setting,
+    differing,
+    method_name,
+    read_records,
+    write_records,
+)
+from dctps_jax.errors import UserError
+from dctps_jax.training.metrics import mean_and_std
+from dctps_jax.training.workdir import write_whole
+
+Line = dict[str, Any]
+
+
+def summary(records: Sequence[Record]) -> list[Line]:
+    """Return a line for each setting of the finished runs: mean and sample standard deviation over its seeds, and its costs."""
+    groups = by_setting([record for record in records if record.results is not None])
+    fields = differing(list(groups))
+    lines = [_line(setting, members, fields) for setting, members in groups.items()]
+    return sorted(lines, key=lambda line: (line["method"], line["offset"] == "none", -line["density_kept"]))
+
+
+def _line(setting: Setting, members: Sequence[Record], fields: Sequence[str]) -> Line:
+    values = dict(setting)
+    results = [record.results for record in members if record.results is not None]
+    first = results[0]
+    line: Line = {
+        "method": method_name(setting),
+        "offset": values["model.offset"] or "none",
+        **{field: values.get(field) for field in fields},
+        "density_asked": first["density_asked"],
+        "density_kept": statistics.fmean(result["density"] for result in results),
+        "seeds": len(results),
+    }
+    for name in ("test_accuracy_best", "test_accuracy_final"):
+        accuracies = [result[name] for result in results if result[name] is not None]
+        line[name], line[f"{name}_std"] = mean_and_std(accuracies) if accuracies else (None, None)
+    line["trainable_parameters"] = round(statistics.fmean(result["trainable_parameters"] for result in results))
+    line |= _costs(first)
+    speeds = [row["images_per_second"] for record in members for row in record.rows]
+    line["images_per_second"] = statistics.median(speeds) if speeds else None
+    return line
+
+
+def _costs(results: Mapping[str, Any]) -> Line:
+    """Return bytes and operations of a run; runs of older versions have none of the latter."""
+    storage, flops = results.get("storage_bytes"), results.get("flops")
+    costs: Line = {"state_bytes": None, "checkpoint_file_bytes": results.get("checkpoint_file_bytes")}
+    if storage:
+        costs["state_bytes"] = sum(storage[kind]["this"] for kind in ("parameters", "supports", "optimizer_state"))
+    for kind in ("inference_of_an_image", "training_step"):
+        count = flops[kind] if flops else None
+        costs[f"{kind}_flops_dense"] = count["dense"] if count else None
+        costs[f"{kind}_flops_sparse"] = count["sparse"] + count["offset"] if count else None
+    return costs
+
+
+def markdown(lines: Sequence[Line], records: Sequence[Record]) -> str:
+    """Return the report's text."""
+    fixed = {"method", "offset", "density_asked", "density_kept", "seeds"}
+    extra = [name for name in lines[0] if "." in name and name not in fixed]
+    head = [
+        "method", "offset", *extra, "asked", "kept", "seeds", "test accuracy, best epoch", "last epoch", "trainable",
+        "parameters + optimiser", "checkpoint", "inference, dense", "sparse", "training step, dense", "sparse", "images/s",
+    ]  # fmt: skip
+    texts = [f"| {' | '.join(head)} |", f"|{' --- |' * (2 + len(extra))}{' ---: |' * (len(head) - 2 - len(extra))}"]
+    for line in lines:
+        cells = [
+            line["method"], line["offset"], *(str(line[name]) for name in extra), _percent(line["density_asked"]),
+            _percent(line["density_kept"]), str(line["seeds"]), _accuracy(line, "test_accuracy_best"),
+            _accuracy(line, "test_accuracy_final"), f"{line['trainable_parameters']:,}", _scaled(line["state_bytes"], "B"),
+            _scaled(line["checkpoint_file_bytes"], "B"),
+            *(_scaled(line[f"{kind}_flops_{way}"], "") for kind in ("inference_of_an_image", "training_step") for way in ("dense", "sparse")),
+            "" if line["images_per_second"] is None else f"{line['images_per_second']:,.0f}",
+        ]  # fmt: skip
+        texts.append(f"| {' | '.join(cells)} |")
+    unfinished = [record.name for record in records if record.results is None]
+    notes = (
+        "Accuracies are means ± sample standard deviations over the seeds. Operations are theoretical, of an image's inference "
+        "and of a training step on a batch, in the prunable layers: with whole kernels (dense), and of the trained weights "
+        "and a fast cosine transform for the offset (sparse). Images a second are measured, the median of all epochs."
+    )
+    if unfinished:
+        notes += f"\n\nNot finished, and left out: {', '.join(unfinished)}."
+    return "\n".join([*texts, "", notes, ""])
+
+
+def as_csv(lines: Sequence[Line]) -> str:
+    """Return the lines as CSV with all digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def write_report(source: Path, output: Path) -> list[Path]:
+    """Write all files of the report into the folder ``output``; return them.
+
+    Raises :class:`~dctps_jax.errors.UserError` where there are no finished runs, or no folder.
+    """
+    records = read_records(source)
+    lines = summary(records)
+    if not lines:
+        raise UserError(f"{source} holds no finished run; a report is of finished ones")
+    if not output.is_dir():
+        raise UserError(f"--output is {output}, which is no directory; create it or name another one")
+    texts = {"report.md": markdown(lines, records), "report.csv": as_csv(lines)}
+    for name, text in texts.items():
+        write_whole(output / name, text)
+    write_records(output / "runs.jsonl", records)
+    draw_accuracy(lines, output / "accuracy")
+    draw_curves([record for record in records if record.rows], output / "curves")
+    files = [output / name for name in (*texts, "runs.jsonl")]
+    return [*files, *figure_files(output / "accuracy"), *figure_files(output / "curves")]
+
+
+def _accuracy(line: Line, name: str) -> str:
+    mean, deviation = line[name], line[f"{name}_std"]
+    if mean is None:
+        return ""
+    return f"{100 * mean:.2f} %" if line["seeds"] == 1 else f"{100 * mean:.2f} ± {100 * deviation:.2f} %"
+
+
+def _percent(density: float | None) -> str:
+    return "" if density is None else f"{100 * density:.3g} %"
+
+
+def _scaled(number: float | None, unit: str) -> str:
+    """Return a number with three digits and a prefix."""
+    if number is None:
+        return ""
+    for prefix in ("", "k", "M", "G", "T"):
+        if number < 999.5 or prefix == "T":
+            break
+        number /= 1000
+    return f"{number:.3g} {prefix}{unit}".strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("source", type=Path, help="directory of runs, or a runs.jsonl")
+    parser.add_argument("--output", type=Path, help="folder to write to; the directory of the runs if not given")
+    arguments = parser.parse_args()
+    source = arguments.source
+    try:
+        files = write_report(source, arguments.output or (source.parent if source.is_file() else source))
+    except UserError as error:
+        sys.exit(f"report: {error}")
+    print(f"written: {', '.join(map(str, files))}")
+
+
+if __name__ == "__main__":
+    main()

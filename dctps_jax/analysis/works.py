@@ -1,0 +1,35 @@
+"""What each prunable layer of a network has to compute for inputs of a shape, by an abstract call."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dctps_jax.geometry import Geometry
+from dctps_jax.layers import prunable_layers
+from dctps_jax.models.blocks import Running
+from dctps_jax.plan import Work
+
+
+def works_of(model: nnx.Module, inputs: tuple[int, ...]) -> list[tuple[str, Work, Any]]:
+    """Return (path, work, dtype of the inputs) of the prunable layers in the order of their use, for inputs of that shape.
+
+    Nothing is computed. The ``nnz`` of a layer that is not compact is the size of its kernel.
+    """
+    rows: list[tuple[str, Work, Any]] = []
+    copy = nnx.clone(model)
+    copy.eval()
+    if hasattr(copy, "running"):
+        setattr(copy, "running", Running(min_loop=0))  # noqa: B010 (each layer is to run under its own name)
+
+    def record(path: str, layer: Any, inputs: jax.Array, geometry: Geometry) -> jax.Array:
+        rows.append((path, layer.work(inputs, geometry), inputs.dtype))
+        return type(layer)._apply(layer, inputs, geometry)
+
+    for path, layer in prunable_layers(copy).items():
+        # Past nnx, which would take it for a part of the network.
+        object.__setattr__(layer, "_apply", partial(record, path, layer))
+    jax.eval_shape(copy, jax.ShapeDtypeStruct(inputs, jnp.float32))
+    return rows

@@ -1,0 +1,209 @@
+"""Many runs of one config: a grid over its fields, a directory and a process for each, claimed by one sweep at a time."""
+
+import fcntl
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from dctps_jax.config import TYPES, check_config, unknown_field
+from dctps_jax.errors import UserError
+from dctps_jax.training.report import last_line
+from dctps_jax.training.workdir import InUse, read_json
+
+LOG = "log.txt"
+POLL_SECONDS = 0.5
+
+
+class Run(NamedTuple):
+    """One point of a grid: its directory's name, the fields that it sets and the epochs that it takes."""
+
+    name: str
+    fields: dict[str, Any]
+    epochs: int
+
+    def options(self) -> list[str]:
+        """Return what sets its fields on the command line of ``train.py``."""
+        return [f"--config.{field}={value}" for field, value in self.fields.items()]
+
+
+def plan_runs(config: Any, grids: Any) -> list[Run]:
+    """Return the runs of all combinations of each grid's values; those that occur twice once.
+
+    A grid maps dotted fields to lists of values. Every run's config is checked. Raises
+    :class:`~dctps_jax.errors.UserError` for anything that is no grid, fields that do not exist and values not allowed.
+    """
+    runs: dict[str, Run] = {}
+    for grid in _checked(grids):
+        for values in itertools.product(*grid.values()):
+            fields = dict(zip(grid, values, strict=True))
+            single = config.copy_and_resolve_references()
+            for field, value in fields.items():
+                _set(single, field, value)
+            check_config(single, devices=False)
+            name = ",".join(f"{field}={_as_name(value)}" for field, value in sorted(fields.items()))
+            if runs.setdefault(name, Run(name, fields, single.num_epochs)).fields != fields:
+                raise UserError(
+                    f"the sweep has two runs that would be called {name}; choose values that differ in letters"
+                )
+    return list(runs.values())
+
+
+def _checked(grids: Any) -> list[dict[str, Sequence[Any]]]:
+    """Return the grids as a list, each with fields that exist and lists of values."""
+    checked: list[Any] = list(grids) if isinstance(grids, list | tuple) and grids else [grids]
+    for grid in checked:
+        _check_grid(grid)
+    return checked
+
+
+def _check_grid(grid: Any) -> None:
+    if not isinstance(grid, Mapping) or not grid:
+        raise UserError(
+            f"the sweep holds {grid!r}; it must be grids of fields and values: {{'pruning.density': (0.1, 0.01)}}"
+        )
+    for field, values in grid.items():
+        if field not in TYPES:
+            raise UserError(unknown_field(field))
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise UserError(f"the sweep has {values!r} for config.{field}; it must be a list of values, e.g. (0, 1, 2)")
+
+
+def _set(config: Any, field: str, value: Any) -> None:
+    types, allowed = TYPES[field]
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise UserError(f"the sweep has {value!r} for config.{field}; it must be {allowed}")
+    *folders, name = field.split(".")
+    for folder in folders:
+        config = config[folder]
+    config[name] = float(value) if isinstance(config[name], float) and not isinstance(value, bool) else value
+
+
+def _as_name(value: Any) -> str:
+    text = "".join(character if character.isalnum() or character in ".+-_" else "_" for character in str(value))
+    return text or "_"
+
+
+class Sweep:
+    """Does runs, up to ``jobs`` at a time, each by a process of ``command`` with the run's fields and directory.
+
+    Runs that are finished are skipped, runs that another process works on are waited for, and taken over where it dies. A
+    signal stops the processes, which save their states first. The processors are divided among the jobs.
+    """
+
+    def __init__(self, runs: Sequence[Run], command: Sequence[str], workdir: Path, jobs: int = 1):
+        self.runs, self.command, self.workdir, self.jobs = runs, command, workdir, jobs
+        self.working: dict[int, tuple[Run, subprocess.Popen, float]] = {}
+        self.failed: dict[str, str] = {}
+        self.signal_number: int | None = None
+
+    def go(self) -> None:
+        """Do what is not finished; afterwards ``failed`` has a reason for each run that failed."""
+        finished = [run for run in self.runs if self._is_finished(run)]
+        waiting = deque(run for run in self.runs if run not in finished)
+        print(f"{len(self.runs)} runs, {len(finished)} of them finished")
+        previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        bar = tqdm(
+            total=sum(run.epochs for run in self.runs), unit="epoch", disable=not sys.stderr.isatty(), leave=False,
+            initial=sum(run.epochs for run in finished),
+        )  # fmt: skip
+        try:
+            while self.working or (waiting and self.signal_number is None):
+                for slot in range(self.jobs):
+                    if slot not in self.working and self.signal_number is None:
+                        self._start_one(slot, waiting)
+                time.sleep(POLL_SECONDS)
+                for slot, run in list(self._ended()):
+                    self._report(slot, run, waiting)
+                bar.n = sum(run.epochs if self._is_finished(run) else self._epochs_done(run) for run in self.runs)
+                bar.refresh()
+        finally:
+            bar.close()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def num_finished(self) -> int:
+        return sum(map(self._is_finished, self.runs))
+
+    def _start_one(self, slot: int, waiting: deque[Run]) -> None:
+        """Start the first waiting run that nobody works on; drop those that others have finished."""
+        for _ in range(len(waiting)):
+            run = waiting.popleft()
+            folder = self.workdir / run.name
+            if self._is_finished(run):
+                continue
+            if _in_use(folder):
+                waiting.append(run)
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / LOG).open("a") as log:
+                process = subprocess.Popen(
+                    [*self.command, *run.options(), "--workdir", str(folder)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    # Out of reach of the terminal's Ctrl-C: this process passes it on, once.
+                    start_new_session=True, preexec_fn=_pinned(slot, self.jobs),
+                )  # fmt: skip
+            self.working[slot] = (run, process, time.monotonic())
+            return
+
+    def _ended(self) -> Iterator[tuple[int, Run]]:
+        for slot, (run, process, _) in self.working.items():
+            if process.poll() is not None:
+                yield slot, run
+
+    def _report(self, slot: int, run: Run, waiting: deque[Run]) -> None:
+        _, process, started = self.working.pop(slot)
+        if self._is_finished(run):
+            results = read_json(self.workdir / run.name / "results.json")
+            seconds = time.monotonic() - started
+            tqdm.write(f"[{self.num_finished()}/{len(self.runs)}] {run.name}: {last_line(results)}, {seconds:.0f} s")
+        elif process.returncode == InUse.exit_code:
+            waiting.append(run)
+        elif self.signal_number is None:
+            log = self.workdir / run.name / LOG
+            lines = log.read_text(errors="replace").split("\n")
+            reason = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
+            self.failed[run.name] = f"exit status {process.returncode}: {reason.strip()} (all of it in {log})"
+            tqdm.write(f"{run.name} failed, {self.failed[run.name]}")
+
+    def _stop(self, signal_number: int, frame: FrameType | None) -> None:
+        self.signal_number = signal_number
+        for _, process, _ in self.working.values():
+            process.terminate()
+
+    def _is_finished(self, run: Run) -> bool:
+        return (self.workdir / run.name / "results.json").exists()
+
+    def _epochs_done(self, run: Run) -> int:
+        metrics = self.workdir / run.name / "metrics.jsonl"
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+
+def _in_use(folder: Path) -> bool:
+    """Return whether a process works on the run in ``folder``."""
+    lock = folder / ".lock"
+    if not lock.exists():
+        return False
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _pinned(slot: int, jobs: int) -> Any:
+    """Return what gives a new process the processors of its slot; None where there are none to divide."""
+    if jobs == 1 or not hasattr(os, "sched_setaffinity"):
+        return None
+    processors = sorted(os.sched_getaffinity(0))
+    share = processors[slot::jobs]
+    return (lambda: os.sched_setaffinity(0, share)) if share else None

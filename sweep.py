@@ -1,0 +1,72 @@
+"""Train every combination of values: ``python sweep.py --config configs/NAME.py --sweep configs/sweeps/NAME.py --workdir DIR``.
+
+A directory and a process for each run; finished runs are skipped, so that the same command goes on after Ctrl-C, a kill or
+failures. It may run several times at once. Other fields of the config are set for all runs: ``--config.num_epochs=15``.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from dctps_jax.errors import UserError
+from dctps_jax.training.sweep import Sweep, plan_runs
+from train import CONFIG, WORKDIR, fail, parse_flags, show_warnings_only
+
+SWEEP = flags.DEFINE_string("sweep", None, "File with the values to combine, as a function get_sweep().")
+JOBS = flags.DEFINE_integer("jobs", 1, "How many runs at a time; they divide the processors among themselves.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        fail(f"there is no argument {argv[1]!r}; options look like --config.seed=1")
+    if CONFIG.value is None or not SWEEP.value or not WORKDIR.value:
+        fail(
+            "give a config, a sweep and a directory: --config configs/NAME.py --sweep configs/sweeps/NAME.py --workdir DIR"
+        )
+    if JOBS.value < 1:
+        fail(f"--jobs is {JOBS.value}; it must be at least 1")
+    show_warnings_only()
+    try:
+        runs = plan_runs(CONFIG.value, load_sweep(Path(SWEEP.value)))
+        command = [sys.executable, str(Path(__file__).with_name("train.py")), *options_for_all(sys.argv)]
+        sweep = Sweep(runs, command, Path(WORKDIR.value).absolute(), JOBS.value)
+        sweep.go()
+    except UserError as error:
+        fail(str(error))
+    finished = f"{sweep.num_finished()} of {len(runs)} runs are finished"
+    if sweep.signal_number is not None:
+        fail(f"stopped; {finished}; the same command goes on from there", 128 + sweep.signal_number)
+    print(finished)
+    if sweep.failed:
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in sweep.failed.items())
+        fail(f"{len(sweep.failed)} runs failed; the same command tries them again\n{reasons}", 1)
+
+
+def load_sweep(file: Path) -> Any:
+    if not file.is_file():
+        raise UserError(f"--sweep: {str(file)!r} does not exist; examples are in configs/sweeps/")
+    try:
+        return runpy.run_path(str(file))["get_sweep"]()
+    except KeyError as error:
+        raise UserError(f"--sweep: {file} has no function get_sweep()") from error
+    except Exception as error:  # the file is a Python program
+        raise UserError(f"--sweep: {file} cannot be used: {type(error).__name__}: {error}") from error
+
+
+def options_for_all(argv: list[str]) -> list[str]:
+    """Return those arguments that are the config and its fields, for ``train.py``."""
+    options, takes_next = [], False
+    for argument in argv[1:]:
+        name = argument.lstrip("-").partition("=")[0]
+        is_config = argument.startswith("-") and (name == "config" or name.startswith("config."))
+        if is_config or takes_next:
+            options.append(argument)
+        takes_next = is_config and "=" not in argument
+    return options
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,59 @@
+"""Theoretical operations, counted by hand."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from dctps_jax import pruning
+from dctps_jax.analysis.flops import flops_account, transform_flops
+from dctps_jax.models import create_model, prunable_layers
+
+# Output positions an image and size of the kernel of LeNet's layers.
+LENET = {
+    "convs.0": (28 * 28, (75, 6)), "convs.3": (10 * 10, (150, 16)), "convs.6": (1, (400, 120)), "fcs.0": (1, (120, 82)),
+    "fcs.2": (1, (82, 10)),
+}  # fmt: skip
+
+
+def lenet(offset, **options):
+    return create_model("lenet", num_classes=10, offset=offset, rngs=nnx.Rngs(0), **options)
+
+
+@pytest.mark.parametrize("offset", ["dct", None])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_lenet(offset, batch):
+    counts = dict.fromkeys(LENET, 7)
+    account = flops_account(lenet(offset), (batch, 32, 32, 3), counts)
+    dense = batch * sum(2 * positions * rows * columns for positions, (rows, columns) in LENET.values())
+    sparse = batch * sum(2 * 7 * positions for positions, _ in LENET.values())
+    offsets = sum(round(batch * positions * 2 * max(size) * math.log2(max(size))) for positions, size in LENET.values())
+    assert account["inference"] == {"dense": dense, "sparse": sparse, "offset": offsets if offset else 0}
+    assert account["training_step"]["dense"] == 3 * dense
+    assert account["training_step"]["sparse"] == 3 * sparse
+    assert account["training_step"]["offset"] == 2 * account["inference"]["offset"]
+
+
+def test_the_form_of_the_layers_does_not_matter():
+    def choose(shapes):
+        return pruning.random_supports(jax.random.key(0), shapes, dict.fromkeys(shapes, 5))
+
+    compact, masked = lenet("dct", choose_support=choose), lenet("dct", choose_support=choose)
+    for layer in prunable_layers(masked).values():
+        layer.set_mask(pruning.mask_of_support(np.asarray(layer.support[...]), layer.kernel_shape))
+    counts = dict.fromkeys(LENET, 5)
+    assert flops_account(compact, (2, 32, 32, 3), counts) == flops_account(masked, (2, 32, 32, 3), counts)
+
+
+def test_depthwise_layers_count_a_group_s_inputs_only():
+    model = create_model("mobilenet_v2", num_classes=10, rngs=nnx.Rngs(0))
+    layers = prunable_layers(model)
+    whole = {path: math.prod(layer.kernel_shape) for path, layer in layers.items()}
+    account = flops_account(model, (1, 32, 32, 3), whole)["inference"]
+    assert account["dense"] == account["sparse"]
+
+
+def test_a_transform_of_one_number_is_free():
+    assert transform_flops(1) == 0 and transform_flops(8) == 48

@@ -1,0 +1,139 @@
+"""Tables, the accuracy figure and the file of all runs, from directories that stand for runs."""
+
+import csv
+import json
+
+import pytest
+
+from dctps_jax import UserError
+from dctps_jax.analysis.records import method_name, read_records
+from dctps_jax.analysis.report import _scaled, summary, write_report
+
+
+def make_run(
+    folder, *, density=0.01, offset="dct", method="epl", moves="static", seed=0, accuracy=0.5, finished=True, **data
+):
+    folder.mkdir(parents=True)
+    config = {
+        "seed": seed,
+        "num_seeds": 1,
+        "pruning": {"density": density, "method": method, "dense_layers": []},
+        "sparse_training": {"method": moves},
+        "model": {"offset": offset, "name": "lenet"},
+        "data": {"name": "digits", **data},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    row = {"epoch": 1, "step": 9, "val_accuracy": accuracy, "images_per_second": 1000.0 + seed}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    results = {
+        "test_accuracy_best": accuracy, "test_accuracy_final": accuracy - 0.1, "density": density * 1.01,
+        "density_asked": density, "trainable_parameters": 615,
+        "storage_bytes": {kind: {"this": 1000, "dense": 9000} for kind in ("parameters", "supports", "optimizer_state")},
+        "checkpoint_file_bytes": 12345,
+        "flops": {kind: {"dense": 2_500_000, "sparse": 20_000, "offset": 1_000} for kind in ("inference_of_an_image", "training_step")},
+    }  # fmt: skip
+    if finished:
+        (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path):
+    folder = tmp_path / "runs"
+    for seed, accuracy in enumerate((0.5, 0.6, 0.7)):
+        make_run(folder / f"dct_{seed}", seed=seed, accuracy=accuracy)
+    make_run(folder / "sparse", offset=None, accuracy=0.2)
+    make_run(folder / "dense", density=1.0, offset=None, accuracy=0.8)
+    make_run(folder / "rigl", moves="rigl", density=0.1)
+    make_run(folder / "going_on", method="snip", finished=False)
+    return folder
+
+
+def test_a_line_a_setting_with_mean_and_deviation(runs):
+    lines = {(line["method"], line["offset"]): line for line in summary(read_records(runs))}
+    assert set(lines) == {("epl", "dct"), ("epl", "none"), ("dense", "none"), ("epl + rigl", "dct")}
+    line = lines["epl", "dct"]
+    assert line["seeds"] == 3 and line["density_asked"] == 0.01 and line["density_kept"] == pytest.approx(0.0101)
+    assert line["test_accuracy_best"] == pytest.approx(0.6) and line["test_accuracy_best_std"] == pytest.approx(0.1)
+    assert line["test_accuracy_final"] == pytest.approx(0.5)
+    assert line["state_bytes"] == 3000 and line["inference_of_an_image_flops_sparse"] == 21_000
+    assert line["images_per_second"] == 1001.0
+    assert lines["epl", "none"]["test_accuracy_best_std"] == 0
+
+
+def test_the_files(runs, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    files = write_report(runs, output)
+    assert sorted(file.name for file in files) == [
+        "accuracy.png", "accuracy.svg", "curves.png", "curves.svg", "report.csv", "report.md", "runs.jsonl",
+    ]  # fmt: skip
+    assert all(file.exists() for file in files)
+    text = (output / "report.md").read_text()
+    assert (
+        "| epl | dct | 1 % | 1.01 % | 3 | 60.00 ± 10.00 % | 50.00 ± 10.00 % | 615 | 3 kB | 12.3 kB | 2.5 M | 21 k |"
+        in text
+    )
+    assert "Not finished, and left out: going_on." in text
+    with (output / "report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4 and rows[-1]["method"] == "epl + rigl"
+
+    # The one file stands for the directories.
+    again = tmp_path / "again"
+    again.mkdir()
+    write_report(output / "runs.jsonl", again)
+    for name in ("report.md", "report.csv", "runs.jsonl"):
+        assert (again / name).read_text() == (output / name).read_text()
+
+
+def test_other_fields_that_differ_are_columns(runs):
+    make_run(runs / "cropped", augment=True)
+    lines = summary(read_records(runs))
+    assert {line["data.augment"] for line in lines} == {None, True}
+
+
+def test_the_directory_over_seeds_is_no_run(tmp_path):
+    folder = make_run(tmp_path / "runs")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_seeds": 2}))
+    for seed in (0, 1):
+        make_run(folder / f"seed_{seed}", seed=seed)
+    assert [record.name for record in read_records(folder)] == ["seed_0", "seed_1"]
+    (line,) = summary(read_records(folder))
+    assert line["seeds"] == 2
+
+
+def test_what_is_no_directory_of_runs(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no runs"):
+        read_records(tmp_path / "empty")
+    with pytest.raises(UserError, match="does not exist"):
+        read_records(tmp_path / "none")
+    (tmp_path / "foreign.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(UserError, match=r"foreign\.jsonl is no file of runs \(line 1\)"):
+        read_records(tmp_path / "foreign.jsonl")
+    make_run(tmp_path / "one" / "run", finished=False)
+    with pytest.raises(UserError, match="holds no finished run"):
+        write_report(tmp_path / "one", tmp_path)
+    make_run(tmp_path / "two" / "run")
+    with pytest.raises(UserError, match="which is no directory"):
+        write_report(tmp_path / "two", tmp_path / "nowhere")
+
+
+def test_names_of_methods():
+    def name(**fields):
+        setting = {"pruning.density": 0.1, "pruning.method": "epl", "sparse_training.method": "static"}
+        return method_name(tuple((setting | {key.replace("__", "."): value for key, value in fields.items()}).items()))
+
+    assert (
+        name() == "epl" and name(pruning__density=1) == "dense" and name(sparse_training__method="set") == "epl + set"
+    )
+    assert name(pruning__density=1, pruning__method="from_run") == "from_run"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(None, ""), (0, "0 B"), (999, "999 B"), (999.6, "1 kB"), (12_345, "12.3 kB"), (5e13, "50 TB")]
+)
+def test_numbers_with_prefixes(number, text):
+    assert _scaled(number, "B") == text

@@ -1,0 +1,173 @@
+"""Grids become runs, and processes do them: each once, failures told, signals passed on."""
+
+import fcntl
+import os
+import signal
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+
+from configs import lenet_digits
+from configs.sweeps import density, methods
+from dctps_jax import UserError
+from dctps_jax.training.sweep import Sweep, plan_runs
+
+# Stands for train.py: takes the seed's place in the sweep, and fails or waits where it is told to.
+CHILD = """
+import fcntl, json, pathlib, signal, sys, time
+options = dict(argument.removeprefix("--").split("=", 1) for argument in sys.argv[1:] if "=" in argument)
+folder = pathlib.Path(sys.argv[sys.argv.index("--workdir") + 1])
+seed = int(options["config.seed"])
+lock = (folder / ".lock").open("a")
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    sys.exit(75)
+with (folder / "calls").open("a") as calls:
+    calls.write("called\\n")
+def stop(number, frame):
+    (folder / "saved").touch()
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, stop)
+(folder / "ready").touch()
+if "wait" in sys.argv:
+    time.sleep(60)
+if seed == 2 and not (folder / "mended").exists():
+    (folder / "mended").touch()
+    sys.exit("it is broken")
+results = {"test_accuracy_final": 0.5, "test_accuracy_best": 0.5, "best_epoch": 1, "best_val_accuracy": 0.5}
+(folder / "results.json").write_text(json.dumps(results))
+"""
+
+
+def runs_of(grids):
+    return plan_runs(lenet_digits.get_config(), grids)
+
+
+@pytest.fixture
+def command(tmp_path):
+    file = tmp_path / "child.py"
+    file.write_text(textwrap.dedent(CHILD))
+    return [sys.executable, str(file)]
+
+
+def calls(folder):
+    """How often a child worked in a run's directory."""
+    file = folder / "calls"
+    return file.read_text().count("called") if file.exists() else 0
+
+
+def test_a_grid_is_all_combinations_and_a_list_their_union():
+    first = {"pruning.density": (0.1, 0.01), "model.offset": ("dct", None)}
+    runs = runs_of([first, {"pruning.density": (0.1,), "model.offset": ("dct",)}, {"num_epochs": (3,)}])
+    assert [run.name for run in runs] == [
+        "model.offset=dct,pruning.density=0.1",
+        "model.offset=None,pruning.density=0.1",
+        "model.offset=dct,pruning.density=0.01",
+        "model.offset=None,pruning.density=0.01",
+        "num_epochs=3",
+    ]
+    assert runs[1].options() == ["--config.pruning.density=0.1", "--config.model.offset=None"]
+    assert runs[-1].epochs == 3
+
+
+def test_the_sweeps_of_the_paper():
+    assert len(runs_of(density.get_sweep())) == 36
+    assert len(runs_of(methods.get_sweep())) == 48
+
+
+@pytest.mark.parametrize(
+    ("grids", "message"),
+    [
+        ({}, "it must be grids"),
+        (3, "must be grids"),
+        ([3], "it must be grids"),
+        ({"pruning.densty": (0.1,)}, "did you mean config.pruning.density"),
+        ({"pruning.density": 0.1}, "it must be a list of values"),
+        ({"pruning.density": ()}, "it must be a list of values"),
+        ({"pruning.method": "epl"}, "it must be a list of values"),
+        ({"pruning.density": (0.1, 2.0)}, r"config.pruning.density is 2.0; it must be above 0"),
+        ({"pruning.density": ("0.1",)}, "it must be a number"),
+        ({"seed": (True,)}, "it must be a whole number"),
+        ({"data.dir": ("a/b", "a_b")}, "two runs that would be called data.dir=a_b"),
+    ],
+)
+def test_grids_that_cannot_be(grids, message):
+    with pytest.raises(UserError, match=message):
+        runs_of(grids)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_each_run_is_done_once_and_failures_again(tmp_path, command, jobs, capsys):
+    runs, folder = runs_of({"seed": (0, 1, 2)}), tmp_path / "sweep"
+    first = Sweep(runs, command, folder, jobs)
+    first.go()
+    assert list(first.failed) == ["seed=2"] and "exit status 1: it is broken" in first.failed["seed=2"]
+    assert "log.txt" in first.failed["seed=2"] and first.num_finished() == 2
+    assert "3 runs, 0 of them finished" in capsys.readouterr().out
+
+    again = Sweep(runs, command, folder, jobs)
+    again.go()
+    assert again.failed == {} and again.num_finished() == 3
+    assert [calls(folder / f"seed={seed}") for seed in range(3)] == [1, 1, 2]
+    printed = capsys.readouterr().out
+    assert "3 runs, 2 of them finished" in printed and "[3/3] seed=2: test accuracy 50.00%" in printed
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+def test_a_run_of_another_process_is_waited_for(tmp_path, command, finishes):
+    runs, folder = runs_of({"seed": (3, 4)}), tmp_path / "sweep"
+    (folder / "seed=3").mkdir(parents=True)
+    lock = (folder / "seed=3" / ".lock").open("a")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def leave():
+        while not (folder / "seed=4" / "results.json").exists():
+            time.sleep(0.01)
+        if finishes:
+            (folder / "seed=3" / "results.json").write_text("{}")
+        lock.close()
+
+    threading.Thread(target=leave).start()
+    sweep = Sweep(runs, command, folder)
+    sweep.go()
+    assert sweep.num_finished() == 2 and not sweep.failed
+    assert calls(folder / "seed=3") == (0 if finishes else 1)
+
+
+def test_a_directory_that_is_taken_at_the_last_moment_is_tried_again(tmp_path, command, monkeypatch):
+    runs, folder = runs_of({"seed": (3,)}), tmp_path / "sweep"
+    (folder / "seed=3").mkdir(parents=True)
+    lock = (folder / "seed=3" / ".lock").open("a")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    asked = iter([False, True])
+
+    def in_use(run_folder):
+        taken = next(asked, False)
+        if taken:
+            lock.close()
+        return taken
+
+    monkeypatch.setattr("dctps_jax.training.sweep._in_use", in_use)
+    sweep = Sweep(runs, command, folder)
+    sweep.go()
+    assert sweep.num_finished() == 1 and not sweep.failed and calls(folder / "seed=3") == 1
+
+
+def test_a_signal_is_passed_on(tmp_path, command):
+    runs, folder = runs_of({"seed": (0, 1, 3)}), tmp_path / "sweep"
+    sweep = Sweep(runs, [*command, "wait"], folder, jobs=2)
+
+    def stop():
+        while not all((folder / f"seed={seed}" / "ready").exists() for seed in (0, 1)):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    sweep.go()
+    assert sweep.signal_number == signal.SIGTERM and not sweep.failed and not sweep.working
+    assert sorted(child.name for child in folder.iterdir() if (child / "saved").exists()) == ["seed=0", "seed=1"]
+    assert not (folder / "seed=3").exists()
