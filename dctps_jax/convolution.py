@@ -21,8 +21,8 @@ from dctps_jax.geometry import Geometry
 
 # Up to so many output positions an image, a gathered patch matrix is small and its product fast.
 MAX_PATCH_POSITIONS = 4
-# Up to so many weights a position, one position at a time leaves vector registers empty.
-MAX_NARROW_WEIGHTS = 128
+# Fewer channels than a vector register has numbers leave it empty at one position at a time, if there are few on the other side.
+NARROW, MAX_NARROW_WEIGHTS = 8, 128
 
 # Whether what is traced is the body of a loop.
 in_loop: ContextVar[bool] = ContextVar("in_loop", default=False)
@@ -104,8 +104,7 @@ def _narrow_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry
     *_, in_features, out_features = kernel.shape
     outputs = geometry.output_spatial(inputs.shape[1:-1])
     columns = next((count for count in (4, 2) if outputs[-1] % count == 0), 1)
-    few = geometry.groups == 1 and in_features * out_features <= MAX_NARROW_WEIGHTS
-    if not few or columns == 1 or max(geometry.strides) > 1:
+    if not is_narrow(geometry) or columns == 1:
         return None
     # The kernel of each column, shifted to where it sees its inputs.
     no_padding = [(0, 0, 0)]
@@ -123,6 +122,13 @@ def _narrow_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry
         inputs, together, Geometry(together.shape, strides, geometry.pads, precision=geometry.precision)
     )
     return wide.reshape(*wide.shape[:-2], outputs[-1], out_features)
+
+
+def is_narrow(geometry: Geometry) -> bool:
+    """Return whether a convolution has so few channels that several columns are computed at a time."""
+    *_, in_features, out_features = geometry.kernel_shape
+    few = min(in_features, out_features) < NARROW and in_features * out_features <= MAX_NARROW_WEIGHTS
+    return few and geometry.groups == max(geometry.strides) == 1
 
 
 def _is_depthwise(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:

@@ -37,8 +37,6 @@ from dctps_jax.sparse_part import (
 
 # Below this |α| the gradient of α is computed without a division by it.
 MIN_ALPHA = 0.01
-# Up to so many channels inputs are taken for images.
-IMAGE_CHANNELS = 4
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array | None]
 
@@ -72,9 +70,8 @@ def _forward(
             outputs += alpha.astype(inputs.dtype) * offset_convolution(inputs, geometry)
         return outputs, (inputs, values, alpha, support, None)
     outputs = convolve_once(inputs, _kernel(values, alpha, support, geometry).astype(inputs.dtype), geometry)
-    # ⟨Y, ∂Y⟩ or ⟨X, ∂X⟩: whichever is the smaller to read. Nobody asks for the gradient of images otherwise.
-    images = inputs.shape[-1] <= IMAGE_CHANNELS
-    kept = outputs if alpha is not None and (images or outputs.size < inputs.size) else None
+    # ⟨Y, ∂Y⟩ or ⟨X, ∂X⟩: whichever is the smaller to read.
+    kept = outputs if alpha is not None and outputs.size < inputs.size else None
     return outputs, (inputs, values, alpha, support, kept)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dctps_jax.convolution import MAX_NARROW_WEIGHTS, MAX_PATCH_POSITIONS
+from dctps_jax.convolution import MAX_PATCH_POSITIONS, is_narrow
 from dctps_jax.errors import UserError
 from dctps_jax.factored import can_factor
 from dctps_jax.geometry import Geometry
@@ -81,6 +81,8 @@ CPU = Costs(
 LARGE_PAIRS = 4e6
 # "auto" leaves "plain" for what is predicted to take a tenth less: predictions of small differences are not to be relied on.
 MARGIN = 0.9
+# Up to so many channels inputs are taken for images, whose gradient nobody asks for.
+IMAGE_CHANNELS = 4
 # "auto" gathers at most so many times what it gathers from, besides a kernel's size, of which it makes no gradient: the step is
 # not to need more memory than a dense one.
 MAX_GATHERED = 3
@@ -107,12 +109,14 @@ def predicted_seconds(work: Work, method: str, costs: Costs = CPU) -> float:
         forward, gradient = costs.product, costs.product_gradient
     else:
         narrow = costs.narrow / in_features
-        if in_features * out_features <= MAX_NARROW_WEIGHTS:
+        if is_narrow(geometry):
             narrow /= 2
         forward, gradient = costs.convolution + narrow, costs.convolution_gradient + narrow
     nanoseconds = costs.layer + 2 * (inputs + outputs) * costs.move
+    images = channels <= IMAGE_CHANNELS
     if method == "plain":
-        return 1e-9 * (nanoseconds + multiply_adds * (2 * forward + gradient) + 2 * size * costs.weight)
+        passes = (1 if images else 2) * forward + gradient
+        return 1e-9 * (nanoseconds + multiply_adds * passes + 2 * size * costs.weight)
     pairs = work.output_positions * work.nnz
     pair = costs.pointwise_pair if geometry.num_positions == 1 else costs.pair
     pair += costs.large_pair if pairs > LARGE_PAIRS else 0
@@ -120,7 +124,9 @@ def predicted_seconds(work: Work, method: str, costs: Costs = CPU) -> float:
         nanoseconds += work.output_positions * max(geometry.strides) * geometry.size[-1] * channels * costs.unfold
     if method == "dense":
         inner = 2 * min(inputs, outputs) * costs.move if work.offset else 0
-        return 1e-9 * (nanoseconds + 2 * multiply_adds * forward + size * costs.weight + inner + pairs * pair)
+        # α's gradient may need that of the inputs.
+        passes = (1 if images and (outputs < inputs or not work.offset) else 2) * forward
+        return 1e-9 * (nanoseconds + multiply_adds * passes + size * costs.weight + inner + pairs * pair)
     nanoseconds += pairs * (2 * pair + (channels + out_features) * costs.product)
     if work.offset:
         products = 2 * work.input_positions * channels * out_features * costs.product

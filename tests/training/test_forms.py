@@ -49,27 +49,31 @@ def equal(one, other):
     )
 
 
-def train(model, optimizer, num_steps):
+def train(model, optimizer, num_steps, dtype=jnp.float32):
     graphs, state = create_state(model, optimizer)
+    state = jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, state)
     step = jax.jit(partial(train_step, graph=graphs.train, optimizer=optimizer))
     losses = []
     for _ in range(num_steps):
-        state, metrics = step(state, images_and_labels())
+        images, labels = images_and_labels()
+        state, metrics = step(state, (images.astype(dtype), labels))
         losses.append(float(metrics["loss"]))
     return graphs, state, losses
 
 
 @pytest.mark.parametrize(("name", "offset"), [*((name, "dct") for name in FAMILIES), ("lenet", None)])
 def test_both_forms_train_alike(name, offset):
-    optimizer = optimizer_named("sgd", fixup=name.startswith("fixup"))
-    graphs, masked, expected = train(build(name, "masked", offset), optimizer, 3)
-    _, compact, losses = train(build(name, "compact", offset), optimizer, 3)
-    assert not is_compact(masked) and is_compact(compact)
-    np.testing.assert_allclose(losses, expected, rtol=1e-4)
-    assert abs(losses[-1] - losses[0]) > 1e-3
-    as_masked = to_masked(compact, graphs.shapes, optimizer)
-    for one, other in zip(jax.tree.leaves(as_masked.params), jax.tree.leaves(masked.params), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-2, atol=1e-3 * float(jnp.abs(other).max()) + 1e-7)
+    # In float64: in float32 BatchNorm lets roundings grow from step to step.
+    with jax.enable_x64(True):
+        optimizer = optimizer_named("sgd", fixup=name.startswith("fixup"))
+        graphs, masked, expected = train(build(name, "masked", offset), optimizer, 3, jnp.float64)
+        _, compact, losses = train(build(name, "compact", offset), optimizer, 3, jnp.float64)
+        assert not is_compact(masked) and is_compact(compact)
+        np.testing.assert_allclose(losses, expected, rtol=1e-9)
+        assert abs(losses[-1] - losses[0]) > 1e-3
+        as_masked = to_masked(compact, graphs.shapes, optimizer)
+        for one, other in zip(jax.tree.leaves(as_masked.params), jax.tree.leaves(masked.params), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8 * float(jnp.abs(other).max()) + 1e-12)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
@@ -151,4 +155,4 @@ def test_a_network_built_compact_is_the_masked_one(offset):
         np.testing.assert_array_equal(layer.sparse_kernel(), other.sparse_kernel())
         np.testing.assert_array_equal(get_masks(compact)[path], get_masks(masked)[path])
     images = images_and_labels()[0]
-    np.testing.assert_allclose(compact(images), masked(images), rtol=1e-6)
+    np.testing.assert_allclose(compact(images), masked(images), rtol=1e-5)
