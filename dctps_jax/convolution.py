@@ -101,7 +101,7 @@ def _fast_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) 
 
 def _narrow_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array | None:
     """Return the convolution of few channels by few, several columns at a time as channels; None where there are more."""
-    *_, in_features, out_features = kernel.shape
+    out_features = kernel.shape[-1]
     outputs = geometry.output_spatial(inputs.shape[1:-1])
     columns = next((count for count in (4, 2) if outputs[-1] % count == 0), 1)
     if not is_narrow(geometry) or columns == 1:
