@@ -18,6 +18,7 @@ from jax import lax
 
 from dctps_jax.fusion import varying_as
 from dctps_jax.geometry import Geometry
+from dctps_jax.target import on_cpu
 
 # Up to so many output positions an image, a gathered patch matrix is small and its product fast.
 MAX_PATCH_POSITIONS = 4
@@ -40,7 +41,7 @@ def convolve_once(inputs: jax.Array, kernel: jax.Array, geometry: Geometry, out_
     """Return what :func:`convolve` does, for code that is the gradient of something itself."""
     if not geometry.size:
         return jnp.matmul(inputs, kernel, precision=geometry.precision)
-    if jax.default_backend() == "cpu" and out_sharding is None and inputs.size:
+    if on_cpu() and out_sharding is None and inputs.size:
         outputs = _fast_convolution(inputs, kernel, geometry)
         if outputs is not None:
             return outputs
@@ -134,7 +135,7 @@ def is_narrow(geometry: Geometry) -> bool:
 def _is_depthwise(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:
     """Return whether a convolution is depthwise, and its own way is to be taken."""
     return (
-        jax.default_backend() == "cpu"
+        on_cpu()
         and bool(geometry.size)
         and geometry.groups == inputs.shape[-1] == geometry.kernel_shape[-1] > 1
         and inputs.size > 0
@@ -147,7 +148,7 @@ def _is_native(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> 
 
     Outside of loops it brings the gradients' own layouts into that one itself; inside it computes them number by number.
     """
-    if jax.default_backend() != "cpu" or not geometry.size or not inputs.size or geometry.groups > 1:
+    if not on_cpu() or not geometry.size or not inputs.size or geometry.groups > 1:
         return False
     outputs = geometry.output_spatial(inputs.shape[1:-1])
     return (

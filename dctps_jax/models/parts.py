@@ -11,6 +11,7 @@ from flax import nnx
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.models.blocks import Running
 from dctps_jax.normalization import BatchNorm
+from dctps_jax.target import on_cpu
 
 # Untruncated normals with the gains of PyTorch's functions of these names.
 INITIALIZERS: dict[str, nnx.Initializer] = {
@@ -75,7 +76,7 @@ def halve_by_average(x: jax.Array) -> jax.Array:
 
 def halve_by_maximum(x: jax.Array) -> jax.Array:
     """Take the maximum of ``[batch, height, width, channels]`` over windows of 2×2; the first among equals counts."""
-    if jax.default_backend() == "cpu":  # where the native gradient takes ten times as long
+    if on_cpu():  # where the native gradient takes ten times as long
         return _maximum_of_windows(x)
     return nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2))
 

@@ -72,23 +72,13 @@ class Checkpoints:
         return None
 
     def _load(self, manager: ocp.CheckpointManager, step: int, template: Any) -> Any:
-        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        if meta.pop("check") != check_of(meta):
-            raise ValueError("its description is damaged")
-        if meta["format_version"] > FORMAT_VERSION:
-            raise UserError(
-                f"{self.folder} was written by a newer dctps_jax (format {meta['format_version']}, this one knows "
-                f"{FORMAT_VERSION}); update dctps_jax"
-            )
+        meta = _description(manager, step, self.folder)
         if meta["structure"] != structure_of(template):
             raise UserError(
                 f"{self.folder} holds checkpoints of another network, optimiser or version of dctps_jax; go on with what "
                 "wrote them, or choose another directory"
             )
-        packed = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"]
-        arrays = unpack(packed)
-        if digest(arrays) != meta["digest"]:
-            raise ValueError("its digest does not match its content")
+        arrays = _content(manager, step, meta)
         placed = [jax.device_put(arrays[name], leaf.sharding) for name, leaf in flatten(template).items()]
         return jax.tree.unflatten(jax.tree.structure(template), placed)
 
@@ -107,6 +97,44 @@ class Checkpoints:
     def close(self) -> None:
         for manager in self._managers.values():
             manager.close()
+
+
+def read_arrays(folder: Path, kind: str) -> tuple[int, dict[str, np.ndarray]]:
+    """Return (step, arrays by path) of the newest checkpoint among the "latest" or the "best" of a run, whatever it trained.
+
+    Raises :class:`~dctps_jax.errors.UserError` where there is none, or it is damaged.
+    """
+    if not any((folder / kind).glob("[0-9]*")):
+        raise UserError(f"{folder / kind} holds no checkpoint; give the directory of a run that has saved one")
+    manager = _manager(folder / kind, None)
+    try:
+        step = max(manager.all_steps())
+        return step, _content(manager, step, _description(manager, step, folder))
+    except (UserError, MemoryError, PermissionError):
+        raise
+    except Exception as error:  # whatever a damaged file makes Orbax raise
+        raise UserError(f"{folder / kind} is damaged ({first_line(error)}); take another checkpoint or run") from error
+    finally:
+        manager.close()
+
+
+def _description(manager: ocp.CheckpointManager, step: int, folder: Path) -> dict[str, Any]:
+    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    if meta.pop("check") != check_of(meta):
+        raise ValueError("its description is damaged")
+    if meta["format_version"] > FORMAT_VERSION:
+        raise UserError(
+            f"{folder} was written by a newer dctps_jax (format {meta['format_version']}, this one knows {FORMAT_VERSION}); "
+            "update dctps_jax"
+        )
+    return meta
+
+
+def _content(manager: ocp.CheckpointManager, step: int, meta: dict[str, Any]) -> dict[str, np.ndarray]:
+    arrays = unpack(manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"])
+    if digest(arrays) != meta["digest"]:
+        raise ValueError("its digest does not match its content")
+    return arrays
 
 
 def flatten(tree: Any) -> dict[str, jax.Array]:
@@ -174,7 +202,7 @@ def digest(arrays: Mapping[str, jax.Array | np.ndarray]) -> str:
     return sha.hexdigest()
 
 
-def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
+def _manager(folder: Path, keep: int | None) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False
     )

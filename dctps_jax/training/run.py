@@ -244,6 +244,12 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
             "flops": flops,
             "checkpoint_file_bytes": file_bytes(workdir / "checkpoints" / "latest" / str(step)),
             "seed": config.seed,
+            "data": {
+                "class_names": list(dataset.class_names),
+                "image_size": dataset.image_size,
+                "mean": list(map(float, plan.normalization.mean)),
+                "std": list(map(float, plan.normalization.std)),
+            },
             "compile_seconds": programs.compile_seconds,
             "total_seconds": time.perf_counter() - started,
             "environment": environment(),

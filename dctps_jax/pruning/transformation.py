@@ -1,0 +1,33 @@
+"""Masks for a training loop of one's own: any optax optimiser and any tree of parameters."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def keep_masked(tree: Any, masks: Any) -> Any:
+    """Return ``tree`` with zeros where its mask is False.
+
+    ``masks`` has the structure of ``tree``, with None in place of an array or of a whole subtree that is kept.
+    """
+
+    def keep(mask: Any, part: Any) -> Any:
+        return part if mask is None else jnp.where(mask, part, 0)
+
+    return jax.tree.map(keep, masks, tree, is_leaf=lambda mask: mask is None)
+
+
+def sparse_optimizer(optimizer: optax.GradientTransformation, masks: Any) -> optax.GradientTransformation:
+    """Return ``optimizer`` for the weights that ``masks`` keep (see :func:`keep_masked`); the others are never changed.
+
+    Their gradients are zero before the optimiser sees them, so that its moments stay zero, and so are their updates after
+    it, whatever it adds. Start from ``keep_masked(params, masks)``.
+    """
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(keep_masked(updates, masks), state, params)
+        return keep_masked(updates, masks), state
+
+    return optax.GradientTransformation(optimizer.init, update)

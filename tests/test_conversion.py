@@ -1,0 +1,131 @@
+"""Networks of plain NNX layers become DCT plus Sparse ones, whatever they are nested in."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from dctps_jax import DCTpSConv, DCTpSLinear, UserError, convert
+from dctps_jax.models import prunable_layers
+from dctps_jax.pruning import get_masks
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.stem = nnx.Conv(2, 8, (3, 3), strides=2, padding="VALID", use_bias=False, rngs=rngs)
+        self.groups = nnx.Conv(8, 8, (3, 3), feature_group_count=4, kernel_dilation=2, rngs=rngs)
+        self.rest = nnx.Dict({"a": nnx.List([nnx.Linear(8, 16, rngs=rngs), nnx.relu])})
+        self.tail = nnx.Sequential(nnx.Linear(16, 16, rngs=rngs), nnx.relu)
+        self.again = self.tail.layers[0]
+        self.head = nnx.Linear(16, 3, rngs=rngs)
+        self.head.bias.set_value(jnp.arange(3.0))
+
+    def __call__(self, x):
+        x = nnx.relu(self.groups(nnx.relu(self.stem(x))))
+        x = x.mean((1, 2))
+        for layer in self.rest["a"]:
+            x = layer(x)
+        return self.head(self.again(self.tail(x)))
+
+
+PATHS = ["stem", "groups", "rest.a.0", "tail.layers.0", "head"]
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(4, 9, 9, 2)), jnp.float32)
+
+
+def total(model):
+    return sum(int(mask.sum()) for mask in get_masks(model).values()), sum(
+        mask.size for mask in get_masks(model).values()
+    )
+
+
+@pytest.fixture
+def net():
+    return Net(nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("form", ["compact", "masked"])
+@pytest.mark.parametrize("offset", ["dct", None])
+def test_every_layer_of_a_copy(net, form, offset):
+    before = nnx.to_pure_dict(nnx.state(net))
+    model = convert(net, density=0.2, offset=offset, form=form)
+    layers = prunable_layers(model)
+    assert (
+        set(PATHS) <= set(layers) and isinstance(layers["stem"], DCTpSConv) and isinstance(layers["head"], DCTpSLinear)
+    )
+    assert model.again is model.tail.layers[0] is layers["tail.layers.0"]
+    assert model(IMAGES).shape == (4, 3)
+    for path, layer in layers.items():
+        assert (layer.support is not None) == (form == "compact") and layer.offset == offset, path
+    np.testing.assert_array_equal(layers["head"].bias[...], np.arange(3))
+    # The model that was given is as it was.
+    assert type(net.stem) is nnx.Conv
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), before, nnx.to_pure_dict(nnx.state(net))))
+
+
+def test_everything_of_a_layer_is_kept_but_the_kernel(net):
+    whole = convert(net, density=1.0, offset=None)
+    np.testing.assert_allclose(whole(IMAGES), net(IMAGES), rtol=1e-5, atol=1e-6)
+    sparse = convert(net, density=0.3, offset=None)
+    for path in PATHS[:2]:
+        mask = get_masks(sparse)[path]
+        kernel = getattr(net, path).kernel[...]
+        np.testing.assert_array_equal(prunable_layers(sparse)[path].effective_kernel(), jnp.where(mask, kernel, 0))
+
+
+def test_the_density_is_that_of_all_converted_layers(net):
+    kept, size = total(convert(net, density=0.1, method="erk"))
+    assert kept == round(0.1 * size)
+    model = convert(net, density=0.1, exclude=("head", "rest.*"))
+    assert type(model.head) is nnx.Linear and type(model.rest["a"][0]) is nnx.Linear
+    kept, size = total(model)
+    assert kept == round(0.1 * size)
+
+
+def test_keys_and_scores(net):
+    first, second, again = (convert(net, density=0.2, key=jax.random.key(seed)) for seed in (0, 1, 0))
+    assert all((get_masks(first)[path] == get_masks(again)[path]).all() for path in PATHS)
+    assert any((get_masks(first)[path] != get_masks(second)[path]).any() for path in PATHS)
+    batch = (IMAGES, jnp.asarray([0, 1, 2, 0]))
+    scored = convert(net, density=0.2, method="snip", batch=batch)
+    kept, size = total(scored)
+    assert kept == round(0.2 * size) and prunable_layers(scored)["stem"].support is not None
+
+
+def test_it_trains(net):
+    model = convert(net, density=0.1)
+    optimizer = nnx.Optimizer(model, optax.adam(0.01), wrt=nnx.Param)
+    labels = jnp.asarray([0, 1, 2, 0])
+
+    @nnx.jit
+    def step(model, optimizer):
+        loss, gradients = nnx.value_and_grad(
+            lambda model: optax.softmax_cross_entropy_with_integer_labels(model(IMAGES), labels).mean()
+        )(model)
+        optimizer.update(model, gradients)
+        return loss
+
+    losses = [float(step(model, optimizer)) for _ in range(30)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_what_cannot_be_converted(net):
+    with pytest.raises(UserError, match=r"no layer matches 'heads'; the layers are: stem"):
+        convert(net, density=0.1, exclude=("heads",))
+    with pytest.raises(UserError, match=r"no nnx\.Conv or nnx\.Linear"):
+        convert(nnx.LayerNorm(3, rngs=nnx.Rngs(0)), density=0.1)
+    with pytest.raises(UserError, match=r"no nnx\.Conv or nnx\.Linear"):
+        convert(net, density=0.1, exclude="*")
+    net.stem.mask = jnp.ones((3, 3, 2, 8))
+    with pytest.raises(UserError, match="stem has a mask of its own"):
+        convert(net, density=0.1)
+
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def stacked(key):
+        return nnx.Linear(3, 4, rngs=nnx.Rngs(key))
+
+    with pytest.raises(UserError, match=r"layers.0 has a kernel of shape \(2, 3, 4\).*exclude it"):
+        convert(nnx.Sequential(stacked(jax.random.split(jax.random.key(0), 2))), density=0.1)
+    with pytest.raises(UserError, match="density"):
+        convert(Net(nnx.Rngs(0)), density=2.0)
