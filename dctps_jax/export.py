@@ -61,7 +61,7 @@ def export_run(run: Path, output: Path, checkpoint: str = "best") -> None:
         )
     step, arrays = read_arrays(run / "checkpoints", checkpoint)
     tensors = {
-        name.removeprefix("state/"): np.ascontiguousarray(array)
+        name.removeprefix("state/"): np.asarray(array, order="C")
         for name, array in arrays.items()
         if name.split("/")[1] in SECTIONS
     }
