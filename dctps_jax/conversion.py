@@ -20,6 +20,7 @@ OF_CONV = (
     "conv_general_dilated",
 )  # fmt: skip
 OF_LINEAR = ("dot_general",)
+LAYERS = (DCTpSConv, DCTpSLinear)
 
 
 def convert(
@@ -49,14 +50,21 @@ def convert(
     layers that have a mask or are stacked by ``nnx.vmap``; besides those of ``prune``.
     """
     key = jax.random.key(0) if key is None else key
-    copy = nnx.clone(model)
-    places = [(path, parent, name) for path, parent, name in _layers_below(copy, ())]
+    copy: Any = nnx.clone(model)
+    # The paths in the order of their definition, which the copy has lost; a layer in several places by the first.
+    originals = {path: getattr(parent, name) for path, parent, name in _layers_below(model, ())}
+    first: dict[int, str] = {}
+    for path in (*getattr(model, "layer_order", ()), *originals):
+        first.setdefault(id(originals[path]), path)
+    places = [place for place in _layers_below(copy, ()) if not isinstance(getattr(*place[1:]), LAYERS)]
     paths = [path for path, _, _ in places]
     patterns = [exclude] if isinstance(exclude, str) else list(exclude)
     for pattern in patterns:
         if not fnmatch.filter(paths, pattern):
             raise UserError(f"exclude: no layer matches {pattern!r}; the layers are: {', '.join(paths)}")
     random = method in ALLOCATIONS
+    if random and options:
+        raise UserError(f"{method} has no option {next(iter(options))!r}; random methods have none")
     converted: dict[int, nnx.Module] = {}
     for path, parent, name in places:
         if any(fnmatch.fnmatch(path, pattern) for pattern in patterns):
@@ -72,12 +80,16 @@ def convert(
     if not converted:
         raise UserError("the model has no nnx.Conv or nnx.Linear to convert")
     settings: dict[str, Any] = {"dense_layers": dense_layers, "layer_densities": layer_densities}
+    everywhere = {path: getattr(parent, name) for path, parent, name in _layers_below(copy, ())}
+    copy.layer_order = tuple(path for path in first.values() if isinstance(everywhere[path], LAYERS))
     layers = prunable_layers(copy)
+    if density == 1 and not layer_densities:
+        return copy
     if random and form == "compact":
         shapes = {path: layer.kernel_shape for path, layer in layers.items()}
         for path, support in random_supports(key, shapes, allocate(shapes, density, method, **settings)).items():
             layers[path].set_support(support)
-    elif density < 1 or layer_densities:
+    else:
         apply_masks(copy, prune(copy, method, density, key=key, **settings, **options), form)
     return copy
 
@@ -103,10 +115,10 @@ def _converted(path: str, layer: Any, **settings: Any) -> DCTpSConv | DCTpSLinea
 
 
 def _layers_below(node: nnx.Module, path: tuple[str, ...]) -> Iterator[tuple[str, nnx.Module, str]]:
-    """Yield (path, parent, attribute) of the layers to convert, in order of definition."""
+    """Yield (path, parent, attribute) of the layers to convert and of those that are DCT plus Sparse already."""
     for name, child in vars(node).items():
         here = (*path, name)
-        if type(child) in (nnx.Conv, nnx.Linear):
+        if type(child) in (nnx.Conv, nnx.Linear) or isinstance(child, LAYERS):
             yield ".".join(here), node, name
         elif isinstance(child, nnx.Module):
             yield from _layers_below(child, here)

@@ -285,12 +285,16 @@ def _canonical_padding(padding: Any, rank: int) -> str | tuple[tuple[int, int], 
 def prunable_layers(model: nnx.Module) -> dict[str, DCTpSConv | DCTpSLinear]:
     """Return the prunable layers of ``model`` by dotted path, e.g. ``"layer1.0.conv1"``, in order of definition.
 
+    A layer that occurs in several places goes by the first of them.
     ``nnx.merge`` sorts attributes by name, so the order of definition is lost there; a model that carries it as a static
     ``layer_order`` (as :func:`dctps_jax.models.create_model` sets it) keeps it.
     """
     layers = dict(_layers_below(model, ()))
+    once = {path: layers[path] for path in {id(layer): path for path, layer in reversed(layers.items())}.values()}
+    once = {path: layer for path, layer in layers.items() if path in once}
     order = getattr(model, "layer_order", ())
-    return {path: layers[path] for path in order} if set(order) == set(layers) else layers
+    known = set(order) <= set(layers) and {id(layers[path]) for path in order} == set(map(id, once.values()))
+    return {path: layers[path] for path in order} if known else once
 
 
 def _layers_below(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, DCTpSConv | DCTpSLinear]]:

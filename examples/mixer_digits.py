@@ -1,4 +1,4 @@
-"""A network written with plain NNX, converted: an MLP-Mixer on the digits, dense and with 5 % of its weights.
+"""A network written with plain NNX, converted: an MLP-Mixer on the digits, dense and with 0.3 % of its weights.
 
 python examples/mixer_digits.py
 """
@@ -71,8 +71,8 @@ def main(num_epochs=20):
     dense = Mixer(nnx.Rngs(0))
     models = {
         "dense": dense,
-        "5 % and the DCT offset": convert(dense, density=0.05, method="erk", exclude=("patches", "head")),
-        "5 % alone": convert(dense, density=0.05, method="erk", exclude=("patches", "head"), offset=None),
+        "0.3 % and the DCT offset": convert(dense, density=0.003, method="erk", exclude=("patches", "head")),
+        "0.3 % alone": convert(dense, density=0.003, method="erk", exclude=("patches", "head"), offset=None),
     }
     accuracies = {}
     for name, model in models.items():

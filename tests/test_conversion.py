@@ -74,6 +74,13 @@ def test_everything_of_a_layer_is_kept_but_the_kernel(net):
         np.testing.assert_array_equal(prunable_layers(sparse)[path].effective_kernel(), jnp.where(mask, kernel, 0))
 
 
+def test_what_is_converted_already_is_allocated_again_with_the_rest(net):
+    model = convert(convert(net, density=0.5, exclude="head"), density=0.1)
+    assert list(prunable_layers(model)) == PATHS and isinstance(model.head, DCTpSLinear)
+    kept, size = total(model)
+    assert kept == round(0.1 * size)
+
+
 def test_the_density_is_that_of_all_converted_layers(net):
     kept, size = total(convert(net, density=0.1, method="erk"))
     assert kept == round(0.1 * size)
@@ -111,15 +118,15 @@ def test_it_trains(net):
 
 
 def test_what_cannot_be_converted(net):
-    with pytest.raises(UserError, match=r"no layer matches 'heads'; the layers are: stem"):
+    with pytest.raises(UserError, match=r"exclude: no layer matches 'heads'; the layers are: "):
         convert(net, density=0.1, exclude=("heads",))
     with pytest.raises(UserError, match=r"no nnx\.Conv or nnx\.Linear"):
         convert(nnx.LayerNorm(3, rngs=nnx.Rngs(0)), density=0.1)
     with pytest.raises(UserError, match=r"no nnx\.Conv or nnx\.Linear"):
         convert(net, density=0.1, exclude="*")
-    net.stem.mask = jnp.ones((3, 3, 2, 8))
-    with pytest.raises(UserError, match="stem has a mask of its own"):
-        convert(net, density=0.1)
+    masked = nnx.Conv(2, 8, (3, 3), mask=jnp.ones((3, 3, 2, 8)), rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match=r"layers\.0 has a mask of its own"):
+        convert(nnx.Sequential(masked), density=0.1)
 
     @nnx.vmap(in_axes=0, out_axes=0)
     def stacked(key):
@@ -127,5 +134,7 @@ def test_what_cannot_be_converted(net):
 
     with pytest.raises(UserError, match=r"layers.0 has a kernel of shape \(2, 3, 4\).*exclude it"):
         convert(nnx.Sequential(stacked(jax.random.split(jax.random.key(0), 2))), density=0.1)
+    with pytest.raises(UserError, match="epl has no option 'batch'"):
+        convert(Net(nnx.Rngs(0)), density=0.1, batch=None)
     with pytest.raises(UserError, match="density"):
         convert(Net(nnx.Rngs(0)), density=2.0)
