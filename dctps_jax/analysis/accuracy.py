@@ -7,7 +7,7 @@ from typing import Any
 
 from dctps_jax.analysis.figures import COLOURS, DASHES, MARKERS, figure_files, new_figure
 
-NAMED = ("method", "offset")
+OFFSETS = {"dct": "DCT offset", "none": "no offset"}
 
 
 def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
@@ -41,7 +41,7 @@ def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
         densities = [100 * line["density_kept"] for line in points]
         means = [100 * line["test_accuracy_final"] for line in points]
         deviations = [100 * line["test_accuracy_final_std"] for line in points]
-        label = ", ".join(filter(None, [method, "α·DCT + sparse" if offset == "dct" else "sparse", rest]))
+        label = ", ".join(filter(None, [method, OFFSETS[offset], rest]))
         colour = COLOURS[number % len(COLOURS)]
         axes.plot(
             densities, means, color=colour, linestyle=DASHES[offset == "dct"], marker=MARKERS[number % len(MARKERS)],

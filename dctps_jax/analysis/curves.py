@@ -75,7 +75,8 @@ def panel_titles(settings: Sequence[Setting]) -> dict[Setting, str]:
 
 
 def _label(setting: Setting) -> str:
-    return f"{100 * _density(setting):g} %, {'α·DCT + sparse' if dict(setting)['model.offset'] else 'sparse'}"
+    trained = "dense" if _density(setting) == 1 else "sparse"
+    return f"{100 * _density(setting):g} %, {f'α·DCT + {trained}' if dict(setting)['model.offset'] else trained}"
 
 
 def _density(setting: Setting) -> float:

@@ -31,5 +31,5 @@ def new_figure(rows: int, columns: int, *, width: float, height: float) -> tuple
     }  # fmt: skip
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
+        axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
     return figure, list(axes.flat)

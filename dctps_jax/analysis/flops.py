@@ -12,8 +12,8 @@ def flops_account(model: nnx.Module, inputs: tuple[int, ...], counts: Mapping[st
     """Return the operations of inference on ``inputs [batch, …]`` and of a training step on them, each by kind.
 
     A multiply-add counts as two. ``dense``: every layer by its whole kernel. ``sparse``: by its ``counts`` trained weights
-    alone. ``offset``: what α·D adds to the sparse operations, at ``2 n log2 n`` for a fast cosine transform of length n =
-    max(rows, columns of D) at each output position (Lee 1984). A training step takes three passes, forward, to the inputs
+    alone. ``offset``: what α·D adds to the sparse operations at each output position, the fewer of a product with D and a fast
+    cosine transform of length n = max(rows, columns of D), at ``2 n log2 n`` (Lee 1984). A training step takes three passes, forward, to the inputs
     and to the weights; α's gradient, an inner product, is not counted, nor are BatchNorm, activations and the optimiser.
     """
     dense = sparse = offset = 0
@@ -23,7 +23,8 @@ def flops_account(model: nnx.Module, inputs: tuple[int, ...], counts: Mapping[st
         dense += 2 * work.output_positions * rows * columns
         sparse += 2 * work.output_positions * counts[path]
         if work.offset:
-            offset += round(work.output_positions * transform_flops(max(rows, columns)))
+            fewest = min(2 * rows * columns, transform_flops(max(rows, columns)))
+            offset += round(work.output_positions * fewest)
     return {
         "inference": {"dense": dense, "sparse": sparse, "offset": offset},
         "training_step": {"dense": 3 * dense, "sparse": 3 * sparse, "offset": 2 * offset},

@@ -102,7 +102,7 @@ def markdown(lines: Sequence[Line], records: Sequence[Record]) -> str:
     notes = (
         "Accuracies are means ± sample standard deviations over the seeds. Operations are theoretical, of an image's inference "
         "and of a training step on a batch, in the prunable layers: with whole kernels (dense), and of the trained weights "
-        "and a fast cosine transform for the offset (sparse). Images a second are measured, the median of all epochs."
+        "and the offset as a fast cosine transform, where that is less (sparse). Images a second are measured, the median of all epochs."
     )
     if unfinished:
         notes += f"\n\nNot finished, and left out: {', '.join(unfinished)}."

@@ -29,7 +29,10 @@ def test_lenet(offset, batch):
     account = flops_account(lenet(offset), (batch, 32, 32, 3), counts)
     dense = batch * sum(2 * positions * rows * columns for positions, (rows, columns) in LENET.values())
     sparse = batch * sum(2 * 7 * positions for positions, _ in LENET.values())
-    offsets = sum(round(batch * positions * 2 * max(size) * math.log2(max(size))) for positions, size in LENET.values())
+    offsets = 0
+    for positions, (rows, columns) in LENET.values():
+        transform = 2 * max(rows, columns) * math.log2(max(rows, columns))
+        offsets += round(batch * positions * min(transform, 2 * rows * columns))
     assert account["inference"] == {"dense": dense, "sparse": sparse, "offset": offsets if offset else 0}
     assert account["training_step"]["dense"] == 3 * dense
     assert account["training_step"]["sparse"] == 3 * sparse
