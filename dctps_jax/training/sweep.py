@@ -1,5 +1,6 @@
 """Many runs of one config: a grid over its fields, a directory and a process for each, claimed by one sweep at a time."""
 
+import contextlib
 import fcntl
 import itertools
 import os
@@ -145,11 +146,11 @@ class Sweep:
                 waiting.append(run)
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / LOG).open("a") as log:
+            with (folder / LOG).open("a") as log, _pinned(slot, self.jobs):
                 process = subprocess.Popen(
                     [*self.command, *run.options(), "--workdir", str(folder)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                     # Out of reach of the terminal's Ctrl-C: this process passes it on, once.
-                    start_new_session=True, preexec_fn=_pinned(slot, self.jobs),
+                    start_new_session=True,
                 )  # fmt: skip
             self.working[slot] = (run, process, time.monotonic())
             return
@@ -200,10 +201,16 @@ def _in_use(folder: Path) -> bool:
     return False
 
 
-def _pinned(slot: int, jobs: int) -> Any:
-    """Return what gives a new process the processors of its slot; None where there are none to divide."""
+@contextlib.contextmanager
+def _pinned(slot: int, jobs: int) -> Iterator[None]:
+    """Give the processes that are started meanwhile the processors of their slot, where there are some to divide."""
     if jobs == 1 or not hasattr(os, "sched_setaffinity"):
-        return None
-    processors = sorted(os.sched_getaffinity(0))
-    share = processors[slot::jobs]
-    return (lambda: os.sched_setaffinity(0, share)) if share else None
+        yield
+        return
+    processors = os.sched_getaffinity(0)
+    # They inherit this thread's; to set their own between fork and exec is not safe beside jax's threads.
+    os.sched_setaffinity(0, sorted(processors)[slot::jobs] or processors)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, processors)

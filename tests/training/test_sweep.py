@@ -32,6 +32,8 @@ def stop(number, frame):
     (folder / "saved").touch()
     sys.exit(128 + number)
 signal.signal(signal.SIGTERM, stop)
+import os
+(folder / "processors").write_text(str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0))
 (folder / "ready").touch()
 if "wait" in sys.argv:
     time.sleep(60)
@@ -108,6 +110,10 @@ def test_each_run_is_done_once_and_failures_again(tmp_path, command, jobs, capsy
     assert list(first.failed) == ["seed=2"] and "exit status 1: it is broken" in first.failed["seed=2"]
     assert "log.txt" in first.failed["seed=2"] and first.num_finished() == 2
     assert "3 runs, 0 of them finished" in capsys.readouterr().out
+    if hasattr(os, "sched_getaffinity"):
+        processors = len(os.sched_getaffinity(0))
+        shares = {int((folder / run.name / "processors").read_text()) for run in runs}
+        assert shares <= {-(-processors // jobs), max(1, processors // jobs)}
 
     again = Sweep(runs, command, folder, jobs)
     again.go()
