@@ -96,12 +96,10 @@ def check_config(config: Any, devices: bool = True) -> None:
     for field in values:
         if field not in TYPES:
             raise UserError(unknown_field(field))
-    for field, (types, name) in TYPES.items():
+    for field in TYPES:
         if field not in values:
             raise UserError(f"the config has no field config.{field}; build it on configs/common.py")
-        value = values[field]
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            raise UserError(f"config.{field} is {value!r}; it must be {name}")
+        check_type(field, values[field])
     if str(config.model.offset).lower() in ("none", ""):
         config.model.offset = None
     if config.model.offset not in (None, "dct"):
@@ -120,6 +118,13 @@ def check_config(config: Any, devices: bool = True) -> None:
     _check_together(config)
     if devices:
         _check_batches(config, jax.device_count())
+
+
+def check_type(field: str, value: Any) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` where a field's value has another type than the field."""
+    types, name = TYPES[field]
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise UserError(f"config.{field} is {value!r}; it must be {name}")
 
 
 def flat_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

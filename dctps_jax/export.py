@@ -6,9 +6,7 @@ network again stands in its metadata. ``--stablehlo FILE`` writes the network as
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +24,7 @@ from dctps_jax.npz import first_line
 from dctps_jax.target import portable
 from dctps_jax.training.checkpoint import digest, flatten, read_arrays
 from dctps_jax.training.setup import build_model
-from dctps_jax.training.workdir import read_json
+from dctps_jax.training.workdir import read_json, write_whole
 
 FORMAT, FORMAT_VERSION = "dctps_jax", 1
 SECTIONS = ("params", "batch_stats", "supports", "frozen")
@@ -86,7 +84,10 @@ def load_exported(file: Path | str) -> nnx.Module:
 
     Its layers are compact. Raises :class:`~dctps_jax.errors.UserError` for a file that is missing, truncated, damaged, foreign or of a newer version.
     """
-    description, tensors = _read(Path(file))
+    return _build(Path(file), *_read(Path(file)))
+
+
+def _build(file: Path, description: Description, tensors: dict[str, np.ndarray]) -> nnx.Module:
     config = ConfigDict(description.config)
     supports = {
         ".".join(name.split("/")[1:-1]): array for name, array in tensors.items() if name.startswith("supports/")
@@ -116,7 +117,8 @@ def export_stablehlo(file: Path | str, output: Path) -> None:
     """
     from jax import export
 
-    description, model = describe_exported(file), load_exported(file)
+    description, tensors = _read(Path(file))
+    model = _build(Path(file), description, tensors)
     for layer in prunable_layers(model).values():
         layer.method = "plain"
     graph, state = nnx.split(model)
@@ -169,11 +171,7 @@ def _read(file: Path) -> tuple[Description, dict[str, np.ndarray]]:
 def _write(output: Path, content: bytes) -> None:
     if not output.absolute().parent.is_dir():
         raise UserError(f"{output} cannot be written: {output.parent} is no directory; create it or name another one")
-    descriptor, temporary = tempfile.mkstemp(dir=output.absolute().parent, prefix=f".{output.name}.")
-    with os.fdopen(descriptor, "wb") as opened:
-        opened.write(content)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, output)
+    write_whole(output, content)
 
 
 def main() -> None:

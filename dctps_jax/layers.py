@@ -290,10 +290,10 @@ def prunable_layers(model: nnx.Module) -> dict[str, DCTpSConv | DCTpSLinear]:
     ``layer_order`` (as :func:`dctps_jax.models.create_model` sets it) keeps it.
     """
     layers = dict(_layers_below(model, ()))
-    once = {path: layers[path] for path in {id(layer): path for path, layer in reversed(layers.items())}.values()}
-    once = {path: layer for path, layer in layers.items() if path in once}
+    first = {id(layer): path for path, layer in reversed(layers.items())}
+    once = {path: layer for path, layer in layers.items() if first[id(layer)] == path}
     order = getattr(model, "layer_order", ())
-    known = set(order) <= set(layers) and {id(layers[path]) for path in order} == set(map(id, once.values()))
+    known = set(order) <= set(layers) and {id(layers[path]) for path in order} == set(first)
     return {path: layers[path] for path in order} if known else once
 
 

@@ -155,12 +155,11 @@ def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) ->
     if setting not in SETTINGS:
         raise UserError(f"the method is {setting!r}; it must be one of: {', '.join(SETTINGS)}")
     possible = possible_methods(work)
-    if setting == "auto":
-        measured = (platform or jax.default_backend()) == "cpu" and jnp.dtype(dtype).itemsize >= 4
-        lean = possible if is_lean(work) else ("plain",)
-        best = min(lean, key=lambda method: predicted_seconds(work, method)) if measured else "plain"
-        gains = predicted_seconds(work, best) < MARGIN * predicted_seconds(work, "plain")
-        method = best if gains else "plain"
-    else:
-        method = setting if setting in possible else "dense"
-    return method
+    if setting != "auto":
+        return setting if setting in possible else "dense"
+    measured = (platform or jax.default_backend()) == "cpu" and jnp.dtype(dtype).itemsize >= 4
+    if not measured or not is_lean(work):
+        return "plain"
+    seconds = {method: predicted_seconds(work, method) for method in possible}
+    best = min(possible, key=lambda method: seconds[method])
+    return best if seconds[best] < MARGIN * seconds["plain"] else "plain"

@@ -81,8 +81,7 @@ def _costs(results: Mapping[str, Any]) -> Line:
 
 def markdown(lines: Sequence[Line], records: Sequence[Record]) -> str:
     """Return the report's text."""
-    fixed = {"method", "offset", "density_asked", "density_kept", "seeds"}
-    extra = [name for name in lines[0] if "." in name and name not in fixed]
+    extra = [name for name in lines[0] if "." in name]
     head = [
         "method", "offset", *extra, "asked", "kept", "seeds", "test accuracy, best epoch", "last epoch", "trainable",
         "parameters + optimiser", "checkpoint", "inference, dense", "sparse", "training step, dense", "sparse", "images/s",

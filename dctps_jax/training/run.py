@@ -139,10 +139,7 @@ def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> di
             {"state": stored(state), "sums": sums},
         )
         trainable = sum(leaf.size for leaf in jax.tree.leaves(template["state"].params))
-        flops = {
-            "inference_of_an_image": flops_account(model, (1, *image_shape), counts)["inference"],
-            "training_step": flops_account(model, (plan.batch_size, *image_shape), counts)["training_step"],
-        }
+        flops = flops_account(model, (plan.batch_size, *image_shape), counts)
         account = storage_account(state, template["state"], graphs.shapes, optimizer)
         if jax.process_index() == 0:
             print(storage_table(account))

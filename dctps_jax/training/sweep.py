@@ -1,7 +1,6 @@
 """Many runs of one config: a grid over its fields, a directory and a process for each, claimed by one sweep at a time."""
 
 import contextlib
-import fcntl
 import itertools
 import os
 import signal
@@ -16,10 +15,10 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from dctps_jax.config import TYPES, check_config, unknown_field
+from dctps_jax.config import TYPES, check_config, check_type, unknown_field
 from dctps_jax.errors import UserError
 from dctps_jax.training.report import last_line
-from dctps_jax.training.workdir import InUse, read_json
+from dctps_jax.training.workdir import InUse, is_in_use, read_json
 
 LOG = "log.txt"
 POLL_SECONDS = 0.5
@@ -80,9 +79,7 @@ def _check_grid(grid: Any) -> None:
 
 
 def _set(config: Any, field: str, value: Any) -> None:
-    types, allowed = TYPES[field]
-    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        raise UserError(f"the sweep has {value!r} for config.{field}; it must be {allowed}")
+    check_type(field, value)
     *folders, name = field.split(".")
     for folder in folders:
         config = config[folder]
@@ -125,8 +122,9 @@ class Sweep:
                 time.sleep(POLL_SECONDS)
                 for slot, run in list(self._ended()):
                     self._report(slot, run, waiting)
-                bar.n = sum(run.epochs if self._is_finished(run) else self._epochs_done(run) for run in self.runs)
-                bar.refresh()
+                if not bar.disable:
+                    bar.n = sum(run.epochs if self._is_finished(run) else self._epochs_done(run) for run in self.runs)
+                    bar.refresh()
         finally:
             bar.close()
             for number, handler in previous.items():
@@ -142,7 +140,7 @@ class Sweep:
             folder = self.workdir / run.name
             if self._is_finished(run):
                 continue
-            if _in_use(folder):
+            if is_in_use(folder):
                 waiting.append(run)
                 continue
             folder.mkdir(parents=True, exist_ok=True)
@@ -186,19 +184,6 @@ class Sweep:
     def _epochs_done(self, run: Run) -> int:
         metrics = self.workdir / run.name / "metrics.jsonl"
         return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-
-
-def _in_use(folder: Path) -> bool:
-    """Return whether a process works on the run in ``folder``."""
-    lock = folder / ".lock"
-    if not lock.exists():
-        return False
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
 
 
 @contextlib.contextmanager

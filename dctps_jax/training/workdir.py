@@ -73,6 +73,14 @@ def claim(workdir: Path, config: Any) -> Iterator[None]:
         yield
 
 
+def is_in_use(workdir: Path) -> bool:
+    """Return whether another process holds ``workdir``."""
+    if not (workdir / ".lock").exists():
+        return False
+    with (workdir / ".lock").open("a") as lock:
+        return not _try_lock(lock)
+
+
 def record_config(workdir: Path, config: Any) -> None:
     """Bind a new directory to its config: called when nothing can be wrong with it any more, before other files."""
     if jax.process_index() == 0 and not (workdir / "config.json").exists():
@@ -94,10 +102,10 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.chmod(temporary, 0o644)

@@ -27,16 +27,20 @@ def lenet(offset, **options):
 def test_lenet(offset, batch):
     counts = dict.fromkeys(LENET, 7)
     account = flops_account(lenet(offset), (batch, 32, 32, 3), counts)
-    dense = batch * sum(2 * positions * rows * columns for positions, (rows, columns) in LENET.values())
-    sparse = batch * sum(2 * 7 * positions for positions, _ in LENET.values())
-    offsets = 0
-    for positions, (rows, columns) in LENET.values():
-        transform = 2 * max(rows, columns) * math.log2(max(rows, columns))
-        offsets += round(batch * positions * min(transform, 2 * rows * columns))
-    assert account["inference"] == {"dense": dense, "sparse": sparse, "offset": offsets if offset else 0}
-    assert account["training_step"]["dense"] == 3 * dense
-    assert account["training_step"]["sparse"] == 3 * sparse
-    assert account["training_step"]["offset"] == 2 * account["inference"]["offset"]
+
+    def expected(images):
+        dense = images * sum(2 * positions * rows * columns for positions, (rows, columns) in LENET.values())
+        sparse = images * sum(2 * 7 * positions for positions, _ in LENET.values())
+        offsets = 0
+        for positions, (rows, columns) in LENET.values():
+            transform = 2 * max(rows, columns) * math.log2(max(rows, columns))
+            offsets += round(images * positions * min(transform, 2 * rows * columns))
+        return {"dense": dense, "sparse": sparse, "offset": offsets if offset else 0}
+
+    assert account["inference_of_an_image"] == expected(1)
+    assert account["training_step"]["dense"] == 3 * expected(batch)["dense"]
+    assert account["training_step"]["sparse"] == 3 * expected(batch)["sparse"]
+    assert account["training_step"]["offset"] == 2 * expected(batch)["offset"]
 
 
 def test_the_form_of_the_layers_does_not_matter():
@@ -54,7 +58,7 @@ def test_depthwise_layers_count_a_group_s_inputs_only():
     model = create_model("mobilenet_v2", num_classes=10, rngs=nnx.Rngs(0))
     layers = prunable_layers(model)
     whole = {path: math.prod(layer.kernel_shape) for path, layer in layers.items()}
-    account = flops_account(model, (1, 32, 32, 3), whole)["inference"]
+    account = flops_account(model, (1, 32, 32, 3), whole)["inference_of_an_image"]
     assert account["dense"] == account["sparse"]
 
 

@@ -157,7 +157,7 @@ def test_a_directory_that_is_taken_at_the_last_moment_is_tried_again(tmp_path, c
             lock.close()
         return taken
 
-    monkeypatch.setattr("dctps_jax.training.sweep._in_use", in_use)
+    monkeypatch.setattr("dctps_jax.training.sweep.is_in_use", in_use)
     sweep = Sweep(runs, command, folder)
     sweep.go()
     assert sweep.num_finished() == 1 and not sweep.failed and calls(folder / "seed=3") == 1
