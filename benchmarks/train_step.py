@@ -58,7 +58,7 @@ class Case:
         )  # fmt: skip
         self.steps = plan.steps_per_dispatch
         self.state, self.sums = placement.put(state), placement.put(zero_sums())
-        self.order = loop.order_of_epoch(0, plan, self.train, placement)
+        self.order = placement.put(loop.order_of_epoch(0, plan, np.arange(count, dtype=np.int32)))
         advance = partial(
             loop.advance, num_steps=self.steps, plan=plan, graphs=graphs, optimizer=optimizer, placement=placement
         )

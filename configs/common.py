@@ -15,6 +15,7 @@ def get_config():
     config: Any = ConfigDict()
     config.seed = 0
     config.num_seeds = 1  # more than one: runs with seed, seed + 1, … in a directory each, and their mean
+    config.parallel_seeds = False  # True: these seeds train side by side, in one program
     config.batch_size = 128  # over all devices
     config.eval_batch_size = 256
     config.num_epochs = 200

@@ -21,6 +21,9 @@ class Split(NamedTuple):
     images: jax.Array | np.ndarray
     labels: jax.Array | np.ndarray
 
+    def at(self, rows: jax.Array | np.ndarray) -> "Split":
+        return Split(self.images[rows], self.labels[rows])
+
 
 class Normalization(NamedTuple):
     """Mean and standard deviation a channel, of pixels scaled to [0, 1]."""
@@ -29,9 +32,11 @@ class Normalization(NamedTuple):
     std: tuple[float, float, float]
 
 
-def split_training(dataset: Dataset, train_fraction: float, seed: int) -> tuple[Split, Split]:
-    """Split the training images at random, by seed, into training (``round(n · train_fraction)``) and validation."""
-    count = len(dataset.train_images)
+def split_training(count: int, train_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split ``count`` training images at random, by seed: the rows of ``round(count · train_fraction)`` of them, and those to validate on.
+
+    Both ascend, so that a memory-mapped file is read front to back.
+    """
     num_train = round(count * train_fraction)
     if not 0 < num_train < count:
         raise UserError(
@@ -39,10 +44,7 @@ def split_training(dataset: Dataset, train_fraction: float, seed: int) -> tuple[
             "training and validation need at least one"
         )
     shuffled = np.asarray(jax.random.permutation(stream(seed, "split"), count))
-    # Sorted, so that a memory-mapped file is read front to back.
-    parts = np.sort(shuffled[:num_train]), np.sort(shuffled[num_train:])
-    train, validation = (Split(dataset.train_images[part], dataset.train_labels[part]) for part in parts)
-    return train, validation
+    return np.sort(shuffled[:num_train]), np.sort(shuffled[num_train:])
 
 
 def normalization_of(dataset: Dataset, train: Split) -> Normalization:
@@ -90,10 +92,9 @@ def training_batch(
     train: Split, order: jax.Array, step: jax.Array, *, batch_size: int, steps_per_epoch: int,
     normalization: Normalization, augmented: bool, seed: int,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """Return the normalised images and labels of one step, ``order`` being that of the step's epoch."""
-    positions = jax.lax.dynamic_slice(order, (step % steps_per_epoch * batch_size,), (batch_size,))
-    picked = Split(train.images[positions], train.labels[positions])
-    return make_batch(picked, step, normalization=normalization, augmented=augmented, seed=seed)
+    """Return the normalised images and labels of one step, ``order`` being the rows of ``train`` in that of the step's epoch."""
+    rows = jax.lax.dynamic_slice(order, (step % steps_per_epoch * batch_size,), (batch_size,))
+    return make_batch(train.at(rows), step, normalization=normalization, augmented=augmented, seed=seed)
 
 
 def make_batch(

@@ -71,6 +71,12 @@ class Checkpoints:
                 self._set_aside(kind, step, error)
         return None
 
+    def forget_after(self, step: int) -> None:
+        """Delete the latest checkpoints of later steps than ``step``."""
+        for later in self._managers["latest"].all_steps():
+            if later > step:
+                self._managers["latest"].delete(later)
+
     def _load(self, manager: ocp.CheckpointManager, step: int, template: Any) -> Any:
         meta = _description(manager, step, self.folder)
         if meta["structure"] != structure_of(template):

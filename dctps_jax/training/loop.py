@@ -1,8 +1,7 @@
 """The compiled programs of a run and the loop that calls them: no host round trip per step."""
 
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from dctps_jax.compiler import compiler_options
 from dctps_jax.data.batches import Normalization, Split, epoch_order, make_batch, training_batch
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
+from dctps_jax.training.side_by_side import over_seeds, stacked
 from dctps_jax.training.state import Graphs, TrainState
 from dctps_jax.training.step import NO_BAD_STEP, Sums, add_metrics, eval_step, mask_update_step, train_step, zero_sums
 from dctps_jax.training.stopping import NonFiniteLoss
@@ -64,6 +64,7 @@ class Programs(NamedTuple):
     """Compiled programs. ``advance[n]`` takes n steps: (state, sums, train, order) → (state, sums).
 
     ``update_masks`` takes a step that moves weights: (state, sums, train, order, weights to drop by layer) → the same.
+    With several seeds all but ``train`` and a split that they share have a leading axis of them.
     """
 
     advance: dict[int, Callable[..., tuple[TrainState, Sums]]]
@@ -76,7 +77,7 @@ def advance(
     state: TrainState, sums: Sums, train: Split, order: jax.Array,
     *, num_steps: int, plan: Plan, graphs: Graphs, optimizer: optax.GradientTransformation, placement: Placement,
 ) -> tuple[TrainState, Sums]:  # fmt: skip
-    """Take ``num_steps`` steps from where ``state`` stands; ``order`` is that of its epoch."""
+    """Take ``num_steps`` steps from where ``state`` stands; ``order`` has the rows of ``train`` in the order of its epoch."""
 
     def one(carry: tuple[TrainState, Sums], _: None) -> tuple[tuple[TrainState, Sums], None]:
         state, sums = carry
@@ -116,60 +117,81 @@ def batch_of_step(
 
 
 def host_batch(number: int, train: Split, plan: Plan) -> tuple[jax.Array, jax.Array]:
-    """Return the batch of training step ``number`` out of images that are not on the devices yet."""
+    """Return the batch of training step ``number`` out of training images that are not on the devices yet."""
     epoch, position = divmod(number, plan.steps_per_epoch)
     order = epoch_order(jnp.asarray(epoch, jnp.int32), seed=plan.seed, count=len(train.labels))
-    rows = np.asarray(order)[position * plan.batch_size :][: plan.batch_size]
-    picked = Split(jnp.asarray(train.images[rows]), jnp.asarray(train.labels[rows]))
+    picked = train.at(np.asarray(order)[position * plan.batch_size :][: plan.batch_size])
     return make_batch(
         picked, jnp.asarray(number), normalization=plan.normalization, augmented=plan.augmented, seed=plan.seed
     )
 
 
 def compile_programs(
-    plan: Plan, graphs: Graphs, optimizer: optax.GradientTransformation, placement: Placement,
-    state: TrainState, sums: Sums, train: Split, validation: Split, test: Split,
+    plans: Sequence[Plan], graphs: Graphs, optimizer: optax.GradientTransformation, placement: Placement,
+    state: TrainState, sums: Sums, train: Split, order: jax.Array, validation: Split, test: Split,
 ) -> Programs:  # fmt: skip
-    """Compile everything that the run will call, before its first step; donation and sharding are decided here."""
+    """Compile everything that the run will call, before its first step; donation and sharding are decided here.
+
+    ``plans`` has one for each seed; with several, ``state``, ``sums``, ``order`` and ``validation`` are stacked
+    (:mod:`dctps_jax.training.side_by_side`).
+    """
     start = time.perf_counter()
-    order, options = order_of_epoch(0, plan, train, placement), compiler_options()
+    plan, options = plans[0], compiler_options()
+    fixed = {"graphs": graphs, "optimizer": optimizer, "placement": placement}
+
+    def compiled(
+        function: Callable[..., Any], arguments: tuple[Any, ...], shared: set[int], donated: tuple[int, ...]
+    ) -> Any:
+        jitted = jax.jit(
+            over_seeds(function, plans, shared), donate_argnums=donated, out_shardings=placement.replicated
+        )
+        return jitted.lower(*arguments).compile(options)
+
     # Those of a whole epoch and those of the rest of the current one, which may be out of step with it.
-    lengths = {length for step in (0, int(state.step)) for length, _ in _dispatches(step, plan)}
+    step = int(np.max(state.step))
+    lengths = {length for first in (0, step) for length, _ in _dispatches(first, plan)}
     if plan.updates:
         lengths.add(1)
-    fixed = {"plan": plan, "graphs": graphs, "optimizer": optimizer, "placement": placement}
     advance_programs, update_program = {}, None
     for num_steps in lengths:
-        function = partial(advance, num_steps=num_steps, **fixed)
-        jitted = jax.jit(function, donate_argnums=(0, 1), out_shardings=placement.replicated)
-        advance_programs[num_steps] = jitted.lower(state, sums, train, order).compile(options)
+
+        def advance_by(plan: Plan, *arguments: Any, num_steps: int = num_steps) -> Any:
+            return advance(*arguments, num_steps=num_steps, plan=plan, **fixed)
+
+        advance_programs[num_steps] = compiled(advance_by, (state, sums, train, order), {2}, (0, 1))
     if plan.updates:
-        jitted = jax.jit(partial(update_masks, **fixed), donate_argnums=(0, 1), out_shardings=placement.replicated)
-        num_drop = placement.put(np.zeros(len(graphs.counts), np.int32))
-        update_program = jitted.lower(state, sums, train, order, num_drop).compile(options)
-    function = partial(
-        eval_step, graph=graphs.eval, batch_size=plan.eval_batch_size, normalization=plan.normalization,
-        sharding=placement.batch,
-    )  # fmt: skip
-    jitted = jax.jit(function, donate_argnums=1, out_shardings=placement.replicated)
-    first = placement.put(jnp.zeros((), jnp.int32))
+        num_drop = placement.put(stacked([np.zeros(len(graphs.counts), np.int32)] * len(plans)))
+
+        def update(plan: Plan, *arguments: Any) -> Any:
+            return update_masks(*arguments, plan=plan, **fixed)
+
+        update_program = compiled(update, (state, sums, train, order, num_drop), {2}, (0, 1))
+
+    def evaluate_batch(plan: Plan, *arguments: Any) -> Sums:
+        return eval_step(
+            *arguments, graph=graphs.eval, batch_size=plan.eval_batch_size, normalization=plan.normalization,
+            sharding=placement.batch,
+        )  # fmt: skip
+
+    first, none = placement.put(jnp.zeros((), jnp.int32)), stacked([zero_sums()] * len(plans))
     eval_programs = {
-        len(split.labels): jitted.lower(state, placement.put(zero_sums()), split, first).compile(options)
-        for split in (validation, test)
+        split.labels.shape: compiled(evaluate_batch, (state, placement.put(none), split, first), shared, (1,))
+        for split, shared in ((validation, {3}), (test, {2, 3}))
     }
 
     def evaluate(state: TrainState, data: Split) -> Sums:
-        sums = placement.put(zero_sums())
-        program = eval_programs[len(data.labels)]
-        for begin in range(0, len(data.labels), plan.eval_batch_size):
+        sums = placement.put(none)
+        program = eval_programs[data.labels.shape]
+        for begin in range(0, data.labels.shape[-1], plan.eval_batch_size):
             sums = program(state, sums, data, placement.put(np.int32(begin)))
         return jax.device_get(sums)
 
     return Programs(advance_programs, update_program, evaluate, time.perf_counter() - start)
 
 
-def order_of_epoch(epoch: int, plan: Plan, train: Split, placement: Placement) -> jax.Array:
-    return placement.put(epoch_order(jnp.asarray(epoch, jnp.int32), seed=plan.seed, count=len(train.labels)))
+def order_of_epoch(epoch: int, plan: Plan, rows: np.ndarray) -> np.ndarray:
+    """Return the ``rows`` of the training images in the order in which an epoch visits them."""
+    return rows[np.asarray(epoch_order(jnp.asarray(epoch, jnp.int32), seed=plan.seed, count=len(rows)))]
 
 
 def run_epoch(
@@ -178,7 +200,7 @@ def run_epoch(
 ) -> Iterator[tuple[int, TrainState, Sums]]:  # fmt: skip
     """Train from ``step`` to the end of its epoch, yielding (step, state, sums) after every dispatch.
 
-    ``num_drop_at`` says how many weights each layer drops at a step that updates masks.
+    ``num_drop_at`` says how many weights each layer drops at a step that updates masks, stacked over several seeds.
     The caller may stop in between; the yielded state is given away with the next dispatch. Every ``log_every_steps`` the
     sums are waited for: it bounds how far the host runs ahead, and finds a loss that is not finite.
     Raises :class:`~dctps_jax.training.stopping.NonFiniteLoss`.
@@ -205,11 +227,11 @@ def check_finite(sums: Sums, state: TrainState | None = None) -> None:
     With a ``state``, as before it is saved, its weights and statistics have to be finite too: a step's loss is measured
     before its update.
     """
-    bad_step = int(sums.bad_step)
+    bad_step = int(np.min(sums.bad_step))
     if bad_step != NO_BAD_STEP:
         raise NonFiniteLoss(bad_step)
     if state is not None and not _all_finite((state.params, state.batch_stats)):
-        raise NonFiniteLoss(int(state.step), "the weights are")
+        raise NonFiniteLoss(int(np.max(state.step)), "the weights are")
 
 
 @jax.jit

@@ -1,46 +1,44 @@
-"""One training run from config to results, in order: data, network, support, state, training, report."""
+"""One training run from config to results, in order: data, networks and supports, states, training, report."""
 
+import contextlib
 import logging
-import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
-from dctps_jax import data, models, pruning
-from dctps_jax.analysis.flops import flops_account
-from dctps_jax.analysis.layer_table import layer_table
-from dctps_jax.analysis.plan_table import plan_table, planned
-from dctps_jax.analysis.storage import file_bytes, storage_account, storage_table
+from dctps_jax import data
 from dctps_jax.config import check_config
-from dctps_jax.data.batches import Split, split_training
+from dctps_jax.data.batches import Split
 from dctps_jax.errors import UserError
 from dctps_jax.training import loop
-from dctps_jax.training.checkpoint import Checkpoints
-from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.memory import keep_freed_memory
-from dctps_jax.training.metrics import MetricsLog, describe
-from dctps_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from dctps_jax.training.report import environment, last_line, summarize
-from dctps_jax.training.setup import build_sparse_model, make_plan
-from dctps_jax.training.state import TrainState, create_state, supports_by_path
-from dctps_jax.training.step import zero_sums
-from dctps_jax.training.stopping import NonFiniteLoss, Stopped, listen_for_signals
-from dctps_jax.training.workdir import claim, read_json, record_config, write_json
+from dctps_jax.training.report import last_line, summarize
+from dctps_jax.training.seed_run import SeedRun
+from dctps_jax.training.side_by_side import parts, stacked
+from dctps_jax.training.stopping import Stopped, listen_for_signals
+from dctps_jax.training.workdir import claim, read_json, record_config
 
 logger = logging.getLogger("dctps_jax")
+
+
+class Seed(NamedTuple):
+    """The directory and the config of one seed."""
+
+    workdir: Path
+    config: Any
 
 
 def run(config: Any, workdir: Path) -> dict[str, Any]:
     """Train, evaluate and report as ``config`` says, in ``workdir``; go on where an earlier call was stopped.
 
     With ``num_seeds`` above 1 each seed has a directory ``seed_N`` of its own, and the mean and standard deviation of
-    the accuracies are reported. Returns what stands in ``results.json``. A finished run reports and does nothing.
+    the accuracies are reported; with ``parallel_seeds`` they train side by side in one program. Returns what stands in
+    ``results.json``. A finished run reports and does nothing.
 
     Raises :class:`~dctps_jax.errors.UserError` before anything is compiled or trained where config, data or directory
     cannot work, :class:`~dctps_jax.training.stopping.NonFiniteLoss`, and
@@ -52,221 +50,153 @@ def run(config: Any, workdir: Path) -> dict[str, Any]:
         jax.distributed.initialize()
     config = config.copy_and_resolve_references()
     check_config(config)
-    workdir = workdir.absolute()
+    whole = Seed(workdir.absolute(), config)
     if config.num_seeds == 1:
-        return _run_seed(config, workdir, [(workdir, config)])
-    with claim(workdir, config):
-        runs = []
-        for seed in range(config.seed, config.seed + config.num_seeds):
+        return _run_seeds([whole], [whole])[0]
+    with claim(*whole):
+        seeds = []
+        for number in range(config.seed, config.seed + config.num_seeds):
             single = config.copy_and_resolve_references()
-            single.seed, single.num_seeds = seed, 1
-            folder = workdir / f"seed_{seed}"
-            print(f"seed {seed}:")
-            runs.append(_run_seed(single, folder, [(workdir, config), (folder, single)]))
-        return summarize(runs, workdir)
+            single.seed, single.num_seeds, single.parallel_seeds = number, 1, False
+            seeds.append(Seed(whole.workdir / f"seed_{number}", single))
+        results = []
+        for group in [seeds] if config.parallel_seeds else [[seed] for seed in seeds]:
+            numbers = ", ".join(str(seed.config.seed) for seed in group)
+            print(f"seed {numbers}:" if len(group) == 1 else f"seeds {numbers}, side by side:")
+            results += _run_seeds(group, [whole, *group])
+        return summarize(results, whole.workdir)
 
 
-def _run_seed(config: Any, workdir: Path, records: list[tuple[Path, Any]]) -> dict[str, Any]:
-    """Do one run in ``workdir``; ``records`` are the directories to bind to their configs once nothing can be wrong."""
-    with claim(workdir, config):
-        if (workdir / "results.json").exists():
-            results = read_json(workdir / "results.json")
-            print(f"{workdir} is finished. {last_line(results)}")
-            return results
-        started = time.perf_counter()
+def _run_seeds(seeds: Sequence[Seed], directories: Sequence[Seed]) -> list[dict[str, Any]]:
+    """Do what is not finished of the runs of ``seeds`` and return their results."""
+    with contextlib.ExitStack() as claims:
+        for seed in seeds:
+            claims.enter_context(claim(*seed))
+        finished = {}
+        for workdir, _ in seeds:
+            if (workdir / "results.json").exists():
+                finished[workdir] = read_json(workdir / "results.json")
+                print(f"{workdir} is finished. {last_line(finished[workdir])}")
+        unfinished = [seed for seed in seeds if seed.workdir not in finished]
+        if unfinished:
+            trained = _train(unfinished, directories)
+            finished |= {seed.workdir: results for seed, results in zip(unfinished, trained, strict=True)}
+        return [finished[seed.workdir] for seed in seeds]
 
-        # Data: split by seed, then whole on every device as uint8.
-        dataset = data.load(
-            config.data.name, dir=config.data.dir, cache_dir=config.data.cache_dir, image_size=config.data.image_size,
-            download=config.data.download,
-        )  # fmt: skip
-        train, validation = split_training(dataset, config.data.train_fraction, config.seed)
-        test = Split(dataset.test_images, dataset.test_labels)
-        plan = make_plan(config, dataset, train)
-        steps_per_epoch = plan.steps_per_epoch
 
-        # Network and support.
-        own_masks = workdir / "masks_initial.npz"
-        goes_on = own_masks.exists() and any((workdir / "checkpoints" / "latest").glob("[0-9]*"))
-        model, supports = build_sparse_model(
-            config, dataset.num_classes, dataset.image_size, train, plan, own_masks if goes_on else None
-        )
-        shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
-        image_shape = dataset.train_images.shape[1:]
-        sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-        counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
-        if jax.process_index() == 0:
-            print(layer_table(shapes, counts, sizes))
-            if config.execution.explain:
-                local = config.batch_size // jax.device_count()
-                print(plan_table(planned(model, (local, *image_shape))))
-        if plan.updates is not None and not plan.updates.moves_anything(counts, sizes):
-            logger.warning(
-                "sparse_training.method is %r, but no weight will ever move: updates come every %d steps before step %d, and "
-                "only layers that are not full have any; lower sparse_training.update_every or the density",
-                config.sparse_training.method, plan.updates.update_every, plan.updates.end_step,
+def _train(seeds: Sequence[Seed], directories: Sequence[Seed]) -> list[dict[str, Any]]:
+    """Train ``seeds`` in one program; ``directories`` are bound to their configs once nothing can be wrong."""
+    # Data, and each seed's network and support.
+    config, count = seeds[0].config, len(seeds)
+    dataset = data.load(
+        config.data.name, dir=config.data.dir, cache_dir=config.data.cache_dir, image_size=config.data.image_size,
+        download=config.data.download,
+    )  # fmt: skip
+    runs = [SeedRun(seed.config, seed.workdir, dataset, is_alone=count == 1) for seed in seeds]
+    plan = runs[0].plan
+    _check_same_counts(runs)
+    runs[0].print_layers()
+    for directory in directories:
+        record_config(*directory)
+
+    # States, where an earlier call left them, on the devices as the images, which live there as uint8.
+    placement = loop.place_on_all_devices()
+    for one in runs:
+        one.start(placement)
+    runs[0].print_storage()
+    step = _go_on(runs)
+    for one in runs:
+        one.open_records(step)
+
+    def together(trees: Sequence[Any]) -> Any:
+        return placement.put(stacked(trees))
+
+    states, all_sums = zip(*(one.hand_over() for one in runs), strict=True)
+    state, sums = (trees[0] if count == 1 else together(trees) for trees in (states, all_sums))
+    del states, all_sums
+    train = placement.put(Split(dataset.train_images, dataset.train_labels))
+    validation = together([one.validation for one in runs])
+    test = placement.put(Split(dataset.test_images, dataset.test_labels))
+
+    def order_of_epoch(epoch: int) -> jax.Array:
+        return together([loop.order_of_epoch(epoch, one.plan, one.rows) for one in runs])
+
+    # Training.
+    every = config.checkpoint_every_steps
+    programs = loop.compile_programs(
+        [one.plan for one in runs], runs[0].graphs, runs[0].optimizer, placement, state, sums, train, order_of_epoch(0),
+        validation, test,
+    )  # fmt: skip
+    print(
+        f"{config.model.name}, {runs[0].trainable:,} trainable parameters, {plan.steps_per_epoch} steps an epoch, "
+        f"{jax.device_count()} {jax.devices()[0].platform} device(s), compiled in {programs.compile_seconds:.1f} s"
+    )
+    with listen_for_signals() as request:
+        for epoch in range(step // plan.steps_per_epoch, config.num_epochs):
+            epoch_started, first_step = time.perf_counter(), step
+            progress = tqdm(
+                total=plan.steps_per_epoch, initial=step % plan.steps_per_epoch, desc=f"epoch {epoch + 1}/{config.num_epochs}",
+                leave=False, disable=not sys.stderr.isatty(), unit="step",
             )  # fmt: skip
+            dispatches = loop.run_epoch(
+                programs, plan, placement, state, sums, train, order_of_epoch(epoch), step,
+                log_every_steps=config.log_every_steps,
+                num_drop_at=lambda step: stacked([one.num_drop_at(step) for one in runs]),
+            )  # fmt: skip
+            for now, state, sums in dispatches:
+                progress.update(now - step)
+                before, step = step, now
+                if step % plan.steps_per_epoch == 0:
+                    break
+                if request.signal_number or (every and step // every > before // every):
+                    loop.check_finite(sums, state)
+                    for one, its_state, its_sums in zip(runs, parts(state, count), parts(sums, count), strict=True):
+                        one.save(step, its_state, its_sums)
+                    _stop_if_asked(request, step)
+            progress.close()
+            loop.check_finite(sums, state)
+            images_per_second = (step - first_step) * plan.batch_size / (time.perf_counter() - epoch_started)
+            evaluated = programs.evaluate(state, validation)
+            for one, *its in zip(runs, *(parts(tree, count) for tree in (state, sums, evaluated)), strict=True):
+                one.end_epoch(epoch, step, *its, images_per_second)
+            sums = together([one.no_sums for one in runs])
+            _stop_if_asked(request, step)
 
-        # State, and where an earlier call left it.
-        schedule = learning_rate_schedule(
-            config.optimizer.learning_rate, config.optimizer.milestones, config.optimizer.decay_rate, steps_per_epoch
-        )
-        optimizer = make_optimizer(
-            config.optimizer.name, schedule, momentum=config.optimizer.momentum,
-            weight_decay=config.optimizer.weight_decay, fixup=config.model.name.startswith("fixup"),
-        )  # fmt: skip
-        for folder, its_config in records:
-            record_config(folder, its_config)
-        placement = loop.place_on_all_devices()
-        graphs, state = create_state(model, optimizer, placement.axis_name)
-        no_sums = zero_sums(max(1, len(graphs.counts)))
-        state, sums = placement.put(state), placement.put(no_sums)
-        train, validation, test = (placement.put(split) for split in (train, validation, test))
-        checkpoints = Checkpoints(workdir / "checkpoints")
+    # Report: the last model and the best on validation, both on the test set.
+    best = [one.best_state() for one in runs]
+    tested = parts(programs.evaluate(state, test), count)
+    ends = parts(state, count)
+    known = together([end if its is None else its for its, end in zip(best, ends, strict=True)])
+    tested_best = parts(programs.evaluate(known, test), count)
+    return [
+        one.finish(step, end, last, None if its is None else its_test, programs.compile_seconds)
+        for one, end, last, its, its_test in zip(runs, ends, tested, best, tested_best, strict=True)
+    ]
 
-        def stored(state: TrainState) -> TrainState:
-            """Return the state as checkpoints hold it whatever the run's form."""
-            return to_compact(state, graphs.counts, optimizer)
 
-        def running(state: TrainState) -> TrainState:
-            """Return a state out of a checkpoint in the run's form."""
-            return state if compact else placement.put(to_masked(state, graphs.shapes, optimizer))
-
-        compact = is_compact(state)
-        # Abstractly: the arrays themselves are given away with the first step.
-        template = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
-            {"state": stored(state), "sums": sums},
-        )
-        trainable = sum(leaf.size for leaf in jax.tree.leaves(template["state"].params))
-        flops = flops_account(model, (plan.batch_size, *image_shape), counts)
-        account = storage_account(state, template["state"], graphs.shapes, optimizer)
-        if jax.process_index() == 0:
-            print(storage_table(account))
-        restored = checkpoints.restore("latest", template)
-        if restored is not None:
-            state, sums = running(restored[1]["state"]), restored[1]["sums"]
-            print(f"going on from step {restored[0]}")
-        step = int(state.step)
-        if step == 0 and jax.process_index() == 0:
-            # Updates move the masks later on; where they started from stays on record.
-            for name in ("masks_initial.npz", "masks.npz"):
-                pruning.save_masks(workdir / name, _masks_of(supports, shapes))
-        log = MetricsLog(workdir, step, config.tensorboard)
-        if len(log.rows) < step // steps_per_epoch:
+def _check_same_counts(runs: Sequence[SeedRun]) -> None:
+    """Compact states of several seeds can be stacked only where their layers keep equally many weights."""
+    for one in runs[1:]:
+        different = [path for path in one.counts if one.counts[path] != runs[0].counts[path]]
+        if different and one.is_compact:
             raise UserError(
-                f"{log.path} has {len(log.rows)} rows, but the run is {step // steps_per_epoch} epochs on; restore it or "
-                "choose another directory"
+                f"config.parallel_seeds is True, but the seeds keep different numbers of weights, in {different[0]} "
+                f"{runs[0].counts[different[0]]} and {one.counts[different[0]]}; set config.execution.form='masked', or "
+                "config.parallel_seeds=False"
             )
 
-        def num_drop_at(step: int) -> np.ndarray:
-            assert plan.updates is not None
-            drop = plan.updates.drop_counts(step, counts, sizes)
-            return np.array([drop[path] for path in graphs.counts], np.int32)
 
-        # Training.
-        every = config.checkpoint_every_steps
-        programs = loop.compile_programs(plan, graphs, optimizer, placement, state, sums, train, validation, test)
-        print(
-            f"{config.model.name}, {trainable:,} trainable parameters, {steps_per_epoch} steps an epoch, "
-            f"{jax.device_count()} {jax.devices()[0].platform} device(s), compiled in {programs.compile_seconds:.1f} s"
-        )
-        with listen_for_signals() as request:
-            for epoch in range(step // steps_per_epoch, config.num_epochs):
-                epoch_started, first_step = time.perf_counter(), step
-                order = loop.order_of_epoch(epoch, plan, train, placement)
-                progress = tqdm(
-                    total=steps_per_epoch, initial=step % steps_per_epoch, desc=f"epoch {epoch + 1}/{config.num_epochs}",
-                    leave=False, disable=not sys.stderr.isatty(), unit="step",
-                )  # fmt: skip
-                dispatches = loop.run_epoch(
-                    programs, plan, placement, state, sums, train, order, step, log_every_steps=config.log_every_steps,
-                    num_drop_at=num_drop_at,
-                )  # fmt: skip
-                for now, state, sums in dispatches:
-                    progress.update(now - step)
-                    before, step = step, now
-                    if step % steps_per_epoch == 0:
-                        break
-                    if request.signal_number or (every and step // every > before // every):
-                        loop.check_finite(sums, state)
-                        checkpoints.save("latest", step, {"state": stored(state), "sums": sums})
-                        _stop_if_asked(request, step)
-                progress.close()
-                loop.check_finite(sums, state)
-                seconds = time.perf_counter() - epoch_started
-                val_loss, val_accuracy = loop.means(programs.evaluate(state, validation))
-                if not math.isfinite(val_loss):
-                    raise NonFiniteLoss(step, "the validation loss is")
-                best = log.best_row()
-                row = {
-                    "epoch": epoch + 1,
-                    "step": step,
-                    "train_loss": float(sums.loss) / steps_per_epoch,
-                    "train_accuracy": int(sums.correct) / int(sums.images),
-                    "val_loss": val_loss,
-                    "val_accuracy": val_accuracy,
-                    "learning_rate": float(schedule(step - 1)),
-                    "images_per_second": (step - first_step) * plan.batch_size / seconds,
-                }
-                if plan.updates is not None:
-                    row["weights_moved"] = dict(zip(graphs.counts, np.asarray(sums.moved).tolist(), strict=True))
-                print(describe(row, config.num_epochs))
-                if best is None or val_accuracy > best["val_accuracy"]:
-                    checkpoints.save("best", step, {"state": stored(state)})
-                log.append(row)
-                sums = placement.put(no_sums)
-                checkpoints.save("latest", step, {"state": stored(state), "sums": sums})
-                _stop_if_asked(request, step)
-
-        if plan.updates is not None:
-            final = supports_by_path(jax.device_get(stored(state).supports))
-            pruning.save_masks(workdir / "masks.npz", _masks_of(final, shapes))
-
-        # Report: the last model and the best on validation, both on the test set.
-        test_loss, test_accuracy = loop.means(programs.evaluate(state, test))
-        best, restored = log.best_row(), checkpoints.restore("best", {"state": template["state"]})
-        assert best is not None
-        results = {
-            "best_val_accuracy": best["val_accuracy"],
-            "best_epoch": best["epoch"],
-            "test_accuracy_best": None,
-            "test_accuracy_final": test_accuracy,
-            "test_loss_final": test_loss,
-            "density_asked": None if config.pruning.method == "from_run" else config.pruning.density,
-            "density": sum(counts.values()) / sum(sizes.values()),
-            "layer_densities": {path: counts[path] / sizes[path] for path in sizes},
-            "trainable_parameters": trainable,
-            "storage_bytes": account,
-            "flops": flops,
-            "checkpoint_file_bytes": file_bytes(workdir / "checkpoints" / "latest" / str(step)),
-            "seed": config.seed,
-            "data": {
-                "class_names": list(dataset.class_names),
-                "image_size": dataset.image_size,
-                "mean": list(map(float, plan.normalization.mean)),
-                "std": list(map(float, plan.normalization.std)),
-            },
-            "compile_seconds": programs.compile_seconds,
-            "total_seconds": time.perf_counter() - started,
-            "environment": environment(),
-        }
-        if restored is not None and restored[0] == best["step"]:
-            results["test_accuracy_best"] = loop.means(programs.evaluate(running(restored[1]["state"]), test))[1]
-        else:
-            logger.warning("the checkpoint of the best epoch %d is lost; test_accuracy_best is left out", best["epoch"])
-        if jax.process_index() == 0:
-            write_json(workdir / "results.json", results)
-        checkpoints.close()
-        log.close()
-        print(last_line(results))
-        return results
-
-
-def _masks_of(
-    supports: Mapping[str, np.ndarray | jax.Array], shapes: Mapping[str, Sequence[int]]
-) -> dict[str, np.ndarray]:
-    return {path: pruning.mask_of_support(np.asarray(support), shapes[path]) for path, support in supports.items()}
+def _go_on(runs: Sequence[SeedRun]) -> int:
+    """Have all runs go on from the newest step that all have saved, and return it."""
+    while len(steps := {one.go_on() for one in runs}) > 1:
+        # A kill came between the saves of two seeds, or a checkpoint is damaged.
+        logger.warning("the seeds stand at steps %s; all go on from the first", ", ".join(map(str, sorted(steps))))
+        for one in runs:
+            one.checkpoints.forget_after(min(steps))
+    (step,) = steps
+    if step > 0:
+        print(f"going on from step {step}")
+    return step
 
 
 def _stop_if_asked(request: Any, step: int) -> None:

@@ -16,6 +16,7 @@ from dctps_jax.errors import UserError
 
 # Where the files lie and how often the screen is written does not change what a run computes (but see `_check_same`); how it computes does to rounding only.
 FREE_FIELDS = (
+    "parallel_seeds",
     "data.dir",
     "data.cache_dir",
     "data.download",

@@ -47,22 +47,27 @@ class Run:
         self.train = self.placement.put(Split(split.images[:180], split.labels[:180]))
         self.held_out = self.placement.put(Split(split.images[180:], split.labels[180:]))
         self.programs = loop.compile_programs(
-            self.plan,
+            [self.plan],
             graphs,
             optimizer,
             self.placement,
             self.state,
             self.sums,
             self.train,
+            self.order_of_epoch(0),
             self.held_out,
             self.held_out,
         )
         self.step = 0
 
+    def order_of_epoch(self, number):
+        rows = np.arange(len(self.train.labels), dtype=np.int32)
+        return self.placement.put(loop.order_of_epoch(number, self.plan, rows))
+
     def epoch(self, log_every_steps=1000, order=None):
         number = self.step // self.plan.steps_per_epoch
         if order is None:
-            order = loop.order_of_epoch(number, self.plan, self.train, self.placement)
+            order = self.order_of_epoch(number)
         dispatches = loop.run_epoch(
             self.programs, self.plan, self.placement, self.state, self.sums, self.train, order, self.step,
             log_every_steps=log_every_steps,
@@ -74,7 +79,7 @@ class Run:
         """The sum of the losses of each dispatch of two epochs."""
         length, found = self.plan.steps_per_dispatch, []
         for step in range(0, 2 * self.plan.steps_per_epoch, length):
-            order = loop.order_of_epoch(step // self.plan.steps_per_epoch, self.plan, self.train, self.placement)
+            order = self.order_of_epoch(step // self.plan.steps_per_epoch)
             sums = self.placement.put(zero_sums())
             self.state, sums = self.programs.advance[length](self.state, sums, self.train, order)
             found.append(float(sums.loss))
@@ -114,7 +119,7 @@ def test_hot_loop_transfers_nothing():
     run = Run()
     for _ in run.epoch():  # the first one may warm up
         pass
-    order = loop.order_of_epoch(1, run.plan, run.train, run.placement)
+    order = run.order_of_epoch(1)
     with jax.transfer_guard("disallow"):
         for _ in run.epoch(order=order):
             pass

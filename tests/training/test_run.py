@@ -11,8 +11,7 @@ import pytest
 
 from dctps_jax.errors import UserError
 from dctps_jax.pruning import load_masks
-from dctps_jax.training import loop
-from dctps_jax.training import run as run_module
+from dctps_jax.training import loop, seed_run
 from dctps_jax.training.checkpoint import Checkpoints
 from dctps_jax.training.metrics import MetricsLog
 from dctps_jax.training.stopping import NonFiniteLoss, Stopped
@@ -48,7 +47,7 @@ def kill_at(patch, moment):
 
     patch.setattr(Checkpoints, "save", watched(Checkpoints.save))
     patch.setattr(MetricsLog, "append", watched(MetricsLog.append))
-    patch.setattr(run_module, "write_json", watched(run_module.write_json))
+    patch.setattr(seed_run, "write_json", watched(seed_run.write_json))
 
 
 def run_through_kills(workdir, moments, **overrides):
