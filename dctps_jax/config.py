@@ -98,7 +98,7 @@ def check_config(config: Any, devices: bool = True) -> None:
             raise UserError(unknown_field(field))
     for field in TYPES:
         if field not in values:
-            raise UserError(f"the config has no field config.{field}; build it on configs/common.py")
+            raise UserError(f"the config has no field config.{field}; build it on dctps_jax.defaults.get_config()")
         check_type(field, values[field])
     if str(config.model.offset).lower() in ("none", ""):
         config.model.offset = None
@@ -139,7 +139,7 @@ def flat_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def unknown_field(field: str) -> str:
     """Return what to say of a field that does not exist."""
     close = difflib.get_close_matches(field, TYPES, n=1)
-    hint = f"did you mean config.{close[0]}?" if close else "configs/common.py has them all"
+    hint = f"did you mean config.{close[0]}?" if close else "dctps_jax/defaults.py has them all"
     return f"there is no field config.{field}; {hint}"
 
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import common, lenet_digits
-from dctps_jax.config import CHOICES, RANGES, check_config
+from configs import lenet_digits
+from dctps_jax import defaults
+from dctps_jax.config import CHOICES, RANGES, check_config, unknown_field
 from dctps_jax.errors import UserError
 
 
@@ -37,7 +38,7 @@ def message_of(config):
 
 
 def test_defaults_pass():
-    check_config(common.get_config())
+    check_config(defaults.get_config())
     check_config(lenet_digits.get_config())
 
 
@@ -152,6 +153,13 @@ def test_field_that_nothing_reads_is_a_mistake(field):
     else:
         (config[group] if group else config)[name] = 1
     assert field in message_of(config)
+
+
+def test_messages_name_the_defaults_of_the_package():
+    assert unknown_field("nothing.of.the.kind").endswith("dctps_jax/defaults.py has them all")
+    config = config_with()
+    del config.seed
+    assert message_of(config).endswith("build it on dctps_jax.defaults.get_config()")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import jax
 import pytest
 from flax import nnx
 
-from dctps_jax import data, models, pruning
+from dctps_jax import data, defaults, models, pruning
 from dctps_jax.config import check_config
 from dctps_jax.training.setup import build_model
 
@@ -22,6 +22,10 @@ def load(name):
 
 def test_there_are_some():
     assert "lenet_digits" in NAMES and len(NAMES) > 5
+
+
+def test_common_is_that_of_the_package():
+    assert load("common").get_config().to_json() == defaults.get_config().to_json()
 
 
 @pytest.mark.parametrize("name", NAMES)
