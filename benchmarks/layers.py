@@ -1,15 +1,18 @@
 """Time every way of computing each layer of a network: ``python benchmarks/layers.py resnet50 0.001 --batch_size 32``.
 
-For each distinct layer: forward, input gradient, values' gradient and α's gradient together, by each method that can compute
-it, in turns; beside them what the plan predicts and picks. The last line compares the sum over all layers as the plan picks
-them with the sum of the best: its regret. Needs the package installed, or ``PYTHONPATH=.``.
+For each distinct layer, in turns: the dense layer, and each method that can compute the compact one; beside the compact ones what the plan
+predicts, and which one it picks. The dense layer and the plan's choice are taken apart, too: the forward pass, the gradient of the inputs, and that of
+what is trained, each alone. The last lines add up the layers of the network, and compare the plan's choices with the best ones: its regret. With
+``--save NAME`` the figures are written to benchmarks/results/NAME.json. Needs the package installed, or ``PYTHONPATH=.``.
 """
 
 import argparse
+import datetime
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,8 +23,14 @@ from flax import nnx
 from dctps_jax import models, plan, pruning
 from dctps_jax.analysis.plan_table import planned
 from dctps_jax.compiler import compiler_options
+from dctps_jax.convolution import convolve
 from dctps_jax.execution import apply_kernel
 from dctps_jax.training.memory import keep_freed_memory
+from dctps_jax.training.report import environment
+
+RESULTS = Path(__file__).parent / "results"
+DENSE_LAYER = "dense layer"
+OPERATIONS = ("forward", "inputs", "trained", "all")
 
 
 def layers_of(
@@ -37,35 +46,113 @@ def layers_of(
     return Counter(work for _, work, _ in planned(model, (batch_size, 32, 32, 3)))
 
 
-def step_of(work: plan.Work, method: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Return a function that computes a layer and all its gradients, and arguments for it."""
+def program_of(work: plan.Work, method: str, operation: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return a compiled function that does one of :data:`OPERATIONS` of a layer, and arguments for it."""
     rng = np.random.default_rng(0)
-    size = int(np.prod(work.geometry.kernel_shape))
-    support = jnp.asarray(np.sort(rng.choice(size, work.nnz, replace=False)), jnp.int32)
+    shape = work.geometry.kernel_shape
+    support = jnp.asarray(np.sort(rng.choice(int(np.prod(shape)), work.nnz, replace=False)), jnp.int32)
     inputs = jnp.asarray(rng.normal(size=work.inputs), jnp.float32)
-    values = jnp.asarray(0.1 * rng.normal(size=work.nnz), jnp.float32)
-    alpha = jnp.float32(1) if work.offset else None
-    apply = partial(apply_kernel, method, work.geometry)
-    outputs = jax.eval_shape(apply, inputs, values, alpha, support)
+    if method == DENSE_LAYER:
+        trained: Any = jnp.asarray(0.1 * rng.normal(size=shape), jnp.float32)
+
+        def layer(inputs: Any, kernel: Any, support: Any) -> Any:
+            return convolve(inputs, kernel, work.geometry)
+    else:
+        trained = jnp.asarray(0.1 * rng.normal(size=work.nnz), jnp.float32), jnp.float32(1) if work.offset else None
+
+        def layer(inputs: Any, trained: Any, support: Any) -> Any:
+            return apply_kernel(method, work.geometry, inputs, *trained, support)
+
+    outputs = jax.eval_shape(layer, inputs, trained, support)
     gradient = jnp.asarray(rng.normal(size=outputs.shape), jnp.float32)
 
-    def step(inputs: Any, values: Any, alpha: Any, support: Any, gradient: Any) -> Any:
-        outputs, pull = jax.vjp(lambda *trained: apply(*trained, support), inputs, values, alpha)
-        return outputs, pull(gradient)
+    def program(inputs: Any, trained: Any, support: Any, gradient: Any) -> Any:
+        outputs, pull = jax.vjp(lambda *arguments: layer(*arguments, support), inputs, trained)
+        to_inputs, to_trained = pull(gradient)
+        results = {"forward": outputs, "inputs": to_inputs, "trained": to_trained}
+        return results if operation == "all" else results[operation]
 
-    return jax.jit(step, compiler_options=compiler_options()), (inputs, values, alpha, support, gradient)
+    arguments = (inputs, trained, support, gradient)
+    return jax.jit(program).lower(*arguments).compile(compiler_options()), arguments
 
 
-def measure(work: plan.Work, repeats: int) -> dict[str, float]:
-    """Return the least CPU seconds of a step by each method."""
-    steps = {method: step_of(work, method) for method in plan.possible_methods(work)}
-    best = dict.fromkeys(steps, float("inf"))
+def measure(programs: dict[Any, Any], repeats: int) -> dict[Any, float]:
+    """Return the least CPU seconds of each program, run in turns."""
+    best = dict.fromkeys(programs, float("inf"))
     for _ in range(repeats + 1):
-        for method, (step, arguments) in steps.items():
+        for name, (program, arguments) in programs.items():
             started = time.process_time()
-            jax.block_until_ready(step(*arguments))
-            best[method] = min(best[method], time.process_time() - started)
+            jax.block_until_ready(program(*arguments))
+            best[name] = min(best[name], time.process_time() - started)
     return best
+
+
+def figures_of(work: plan.Work, count: int, repeats: int) -> dict[str, Any]:
+    """Return what was measured of a layer, in seconds."""
+    methods = plan.possible_methods(work)
+    choice = plan.choose("auto", work, jnp.float32, "cpu")
+    programs = {method: program_of(work, method, "all") for method in (DENSE_LAYER, *methods)}
+    whole = measure(programs, repeats)
+    del programs
+    parts = [(method, operation) for method in (DENSE_LAYER, choice) for operation in OPERATIONS[:-1]]
+    apart = measure({part: program_of(work, *part) for part in parts}, repeats)
+    return {
+        "layers": count,
+        "kernel": list(work.geometry.kernel_shape),
+        "stride": max(work.geometry.strides, default=1),
+        "inputs": list(work.inputs),
+        "nnz": work.nnz,
+        "choice": choice,
+        "seconds": whole,
+        "predicted_seconds": {method: plan.predicted_seconds(work, method) for method in methods},
+        "dense_layer": {operation: apart[DENSE_LAYER, operation] for operation in OPERATIONS[:-1]},
+        "chosen": {operation: apart[choice, operation] for operation in OPERATIONS[:-1]},
+    }
+
+
+def table(layers: list[dict[str, Any]]) -> str:
+    """Return the layers' figures as a Markdown table, in milliseconds."""
+    head = ["layers", "kernel", "stride", "inputs", "nnz", DENSE_LAYER, *plan.METHODS, "dense apart", "plan apart"]
+    rows = []
+    for layer in layers:
+        methods = [
+            f"{1e3 * layer['seconds'][method]:.1f} ({1e3 * layer['predicted_seconds'][method]:.1f})"
+            + ("*" if method == layer["choice"] else "")
+            if method in layer["seconds"]
+            else ""
+            for method in plan.METHODS
+        ]
+        apart = [
+            " + ".join(f"{1e3 * layer[kind][name]:.1f}" for name in OPERATIONS[:-1])
+            for kind in ("dense_layer", "chosen")
+        ]
+        shapes = ["×".join(map(str, layer[name])) for name in ("kernel", "inputs")]
+        rows.append(
+            [str(layer["layers"]), shapes[0], str(layer["stride"]), shapes[1], str(layer["nnz"]), f"{1e3 * layer['seconds'][DENSE_LAYER]:.1f}", *methods, *apart]
+        )  # fmt: skip
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---:"] * len(head), *rows)]
+    return "\n".join(lines)
+
+
+def totals(layers: list[dict[str, Any]]) -> str:
+    """Return the sums over all layers of the network as text."""
+
+    def total(seconds: Callable[[dict[str, Any]], float]) -> float:
+        return 1e3 * sum(layer["layers"] * seconds(layer) for layer in layers)
+
+    lines = []
+    for name, kind, whole in (
+        ("dense layers", "dense_layer", lambda layer: layer["seconds"][DENSE_LAYER]),
+        ("as planned", "chosen", lambda layer: layer["seconds"][layer["choice"]]),
+    ):
+        apart = [
+            f"{operation} {total(lambda layer, o=operation, k=kind: layer[k][o]):.0f}" for operation in OPERATIONS[:-1]
+        ]
+        lines.append(f"{name}: {total(whole):.0f} ms ({', '.join(apart)} alone)")
+    planned_time = total(lambda layer: layer["seconds"][layer["choice"]])
+    best = total(lambda layer: min(time for method, time in layer["seconds"].items() if method != DENSE_LAYER))
+    lines.append(f"at best {best:.0f} ms: regret {planned_time / best - 1:.1%}")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -76,31 +163,24 @@ def main() -> None:
     parser.add_argument("--num_classes", type=int, default=100)
     parser.add_argument("--offset", default="dct")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--save", default="", help="write benchmarks/results/NAME.json")
     arguments = parser.parse_args()
     keep_freed_memory()
     offset = None if arguments.offset == "none" else arguments.offset
-    layers = layers_of(arguments.network, arguments.density, arguments.batch_size, arguments.num_classes, offset)
-    print("CPU milliseconds of a step, measured (predicted); * the plan's choice")
-    print("| layers | kernel | stride | inputs | nnz | " + " | ".join(plan.METHODS) + " |")
-    print("| ---: | --- | ---: | --- | ---: | " + " | ".join("---:" for _ in plan.METHODS) + " |")
-    total = best = 0.0
-    for work, count in layers.items():
-        measured = measure(work, arguments.repeats)
-        choice = plan.choose("auto", work, jnp.float32, "cpu")
-        total, best = total + count * measured[choice], best + count * min(measured.values())
-        cells = [
-            f"{1e3 * measured[method]:.1f} ({1e3 * plan.predicted_seconds(work, method):.1f})"
-            + ("*" if method == choice else "")
-            if method in measured
-            else ""
-            for method in plan.METHODS
-        ]
-        shape = "×".join(map(str, work.geometry.kernel_shape))
-        stride = max(work.geometry.strides, default=1)
-        print(
-            f"| {count} | {shape} | {stride} | {'×'.join(map(str, work.inputs))} | {work.nnz} | {' | '.join(cells)} |"
-        )
-    print(f"all layers as planned {1e3 * total:.0f} ms, at best {1e3 * best:.0f} ms: regret {total / best - 1:.1%}")
+    works = layers_of(arguments.network, arguments.density, arguments.batch_size, arguments.num_classes, offset)
+    layers = [figures_of(work, count, arguments.repeats) for work, count in works.items()]
+    print("CPU milliseconds of a step, measured (predicted); * the plan's choice; apart: forward + inputs + trained")
+    print(table(layers))
+    print(totals(layers))
+    if arguments.save:
+        result = {
+            "command": vars(arguments),
+            "date": datetime.date.today().isoformat(),
+            "environment": environment(),
+            "layers": layers,
+        }
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ class Case:
     """One network in training on random images; ``run`` takes a dispatch and waits for it."""
 
     def __init__(self, name: str, arguments: argparse.Namespace):
-        network, offset, density, form, method = (*name.split(":"), "compact", "auto")[:5]
+        given = name.split(":")
+        network, offset, density, form, method = given + ["compact", "auto"][len(given) - 3 :]
         self.name = name
         model = build(network, None if offset == "none" else offset, float(density), form, method, arguments)
         optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=network.startswith("fixup"))

@@ -24,7 +24,7 @@ from jax import lax
 from dctps_jax import dct
 from dctps_jax.convolution import convolve, convolve_once, gradient_of_inputs
 from dctps_jax.factored import offset_convolution, transposed_offset_convolution
-from dctps_jax.fusion import materialized, varying_as
+from dctps_jax.fusion import materialized, varying_as, zero_after
 from dctps_jax.geometry import Geometry
 from dctps_jax.sparse_part import (
     add_at,
@@ -68,6 +68,8 @@ def _forward(
         outputs = convolve_sparse(inputs, values.astype(inputs.dtype), weights_at(support, geometry), geometry)
         if alpha is not None:
             outputs += alpha.astype(inputs.dtype) * offset_convolution(inputs, geometry)
+            # Else what it is the sum of would be kept, and added up again wherever it is read.
+            outputs = materialized(outputs)
         return outputs, (inputs, values, alpha, support, None)
     outputs = convolve_once(inputs, _kernel(values, alpha, support, geometry).astype(inputs.dtype), geometry)
     # ⟨Y, ∂Y⟩ or ⟨X, ∂X⟩: whichever is the smaller to read.
@@ -78,7 +80,8 @@ def _forward(
 def _backward(method: str, geometry: Geometry, saved: Residuals, gradient: jax.Array) -> tuple[Any, ...]:
     inputs, values, alpha, support, outputs = saved
     gradient = materialized(gradient)
-    weights = weights_at(support, geometry)
+    # What weights see is gathered now: with positions known before, the compiler does it in the forward pass, and keeps it.
+    weights = weights_at(support + zero_after(gradient), geometry)
     alpha_gradient: Any = None
     if method == "factored":
         to_inputs, seen = transpose_sparse(gradient, values.astype(inputs.dtype), weights, geometry)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def materialized(x: jax.Array) -> jax.Array:
@@ -12,6 +13,13 @@ def materialized(x: jax.Array) -> jax.Array:
     convolutions and again for each number that a gather picks. It can't do so across a write into the array.
     """
     return x.at[(0,) * x.ndim].add(0) if x.size else x
+
+
+def zero_after(x: jax.Array) -> jax.Array:
+    """Return an integer 0 that a compiler takes to depend on ``x``: what is computed with it comes after ``x``."""
+    if not x.size:
+        return jnp.zeros((), jnp.int32)
+    return jnp.minimum((x[(0,) * x.ndim] > 0).astype(jnp.int32), 0)
 
 
 def varying_as(like: jax.Array, x: Any) -> Any:

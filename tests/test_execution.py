@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from dctps_jax import dct, plan
+from dctps_jax import DCTpSConv, compiler_options, dct, plan
 from dctps_jax.execution import MIN_ALPHA, apply_kernel
 from dctps_jax.geometry import Geometry
 from dctps_jax.models import create_model, prunable_layers
@@ -218,6 +218,40 @@ NETWORKS = {
     "fixup_resnet20": ({}, 8),
 }
 OFFSETS = ["dct", None]
+
+
+class Row(nnx.Module):
+    """Eight convolutions one after another, with 32 trained weights each."""
+
+    def __init__(self, method):
+        shape = (3, 3, 16, 16)
+        support = np.arange(0, math.prod(shape), math.prod(shape) // 32)[:32]
+        self.layers = nnx.List(
+            DCTpSConv(16, 16, (3, 3), use_bias=False, support=support, rngs=nnx.Rngs(number)) for number in range(8)
+        )
+        for layer in self.layers:
+            layer.method = method
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = nnx.relu(layer(x))
+        return x
+
+
+def test_no_method_needs_much_more_memory_than_another():
+    def temporary_bytes(method):
+        graph, state = nnx.split(Row(method))
+        images = jax.ShapeDtypeStruct((16, 16, 16, 16), jnp.float32)
+
+        def loss(state, images):
+            return jnp.mean(nnx.merge(graph, state)(images) ** 2)
+
+        gradients = jax.jit(jax.grad(loss, allow_int=True))
+        return gradients.lower(state, images).compile(compiler_options()).memory_analysis().temp_size_in_bytes
+
+    needed = {method: temporary_bytes(method) for method in plan.METHODS}
+    # What weights see is not to be kept from the forward pass on: it is as large as the inputs of a layer here.
+    assert max(needed.values()) <= 1.25 * needed["plain"], needed
 
 
 def random_number(path, shape):
