@@ -57,8 +57,11 @@ def read_records(source: Path) -> list[Record]:
 
 
 def write_records(file: Path, records: Iterable[Record]) -> None:
-    """Write the runs as one JSON object a line."""
-    lines = (json.dumps(record._asdict(), separators=(",", ":")) + "\n" for record in records)
+    """Write the runs as one JSON object a line, without what says nothing about their numbers, such as where the images lay."""
+    lines = []
+    for record in records:
+        config = {field: value for field, value in record.config.items() if field not in FREE_FIELDS}
+        lines.append(json.dumps(record._replace(config=config)._asdict(), separators=(",", ":")) + "\n")
     write_whole(file, "".join(lines))
 
 

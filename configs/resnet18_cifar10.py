@@ -1,0 +1,15 @@
+"""ResNet18 on CIFAR-10, with the DCT offset and 1 % of its weights, equally many in each layer.
+
+    python train.py --config configs/resnet18_cifar10.py --workdir runs/resnet18_cifar10
+
+The baseline without offset: ``--config.model.offset=None``. Another density: ``--config.pruning.density=0.001``.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.get_config()
+    config.model.name = "resnet18"
+    config.data.name = "cifar10"
+    return config
