@@ -7,18 +7,16 @@ what is trained, each alone. The last lines add up the layers of the network, an
 """
 
 import argparse
-import datetime
-import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from record import describe_run, save
 
 from dctps_jax import models, plan, pruning
 from dctps_jax.analysis.plan_table import planned
@@ -26,9 +24,7 @@ from dctps_jax.compiler import compiler_options
 from dctps_jax.convolution import convolve
 from dctps_jax.execution import apply_kernel
 from dctps_jax.training.memory import keep_freed_memory
-from dctps_jax.training.report import environment
 
-RESULTS = Path(__file__).parent / "results"
 DENSE_LAYER = "dense layer"
 OPERATIONS = ("forward", "inputs", "trained", "all")
 
@@ -172,15 +168,7 @@ def main() -> None:
     print("CPU milliseconds of a step, measured (predicted); * the plan's choice; apart: forward + inputs + trained")
     print(table(layers))
     print(totals(layers))
-    if arguments.save:
-        result = {
-            "command": vars(arguments),
-            "date": datetime.date.today().isoformat(),
-            "environment": environment(),
-            "layers": layers,
-        }
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
+    save(arguments.save, describe_run(arguments) | {"layers": layers})
 
 
 if __name__ == "__main__":

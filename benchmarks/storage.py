@@ -6,18 +6,15 @@ benchmarks/results/NAME.json, too. Needs the package installed, or ``PYTHONPATH=
 """
 
 import argparse
-import json
-from pathlib import Path
 
 import jax
 from flax import nnx
+from record import describe_run, save
 
 from dctps_jax import models, pruning
 from dctps_jax.analysis.storage import NAMES, Account, storage_account
 from dctps_jax.training.optimizer import make_optimizer
 from dctps_jax.training.state import create_state
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def account_of(network: str, density: float, num_classes: int) -> Account:
@@ -56,9 +53,7 @@ def main() -> None:
         )
         cells = " | ".join(f"{both['this'] / 1e3:,.1f} ({both['dense'] / 1e3:,.1f})" for both in account.values())
         print(f"| {entry['network']} | {entry['density']} | {cells} | 1/{dense / kept:.3g} |")
-    if arguments.save:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{arguments.save}.json").write_text(json.dumps({"accounts": accounts}, indent=1) + "\n")
+    save(arguments.save, describe_run(arguments) | {"accounts": accounts})
 
 
 if __name__ == "__main__":

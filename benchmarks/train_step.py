@@ -9,19 +9,15 @@ written to benchmarks/results/NAME.json, too. Needs the package installed, or ``
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
+from record import describe_run, save
 
 from dctps_jax import models, pruning
 from dctps_jax.compiler import compiler_options
@@ -29,11 +25,8 @@ from dctps_jax.data.batches import Normalization, Split
 from dctps_jax.training import loop
 from dctps_jax.training.memory import keep_freed_memory
 from dctps_jax.training.optimizer import make_optimizer
-from dctps_jax.training.report import environment
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import zero_sums
-
-RESULTS = Path(__file__).parent / "results"
 
 
 class Case:
@@ -153,31 +146,12 @@ def main() -> None:
             measured = case.run()
             if repeat > 0:  # the first turn warms up
                 case.times.append(measured)
-    result = {
-        "command": vars(arguments),
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} × {processor()}",
-        "environment": environment(),
-        "cases": [case.figures() for case in cases],
-    }
+    result = describe_run(arguments) | {"cases": [case.figures() for case in cases]}
     print(
         f"batch {arguments.batch_size}, {result['machine']}, {result['environment']['device']}, jax {jax.__version__}"
     )
     print(table(result))
-    if arguments.save:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{arguments.save}.json").write_text(json.dumps(result, indent=1) + "\n")
-
-
-def processor() -> str:
-    """Return the name of the processor, where the system says it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        if cpuinfo.exists()
-        else []
-    )
-    return names[0] if names else platform.processor() or platform.machine()
+    save(arguments.save, result)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,40 @@
+"""The files of benchmarks/results/: what was measured, by which command, when, and on which machine with which versions."""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from dctps_jax.training.report import environment
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def describe_run(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "command": vars(arguments),
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} × {processor()}",
+        "environment": environment(),
+    }
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    """Write ``benchmarks/results/NAME.json``; nothing where there is no name."""
+    if name:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def processor() -> str:
+    """Return the name of the processor, where the system says it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        if cpuinfo.exists()
+        else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()
