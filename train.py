@@ -6,6 +6,7 @@ Every field of the config can be set on the command line: ``--config.pruning.den
 import itertools
 import logging
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -30,6 +31,8 @@ def main(argv: list[str]) -> None:
     if CONFIG.value is None or not workdir:
         fail("give a config and a directory: python train.py --config configs/NAME.py --workdir DIR")
     show_warnings_only()
+    # Until there is something to save; then the run listens itself.
+    signal.signal(signal.SIGTERM, lambda *_: fail("stopped by SIGTERM", 143))
     try:
         run(CONFIG.value, Path(workdir))
     except UserError as error:

@@ -7,6 +7,7 @@ what is trained, each alone. The last lines add up the layers of the network, an
 """
 
 import argparse
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -161,6 +162,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--save", default="", help="write benchmarks/results/NAME.json")
     arguments = parser.parse_args()
+    if jax.default_backend() != "cpu":
+        sys.exit("layers: the seconds of a CPU are measured; set JAX_PLATFORMS=cpu")
     keep_freed_memory()
     offset = None if arguments.offset == "none" else arguments.offset
     works = layers_of(arguments.network, arguments.density, arguments.batch_size, arguments.num_classes, offset)

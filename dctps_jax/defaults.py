@@ -16,7 +16,9 @@ def get_config() -> Any:
     config: Any = ConfigDict()
     config.seed = 0
     config.num_seeds = 1  # more than one: runs with seed, seed + 1, … in a directory each, and their mean
-    config.parallel_seeds = False  # True: these seeds train side by side, in one program
+    config.parallel_seeds = (
+        False  # True: they train side by side in one program (scores over all layers: form "masked")
+    )
     config.batch_size = 128  # over all devices
     config.eval_batch_size = 256
     config.num_epochs = 200
@@ -63,7 +65,7 @@ def get_config() -> Any:
 
     config.execution = ConfigDict()
     config.execution.form = "auto"  # of the trained weights: "masked", "compact"; "auto": the one that takes less room
-    config.execution.method = "auto"  # of compact layers: "plain", "dense", "factored"; "auto": by predicted time
+    config.execution.method = "auto"  # of compact layers: "plain", "dense", "factored", the last two also with "_rows"; "auto": by predicted time
     config.execution.layer_methods = ()  # (pattern, method) pairs, e.g. (("layer1.*", "dense"),)
     config.execution.explain = False  # print the method of every layer and what was expected of each
     config.execution.min_loop = 64  # so many equal blocks in a row are one loop, compiled once; 0: never

@@ -1,14 +1,16 @@
 """The ways of computing a compact layer: same function, same gradients, different work.
 
-============  ==================================  =====================================================================
-method        forward and input gradient          gradient of the values, and of α
-============  ==================================  =====================================================================
-``plain``     convolution with ``K = α·D + S``    of the whole kernel, by automatic differentiation; the trained part is
-                                                  picked from it
-``dense``     the same                            at the support only; ``∂α = (⟨Y, ∂Y⟩ − ⟨v, ∂v⟩) / α``
-``factored``  D by its factors, S weight by       at the support only; ``∂α = ⟨X, Dᵀ∗∂Y⟩``
-              weight
-============  ==================================  =====================================================================
+=================  ==================================  ================================================================
+method             forward and input gradient          gradient of the values, and of α
+=================  ==================================  ================================================================
+``plain``          convolution with ``K = α·D + S``    of the whole kernel, by automatic differentiation; the trained
+                                                       part is picked from it
+``dense``          the same                            at the support only; ``∂α = (⟨Y, ∂Y⟩ − ⟨v, ∂v⟩) / α``
+``factored``       D by its factors, S weight by       at the support only; ``∂α = ⟨X, Dᵀ∗∂Y⟩``
+                   weight
+``dense_rows``,    as these, with the weights gone through one after the other on activations in rows, rather than all
+``factored_rows``  at once on gathered channels (:mod:`dctps_jax.gathered`)
+=================  ==================================  ================================================================
 
 The second ∂α holds at every α. The first is ``⟨∂K, D⟩`` since ``⟨Y, ∂Y⟩ = ⟨X, ∂X⟩ = ⟨K, ∂K⟩ = α⟨D, ∂K⟩ + ⟨v, ∂v⟩``; it loses digits as
 α vanishes, so that below :data:`MIN_ALPHA` it is computed as ``⟨D∗X, ∂Y⟩``. Which method is used when: :mod:`dctps_jax.plan`.
@@ -24,17 +26,13 @@ from jax import lax
 from dctps_jax import dct
 from dctps_jax.convolution import convolve, convolve_once, gradient_of_inputs
 from dctps_jax.factored import offset_convolution, transposed_offset_convolution
-from dctps_jax.fusion import materialized, varying_as, zero_after
+from dctps_jax.fusion import materialized, varying_as
+from dctps_jax.gathered import Gathered
 from dctps_jax.geometry import Geometry
-from dctps_jax.sparse_part import (
-    add_at,
-    convolve_sparse,
-    gradient_of_values,
-    seen_by,
-    transpose_sparse,
-    weights_at,
-)
+from dctps_jax.sparse_part import InRows, add_at
 
+FACTORED = ("factored", "factored_rows")
+IN_ROWS = ("dense_rows", "factored_rows")
 # Below this |α| the gradient of α is computed without a division by it.
 MIN_ALPHA = 0.01
 
@@ -64,8 +62,8 @@ def _sparse_convolution(
 def _forward(
     method: str, geometry: Geometry, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
 ) -> tuple[jax.Array, Residuals]:
-    if method == "factored":
-        outputs = convolve_sparse(inputs, values.astype(inputs.dtype), weights_at(support, geometry), geometry)
+    if method in FACTORED:
+        outputs = _sparse_part(method, support, geometry, inputs).convolve(inputs, values)
         if alpha is not None:
             outputs += alpha.astype(inputs.dtype) * offset_convolution(inputs, geometry)
             # Else what it is the sum of would be kept, and added up again wherever it is read.
@@ -80,12 +78,11 @@ def _forward(
 def _backward(method: str, geometry: Geometry, saved: Residuals, gradient: jax.Array) -> tuple[Any, ...]:
     inputs, values, alpha, support, outputs = saved
     gradient = materialized(gradient)
-    # What weights see is gathered now: with positions known before, the compiler does it in the forward pass, and keeps it.
-    weights = weights_at(support + zero_after(gradient), geometry)
+    sparse_part = _sparse_part(method, support, geometry, inputs)
+    to_inputs: Any = None
     alpha_gradient: Any = None
-    if method == "factored":
-        to_inputs, seen = transpose_sparse(gradient, values.astype(inputs.dtype), weights, geometry)
-        values_gradient = gradient_of_values(seen, inputs, weights.source)[: len(values)]
+    if method in FACTORED:
+        to_inputs, values_gradient = sparse_part.gradients(inputs, gradient, values)
         if alpha is not None:
             offset = transposed_offset_convolution(gradient, geometry, inputs.shape[1:-1])
             to_inputs += alpha.astype(inputs.dtype) * offset
@@ -93,13 +90,11 @@ def _backward(method: str, geometry: Geometry, saved: Residuals, gradient: jax.A
     else:
         kernel = _kernel(values, alpha, support, geometry).astype(inputs.dtype)
         to_inputs = gradient_of_inputs(gradient, kernel, geometry, inputs)
-        values_gradient = gradient_of_values(seen_by(weights, inputs, geometry), gradient, weights.target)[
-            : len(values)
-        ]
+        _, values_gradient = sparse_part.gradients(inputs, gradient)
         if alpha is not None:
             total = _inner(inputs, to_inputs) if outputs is None else _inner(outputs, gradient)
             alpha_gradient = lax.cond(
-                jnp.abs(alpha) >= MIN_ALPHA,
+                _is_large(alpha),
                 lambda: (total - _inner(values, values_gradient)) / alpha,
                 lambda: _inner(
                     convolve_once(inputs, _offset(geometry, values.dtype).astype(inputs.dtype), geometry), gradient
@@ -111,6 +106,21 @@ def _backward(method: str, geometry: Geometry, saved: Residuals, gradient: jax.A
 
 
 _sparse_convolution.defvjp(_forward, _backward)
+
+
+def _sparse_part(method: str, support: jax.Array, geometry: Geometry, inputs: jax.Array) -> Gathered | InRows:
+    return InRows(support, geometry, inputs.shape) if method in IN_ROWS else Gathered(support, geometry)
+
+
+@jax.custom_batching.custom_vmap
+def _is_large(alpha: jax.Array) -> jax.Array:
+    return jnp.abs(alpha) >= MIN_ALPHA
+
+
+@_is_large.def_vmap
+def _all_are_large(axis_size: int, is_batched: list[bool], alpha: jax.Array) -> tuple[jax.Array, bool]:
+    """Decide for all seeds of a program at once: with a decision for each both branches would always be computed."""
+    return jnp.all(jnp.abs(alpha) >= MIN_ALPHA), False
 
 
 def _kernel(values: jax.Array, alpha: jax.Array | None, support: jax.Array, geometry: Geometry) -> jax.Array:

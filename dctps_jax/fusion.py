@@ -1,5 +1,6 @@
 """What an operation with a gradient of its own needs from the compiler: stored inputs, and parameters on every device."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +21,17 @@ def zero_after(x: jax.Array) -> jax.Array:
     if not x.size:
         return jnp.zeros((), jnp.int32)
     return jnp.minimum((x[(0,) * x.ndim] > 0).astype(jnp.int32), 0)
+
+
+def made_apart(make: Callable[[], jax.Array], after: jax.Array) -> jax.Array:
+    """Return ``make()``, computed by itself and stored, not before ``after`` is there.
+
+    A compiler fuses nothing into or out of a branch that it cannot foresee. Without one it makes an array in the order in which it is
+    read: what is transposed afterwards number by number, far apart.
+    """
+    made = jax.eval_shape(make)
+    nothing = varying_as(after, jnp.zeros(made.shape, made.dtype))
+    return jax.lax.cond(zero_after(after) == 0, make, lambda: nothing)
 
 
 def varying_as(like: jax.Array, x: Any) -> Any:

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from dctps_jax.convolution import MAX_PATCH_POSITIONS, is_narrow
 from dctps_jax.errors import UserError
 from dctps_jax.factored import can_factor
+from dctps_jax.gathered import unfolds
 from dctps_jax.geometry import Geometry
-from dctps_jax.sparse_part import unfolds
+from dctps_jax.rows import Layout
 
-METHODS = ("plain", "dense", "factored")
+METHODS = ("plain", "dense", "dense_rows", "factored", "factored_rows")
 SETTINGS = ("auto", *METHODS)
 
 
@@ -54,28 +55,35 @@ class Costs(NamedTuple):
     pair: float  # the same, of a larger kernel
     large_pair: float  # what either takes more where the gathered arrays leave the caches
     unfold: float  # copying a number of an activation to where a kernel sees it
+    row: float  # laying out a number of an activation in rows, or back
+    row_pair: float  # adding a number of a row, times a weight, to another row
+    inner: float  # a multiply-add of the inner product of two rows
+    loop: float  # what a weight takes besides, each time it is gone through
     layer: float
 
 
-# Fitted, by non-negative least squares of relative errors, to the times of `benchmarks/layers.py` for the layers of LeNet,
-# ResNet50, VGG19, MobileNetV2 and Fixup-ResNet20 at densities of 1e-2 to 1e-4 on two cores of an AMD Zen 4; `narrow` and
-# `large_pair` by hand, since whole networks have less cache to spare.
+# Fitted, by non-negative least squares of relative errors, to the times of `benchmarks/layers.py` for the layers of ResNet50, VGG19,
+# MobileNetV2 and Fixup-ResNet20 at densities of 1e-2 to 1e-4 on two cores of an Intel Xeon; `narrow`, `large_pair`, `loop` and `layer` by hand.
 CPU = Costs(
-    product=0.0201,
-    product_gradient=0.0212,
-    convolution=0.0194,
-    convolution_gradient=0.0204,
+    product=0.0151,
+    product_gradient=0.0167,
+    convolution=0.0141,
+    convolution_gradient=0.0167,
     narrow=0.3,
-    depthwise=0.11,
-    depthwise_gradient=0.814,
-    move=0.464,
-    weight=1.64,
-    tap=0.295,
-    pointwise_pair=1.1,
-    pair=1.71,
-    large_pair=0.2,
-    unfold=1.71,
-    layer=116e3,
+    depthwise=0.139,
+    depthwise_gradient=1.06,
+    move=0.483,
+    weight=1.03,
+    tap=0.34,
+    pointwise_pair=2.0,
+    pair=2.34,
+    large_pair=0.4,
+    unfold=1.9,
+    row=1.48,
+    row_pair=0.178,
+    inner=0.369,
+    loop=100.0,
+    layer=100e3,
 )
 # From so many gathered numbers on they leave the caches.
 LARGE_PAIRS = 4e6
@@ -93,7 +101,7 @@ def possible_methods(work: Work) -> tuple[str, ...]:
     geometry = work.geometry
     # Without offset there is nothing to factor: the sparse part alone is the kernel.
     factored = can_factor(geometry) if work.offset else geometry.groups == max(geometry.strides, default=1) == 1
-    return METHODS if factored and work.output_positions else METHODS[:2]
+    return METHODS if factored and work.output_positions else METHODS[:3]
 
 
 def predicted_seconds(work: Work, method: str, costs: Costs = CPU) -> float:
@@ -117,21 +125,37 @@ def predicted_seconds(work: Work, method: str, costs: Costs = CPU) -> float:
     if method == "plain":
         passes = (1 if images else 2) * forward + gradient
         return 1e-9 * (nanoseconds + multiply_adds * passes + 2 * size * costs.weight)
-    pairs = work.output_positions * work.nnz
-    pair = costs.pointwise_pair if geometry.num_positions == 1 else costs.pair
-    pair += costs.large_pair if pairs > LARGE_PAIRS else 0
-    if geometry.num_positions > 1 and unfolds(geometry, work.nnz, channels):
-        nanoseconds += work.output_positions * max(geometry.strides) * geometry.size[-1] * channels * costs.unfold
-    if method == "dense":
+    products, inner_products = _weight_by_weight(work, method, costs)
+    nanoseconds += inner_products
+    if method in ("dense", "dense_rows"):
         inner = 2 * min(inputs, outputs) * costs.move if work.offset else 0
         # α's gradient may need that of the inputs.
         passes = (1 if images and (outputs < inputs or not work.offset) else 2) * forward
-        return 1e-9 * (nanoseconds + multiply_adds * passes + size * costs.weight + inner + pairs * pair)
-    nanoseconds += pairs * (2 * pair + (channels + out_features) * costs.product)
+        return 1e-9 * (nanoseconds + multiply_adds * passes + size * costs.weight + inner)
+    nanoseconds += products
     if work.offset:
-        products = 2 * work.input_positions * channels * out_features * costs.product
-        nanoseconds += products + 2 * outputs * geometry.num_positions * costs.tap + 6 * inputs * costs.move
+        matrices = 2 * work.input_positions * channels * out_features * costs.product
+        nanoseconds += matrices + 2 * outputs * geometry.num_positions * costs.tap + 6 * inputs * costs.move
     return 1e-9 * nanoseconds
+
+
+def _weight_by_weight(work: Work, method: str, costs: Costs) -> tuple[float, float]:
+    """Return the nanoseconds of the products with the sparse part, forward and to the inputs, and of its values' gradient."""
+    geometry, nnz = work.geometry, work.nnz
+    *_, in_features, out_features = geometry.kernel_shape
+    channels = in_features * geometry.groups
+    if method in ("dense_rows", "factored_rows"):
+        positions = Layout(geometry, work.inputs).positions
+        inputs, outputs = positions * math.prod(geometry.strides) * channels, positions * out_features
+        products = costs.row * (2 * inputs + outputs) + 2 * nnz * (positions * costs.row_pair + costs.loop)
+        return products, costs.row * (inputs + outputs) + nnz * (positions * costs.inner + costs.loop)
+    pairs = work.output_positions * nnz
+    pair = costs.pointwise_pair if geometry.num_positions == 1 else costs.pair
+    pair += costs.large_pair if pairs > LARGE_PAIRS else 0
+    unfolded = 0.0
+    if geometry.num_positions > 1 and unfolds(geometry, nnz, channels):
+        unfolded = work.output_positions * max(geometry.strides) * geometry.size[-1] * channels * costs.unfold
+    return pairs * (pair + (channels + out_features) * costs.product), unfolded + pairs * pair
 
 
 def is_lean(work: Work) -> bool:
@@ -146,9 +170,8 @@ def is_lean(work: Work) -> bool:
 def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) -> str:
     """Return the method for a layer: that of ``setting`` where it is possible, the predicted best one where it is "auto".
 
-    A method that is not possible is replaced by the one before it: "factored" by "dense". "auto" keeps to "plain" where
-    more would be gathered than a dense layer holds, on GPU and TPU, which the costs were not measured on, and in half
-    precision.
+    A method that is not possible is replaced: "factored" by "dense", in rows or not. "auto" keeps to "plain" on GPU and TPU, which the
+    costs were not measured on, and in half precision; it gathers only where that needs no more memory than a dense layer.
 
     Raises :class:`~dctps_jax.errors.UserError` for a setting that does not exist.
     """
@@ -156,10 +179,10 @@ def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) ->
         raise UserError(f"the method is {setting!r}; it must be one of: {', '.join(SETTINGS)}")
     possible = possible_methods(work)
     if setting != "auto":
-        return setting if setting in possible else "dense"
-    measured = (platform or jax.default_backend()) == "cpu" and jnp.dtype(dtype).itemsize >= 4
-    if not measured or not is_lean(work):
+        return setting if setting in possible else setting.replace("factored", "dense")
+    if (platform or jax.default_backend()) != "cpu" or jnp.dtype(dtype).itemsize < 4:
         return "plain"
-    seconds = {method: predicted_seconds(work, method) for method in possible}
-    best = min(possible, key=lambda method: seconds[method])
+    lean = possible if is_lean(work) else [method for method in possible if method not in ("dense", "factored")]
+    seconds = {method: predicted_seconds(work, method) for method in lean}
+    best = min(lean, key=lambda method: seconds[method])
     return best if seconds[best] < MARGIN * seconds["plain"] else "plain"

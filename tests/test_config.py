@@ -97,7 +97,9 @@ def test_parallel_seeds_need_seeds():
 @pytest.mark.parametrize("pairs", [(("a",),), (("a", "fast"),), ("dense",), ((1, "dense"),)])
 def test_layer_methods(pairs):
     message = message_of(config_with(execution__layer_methods=pairs))
-    assert "config.execution.layer_methods" in message and "plain, dense, factored" in message
+    assert (
+        "config.execution.layer_methods" in message and "plain, dense, dense_rows, factored, factored_rows" in message
+    )
 
 
 @pytest.mark.parametrize("milestones", [(0, 1), (5, 3), (3, 3), (1.5,), ("a",), (-1,)])

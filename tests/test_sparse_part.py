@@ -1,4 +1,4 @@
-"""The sparse part as a list of weights: products and gradients equal those of the dense kernel with these weights."""
+"""The sparse part as a list of weights, gathered and in rows: products and gradients equal those of the dense kernel with these weights."""
 
 import math
 from functools import partial
@@ -8,18 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dctps_jax.gathered import MAX_FILLED, VECTOR, Gathered, seen_by, unfolds
 from dctps_jax.geometry import Geometry
-from dctps_jax.sparse_part import (
-    MAX_FILLED,
-    VECTOR,
-    add_at,
-    convolve_sparse,
-    gradient_of_values,
-    seen_by,
-    transpose_sparse,
-    unfolds,
-    weights_at,
-)
+from dctps_jax.sparse_part import InRows, add_at, weights_at
 from tests.native import jit_unoptimised, native, normal
 
 # The geometry and the spatial shape of the inputs.
@@ -43,9 +34,9 @@ CASES = {
     "grouped, strides 2, 1": (Geometry((3, 3, 2, 6), (2, 1), ((1, 1), (1, 1)), 2), (5, 5)),
     "depthwise, strides 1, 2": (Geometry((3, 3, 1, 6), (1, 2), ((1, 1), (1, 1)), 6), (5, 5)),
     "one dimension, strides 3": (Geometry((4, 4, 5), (3,), ((1, 2),)), (8,)),
+    "more strides than kernel": (Geometry((2, 2, 4, 5), (3, 3), ((0, 0), (1, 0))), (8, 9)),
 }
-WITHOUT_STRIDES = [name for name, (geometry, _) in CASES.items() if max(geometry.strides, default=1) == 1]
-# None, some (of "3x3" fewer than a row of the kernel has channels, 12), and all weights.
+# None, some, and all weights.
 COUNTS = [0, 9, None]
 
 
@@ -72,72 +63,90 @@ def by_the_dense_kernel(geometry, inputs, support, values):
     return outputs, to_inputs, to_kernel.ravel()[support], cotangent
 
 
-def seen_literally(geometry, inputs, support, outputs):
-    """One weight after the other: its channel of the padded inputs, from its position on."""
-    *_, in_features, out_features = geometry.kernel_shape
-    padded = np.pad(inputs, [(0, 0), *((max(low, 0), max(high, 0)) for low, high in geometry.pads), (0, 0)])
-    seen = np.zeros((*outputs.shape[:-1], support.size))
-    for number, place in enumerate(zip(*np.unravel_index(support, geometry.kernel_shape), strict=True)):
-        *position, channel, target = place
-        starts = [at - min(low, 0) for at, (low, _) in zip(position, geometry.pads, strict=True)]
-        window = [
-            slice(start, start + stride * (length - 1) + 1, stride)
-            for start, stride, length in zip(starts, geometry.strides, outputs.shape[1:-1], strict=True)
-        ]
-        group = target // (out_features // geometry.groups)
-        seen[..., number] = padded[:, *window, channel + group * in_features]
-    return seen
+def part_of(way, support, geometry, inputs_shape):
+    return Gathered(support, geometry) if way == "gathered" else InRows(support, geometry, inputs_shape)
 
 
-def of_values_at(seen, across, channels, support):
-    """The gradient of the values that there are; what short lists are filled up by has none."""
-    return gradient_of_values(seen, across, channels)[: len(support)]
-
-
-def assert_close(found, expected):
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11)
-
-
+@pytest.mark.parametrize("way", ["gathered", "in rows"])
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("case", CASES)
-def test_forward_and_the_gradient_of_the_values(case, count):
+def test_products_and_gradients_are_those_of_the_dense_kernel(case, count, way):
     geometry, inputs, support, values = problem(case, count)
 
     @jit_unoptimised
     def compute(inputs, support, values):
-        expected, _, of_values, cotangent = by_the_dense_kernel(geometry, inputs, support, values)
-        weights = weights_at(support, geometry)
-        seen = seen_by(weights, inputs, geometry)
-        outputs = convolve_sparse(inputs, values, weights, geometry)
-        return seen, (outputs, expected), (of_values_at(seen, cotangent, weights.target, support), of_values)
+        outputs, to_inputs, to_values, cotangent = by_the_dense_kernel(geometry, inputs, support, values)
+        part = part_of(way, support, geometry, inputs.shape)
+        found = [part.convolve(inputs, values), part.gradients(inputs, cotangent)[1]]
+        expected = [outputs, to_values]
+        if way == "in rows" or max(geometry.strides, default=1) == 1:
+            found += part.gradients(inputs, cotangent, values)
+            expected += [to_inputs, to_values]
+        return found, expected
 
-    seen, *pairs = compute(inputs, support, values)
-    for found, expected in pairs:
-        assert_close(found, expected)
-    assert_close(seen[..., : support.size], seen_literally(geometry, inputs, support, outputs=pairs[0][0]))
+    for found, expected in zip(*compute(inputs, support, values), strict=True):
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("case", WITHOUT_STRIDES)
-def test_backward_and_the_gradient_of_the_values(case, count):
-    geometry, inputs, support, values = problem(case, count)
+@pytest.mark.parametrize(
+    ("way", "case"), [("gathered", "3x3"), ("in rows", "3x3"), ("in rows", "strides 1, 2"), ("in rows", "linear")]
+)
+def test_gradients_of_gradients(way, case):
+    geometry, inputs, support, values = problem(case, 9)
 
     @jit_unoptimised
-    def compute(inputs, support, values):
-        _, expected, of_values, cotangent = by_the_dense_kernel(geometry, inputs, support, values)
-        weights = weights_at(support, geometry)
-        to_inputs, seen = transpose_sparse(cotangent, values, weights, geometry)
-        return (to_inputs, expected), (of_values_at(seen, inputs, weights.source, support), of_values)
+    def compute(inputs, values):
+        part = part_of(way, support, geometry, inputs.shape)
 
-    for found, expected in compute(inputs, support, values):
-        assert_close(found, expected)
+        def own(inputs, values):
+            gradients = part.gradients(inputs, part.convolve(inputs, values) ** 2, values)
+            return sum(jnp.sum(gradient**2) for gradient in gradients)
+
+        def expected(inputs, values):
+            kernel = jnp.zeros(np.prod(geometry.kernel_shape)).at[support].set(values).reshape(geometry.kernel_shape)
+            outputs, pull_back = jax.vjp(partial(native, geometry=geometry), inputs, kernel)
+            to_inputs, to_kernel = pull_back(outputs**2)
+            return jnp.sum(to_inputs**2) + jnp.sum(to_kernel.ravel()[support] ** 2)
+
+        return jax.grad(own, argnums=(0, 1))(inputs, values), jax.grad(expected, argnums=(0, 1))(inputs, values)
+
+    for found, expected in zip(*compute(inputs, values), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-8)
 
 
-def largest_array(function, *arguments):
-    """The size of the largest array in the traced program of ``function``."""
-    program = jax.make_jaxpr(function)(*arguments)
-    return max(variable.aval.size for equation in program.eqns for variable in equation.outvars)
+def largest_array(program):
+    """The size of the largest array in a traced program and the programs inside it."""
+    sizes = [0]
+    for equation in program.eqns:
+        sizes += [variable.aval.size for variable in equation.outvars]
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "jaxpr")):
+            if hasattr(inner, "jaxpr"):
+                sizes.append(largest_array(inner.jaxpr))
+    return max(sizes)
+
+
+def test_rows_do_not_grow_with_the_number_of_weights():
+    geometry = Geometry((3, 3, 40, 50), (1, 1), ((1, 1), (1, 1)))
+    inputs = jnp.zeros((8, 4, 4, 40))
+
+    def largest(count):
+        part = InRows(jnp.arange(count, dtype=jnp.int32), geometry, inputs.shape)
+
+        def everything(inputs, values):
+            return part.gradients(inputs, part.convolve(inputs, values), values)
+
+        return largest_array(jax.make_jaxpr(everything)(inputs, jnp.ones(count)).jaxpr)
+
+    assert largest(2) == largest(2000) < 8 * 6 * 6 * 50 * 2
+
+
+def test_rows_of_half_precision_are_summed_in_single():
+    part = InRows(jnp.arange(2, dtype=jnp.int32), Geometry((2, 1)), (1000, 2))
+    inputs = jnp.ones((1000, 2), jnp.bfloat16)
+    assert part.convolve(inputs, jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
+    gradient = part.gradients(inputs, jnp.ones((1000, 1), jnp.bfloat16))[1]
+    assert gradient.dtype == jnp.float32 and gradient.tolist() == [1000, 1000]  # bfloat16 counts to 256
 
 
 def test_channels_are_gathered_before_they_are_shifted_where_there_are_few_weights():
@@ -148,7 +157,7 @@ def test_channels_are_gathered_before_they_are_shifted_where_there_are_few_weigh
 
     def largest(count):
         weights = weights_at(jnp.arange(count, dtype=jnp.int32), geometry)
-        return largest_array(lambda x: seen_by(weights, x, geometry), x)
+        return largest_array(jax.make_jaxpr(lambda x: seen_by(weights, x, geometry))(x).jaxpr)
 
     assert largest(10) < row <= largest(3 * 40 + 1)
     assert not unfolds(geometry, 3 * 40, 40) and unfolds(geometry, 3 * 40 + 1, 40)
@@ -158,17 +167,17 @@ def test_channels_are_gathered_before_they_are_shifted_where_there_are_few_weigh
 
 def test_weights_are_where_the_support_says():
     weights = weights_at(jnp.array([0, 17, 41, 107]), Geometry((3, 3, 2, 6), groups=2))
-    assert weights.position[:4].tolist() == [0, 1, 3, 8]
-    assert weights.source[:4].tolist() == [0, 2, 2, 3]
-    assert weights.target[:4].tolist() == [0, 5, 5, 5]
+    assert weights.position.tolist() == [0, 1, 3, 8]
+    assert weights.source.tolist() == [0, 2, 2, 3]
+    assert weights.target.tolist() == [0, 5, 5, 5]
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 63, 64, 65, 100])
 def test_short_lists_are_filled_up_to_whole_vectors(count):
-    weights = weights_at(jnp.arange(20, 20 + count, dtype=jnp.int32), Geometry((3, 3, 4, 5)))
-    lengths = {len(part) for part in weights}
-    assert lengths == {count if count > MAX_FILLED else math.ceil(count / VECTOR) * VECTOR}
-    assert all((part[count:] == 0).all() and part.dtype == jnp.int32 for part in weights)
+    part = Gathered(jnp.arange(20, 20 + count, dtype=jnp.int32), Geometry((3, 3, 4, 5)))
+    assert len(part.support) == (count if count > MAX_FILLED else math.ceil(count / VECTOR) * VECTOR)
+    assert (part.support[count:] == 0).all() and part.support.dtype == jnp.int32
+    assert part.nnz == count
 
 
 @pytest.mark.parametrize("positions", [[], [0], [3, 4, 11], list(range(12))])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
 from dctps_jax.training.metrics import read_rows
-from dctps_jax.training.workdir import FREE_FIELDS, read_json, write_whole
+from dctps_jax.training.workdir import free_fields, read_json, write_whole
 
 Setting = tuple[tuple[str, Any], ...]
 # What the tables and legends name in their own way; of other fields they name those that differ.
@@ -27,7 +27,7 @@ class Record(NamedTuple):
     @property
     def setting(self) -> Setting:
         """Everything that may change a run's numbers but its seed."""
-        ignored = {"seed", "num_seeds", *FREE_FIELDS}
+        ignored = {"seed", "num_seeds", *free_fields(self.config)}
         return tuple((field, value) for field, value in sorted(self.config.items()) if field not in ignored)
 
 
@@ -57,10 +57,13 @@ def read_records(source: Path) -> list[Record]:
 
 
 def write_records(file: Path, records: Iterable[Record]) -> None:
-    """Write the runs as one JSON object a line, without what says nothing about their numbers, such as where the images lay."""
+    """Write the runs as one JSON object a line, without where things lay and how they were computed; of an image folder with its name."""
     lines = []
     for record in records:
-        config = {field: value for field, value in record.config.items() if field not in FREE_FIELDS}
+        free = free_fields(record.config)
+        config = {field: value for field, value in record.config.items() if field not in free}
+        if "data.dir" in config:
+            config["data.dir"] = Path(config["data.dir"]).name
         lines.append(json.dumps(record._replace(config=config)._asdict(), separators=(",", ":")) + "\n")
     write_whole(file, "".join(lines))
 

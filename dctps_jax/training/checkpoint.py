@@ -71,9 +71,13 @@ class Checkpoints:
                 self._set_aside(kind, step, error)
         return None
 
+    def steps(self) -> list[int]:
+        """Return the steps of the latest checkpoints, ascending."""
+        return sorted(self._managers["latest"].all_steps())
+
     def forget_after(self, step: int) -> None:
         """Delete the latest checkpoints of later steps than ``step``."""
-        for later in self._managers["latest"].all_steps():
+        for later in self.steps():
             if later > step:
                 self._managers["latest"].delete(later)
 

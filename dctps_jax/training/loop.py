@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -196,7 +197,7 @@ def order_of_epoch(epoch: int, plan: Plan, rows: np.ndarray) -> np.ndarray:
 
 def run_epoch(
     programs: Programs, plan: Plan, placement: Placement, state: TrainState, sums: Sums, train: Split, order: jax.Array, step: int,
-    *, log_every_steps: int, num_drop_at: Callable[[int], np.ndarray] | None = None,
+    *, log_every_steps: int, num_drop_at: Callable[[int], np.ndarray] | None = None, seeds: Sequence[int] = (0,),
 ) -> Iterator[tuple[int, TrainState, Sums]]:  # fmt: skip
     """Train from ``step`` to the end of its epoch, yielding (step, state, sums) after every dispatch.
 
@@ -216,27 +217,34 @@ def run_epoch(
                 state, sums = programs.advance[length](state, sums, train, order)
         step += length
         if step >= next_look:
-            check_finite(sums)
+            check_finite(sums, seeds=seeds)
             next_look += log_every_steps
         yield step, state, sums
 
 
-def check_finite(sums: Sums, state: TrainState | None = None) -> None:
+def check_finite(sums: Sums, state: TrainState | None = None, seeds: Sequence[int] = (0,)) -> None:
     """Raise :class:`~dctps_jax.training.stopping.NonFiniteLoss` where a step's loss was infinite or not a number.
 
     With a ``state``, as before it is saved, its weights and statistics have to be finite too: a step's loss is measured
-    before its update.
+    before its update. ``seeds`` are those that train side by side.
     """
-    bad_step = int(np.min(sums.bad_step))
-    if bad_step != NO_BAD_STEP:
-        raise NonFiniteLoss(bad_step)
-    if state is not None and not _all_finite((state.params, state.batch_stats)):
-        raise NonFiniteLoss(int(np.max(state.step)), "the weights are")
+    bad_steps = np.atleast_1d(sums.bad_step)
+    if bad_steps.min() != NO_BAD_STEP:
+        raise NonFiniteLoss(int(bad_steps.min()), seeds=_those(seeds, bad_steps != NO_BAD_STEP))
+    if state is not None:
+        finite = np.atleast_1d(_is_finite((state.params, state.batch_stats), state.step.ndim))
+        if not finite.all():
+            raise NonFiniteLoss(int(np.max(state.step)), "the weights are", _those(seeds, ~finite))
 
 
-@jax.jit
-def _all_finite(tree: Any) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+def _those(seeds: Sequence[int], chosen: np.ndarray) -> list[int]:
+    return [seed for seed, is_chosen in zip(seeds, chosen, strict=True) if is_chosen] if len(seeds) > 1 else []
+
+
+@partial(jax.jit, static_argnums=1)
+def _is_finite(tree: Any, num_axes: int) -> jax.Array:
+    """Return whether all numbers of a tree are finite, for each entry of its leading ``num_axes`` axes."""
+    return jnp.stack([jnp.isfinite(leaf).all(range(num_axes, leaf.ndim)) for leaf in jax.tree.leaves(tree)]).all(0)
 
 
 def means(sums: Sums) -> tuple[float, float]:

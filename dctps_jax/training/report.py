@@ -12,7 +12,13 @@ from dctps_jax.training.workdir import write_json
 
 
 def last_line(results: dict[str, Any]) -> str:
-    """Return the closing line of a run."""
+    """Return the closing line of a run, or of the runs of several seeds."""
+    if "seeds" in results:
+        return (
+            f"{len(results['seeds'])} seeds: test accuracy of the best epoch "
+            f"{results.get('test_accuracy_best', float('nan')):.2%} ± {results.get('test_accuracy_best_std', float('nan')):.2%}, "
+            f"of the last {results['test_accuracy_final']:.2%} ± {results['test_accuracy_final_std']:.2%}"
+        )
     best = results["test_accuracy_best"]
     return (
         f"test accuracy {results['test_accuracy_final']:.2%} after the last epoch, "
@@ -33,11 +39,7 @@ def summarize(runs: list[dict[str, Any]], workdir: Path) -> dict[str, Any]:
         results[name] = runs[0][name]
     if jax.process_index() == 0:
         write_json(workdir / "results.json", results)
-    print(
-        f"{len(runs)} seeds: test accuracy of the best epoch {results.get('test_accuracy_best', float('nan')):.2%} ± "
-        f"{results.get('test_accuracy_best_std', float('nan')):.2%}, of the last {results['test_accuracy_final']:.2%} ± "
-        f"{results['test_accuracy_final_std']:.2%}"
-    )
+    print(last_line(results))
     return results
 
 

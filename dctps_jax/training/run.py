@@ -1,10 +1,10 @@
 """One training run from config to results, in order: data, networks and supports, states, training, report."""
 
 import contextlib
-import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +22,6 @@ from dctps_jax.training.seed_run import SeedRun
 from dctps_jax.training.side_by_side import parts, stacked
 from dctps_jax.training.stopping import Stopped, listen_for_signals
 from dctps_jax.training.workdir import claim, read_json, record_config
-
-logger = logging.getLogger("dctps_jax")
 
 
 class Seed(NamedTuple):
@@ -93,7 +91,7 @@ def _train(seeds: Sequence[Seed], directories: Sequence[Seed]) -> list[dict[str,
         download=config.data.download,
     )  # fmt: skip
     runs = [SeedRun(seed.config, seed.workdir, dataset, is_alone=count == 1) for seed in seeds]
-    plan = runs[0].plan
+    plan, numbers = runs[0].plan, [seed.config.seed for seed in seeds]
     _check_same_counts(runs)
     runs[0].print_layers()
     for directory in directories:
@@ -109,13 +107,18 @@ def _train(seeds: Sequence[Seed], directories: Sequence[Seed]) -> list[dict[str,
         one.open_records(step)
 
     def together(trees: Sequence[Any]) -> Any:
-        return placement.put(stacked(trees))
+        return placement.put(trees[0]) if count == 1 else jax.device_put(stacked(trees), placement.replicated)
+
+    def each(act: Callable[..., None], *trees: Any) -> None:
+        """Do something for each seed with its parts of ``trees``."""
+        for one, *its in zip(runs, *(parts(tree, count) for tree in trees), strict=True):
+            act(one, *its)
 
     states, all_sums = zip(*(one.hand_over() for one in runs), strict=True)
     state, sums = (trees[0] if count == 1 else together(trees) for trees in (states, all_sums))
     del states, all_sums
     train = placement.put(Split(dataset.train_images, dataset.train_labels))
-    validation = together([one.validation for one in runs])
+    validation = together([one.take_validation() for one in runs])
     test = placement.put(Split(dataset.test_images, dataset.test_labels))
 
     def order_of_epoch(epoch: int) -> jax.Array:
@@ -141,7 +144,7 @@ def _train(seeds: Sequence[Seed], directories: Sequence[Seed]) -> list[dict[str,
             dispatches = loop.run_epoch(
                 programs, plan, placement, state, sums, train, order_of_epoch(epoch), step,
                 log_every_steps=config.log_every_steps,
-                num_drop_at=lambda step: stacked([one.num_drop_at(step) for one in runs]),
+                num_drop_at=lambda step: stacked([one.num_drop_at(step) for one in runs]), seeds=numbers,
             )  # fmt: skip
             for now, state, sums in dispatches:
                 progress.update(now - step)
@@ -149,16 +152,19 @@ def _train(seeds: Sequence[Seed], directories: Sequence[Seed]) -> list[dict[str,
                 if step % plan.steps_per_epoch == 0:
                     break
                 if request.signal_number or (every and step // every > before // every):
-                    loop.check_finite(sums, state)
-                    for one, its_state, its_sums in zip(runs, parts(state, count), parts(sums, count), strict=True):
-                        one.save(step, its_state, its_sums)
+                    loop.check_finite(sums, state, numbers)
+                    each(partial(SeedRun.save, step=step), state, sums)
                     _stop_if_asked(request, step)
             progress.close()
-            loop.check_finite(sums, state)
-            images_per_second = (step - first_step) * plan.batch_size / (time.perf_counter() - epoch_started)
-            evaluated = programs.evaluate(state, validation)
-            for one, *its in zip(runs, *(parts(tree, count) for tree in (state, sums, evaluated)), strict=True):
-                one.end_epoch(epoch, step, *its, images_per_second)
+            loop.check_finite(sums, state, numbers)
+            images = (step - first_step) * plan.batch_size * count
+            end_epoch = partial(
+                SeedRun.end_epoch,
+                epoch=epoch,
+                step=step,
+                images_per_second=images / (time.perf_counter() - epoch_started),
+            )
+            each(end_epoch, state, sums, programs.evaluate(state, validation))
             sums = together([one.no_sums for one in runs])
             _stop_if_asked(request, step)
 
@@ -166,10 +172,11 @@ def _train(seeds: Sequence[Seed], directories: Sequence[Seed]) -> list[dict[str,
     best = [one.best_state() for one in runs]
     tested = parts(programs.evaluate(state, test), count)
     ends = parts(state, count)
-    known = together([end if its is None else its for its, end in zip(best, ends, strict=True)])
+    known = [end if its is None else its for its, end in zip(best, ends, strict=True)]
+    known = known[0] if count == 1 else together(known)
     tested_best = parts(programs.evaluate(known, test), count)
     return [
-        one.finish(step, end, last, None if its is None else its_test, programs.compile_seconds)
+        one.finish(step, end, last, None if its is None else its_test, programs.compile_seconds, count)
         for one, end, last, its, its_test in zip(runs, ends, tested, best, tested_best, strict=True)
     ]
 
@@ -188,15 +195,28 @@ def _check_same_counts(runs: Sequence[SeedRun]) -> None:
 
 def _go_on(runs: Sequence[SeedRun]) -> int:
     """Have all runs go on from the newest step that all have saved, and return it."""
-    while len(steps := {one.go_on() for one in runs}) > 1:
-        # A kill came between the saves of two seeds, or a checkpoint is damaged.
-        logger.warning("the seeds stand at steps %s; all go on from the first", ", ".join(map(str, sorted(steps))))
+    saved = [one.checkpoints.steps() for one in runs]
+    if len({max(steps, default=0) for steps in saved}) > 1:
+        # A kill came between the saves of two seeds: where it was the first one, the seeds ahead of it go back to the start.
+        first = [0] if all(len(steps) < 2 for steps in saved) else []
+        common = set.intersection(*(set(steps or [0]) | set(first) for steps in saved))
+        if not common:
+            raise _not_together([max(steps, default=0) for steps in saved])
         for one in runs:
-            one.checkpoints.forget_after(min(steps))
-    (step,) = steps
-    if step > 0:
-        print(f"going on from step {step}")
-    return step
+            one.checkpoints.forget_after(max(common))
+    steps = [one.go_on() for one in runs]
+    if len(set(steps)) > 1:  # a checkpoint is damaged
+        raise _not_together(steps)
+    if steps[0] > 0:
+        print(f"going on from step {steps[0]}")
+    return steps[0]
+
+
+def _not_together(steps: Sequence[int]) -> UserError:
+    return UserError(
+        f"the seeds stand at the steps {', '.join(map(str, steps))}, and have saved none in common from which they could go on side by "
+        "side; with config.parallel_seeds=False each goes on from where it stands"
+    )
 
 
 def _stop_if_asked(request: Any, step: int) -> None:

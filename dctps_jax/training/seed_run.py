@@ -120,6 +120,12 @@ class SeedRun:
         del self.state, self.sums, self.restored
         return state, sums
 
+    def take_validation(self) -> Split:
+        """Return the images to validate on, once."""
+        validation = self.validation
+        del self.validation
+        return validation
+
     def open_records(self, step: int) -> None:
         """Open the log of metrics at ``step``; a run that begins writes its masks first."""
         if step == 0 and jax.process_index() == 0:
@@ -140,16 +146,19 @@ class SeedRun:
         drop = self.plan.updates.drop_counts(step, self.counts, self.sizes)
         return np.array([drop[path] for path in self.graphs.counts], np.int32)
 
-    def save(self, step: int, state: TrainState, sums: Sums) -> None:
+    def save(self, state: TrainState, sums: Sums, *, step: int) -> None:
         self.checkpoints.save("latest", step, {"state": self._stored(state), "sums": sums})
 
     def end_epoch(
-        self, epoch: int, step: int, state: TrainState, sums: Sums, evaluated: Sums, images_per_second: float
+        self, state: TrainState, sums: Sums, evaluated: Sums, *, epoch: int, step: int, images_per_second: float
     ) -> None:
-        """Print and record an epoch, and save its state, as the best one where it is."""
+        """Print and record an epoch, and save its state, as the best one where it is.
+
+        ``images_per_second`` are those of all seeds of the program.
+        """
         val_loss, val_accuracy = loop.means(evaluated)
         if not math.isfinite(val_loss):
-            raise NonFiniteLoss(step, "the validation loss is")
+            raise NonFiniteLoss(step, "the validation loss is", [self.config.seed] if self.label else ())
         best = self.log.best_row()
         row = {
             "epoch": epoch + 1,
@@ -167,7 +176,7 @@ class SeedRun:
         if best is None or val_accuracy > best["val_accuracy"]:
             self.checkpoints.save("best", step, {"state": self._stored(state)})
         self.log.append(row)
-        self.save(step, state, self.placement.put(self.no_sums))
+        self.save(state, self.placement.put(self.no_sums), step=step)
 
     def best_state(self) -> TrainState | None:
         """Return the state that was best on validation; None, with a warning, where its checkpoint is lost."""
@@ -175,11 +184,19 @@ class SeedRun:
         assert best is not None
         if restored is not None and restored[0] == best["step"]:
             return self._running(restored[1]["state"])
-        logger.warning("the checkpoint of the best epoch %d is lost; test_accuracy_best is left out", best["epoch"])
+        logger.warning(
+            "%sthe checkpoint of the best epoch %d is lost; test_accuracy_best is left out", self.label, best["epoch"]
+        )
         return None
 
     def finish(
-        self, step: int, state: TrainState, tested: Sums, tested_best: Sums | None, compile_seconds: float
+        self,
+        step: int,
+        state: TrainState,
+        tested: Sums,
+        tested_best: Sums | None,
+        compile_seconds: float,
+        seeds_side_by_side: int,
     ) -> dict[str, Any]:
         """Write ``results.json`` out of the evaluations of the last and the best state on the test set; return its content."""
         if self.plan.updates is not None:
@@ -209,6 +226,7 @@ class SeedRun:
                 "mean": list(map(float, normalization.mean)),
                 "std": list(map(float, normalization.std)),
             },
+            "seeds_side_by_side": seeds_side_by_side,
             "compile_seconds": compile_seconds,
             "total_seconds": time.perf_counter() - self.started,
             "environment": environment(),

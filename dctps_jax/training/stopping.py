@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 
@@ -21,10 +21,14 @@ class NonFiniteLoss(Exception):
 
     exit_code = 3
 
-    def __init__(self, step: int, what: str = "the loss is"):
+    def __init__(self, step: int, what: str = "the loss is", seeds: Sequence[int] = ()):
+        """``seeds`` are those that it happened to, where several train side by side."""
+        self.step, self.what = step, what
+        whose = f" with seed {', '.join(map(str, seeds))}" if seeds else ""
+        others = "; config.parallel_seeds=False trains the other seeds" if seeds else ""
         super().__init__(
-            f"{what} not finite at step {step}; checkpoints from before are kept, and a smaller "
-            "config.optimizer.learning_rate usually helps"
+            f"{what} not finite at step {step}{whose}; checkpoints from before are kept, and a smaller "
+            f"config.optimizer.learning_rate usually helps{others}"
         )
 
 

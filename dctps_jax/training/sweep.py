@@ -51,7 +51,7 @@ def plan_runs(config: Any, grids: Any) -> list[Run]:
                 _set(single, field, value)
             check_config(single, devices=False)
             name = ",".join(f"{field}={_as_name(value)}" for field, value in sorted(fields.items()))
-            if runs.setdefault(name, Run(name, fields, single.num_epochs)).fields != fields:
+            if runs.setdefault(name, Run(name, fields, single.num_epochs * single.num_seeds)).fields != fields:
                 raise UserError(
                     f"the sweep has two runs that would be called {name}; choose values that differ in letters"
                 )
@@ -126,6 +126,8 @@ class Sweep:
                     bar.n = sum(run.epochs if self._is_finished(run) else self._epochs_done(run) for run in self.runs)
                     bar.refresh()
         finally:
+            for _, process, _ in self.working.values():
+                process.terminate()
             bar.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -182,8 +184,9 @@ class Sweep:
         return (self.workdir / run.name / "results.json").exists()
 
     def _epochs_done(self, run: Run) -> int:
-        metrics = self.workdir / run.name / "metrics.jsonl"
-        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+        folder = self.workdir / run.name
+        files = [folder / "metrics.jsonl", *folder.glob("seed_*/metrics.jsonl")]
+        return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
 
 # Where the files lie and how often the screen is written does not change what a run computes (but see `_check_same`); how it computes does to rounding only.
-FREE_FIELDS = (
+FREE_FIELDS: tuple[str, ...] = (
     "parallel_seeds",
     "data.dir",
     "data.cache_dir",
@@ -113,12 +113,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
     os.replace(temporary, path)
 
 
+def free_fields(config: dict[str, Any]) -> set[str]:
+    """Return :data:`FREE_FIELDS` as far as they are free in a config by dotted field: an image folder is known by its place alone."""
+    return set(FREE_FIELDS) - ({"data.dir"} if config.get("data.name") == "image_folder" else set())
+
+
 def _check_same(found: Any, asked: dict, workdir: Path) -> None:
     if not isinstance(found, dict):
         raise UserError(f"{workdir / 'config.json'} is no config of a run; restore it or choose another directory")
     found, asked = dict(flat_fields(found)), dict(flat_fields(asked))
-    # An image folder is known by its place alone.
-    free = set(FREE_FIELDS) - ({"data.dir"} if asked.get("data.name") == "image_folder" else set())
+    free = free_fields(asked)
     different = [
         f"{field} ({found.get(field, 'absent')!r} there, {asked.get(field, 'absent')!r} now)"
         for field in sorted(found.keys() | asked.keys())

@@ -93,6 +93,19 @@ def test_other_fields_that_differ_are_columns(runs):
     assert {line["data.augment"] for line in lines} == {None, True}
 
 
+def test_image_folders_are_told_apart_by_their_place(tmp_path):
+    for name, accuracy in (("cats", 0.9), ("cars", 0.2)):
+        make_run(tmp_path / "runs" / name, accuracy=accuracy)
+        config = tmp_path / "runs" / name / "config.json"
+        values = json.loads(config.read_text())
+        values["data"] = {"name": "image_folder", "dir": f"/somewhere/{name}", "cache_dir": "/elsewhere"}
+        config.write_text(json.dumps(values))
+    write_report(tmp_path / "runs", tmp_path)
+    assert len(summary(read_records(tmp_path / "runs"))) == len(summary(read_records(tmp_path / "runs.jsonl"))) == 2
+    text = (tmp_path / "runs.jsonl").read_text()
+    assert '"data.dir":"cats"' in text and "where" not in text
+
+
 def test_the_directory_over_seeds_is_no_run(tmp_path):
     folder = make_run(tmp_path / "runs")
     config = json.loads((folder / "config.json").read_text())

@@ -14,6 +14,7 @@ from dctps_jax.pruning import load_masks
 from dctps_jax.training import loop, seed_run
 from dctps_jax.training.checkpoint import Checkpoints
 from dctps_jax.training.metrics import MetricsLog
+from dctps_jax.training.report import last_line
 from dctps_jax.training.stopping import NonFiniteLoss, Stopped
 from tests.training.small_runs import STEPS_PER_EPOCH, arrays, assert_same_end, results, rows, small_run, steps
 
@@ -183,7 +184,11 @@ def test_checkpoints_hold_the_trained_weights_and_their_moments_only(tmp_path, p
 def test_the_plan_is_printed_on_request(tmp_path, capsys):
     small_run(tmp_path, num_epochs=1, execution__explain=True, execution__layer_methods=(("fcs.0", "plain"),))
     printed = capsys.readouterr().out
-    assert re.search(r"^layer +kernel +stride +inputs +nnz +method +plain +dense +factored$", printed, re.MULTILINE)
+    assert re.search(
+        r"^layer +kernel +stride +inputs +nnz +method +plain +dense +dense_rows +factored +factored_rows$",
+        printed,
+        re.MULTILINE,
+    )
     assert re.search(r"^fcs\.0 .* plain ", printed, re.MULTILINE)
 
 
@@ -216,7 +221,8 @@ def test_several_seeds_and_their_mean(tmp_path, plain, capsys):
         values = [run[name] for run in alone]
         assert found[name] == pytest.approx(np.mean(values))
         assert found[f"{name}_std"] == pytest.approx(np.std(values, ddof=1))
-    assert " ± " in capsys.readouterr().out.splitlines()[-1]
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert " ± " in printed and printed == last_line(found)
     assert found == json.loads((tmp_path / "results.json").read_text())
     # A seed among several is the run of that seed alone, and another seed is another run in everything.
     assert_same_end(tmp_path / "seed_0", plain)

@@ -9,12 +9,16 @@ import pytest
 
 from dctps_jax import UserError
 from dctps_jax.data.batches import Normalization
+from dctps_jax.execution import apply_kernel
+from dctps_jax.geometry import Geometry
 from dctps_jax.pruning import load_masks
 from dctps_jax.seeds import stream
+from dctps_jax.training import loop
 from dctps_jax.training.side_by_side import over_seeds, parts, stacked
-from tests.training.small_runs import arrays, assert_same_end, results, rows, small_run, steps
+from dctps_jax.training.stopping import NonFiniteLoss
+from tests.training.small_runs import arrays, assert_same_end, placement_on, results, rows, small_run, steps
 from tests.training.test_loop import make_plan
-from tests.training.test_run import run_through_kills
+from tests.training.test_run import run_through_kills, run_until_killed
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -89,6 +93,45 @@ def test_what_they_began_they_may_end_one_by_one(tmp_path, together):
     run_through_kills(tmp_path, [6], **SIDE_BY_SIDE)
     small_run(tmp_path, **SIDE_BY_SIDE | {"parallel_seeds": False})
     assert steps(tmp_path / "seed_1") == steps(together / "seed_1")
+
+
+def test_what_was_begun_one_by_one_does_not_go_back(tmp_path):
+    one_by_one = SIDE_BY_SIDE | {"parallel_seeds": False}
+    run_until_killed(tmp_path, 4, **one_by_one)  # after the second save of the first seed
+    saved = steps(tmp_path / "seed_0")
+    assert len(saved) == 2
+    with pytest.raises(UserError, match=r"at the steps 4, 0, and have saved none in common .*parallel_seeds=False"):
+        small_run(tmp_path, **SIDE_BY_SIDE)
+    assert steps(tmp_path / "seed_0") == saved
+
+
+def test_several_devices(tmp_path, together, monkeypatch):
+    monkeypatch.setattr(loop, "place_on_all_devices", lambda: placement_on(2))
+    small_run(tmp_path, **SIDE_BY_SIDE | {"num_epochs": 1}, execution__method="dense")
+    for seed in (0, 1):
+        found, expected = rows(tmp_path / f"seed_{seed}"), rows(together / f"seed_{seed}")
+        assert found[0]["train_loss"] == pytest.approx(expected[0]["train_loss"], rel=1e-3)
+
+
+def test_the_gradient_of_alpha_is_decided_once_for_all_seeds():
+    geometry = Geometry((3, 3, 4, 6), (1, 1), ((1, 1), (1, 1)))
+    arguments = jnp.ones((2, 3, 5, 6, 4)), jnp.ones((2, 5)), jnp.arange(5)
+
+    def gradient(alphas):
+        def outputs(alpha, inputs, values):
+            return apply_kernel("dense", geometry, inputs, values, alpha, arguments[2]).sum()
+
+        return jax.vmap(jax.grad(outputs))(alphas, *arguments[:2])
+
+    assert "cond[" in str(jax.make_jaxpr(gradient)(jnp.ones(2)))
+    # Where one is too small to be divided by, none is.
+    np.testing.assert_allclose(gradient(jnp.array([1.0, 1e-9])), gradient(jnp.ones(2)), rtol=1e-4)
+
+
+def test_seeds_that_are_not_finite_are_named(tmp_path):
+    diverging = {"optimizer__name": "sgd", "optimizer__learning_rate": 1e38, "num_seeds": 2, "parallel_seeds": True}
+    with pytest.raises(NonFiniteLoss, match=r"with seed 0, 1; .*parallel_seeds=False trains the other seeds"):
+        small_run(tmp_path, **diverging)
 
 
 def test_weights_that_move(tmp_path):

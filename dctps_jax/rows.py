@@ -1,0 +1,177 @@
+"""Activations as rows: one a channel, with the positions of the whole batch behind one another.
+
+A weight of a convolution then joins a row of the inputs, from some place on, with a row of the outputs: what is computed with it is one
+multiply-add of two long rows. With strides there is a row for each channel and phase: inputs that are a stride apart lie side by side.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dctps_jax.fusion import made_apart, varying_as
+from dctps_jax.geometry import Geometry
+
+# Products are added up in so many sums, which a processor computes at once, and which lose fewer digits than one.
+SUMS = 64
+
+
+class Places(NamedTuple):
+    """Where weights find their rows: the row, and its first number; int32 ``[nnz]`` each."""
+
+    row: jax.Array
+    start: jax.Array
+
+
+class Layout(NamedTuple):
+    """How the inputs ``[batch, *spatial, channels]`` and the outputs of a convolution lie in rows.
+
+    Both have :attr:`extents` positions an image, of which a row of outputs uses those there are; what lies behind them is never read, or zero.
+    """
+
+    geometry: Geometry
+    inputs: tuple[int, ...]
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        return self.geometry.output_spatial(self.inputs[1:-1])
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """Positions a dimension: those of the outputs, and how far a kernel reaches beyond them, in strides."""
+        zipped = zip(self.outputs, self.geometry.size, self.geometry.strides, strict=True)
+        return tuple(count + (width - 1) // stride for count, width, stride in zipped)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """How far apart neighbours in each dimension lie in a row."""
+        return tuple(math.prod(self.extents[dimension + 1 :]) for dimension in range(len(self.extents)))
+
+    @property
+    def positions(self) -> int:
+        return self.inputs[0] * math.prod(self.extents)
+
+    @property
+    def reach(self) -> int:
+        """The last place in a row of inputs at which a weight's row begins."""
+        widths = zip(self.geometry.size, self.geometry.strides, self.steps, strict=True)
+        return sum((width - 1) // stride * step for width, stride, step in widths)
+
+    @property
+    def length(self) -> int:
+        """How many numbers of a row every weight sees: those up to the last output, filled up to whole sums, and more than these."""
+        return ((self.positions - self.reach) // SUMS + 1) * SUMS
+
+    def rows_of_inputs(self, inputs: jax.Array, after: jax.Array) -> jax.Array:
+        """Return ``[phases · channels, reach + length]``, not made before the array ``after`` is there."""
+        strides, rank = self.geometry.strides, len(self.extents)
+        widths = [
+            (low, stride * extent - length - low, 0)
+            for (low, _), stride, extent, length in zip(
+                self.geometry.pads, strides, self.extents, self.inputs[1:-1], strict=True
+            )
+        ]
+
+        def padded() -> jax.Array:
+            images = lax.pad(inputs, jnp.zeros((), inputs.dtype), [(0, 0, 0), *widths, (0, 0, 0)])
+            apart = [size for pair in zip(self.extents, strides, strict=True) for size in pair]
+            phases = images.reshape(self.inputs[0], *apart, self.inputs[-1])
+            phases = phases.transpose(0, *range(1, 2 * rank + 1, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1)
+            return self._columns(phases, self.reach + self.length)
+
+        return made_apart(padded, after).T
+
+    def inputs_of_rows(self, rows: jax.Array) -> jax.Array:
+        """Return the inputs that lie in ``rows``."""
+        strides, rank, zero = self.geometry.strides, len(self.extents), jnp.zeros((), rows.dtype)
+        phases = rows[:, : self.positions].reshape(*strides, self.inputs[-1], self.inputs[0], *self.extents)
+        order = [index for pair in zip(range(rank + 2, 2 * rank + 2), range(rank), strict=True) for index in pair]
+        padded = phases.transpose(rank + 1, *order, rank)
+        extents = [stride * extent for stride, extent in zip(strides, self.extents, strict=True)]
+        padded = padded.reshape(self.inputs[0], *extents, self.inputs[-1])
+        widths = [
+            (-low, low + length - extent, 0)
+            for (low, _), extent, length in zip(self.geometry.pads, extents, self.inputs[1:-1], strict=True)
+        ]
+        return lax.pad(padded, zero, [(0, 0, 0), *widths, (0, 0, 0)])
+
+    def rows_of_outputs(self, outputs: jax.Array) -> jax.Array:
+        """Return ``[channels, length]``."""
+        widths = [(0, extent - count, 0) for extent, count in zip(self.extents, self.outputs, strict=True)]
+
+        def padded() -> jax.Array:
+            images = lax.pad(outputs, jnp.zeros((), outputs.dtype), [(0, 0, 0), *widths, (0, 0, 0)])
+            return self._columns(images, self.length)
+
+        return made_apart(padded, outputs).T
+
+    def outputs_of_rows(self, rows: jax.Array) -> jax.Array:
+        """Return the outputs that lie in ``rows``."""
+        rank, zero = len(self.extents), jnp.zeros((), rows.dtype)
+        rows = lax.pad(rows, zero, [(0, 0, 0), (0, self.positions - self.length, 0)])
+        images = rows.reshape(len(rows), self.inputs[0], *self.extents)
+        images = images[:, :, *(slice(count) for count in self.outputs)]
+        return images.transpose(*range(1, rank + 2), 0)
+
+    def _columns(self, images: jax.Array, count: int) -> jax.Array:
+        """Return the positions of all images behind one another, ``count`` of them, with their channels."""
+        columns = images.reshape(self.positions, math.prod(images.shape) // max(1, self.positions))
+        return lax.pad(columns, jnp.zeros((), columns.dtype), [(0, count - self.positions, 0), (0, 0, 0)])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def add_rows(
+    shape: tuple[int, int], length: int, values: jax.Array, source: jax.Array, taken: Places, put: Places
+) -> jax.Array:
+    """Return rows of ``shape``, each the sum of what the weights put there: ``length`` numbers that they take from ``source``, times their values."""
+
+    def add(rows: jax.Array, weight: tuple[jax.Array, Places, Places]) -> tuple[jax.Array, None]:
+        value, there, here = weight
+        row = lax.dynamic_slice(source, there, (1, length))
+        before = lax.dynamic_slice(rows, here, (1, length))
+        return lax.dynamic_update_slice(rows, before + value * row, here), None
+
+    nothing = jnp.zeros(shape, jnp.result_type(values, source))
+    return lax.scan(add, varying_as(values, varying_as(source, nothing)), (values, taken, put))[0]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def inner_rows(length: int, one: jax.Array, other: jax.Array, in_one: Places, in_other: Places) -> jax.Array:
+    """Return, for each weight, the inner product of the ``length`` numbers that it finds in ``one`` and in ``other``."""
+
+    def multiply(_: None, places: tuple[Places, Places]) -> tuple[None, jax.Array]:
+        row, across = (
+            lax.dynamic_slice(rows, place, (1, length)) for rows, place in zip((one, other), places, strict=True)
+        )
+        products = (row * across).reshape(length // SUMS, SUMS)
+        # A product with ones is faster than a sum.
+        return None, jnp.sum(jnp.ones(len(products), products.dtype) @ products)
+
+    return lax.scan(multiply, None, (in_one, in_other))[1]
+
+
+def _add_forward(shape, length, values, source, taken, put):
+    return add_rows(shape, length, values, source, taken, put), (values, source, taken, put)
+
+
+def _add_backward(shape, length, saved, gradient):
+    values, source, taken, put = saved
+    to_source = add_rows(source.shape, length, values, gradient, put, taken)
+    return inner_rows(length, source, gradient, taken, put), to_source, None, None
+
+
+def _inner_forward(length, one, other, in_one, in_other):
+    return inner_rows(length, one, other, in_one, in_other), (one, other, in_one, in_other)
+
+
+def _inner_backward(length, saved, gradient):
+    one, other, in_one, in_other = saved
+    to_one = add_rows(one.shape, length, gradient, other, in_other, in_one)
+    return to_one, add_rows(other.shape, length, gradient, one, in_one, in_other), None, None
+
+
+add_rows.defvjp(_add_forward, _add_backward)
+inner_rows.defvjp(_inner_forward, _inner_backward)
