@@ -5,7 +5,6 @@ multiply-add of two long rows. With strides there is a row for each channel and 
 """
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -122,7 +121,6 @@ class Layout(NamedTuple):
         return lax.pad(columns, jnp.zeros((), columns.dtype), [(0, count - self.positions, 0), (0, 0, 0)])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def add_rows(
     shape: tuple[int, int], length: int, values: jax.Array, source: jax.Array, taken: Places, put: Places
 ) -> jax.Array:
@@ -138,7 +136,6 @@ def add_rows(
     return lax.scan(add, varying_as(values, varying_as(source, nothing)), (values, taken, put))[0]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def inner_rows(length: int, one: jax.Array, other: jax.Array, in_one: Places, in_other: Places) -> jax.Array:
     """Return, for each weight, the inner product of the ``length`` numbers that it finds in ``one`` and in ``other``."""
 
@@ -151,27 +148,3 @@ def inner_rows(length: int, one: jax.Array, other: jax.Array, in_one: Places, in
         return None, jnp.sum(jnp.ones(len(products), products.dtype) @ products)
 
     return lax.scan(multiply, None, (in_one, in_other))[1]
-
-
-def _add_forward(shape, length, values, source, taken, put):
-    return add_rows(shape, length, values, source, taken, put), (values, source, taken, put)
-
-
-def _add_backward(shape, length, saved, gradient):
-    values, source, taken, put = saved
-    to_source = add_rows(source.shape, length, values, gradient, put, taken)
-    return inner_rows(length, source, gradient, taken, put), to_source, None, None
-
-
-def _inner_forward(length, one, other, in_one, in_other):
-    return inner_rows(length, one, other, in_one, in_other), (one, other, in_one, in_other)
-
-
-def _inner_backward(length, saved, gradient):
-    one, other, in_one, in_other = saved
-    to_one = add_rows(one.shape, length, gradient, other, in_other, in_one)
-    return to_one, add_rows(other.shape, length, gradient, one, in_one, in_other), None, None
-
-
-add_rows.defvjp(_add_forward, _add_backward)
-inner_rows.defvjp(_inner_forward, _inner_backward)

@@ -54,9 +54,7 @@ class InRows:
     def convolve(self, inputs: jax.Array, values: jax.Array) -> jax.Array:
         """Return ``S∗inputs``."""
         rows = self.layout.rows_of_inputs(_wide(inputs), after=inputs)
-        sums: Any = add_rows(
-            self.outputs_shape, self.layout.length, _wide(values), rows, self.in_inputs, self.in_outputs
-        )
+        sums = add_rows(self.outputs_shape, self.layout.length, _wide(values), rows, self.in_inputs, self.in_outputs)
         return self.layout.outputs_of_rows(sums).astype(inputs.dtype)
 
     def gradients(
@@ -66,12 +64,10 @@ class InRows:
         across = self.layout.rows_of_outputs(_wide(gradient))
         # After the gradient is there: made before, in the forward pass, the rows would have to be kept.
         rows = self.layout.rows_of_inputs(_wide(inputs), after=gradient)
-        to_values: Any = inner_rows(self.layout.length, rows, across, self.in_inputs, self.in_outputs)
+        to_values = inner_rows(self.layout.length, rows, across, self.in_inputs, self.in_outputs)
         if values is None:
             return None, to_values
-        sums: Any = add_rows(
-            self.inputs_shape, self.layout.length, _wide(values), across, self.in_outputs, self.in_inputs
-        )
+        sums = add_rows(self.inputs_shape, self.layout.length, _wide(values), across, self.in_outputs, self.in_inputs)
         return self.layout.inputs_of_rows(sums).astype(inputs.dtype), to_values
 
 
