@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dctps_jax.fusion import made_apart, varying_as
+from dctps_jax.fusion import made_apart, varying_as, zero_after
 from dctps_jax.geometry import Geometry
 
 # Products are added up in so many sums, which a processor computes at once, and which lose fewer digits than one.
@@ -132,8 +132,10 @@ def add_rows(
         before = lax.dynamic_slice(rows, here, (1, length))
         return lax.dynamic_update_slice(rows, before + value * row, here), None
 
-    nothing = jnp.zeros(shape, jnp.result_type(values, source))
-    return lax.scan(add, varying_as(values, varying_as(source, nothing)), (values, taken, put))[0]
+    dtype = jnp.result_type(values, source)
+    # Zeros that the compiler can make at once it makes for all layers at the start, and keeps.
+    nothing = jnp.full(shape, zero_after(source).astype(dtype))
+    return lax.scan(add, varying_as(values, nothing), (values, taken, put))[0]
 
 
 def inner_rows(length: int, one: jax.Array, other: jax.Array, in_one: Places, in_other: Places) -> jax.Array:
