@@ -54,7 +54,7 @@ def test_where_files_lie_may_change(tmp_path):
         pass
     known = {"data.dir", "data.cache_dir", "data.download", "log_every_steps", "tensorboard", "multi_host"}
     # These change them by rounding only.
-    known |= {
+    known |= {"parallel_seeds"} | {
         f"execution.{name}"
         for name in ("form", "method", "layer_methods", "explain", "min_loop", "remat", "keep_memory")
     }
