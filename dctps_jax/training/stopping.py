@@ -23,7 +23,6 @@ class NonFiniteLoss(Exception):
 
     def __init__(self, step: int, what: str = "the loss is", seeds: Sequence[int] = ()):
         """``seeds`` are those that it happened to, where several train side by side."""
-        self.step, self.what = step, what
         whose = f" with seed {', '.join(map(str, seeds))}" if seeds else ""
         others = "; config.parallel_seeds=False trains the other seeds" if seeds else ""
         super().__init__(
