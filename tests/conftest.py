@@ -1,9 +1,16 @@
-"""Settings that hold for every test: eight fake CPU devices and strict rank promotion. And D as the original holds it."""
+"""Settings that hold for every test: eight fake CPU devices, strict rank promotion, programs compiled once for all tests
+and the processes that they start. And D as the original holds it."""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dctps_compiled")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +20,11 @@ import pytest
 from dctps_jax import dct
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture

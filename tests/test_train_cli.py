@@ -21,15 +21,9 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Two devices, and programs that are compiled once for all processes."""
-    folder = tmp_path_factory.mktemp("compiled")
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "JAX_COMPILATION_CACHE_DIR": str(folder),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+def environment():
+    """Two devices."""
+    return os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
 
 def start(environment, workdir, *arguments):

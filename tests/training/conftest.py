@@ -1,18 +1,10 @@
-"""Keeps the runs of these tests small, and compiles each of their programs once."""
+"""Keeps the runs of these tests small."""
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from dctps_jax import data
 from dctps_jax.training import loop
 from tests.training import small_runs
-
-CACHE_OPTIONS = {
-    "jax_compilation_cache_dir": None,
-    "jax_persistent_cache_min_compile_time_secs": 0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
 
 
 @pytest.fixture(scope="session")
@@ -21,21 +13,7 @@ def digits():
 
 
 @pytest.fixture(scope="module")
-def compile_once(tmp_path_factory):
-    """A compilation cache on disk for the tests of a module."""
-    before = {name: getattr(jax.config, name) for name in CACHE_OPTIONS}
-    options = CACHE_OPTIONS | {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled"))}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def small(digits, compile_once):
+def small(digits):
     """Makes `run()` small: few images, one device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(data.SOURCES, "digits", lambda options: digits)

@@ -18,8 +18,6 @@ from dctps_jax.training.step import zero_sums
 from dctps_jax.training.stopping import NonFiniteLoss
 from tests.training.small_runs import make_optimizer_of, placement_on, small_config, small_digits
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
 
 def make_plan(**options):
     plan = loop.Plan(
