@@ -69,9 +69,10 @@ def _line(setting: Setting, members: Sequence[Record], fields: Sequence[str]) ->
 def _costs(results: Mapping[str, Any]) -> Line:
     """Return bytes and operations of a run; runs of older versions have none of the latter."""
     storage, flops = results.get("storage_bytes"), results.get("flops")
-    costs: Line = {"state_bytes": None, "checkpoint_file_bytes": results.get("checkpoint_file_bytes")}
+    costs: Line = {"state_bytes": None, "checkpoint_bytes": None}
     if storage:
         costs["state_bytes"] = sum(storage[kind]["this"] for kind in ("parameters", "supports", "optimizer_state"))
+        costs["checkpoint_bytes"] = storage["checkpoint"]["this"]
     for kind in ("inference_of_an_image", "training_step"):
         count = flops[kind] if flops else None
         costs[f"{kind}_flops_dense"] = count["dense"] if count else None
@@ -92,7 +93,7 @@ def markdown(lines: Sequence[Line], records: Sequence[Record]) -> str:
             line["method"], line["offset"], *(str(line[name]) for name in extra), _percent(line["density_asked"]),
             _percent(line["density_kept"]), str(line["seeds"]), _accuracy(line, "test_accuracy_best"),
             _accuracy(line, "test_accuracy_final"), f"{line['trainable_parameters']:,}", _scaled(line["state_bytes"], "B"),
-            _scaled(line["checkpoint_file_bytes"], "B"),
+            _scaled(line["checkpoint_bytes"], "B"),
             *(_scaled(line[f"{kind}_flops_{way}"], "") for kind in ("inference_of_an_image", "training_step") for way in ("dense", "sparse")),
             "" if line["images_per_second"] is None else f"{line['images_per_second']:,.0f}",
         ]  # fmt: skip
@@ -101,7 +102,7 @@ def markdown(lines: Sequence[Line], records: Sequence[Record]) -> str:
     notes = (
         "Accuracies are means ± sample standard deviations over the seeds. Operations are theoretical, of an image's inference "
         "and of a training step on a batch, in the prunable layers: with whole kernels (dense), and of the trained weights "
-        "and the offset as a fast cosine transform, where that is less (sparse). Images a second are measured, the median of all epochs."
+        "and the offset as a fast cosine transform, where that is less (sparse). Checkpoints are counted before compression. Images a second are measured, the median of all epochs."
     )
     if unfinished:
         notes += f"\n\nNot finished, and left out: {', '.join(unfinished)}."
@@ -118,16 +119,20 @@ def as_csv(lines: Sequence[Line]) -> str:
 
 
 def write_report(source: Path, output: Path) -> list[Path]:
-    """Write all files of the report into the folder ``output``; return them.
+    """Write all files of the report into the folder ``output``, which is made where it is missing; return them.
 
-    Raises :class:`~dctps_jax.errors.UserError` where there are no finished runs, or no folder.
+    Raises :class:`~dctps_jax.errors.UserError` where there are no finished runs, or there can be no such folder.
     """
     records = read_records(source)
     lines = summary(records)
     if not lines:
         raise UserError(f"{source} holds no finished run; a report is of finished ones")
-    if not output.is_dir():
-        raise UserError(f"--output is {output}, which is no directory; create it or name another one")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--output is {output}, which cannot be a folder ({error.strerror}); name another one"
+        ) from error
     texts = {"report.md": markdown(lines, records), "report.csv": as_csv(lines)}
     for name, text in texts.items():
         write_whole(output / name, text)

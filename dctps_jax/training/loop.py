@@ -65,12 +65,12 @@ class Programs(NamedTuple):
     """Compiled programs. ``advance[n]`` takes n steps: (state, sums, train, order) → (state, sums).
 
     ``update_masks`` takes a step that moves weights: (state, sums, train, order, weights to drop by layer) → the same.
-    With several seeds all but ``train`` and a split that they share have a leading axis of them.
+    ``evaluate`` takes images and the rows of those to look at. With several seeds all but images has a leading axis of them.
     """
 
     advance: dict[int, Callable[..., tuple[TrainState, Sums]]]
     update_masks: Callable[..., tuple[TrainState, Sums]] | None
-    evaluate: Callable[[TrainState, Split], Sums]
+    evaluate: Callable[[TrainState, Split, jax.Array], Sums]
     compile_seconds: float
 
 
@@ -129,11 +129,11 @@ def host_batch(number: int, train: Split, plan: Plan) -> tuple[jax.Array, jax.Ar
 
 def compile_programs(
     plans: Sequence[Plan], graphs: Graphs, optimizer: optax.GradientTransformation, placement: Placement,
-    state: TrainState, sums: Sums, train: Split, order: jax.Array, validation: Split, test: Split,
+    state: TrainState, sums: Sums, train: Split, order: jax.Array, evaluated: Sequence[tuple[Split, jax.Array]],
 ) -> Programs:  # fmt: skip
     """Compile everything that the run will call, before its first step; donation and sharding are decided here.
 
-    ``plans`` has one for each seed; with several, ``state``, ``sums``, ``order`` and ``validation`` are stacked
+    ``evaluated`` are the images and rows that will be evaluated. ``plans`` has one for each seed; with several, all but images is stacked
     (:mod:`dctps_jax.training.side_by_side`).
     """
     start = time.perf_counter()
@@ -176,15 +176,17 @@ def compile_programs(
 
     first, none = placement.put(jnp.zeros((), jnp.int32)), stacked([zero_sums()] * len(plans))
     eval_programs = {
-        split.labels.shape: compiled(evaluate_batch, (state, placement.put(none), split, first), shared, (1,))
-        for split, shared in ((validation, {3}), (test, {2, 3}))
+        (data.labels.shape, rows.shape): compiled(
+            evaluate_batch, (state, placement.put(none), data, rows, first), {2, 4}, (1,)
+        )
+        for data, rows in evaluated
     }
 
-    def evaluate(state: TrainState, data: Split) -> Sums:
+    def evaluate(state: TrainState, data: Split, rows: jax.Array) -> Sums:
         sums = placement.put(none)
-        program = eval_programs[data.labels.shape]
-        for begin in range(0, data.labels.shape[-1], plan.eval_batch_size):
-            sums = program(state, sums, data, placement.put(np.int32(begin)))
+        program = eval_programs[data.labels.shape, rows.shape]
+        for begin in range(0, rows.shape[-1], plan.eval_batch_size):
+            sums = program(state, sums, data, rows, placement.put(np.int32(begin)))
         return jax.device_get(sums)
 
     return Programs(advance_programs, update_program, evaluate, time.perf_counter() - start)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from dctps_jax import data
@@ -107,7 +108,7 @@ def _train(seeds: Sequence[Seed], directories: Sequence[Seed]) -> list[dict[str,
         one.open_records(step)
 
     def together(trees: Sequence[Any]) -> Any:
-        return placement.put(trees[0]) if count == 1 else jax.device_put(stacked(trees), placement.replicated)
+        return jax.device_put(stacked(trees), placement.replicated)
 
     def each(act: Callable[..., None], *trees: Any) -> None:
         """Do something for each seed with its parts of ``trees``."""
@@ -115,11 +116,12 @@ def _train(seeds: Sequence[Seed], directories: Sequence[Seed]) -> list[dict[str,
             act(one, *its)
 
     states, all_sums = zip(*(one.hand_over() for one in runs), strict=True)
-    state, sums = (trees[0] if count == 1 else together(trees) for trees in (states, all_sums))
+    state, sums = together(states), together(all_sums)
     del states, all_sums
     train = placement.put(Split(dataset.train_images, dataset.train_labels))
-    validation = together([one.take_validation() for one in runs])
+    validation = train, together([one.held_out for one in runs])
     test = placement.put(Split(dataset.test_images, dataset.test_labels))
+    test = test, together([np.arange(len(dataset.test_labels), dtype=np.int32)] * count)
 
     def order_of_epoch(epoch: int) -> jax.Array:
         return together([loop.order_of_epoch(epoch, one.plan, one.rows) for one in runs])
@@ -128,7 +130,7 @@ def _train(seeds: Sequence[Seed], directories: Sequence[Seed]) -> list[dict[str,
     every = config.checkpoint_every_steps
     programs = loop.compile_programs(
         [one.plan for one in runs], runs[0].graphs, runs[0].optimizer, placement, state, sums, train, order_of_epoch(0),
-        validation, test,
+        [validation, test],
     )  # fmt: skip
     print(
         f"{config.model.name}, {runs[0].trainable:,} trainable parameters, {plan.steps_per_epoch} steps an epoch, "
@@ -164,17 +166,16 @@ def _train(seeds: Sequence[Seed], directories: Sequence[Seed]) -> list[dict[str,
                 step=step,
                 images_per_second=images / (time.perf_counter() - epoch_started),
             )
-            each(end_epoch, state, sums, programs.evaluate(state, validation))
-            sums = together([one.no_sums for one in runs])
+            each(end_epoch, state, sums, programs.evaluate(state, *validation))
+            sums = placement.put(stacked([one.no_sums for one in runs]))
             _stop_if_asked(request, step)
 
     # Report: the last model and the best on validation, both on the test set.
     best = [one.best_state() for one in runs]
-    tested = parts(programs.evaluate(state, test), count)
+    tested = parts(programs.evaluate(state, *test), count)
     ends = parts(state, count)
     known = [end if its is None else its for its, end in zip(best, ends, strict=True)]
-    known = known[0] if count == 1 else together(known)
-    tested_best = parts(programs.evaluate(known, test), count)
+    tested_best = parts(programs.evaluate(together(known), *test), count)
     return [
         one.finish(step, end, last, None if its is None else its_test, programs.compile_seconds, count)
         for one, end, last, its, its_test in zip(runs, ends, tested, best, tested_best, strict=True)

@@ -35,7 +35,7 @@ logger = logging.getLogger("dctps_jax")
 class SeedRun:
     """One seed's share of a run, in a directory of its own: the caller takes the steps, alone or beside other seeds.
 
-    Built, it has its images, network and support, and has written nothing; :meth:`start` makes its state or finds the one that an
+    Built, it has the rows of its images, its network and support, and has written nothing; :meth:`start` makes its state or finds the one that an
     earlier call left. Raises :class:`~dctps_jax.errors.UserError` where the config cannot work with the data.
     """
 
@@ -44,8 +44,8 @@ class SeedRun:
         self.config, self.workdir, self.dataset = config, workdir, dataset
         self.label = "" if is_alone else f"seed {config.seed}  "
         images = Split(dataset.train_images, dataset.train_labels)
-        self.rows, held_out = split_training(len(images.labels), config.data.train_fraction, config.seed)
-        self.validation, train = images.at(held_out), images.at(self.rows)
+        self.rows, self.held_out = split_training(len(images.labels), config.data.train_fraction, config.seed)
+        train = images.at(self.rows)
         self.plan = make_plan(config, dataset, train)
 
         own_masks = workdir / "masks_initial.npz"
@@ -119,12 +119,6 @@ class SeedRun:
             state, sums = self._running(self.restored[1]["state"]), self.restored[1]["sums"]
         del self.state, self.sums, self.restored
         return state, sums
-
-    def take_validation(self) -> Split:
-        """Return the images to validate on, once."""
-        validation = self.validation
-        del self.validation
-        return validation
 
     def open_records(self, step: int) -> None:
         """Open the log of metrics at ``step``; a run that begins writes its masks first."""

@@ -167,21 +167,21 @@ def add_metrics(sums: Sums, metrics: dict[str, jax.Array], step: jax.Array, batc
 
 
 def eval_step(
-    state: TrainState, sums: Sums, data: Split, start: jax.Array,
+    state: TrainState, sums: Sums, data: Split, rows: jax.Array, start: jax.Array,
     *, graph: nnx.GraphDef, batch_size: int, normalization: Normalization, sharding: jax.sharding.Sharding | None = None,
 ) -> Sums:  # fmt: skip
-    """Add loss and correct answers of the images from ``start`` on to ``sums``; a last partial batch counts as it is.
+    """Add loss and correct answers of a batch to ``sums``: the images of ``data`` that ``rows`` name, from its ``start`` on.
 
-    ``sharding`` splits a batch among the devices.
+    A last partial batch counts as it is. ``sharding`` splits a batch among the devices.
     """
     positions = start + jnp.arange(batch_size)
-    valid = positions < len(data.labels)
-    positions = jnp.minimum(positions, len(data.labels) - 1)
-    images = normalize(data.images[positions], normalization)
+    valid = positions < len(rows)
+    picked = data.at(rows[jnp.minimum(positions, len(rows) - 1)])
+    images = normalize(jnp.asarray(picked.images), normalization)
     if sharding is not None:
         images = jax.lax.with_sharding_constraint(images, sharding)
     logits = merge(graph, state)(images)
-    labels = data.labels[positions]
+    labels = jnp.asarray(picked.labels)
     losses = jnp.where(valid, cross_entropy(logits, labels), 0)
     correct = valid & (logits.argmax(-1) == labels)
     return sums._replace(

@@ -28,8 +28,8 @@ def make_run(
     results = {
         "test_accuracy_best": accuracy, "test_accuracy_final": accuracy - 0.1, "density": density * 1.01,
         "density_asked": density, "trainable_parameters": 615,
-        "storage_bytes": {kind: {"this": 1000, "dense": 9000} for kind in ("parameters", "supports", "optimizer_state")},
-        "checkpoint_file_bytes": 12345,
+        "storage_bytes": {kind: {"this": 1000, "dense": 9000} for kind in ("parameters", "supports", "optimizer_state")}
+        | {"checkpoint": {"this": 12345, "dense": 99999}},
         "flops": {kind: {"dense": 2_500_000, "sparse": 20_000, "offset": 1_000} for kind in ("inference_of_an_image", "training_step")},
     }  # fmt: skip
     if finished:
@@ -62,8 +62,7 @@ def test_a_line_a_setting_with_mean_and_deviation(runs):
 
 
 def test_the_files(runs, tmp_path):
-    output = tmp_path / "out"
-    output.mkdir()
+    output = tmp_path / "reports" / "out"
     files = write_report(runs, output)
     assert sorted(file.name for file in files) == [
         "accuracy.png", "accuracy.svg", "curves.png", "curves.svg", "report.csv", "report.md", "runs.jsonl",
@@ -81,7 +80,6 @@ def test_the_files(runs, tmp_path):
 
     # The one file stands for the directories.
     again = tmp_path / "again"
-    again.mkdir()
     write_report(output / "runs.jsonl", again)
     for name in ("report.md", "report.csv", "runs.jsonl"):
         assert (again / name).read_text() == (output / name).read_text()
@@ -130,8 +128,8 @@ def test_what_is_no_directory_of_runs(tmp_path):
     with pytest.raises(UserError, match="holds no finished run"):
         write_report(tmp_path / "one", tmp_path)
     make_run(tmp_path / "two" / "run")
-    with pytest.raises(UserError, match="which is no directory"):
-        write_report(tmp_path / "two", tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"foreign\.jsonl, which cannot be a folder"):
+        write_report(tmp_path / "two", tmp_path / "foreign.jsonl")
 
 
 def test_names_of_methods():

@@ -43,7 +43,8 @@ class Run:
         self.state, self.sums = self.placement.put(state), self.placement.put(zero_sums())
         split = Split(digits.train_images, digits.train_labels)
         self.train = self.placement.put(Split(split.images[:180], split.labels[:180]))
-        self.held_out = self.placement.put(Split(split.images[180:], split.labels[180:]))
+        test = self.placement.put(split)
+        self.held_out = test, self.placement.put(np.arange(180, len(split.labels), dtype=np.int32))
         self.programs = loop.compile_programs(
             [self.plan],
             graphs,
@@ -53,8 +54,7 @@ class Run:
             self.sums,
             self.train,
             self.order_of_epoch(0),
-            self.held_out,
-            self.held_out,
+            [self.held_out],
         )
         self.step = 0
 
@@ -151,10 +151,10 @@ def test_evaluation_leaves_the_state_and_counts_a_partial_batch():
     run = Run()
     list(run.epoch())
     before = jax.tree.map(np.array, run.state)
-    sums = run.programs.evaluate(run.state, run.held_out)
+    sums = run.programs.evaluate(run.state, *run.held_out)
     assert int(sums.images) == 20
     smaller = Run(eval_batch_size=7)
-    other = smaller.programs.evaluate(smaller.placement.put(before), smaller.held_out)
+    other = smaller.programs.evaluate(smaller.placement.put(before), *smaller.held_out)
     assert loop.means(other)[1] == loop.means(sums)[1] and int(other.images) == 20
     np.testing.assert_allclose(loop.means(other)[0], loop.means(sums)[0], rtol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, run.state))

@@ -161,9 +161,11 @@ def test_evaluation_counts_every_image_once(eval_batch_size, trained):
     graphs, state = trained
     before = jax.tree.map(np.array, state)
     data, sums = images_and_labels(), zero_sums()
+    among_others = Split(*(jnp.concatenate([part[::-1], part]) for part in data))
+    rows = jnp.arange(COUNT, 2 * COUNT)
     step = jax.jit(partial(eval_step, graph=graphs.eval, batch_size=eval_batch_size, normalization=PLAIN))
     for start in range(0, COUNT, eval_batch_size):
-        sums = step(state, sums, data, jnp.asarray(start))
+        sums = step(state, sums, among_others, rows, jnp.asarray(start))
     assert equal(before, state)
     logits = merge(graphs.eval, state)(batch()[0])
     assert int(sums.images) == COUNT
