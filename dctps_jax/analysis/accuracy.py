@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dctps_jax.analysis.figures import COLOURS, DASHES, MARKERS, figure_files, new_figure
+from dctps_jax.analysis.figures import COLOURS, DASHES, MARKERS, new_figure, save_figure
 
 OFFSETS = {"dct": "DCT offset", "none": "no offset"}
 
@@ -53,5 +53,4 @@ def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
     axes.set(xscale="log", xlabel="weights trained (%)", ylabel="test accuracy (%)")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    for file in figure_files(output):
-        figure.savefig(file)
+    save_figure(figure, output)

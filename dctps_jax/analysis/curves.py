@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.analysis.figures import COLOURS, DASHES, figure_files, new_figure
+from dctps_jax.analysis.figures import COLOURS, DASHES, figure_files, new_figure, save_figure
 from dctps_jax.analysis.records import Record, Setting, by_setting, differing, method_name, read_run
 from dctps_jax.errors import UserError
 
@@ -26,7 +26,6 @@ def draw_curves(records: Sequence[Record], output: Path) -> None:
     """
     from matplotlib.ticker import MaxNLocator
 
-    files = figure_files(output)
     for record in records:
         if not record.rows:
             raise UserError(f"{record.name} has no rows in metrics.jsonl; give the directory of a run that has begun")
@@ -61,8 +60,7 @@ def draw_curves(records: Sequence[Record], output: Path) -> None:
         label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(entries.values(), entries, title="weights trained", loc="outside right center", frameon=False)
-    for file in files:
-        figure.savefig(file)
+    save_figure(figure, output)
 
 
 def panel_titles(settings: Sequence[Setting]) -> dict[Setting, str]:

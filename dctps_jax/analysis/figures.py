@@ -20,6 +20,15 @@ def figure_files(output: Path) -> list[Path]:
     return [output.with_name(name + suffix) for suffix in (".png", ".svg")]
 
 
+def save_figure(figure: Any, output: Path) -> None:
+    """Write a figure to its files, the same bytes each time."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "dctps_jax"}):
+        for file in figure_files(output):
+            figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
 def new_figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, list[Any]]:
     """Return a figure of ``rows × columns`` axes, in inches, and the axes row by row."""
     import matplotlib

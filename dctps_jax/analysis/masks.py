@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dctps_jax.analysis.aligned import aligned
-from dctps_jax.analysis.figures import COLOURS, MARKERS, figure_files, new_figure
+from dctps_jax.analysis.figures import COLOURS, MARKERS, figure_files, new_figure, save_figure
 from dctps_jax.errors import UserError
 from dctps_jax.pruning import load_run_masks
 
@@ -64,8 +64,7 @@ def draw_densities(runs: Mapping[str, Masks], output: Path) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xticks(places, layers, rotation=90, fontsize=7 if len(layers) > 30 else 9)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(runs)))
-    for file in figure_files(output):
-        figure.savefig(file)
+    save_figure(figure, output)
 
 
 def load_runs(folders: list[Path]) -> dict[str, Masks]:
