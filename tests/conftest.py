@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dctps_jax import dct
+from dctps_jax import dct, models
+from tests import small_networks
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -25,6 +26,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_unconfigure(config):
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def small_families():
+    """Have create_model make a small network of each family, by the names in FAMILIES."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, family in small_networks.FAMILIES.items():
+            patch.setitem(models.MODELS, name, family)
+        yield
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
-"""The README's table of training steps is the one that the saved figures make."""
+"""The tables of the READMEs are those that the saved figures make."""
 
 from pathlib import Path
 
-from benchmarks.readme_table import table
+from benchmarks import tables
 
-README = Path(__file__).parent.parent / "README.md"
+REPO = Path(__file__).parent.parent
 
 
-def test_table_is_made_from_the_saved_figures():
-    assert table() in README.read_text()
+def test_tables_are_made_from_the_saved_figures():
+    assert tables.table() in (REPO / "README.md").read_text()
+    assert tables.profile() in (REPO / "benchmarks" / "README.md").read_text()

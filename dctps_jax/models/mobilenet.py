@@ -48,17 +48,17 @@ class InvertedResidual(nnx.Module):
 
 
 class MobileNetV2(nnx.Module):
-    """A 3×3 stem, seventeen inverted residual blocks, a 1×1 convolution to 1280 channels, average, linear."""
+    """A 3×3 stem, inverted residual blocks (seventeen), a 1×1 convolution to 1280 channels, average, linear."""
 
     MIN_IMAGE_SIZE = 8
 
-    def __init__(self, parts: Parts, num_classes: int):
+    def __init__(self, parts: Parts, num_classes: int, stages: tuple[tuple[int, int, int, int], ...] = STAGES):
         self.running = parts.running
         self.conv1 = parts.conv(3, 32, (3, 3), padding=1)
         self.bn1 = parts.norm(32)
         blocks = []
         in_features = 32
-        for expansion, features, num_blocks, first_stride in STAGES:
+        for expansion, features, num_blocks, first_stride in stages:
             for index in range(num_blocks):
                 stride = first_stride if index == 0 else 1
                 blocks.append(InvertedResidual(parts, in_features, features, expansion, stride))

@@ -54,8 +54,9 @@ def test_the_form_of_the_layers_does_not_matter():
     assert flops_account(compact, (2, 32, 32, 3), counts) == flops_account(masked, (2, 32, 32, 3), counts)
 
 
+@pytest.mark.usefixtures("small_families")
 def test_depthwise_layers_count_a_group_s_inputs_only():
-    model = create_model("mobilenet_v2", num_classes=10, rngs=nnx.Rngs(0))
+    model = create_model("small_mobilenet", num_classes=10, rngs=nnx.Rngs(0))
     layers = prunable_layers(model)
     whole = {path: math.prod(layer.kernel_shape) for path, layer in layers.items()}
     account = flops_account(model, (1, 32, 32, 3), whole)["inference_of_an_image"]

@@ -15,14 +15,11 @@ from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.optimizer import make_optimizer
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import mask_update_step, train_step
+from tests.native import jit_unoptimised
+from tests.small_networks import FAMILIES
 
-FAMILIES = {
-    "lenet": {},
-    "resnet18": {"width": 2},
-    "vgg11": {},
-    "mobilenet_v2": {},
-    "fixup_resnet20": {},
-}
+pytestmark = pytest.mark.usefixtures("small_families")
+
 KEY = jax.random.key(3)
 
 
@@ -32,7 +29,7 @@ def images_and_labels():
 
 
 def build(name, form, offset="dct", density=0.1, **options):
-    options = {"num_classes": 3, "offset": offset, "rngs": nnx.Rngs(0)} | FAMILIES[name] | options
+    options = {"num_classes": 3, "offset": offset, "rngs": nnx.Rngs(0)} | options
     model = create_model(name, **options)
     shapes = {path: layer.kernel_shape for path, layer in prunable_layers(model).items()}
     apply_masks(model, random_masks(KEY, shapes, allocate(shapes, density, "epl")), form)
@@ -52,7 +49,7 @@ def equal(one, other):
 def train(model, optimizer, num_steps, dtype=jnp.float32):
     graphs, state = create_state(model, optimizer)
     state = jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, state)
-    step = jax.jit(partial(train_step, graph=graphs.train, optimizer=optimizer))
+    step = jit_unoptimised(partial(train_step, graph=graphs.train, optimizer=optimizer))
     losses = []
     for _ in range(num_steps):
         images, labels = images_and_labels()
@@ -71,9 +68,9 @@ def test_both_forms_train_alike(name, offset):
         assert not is_compact(masked) and is_compact(compact)
         np.testing.assert_allclose(losses, expected, rtol=1e-9)
         assert abs(losses[-1] - losses[0]) > 1e-3
-        as_masked = to_masked(compact, graphs.shapes, optimizer)
+        as_masked = jit_unoptimised(partial(to_masked, shapes=graphs.shapes, optimizer=optimizer))(compact)
         for one, other in zip(jax.tree.leaves(as_masked.params), jax.tree.leaves(masked.params), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8 * float(jnp.abs(other).max()) + 1e-12)
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8 * np.abs(other).max() + 1e-12)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
@@ -93,7 +90,7 @@ def test_forms_turn_into_each_other_without_loss(optimizer):
 
 def test_turning_works_with_dense_layers_and_under_jit():
     optimizer = optimizer_named("adam", fixup=True)
-    model = create_model("fixup_resnet20", num_classes=3, offset="dct", rngs=nnx.Rngs(0))
+    model = create_model("fixup_small", num_classes=3, offset="dct", rngs=nnx.Rngs(0))
     apply_masks(model, {"layer1.0.conv1": np.arange(9 * 16 * 16).reshape(3, 3, 16, 16) % 7 == 0})
     graphs, state, _ = train(model, optimizer, 1)
     assert list(graphs.counts) == ["layer1.0.conv1"]
@@ -113,7 +110,7 @@ def test_mask_updates_are_the_same_in_both_forms(method, offset):
         drops = {
             path: count // 3 if count < math.prod(graphs.shapes[path]) else 0 for path, count in graphs.counts.items()
         }
-        update = jax.jit(partial(mask_update_step, graphs=graphs, optimizer=optimizer))
+        update = jit_unoptimised(partial(mask_update_step, graphs=graphs, optimizer=optimizer))
         state, _, moved = update(state, images_and_labels(), drops, KEY if method == "set" else None)
         assert is_compact(state) == (form == "compact") and int(moved["fcs.0"]) > 0
         states[form] = to_masked(state, graphs.shapes, optimizer)

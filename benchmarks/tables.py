@@ -1,0 +1,97 @@
+"""Print the tables of README.md and benchmarks/README.md, out of benchmarks/results/: ``python benchmarks/tables.py``.
+
+``step_NETWORK.json`` (benchmarks/train_step.py) gives a row a network: the dense step in seconds, and how many times as fast, with which peak memory, a
+DCT plus Sparse step is. With ``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) the CPU time of a step is taken apart.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+NETWORKS = {
+    "resnet50": "ResNet50",
+    "vgg19": "VGG19",
+    "mobilenet_v2": "MobileNetV2",
+    "fixup_resnet110": "Fixup-ResNet110",
+    "lenet": "LeNet",
+}
+DENSITIES = ("0.01", "0.001", "0.0001")
+
+
+OPERATIONS = ("forward", "inputs", "trained")
+
+
+def table() -> str:
+    """Return the table of steps as Markdown."""
+    lines = [
+        "| network, batch | dense, s a step | 1 % | 0.1 % | 0.01 % | peak memory, 0.1 % : dense |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for network, name in NETWORKS.items():
+        file = RESULTS / f"step_{network}.json"
+        if not file.exists():
+            continue
+        result = json.loads(file.read_text())
+        cases = {case["case"]: case for case in result["cases"]}
+        dense = cases[f"{network}:none:1"]
+        sparse = [cases.get(f"{network}:dct:{density}") for density in DENSITIES]
+        ratios = [
+            f"{dense['wall_seconds_minimum'] / case['wall_seconds_minimum']:.2f}×" if case else "" for case in sparse
+        ]
+        peak = f"{sparse[1]['peak_bytes'] / dense['peak_bytes']:.2f}" if sparse[1] else ""
+        lines.append(
+            f"| {name}, {result['command']['batch_size']} | {dense['wall_seconds_minimum']:.3f} | {' | '.join(ratios)} | {peak} |"
+        )
+    return "\n".join(lines)
+
+
+def profile() -> str:
+    """Return the table of what the steps' CPU time is spent on as Markdown, in milliseconds."""
+    lines = [
+        "| network, batch | | dense | 0.1 % | 0.01 % |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for network, name in NETWORKS.items():
+        files = [RESULTS / f"layers_{network}_{density}.json" for density in DENSITIES[1:]]
+        if not all(file.exists() for file in files):
+            continue
+        step = json.loads((RESULTS / f"step_{network}.json").read_text())
+        whole = {case["case"]: 1000 * case["cpu_seconds_minimum"] for case in step["cases"]}
+        steps = [whole[f"{network}:none:1"], *(whole[f"{network}:dct:{density}"] for density in DENSITIES[1:])]
+        layers = [json.loads(file.read_text())["layers"] for file in files]
+        columns = [("dense_layer", layers[0]), *(("chosen", those) for those in layers)]
+        label = f"{name}, {step['command']['batch_size']}"
+        for kind in dict.fromkeys(map(_kind, layers[0])):
+            cells = [_spent(way, [layer for layer in those if _kind(layer) == kind]) for way, those in columns]
+            lines.append(f"| {label} | {kind} | {' | '.join(cells)} |")
+            label = ""
+        rest = [time - _total(way, those) for time, (way, those) in zip(steps, columns, strict=True)]
+        lines.append(f"| | all else | {' | '.join(f'{time:,.0f}' for time in rest)} |")
+        lines.append(f"| | **step** | {' | '.join(f'**{time:,.0f}**' for time in steps)} |")
+    return "\n".join(lines)
+
+
+def _kind(layer: dict[str, Any]) -> str:
+    *size, in_features, _ = layer["kernel"]
+    if not size:
+        return "linear"
+    is_depthwise = in_features == 1 and layer["inputs"][-1] > 1
+    return "×".join(map(str, size)) + (" depthwise" if is_depthwise else "")
+
+
+def _total(way: str, layers: list[dict[str, Any]]) -> float:
+    """Return the time of whole layers: forward and backward in one program, as in a step."""
+    method = "dense layer" if way == "dense_layer" else None
+    return 1000 * sum(layer["layers"] * layer["seconds"][method or layer["choice"]] for layer in layers)
+
+
+def _spent(way: str, layers: list[dict[str, Any]]) -> str:
+    apart = [1000 * sum(layer["layers"] * layer[way][operation] for layer in layers) for operation in OPERATIONS]
+    return f"{_total(way, layers):,.0f} ({' + '.join(f'{time:,.0f}' for time in apart)})"
+
+
+if __name__ == "__main__":
+    print(table())
+    print()
+    print(profile())
