@@ -22,8 +22,11 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def environment():
-    """Two devices."""
-    return os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    """Two devices, and every program of these processes is compiled once."""
+    return os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
 
 def start(environment, workdir, *arguments):
