@@ -35,7 +35,7 @@ def main() -> None:
 def read_image(file: Path, size: int) -> np.ndarray:
     """Return an image file as uint8 ``[size, size, 3]``."""
     if not file.is_file():
-        raise UserError(f"{file} does not exist; give image files")
+        raise UserError(f"{file} {'is no file' if file.exists() else 'does not exist'}; give image files")
     return decode_image(file.read_bytes(), str(file), size)
 
 

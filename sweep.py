@@ -49,22 +49,26 @@ def load_sweep(file: Path) -> Any:
     if not file.is_file():
         raise UserError(f"--sweep: {str(file)!r} does not exist; examples are in configs/sweeps/")
     try:
-        return runpy.run_path(str(file))["get_sweep"]()
-    except KeyError as error:
-        raise UserError(f"--sweep: {file} has no function get_sweep()") from error
+        program = runpy.run_path(str(file))
+        if "get_sweep" not in program:
+            raise UserError(f"--sweep: {file} has no function get_sweep()")
+        return program["get_sweep"]()
+    except UserError:
+        raise
     except Exception as error:  # the file is a Python program
         raise UserError(f"--sweep: {file} cannot be used: {type(error).__name__}: {error}") from error
 
 
 def options_for_all(argv: list[str]) -> list[str]:
     """Return those arguments that are the config and its fields, for ``train.py``."""
-    options, takes_next = [], False
+    options, may_be_value = [], False
     for argument in argv[1:]:
         name = argument.lstrip("-").partition("=")[0]
-        is_config = argument.startswith("-") and (name == "config" or name.startswith("config."))
-        if is_config or takes_next:
+        is_option = argument.startswith("-")
+        is_config = is_option and (name == "config" or name.startswith(("config.", "noconfig.")))
+        if is_config or (may_be_value and not is_option):
             options.append(argument)
-        takes_next = is_config and "=" not in argument
+        may_be_value = is_config and "=" not in argument
     return options
 
 

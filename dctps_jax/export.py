@@ -24,7 +24,7 @@ from dctps_jax.npz import first_line
 from dctps_jax.target import portable
 from dctps_jax.training.checkpoint import digest, flatten, read_arrays
 from dctps_jax.training.setup import build_model
-from dctps_jax.training.workdir import read_json, write_whole
+from dctps_jax.training.workdir import read_config, read_results, write_whole
 
 FORMAT, FORMAT_VERSION = "dctps_jax", 1
 SECTIONS = ("params", "batch_stats", "supports", "frozen")
@@ -52,7 +52,7 @@ def export_run(run: Path, output: Path, checkpoint: str = "best") -> None:
     """
     from safetensors.numpy import save
 
-    config, results = read_json(run / "config.json"), read_json(run / "results.json")
+    config, results = read_config(run), read_results(run)
     if "data" not in results:
         raise UserError(
             f"{run / 'results.json'} does not say what the data were: it is of an older version, or of several seeds"
@@ -156,21 +156,26 @@ def _read(file: Path) -> tuple[Description, dict[str, np.ndarray]]:
         )
     if digest(tensors) != metadata["digest"]:
         raise UserError(f"{file} is damaged: its digest does not match its content; export the run again")
-    data = json.loads(metadata["data"])
-    normalization = Normalization(tuple(data["mean"]), tuple(data["std"]))
-    description = Description(
-        json.loads(metadata["config"]),
-        tuple(data["class_names"]),
-        data["image_size"],
-        normalization,
-        int(metadata["step"]),
-    )
+    try:
+        data = json.loads(metadata["data"])
+        normalization = Normalization(tuple(data["mean"]), tuple(data["std"]))
+        description = Description(
+            json.loads(metadata["config"]),
+            tuple(data["class_names"]),
+            data["image_size"],
+            normalization,
+            int(metadata["step"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is damaged: its metadata do not describe a network; export the run again") from error
     return description, tensors
 
 
 def _write(output: Path, content: bytes) -> None:
     if not output.absolute().parent.is_dir():
         raise UserError(f"{output} cannot be written: {output.parent} is no directory; create it or name another one")
+    if output.is_dir():
+        raise UserError(f"{output} cannot be written: it is a directory; name a file")
     write_whole(output, content)
 
 

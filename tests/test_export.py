@@ -133,6 +133,8 @@ def test_wrong_files_are_named(file, tmp_path):
         load_exported(tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match=r"newer dctps_jax \(format 2, this one knows 1\); update"):
         load_exported(changed(file, tmp_path / "newer.safetensors", format_version="2"))
+    with pytest.raises(UserError, match="its metadata do not describe a network"):
+        describe_exported(changed(file, tmp_path / "odd.safetensors", data="{}"))
     config = describe_exported(file).config
     config["model"]["offset"] = None
     with pytest.raises(UserError, match="does not hold the params of its own network"):
@@ -150,6 +152,8 @@ def test_runs_that_cannot_be_exported(runs, tmp_path):
             export_run(tmp_path / name, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="is no directory"):
         export_run(runs / "dct", tmp_path / "nowhere" / "model.safetensors")
+    with pytest.raises(UserError, match="it is a directory; name a file"):
+        export_run(runs / "dct", tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
 
 

@@ -7,15 +7,18 @@ from typing import Any
 
 from dctps_jax.analysis.figures import COLOURS, DASHES, MARKERS, new_figure, save_figure
 
+MAX_TICKS = 10
 OFFSETS = {"dct": "DCT offset", "none": "no offset"}
 
 
 def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
-    """Draw a line for each method and offset, with bands of a standard deviation; save it with ``.png`` and ``.svg``.
+    """Draw a line for each method and offset, with bars and bands of a standard deviation; save it with ``.png`` and ``.svg``.
 
     ``lines`` are those of the report. The colour and the marker stand for the method, full lines for the DCT offset and
-    dashed ones for none. The dense network without offset is a horizontal line.
+    dashed ones for none. The dense network without offset is a horizontal line with a band.
     """
+    from matplotlib.ticker import NullLocator
+
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     dense = []
     for line in lines:
@@ -32,9 +35,9 @@ def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
     for number, (rest, line) in enumerate(dense):
         label = ", ".join(filter(None, ["dense, no offset", rest]))
         style = ("-", (0, (1, 1)), (0, (3, 1, 1, 1)))[number % 3]
-        axes.axhline(
-            100 * line["test_accuracy_final"], color="0.45", linestyle=style, linewidth=1.5, label=label, zorder=1
-        )
+        mean, deviation = 100 * line["test_accuracy_final"], 100 * line["test_accuracy_final_std"]
+        axes.axhline(mean, color="0.45", linestyle=style, linewidth=1.5, label=label, zorder=1)
+        axes.axhspan(mean - deviation, mean + deviation, color="0.45", alpha=0.15, linewidth=0)
     for (method, offset, rest), points in sorted(groups.items()):
         points = sorted(points, key=lambda line: line["density_kept"])
         number = methods.index((method, rest))
@@ -43,14 +46,18 @@ def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
         deviations = [100 * line["test_accuracy_final_std"] for line in points]
         label = ", ".join(filter(None, [method, OFFSETS[offset], rest]))
         colour = COLOURS[number % len(COLOURS)]
-        axes.plot(
-            densities, means, color=colour, linestyle=DASHES[offset == "dct"], marker=MARKERS[number % len(MARKERS)],
+        axes.errorbar(
+            densities, means, deviations, capsize=2, elinewidth=1, color=colour, linestyle=DASHES[offset == "dct"], marker=MARKERS[number % len(MARKERS)],
             markersize=5, markerfacecolor=colour if offset == "dct" else "white", label=label,
         )  # fmt: skip
         lower = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
         upper = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
         axes.fill_between(densities, lower, upper, color=colour, alpha=0.15, linewidth=0)
     axes.set(xscale="log", xlabel="weights trained (%)", ylabel="test accuracy (%)")
+    drawn = sorted({float(f"{100 * line['density_kept']:.2g}") for points in groups.values() for line in points})
+    if len(drawn) <= MAX_TICKS:
+        axes.set_xticks(drawn)
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     save_figure(figure, output)

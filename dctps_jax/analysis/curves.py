@@ -1,7 +1,7 @@
 """Draw the validation accuracy of runs by epoch: ``python -m dctps_jax.analysis.curves RUN [RUN …] --output FILE``.
 
-Runs that differ in nothing but their seed share a line, their mean, and a band from the lowest to the highest. Each method has a
-panel of its own.
+Runs that differ in nothing but their seed share a line, the mean of those that are so far, and a band from the lowest to the highest. Each method
+has a panel of its own.
 """
 
 import argparse
@@ -32,30 +32,31 @@ def draw_curves(records: Sequence[Record], output: Path) -> None:
     groups = by_setting(records)
     titles = panel_titles(list(groups))
     panels = sorted(set(titles.values()))
-    densities = sorted({_density(setting) for setting in groups}, reverse=True)
+    densities = {setting: _density(members) for setting, members in groups.items()}
+    ranks = sorted(set(densities.values()), reverse=True)
     columns = min(MAX_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     figure, all_axes = new_figure(rows, columns, width=3 + 3.6 * columns, height=0.6 + 3.2 * rows)
     for axes, panel in zip(all_axes, panels, strict=False):
-        for setting, members in sorted(groups.items(), key=lambda group: -_density(group[0])):
+        for setting, members in sorted(groups.items(), key=lambda group: -densities[group[0]]):
             if titles[setting] != panel:
                 continue
-            length = min(len(record.rows) for record in members)
-            values = 100 * np.array([[row["val_accuracy"] for row in record.rows[:length]] for record in members])
-            epochs = np.arange(1, length + 1)
-            colour = COLOURS[densities.index(_density(setting)) % len(COLOURS)]
+            values = np.full((len(members), max(len(record.rows) for record in members)), np.nan)
+            for line, record in zip(values, members, strict=True):
+                line[: len(record.rows)] = [100 * row["val_accuracy"] for row in record.rows]
+            epochs = np.arange(1, values.shape[1] + 1)
+            colour = COLOURS[ranks.index(densities[setting]) % len(COLOURS)]
+            has_offset = bool(dict(setting)["model.offset"])
             axes.plot(
-                epochs,
-                values.mean(0),
-                color=colour,
-                linestyle=DASHES[bool(dict(setting)["model.offset"])],
-                label=_label(setting),
-            )
-            axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
-        axes.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, None))
+                epochs, np.nanmean(values, 0), color=colour, linestyle=DASHES[has_offset],
+                label=_label(densities[setting], has_offset),
+            )  # fmt: skip
+            axes.fill_between(epochs, np.nanmin(values, 0), np.nanmax(values, 0), color=colour, alpha=0.15, linewidth=0)
+        axes.set(xlabel="epoch", ylabel="validation accuracy (%)")
         if len(panels) > 1:
             axes.set_title(panel)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    all_axes[0].set_ylim(bottom=0)  # shared by all; before the lines are there it would fix the top, too
     entries = {
         label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -72,13 +73,16 @@ def panel_titles(settings: Sequence[Setting]) -> dict[Setting, str]:
     }
 
 
-def _label(setting: Setting) -> str:
-    trained = "dense" if _density(setting) == 1 else "sparse"
-    return f"{100 * _density(setting):g} %, {f'α·DCT + {trained}' if dict(setting)['model.offset'] else trained}"
+def _label(density: float, has_offset: bool) -> str:
+    trained = "dense" if density == 1 else "sparse"
+    return f"{100 * density:.3g} %, {f'α·DCT + {trained}' if has_offset else trained}"
 
 
-def _density(setting: Setting) -> float:
-    return dict(setting)["pruning.density"]
+def _density(members: Sequence[Record]) -> float:
+    """Return the density that the runs of a setting were asked for; of masks of another run, which have their own, what is kept."""
+    first = members[0]
+    takes_masks = first.config["pruning.method"] == "from_run"
+    return first.results["density"] if takes_masks and first.results else first.config["pruning.density"]
 
 
 def main() -> None:

@@ -53,7 +53,7 @@ def draw_densities(runs: Mapping[str, Masks], output: Path) -> None:
     densities = {name: np.array([100 * masks[path].mean() for path in layers]) for name, masks in runs.items()}
     lowest = min((values[values > 0].min() for values in densities.values() if values.any()), default=1)
     floor = lowest / 3
-    figure, (axes,) = new_figure(1, 1, width=max(6, 0.16 * len(layers) + 3), height=4.6)
+    figure, (axes,) = new_figure(1, 1, width=max(6, 0.16 * len(layers) + 3), height=4.6 + 0.22 * len(runs))
     for number, (name, values) in enumerate(densities.items()):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         shown = np.where(values > 0, values, np.nan)
@@ -63,7 +63,8 @@ def draw_densities(runs: Mapping[str, Masks], output: Path) -> None:
     axes.set(yscale="log", ylabel="weights kept (%), × none", ylim=(floor / 1.5, 150))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xticks(places, layers, rotation=90, fontsize=7 if len(layers) > 30 else 9)
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(runs)))
+    # One below the other: the names of a sweep's runs are long.
+    figure.legend(frameon=False, loc="outside upper left", fontsize=8)
     save_figure(figure, output)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
 from dctps_jax.training.metrics import read_rows
-from dctps_jax.training.workdir import free_fields, read_json, write_whole
+from dctps_jax.training.workdir import free_fields, read_config, read_results, write_whole
 
 Setting = tuple[tuple[str, Any], ...]
 # What the tables and legends name in their own way; of other fields they name those that differ.
@@ -33,9 +33,8 @@ class Record(NamedTuple):
 
 def read_run(folder: Path, name: str | None = None) -> Record:
     """Return the run in ``folder``; a directory without config is a :class:`~dctps_jax.errors.UserError`."""
-    config = read_json(folder / "config.json")
-    results = read_json(folder / "results.json") if (folder / "results.json").exists() else None
-    return Record(name or str(folder), _hashable(config), results, read_rows(folder / "metrics.jsonl"))
+    results = read_results(folder) if (folder / "results.json").exists() else None
+    return Record(name or str(folder), _hashable(read_config(folder)), results, read_rows(folder / "metrics.jsonl"))
 
 
 def read_records(source: Path) -> list[Record]:
@@ -76,6 +75,17 @@ def by_setting(records: Iterable[Record]) -> dict[Setting, list[Record]]:
     return dict(groups)
 
 
+def first_of_each_seed(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
+    """Return the records with each seed of a setting once, and those that come again."""
+    first: dict[tuple[Setting, Any], Record] = {}
+    again = [
+        record
+        for record in records
+        if first.setdefault((record.setting, record.config.get("seed")), record) is not record
+    ]
+    return list(first.values()), again
+
+
 def method_name(setting: Setting) -> str:
     """Return the method of pruning, with that of sparse training where weights move; "dense" at density 1."""
     values = dict(setting)
@@ -95,14 +105,16 @@ def differing(settings: Sequence[Setting]) -> list[str]:
 
 
 def _read_file(file: Path) -> list[Record]:
-    records = []
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        try:
+    records: list[Record] = []
+    try:
+        for line in file.read_text().splitlines():
             values = json.loads(line)
             values["config"] = _hashable(values["config"])
             records.append(Record(**values))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{file} is no file of runs (line {number}); give a directory of runs instead") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{file} is no file of runs (line {len(records) + 1}); give a directory of runs instead"
+        ) from error
     return records
 
 

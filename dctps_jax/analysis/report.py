@@ -25,6 +25,7 @@ from dctps_jax.analysis.records import (
     Setting,
     by_setting,
     differing,
+    first_of_each_seed,
     method_name,
     read_records,
     write_records,
@@ -80,8 +81,8 @@ def _costs(results: Mapping[str, Any]) -> Line:
     return costs
 
 
-def markdown(lines: Sequence[Line], records: Sequence[Record]) -> str:
-    """Return the report's text."""
+def markdown(lines: Sequence[Line], records: Sequence[Record], again: Sequence[Record] = ()) -> str:
+    """Return the report's text; ``again`` are runs of a seed and setting that ``records`` have already."""
     extra = [name for name in lines[0] if "." in name]
     head = [
         "method", "offset", *extra, "asked", "kept", "seeds", "test accuracy, best epoch", "last epoch", "trainable",
@@ -102,10 +103,12 @@ def markdown(lines: Sequence[Line], records: Sequence[Record]) -> str:
     notes = (
         "Accuracies are means ± sample standard deviations over the seeds. Operations are theoretical, of an image's inference "
         "and of a training step on a batch, in the prunable layers: with whole kernels (dense), and of the trained weights "
-        "and the offset as a fast cosine transform, where that is less (sparse). Checkpoints are counted before compression. Images a second are measured, the median of all epochs."
+        "and the offset as a fast cosine transform, where that is less (sparse). Checkpoints are counted before compression. Images a second are measured, the median of all epochs, of all seeds that trained side by side."
     )
     if unfinished:
         notes += f"\n\nNot finished, and left out: {', '.join(unfinished)}."
+    if again:
+        notes += f"\n\nThe same setting and seed once more, and left out: {', '.join(record.name for record in again)}."
     return "\n".join([*texts, "", notes, ""])
 
 
@@ -123,7 +126,7 @@ def write_report(source: Path, output: Path) -> list[Path]:
 
     Raises :class:`~dctps_jax.errors.UserError` where there are no finished runs, or there can be no such folder.
     """
-    records = read_records(source)
+    records, again = first_of_each_seed(read_records(source))
     lines = summary(records)
     if not lines:
         raise UserError(f"{source} holds no finished run; a report is of finished ones")
@@ -133,14 +136,16 @@ def write_report(source: Path, output: Path) -> list[Path]:
         raise UserError(
             f"--output is {output}, which cannot be a folder ({error.strerror}); name another one"
         ) from error
-    texts = {"report.md": markdown(lines, records), "report.csv": as_csv(lines)}
+    texts = {"report.md": markdown(lines, records, again), "report.csv": as_csv(lines)}
     for name, text in texts.items():
         write_whole(output / name, text)
     write_records(output / "runs.jsonl", records)
     draw_accuracy(lines, output / "accuracy")
-    draw_curves([record for record in records if record.rows], output / "curves")
-    files = [output / name for name in (*texts, "runs.jsonl")]
-    return [*files, *figure_files(output / "accuracy"), *figure_files(output / "curves")]
+    files = [*(output / name for name in (*texts, "runs.jsonl")), *figure_files(output / "accuracy")]
+    if begun := [record for record in records if record.rows and record.results is not None]:
+        draw_curves(begun, output / "curves")
+        files += figure_files(output / "curves")
+    return files
 
 
 def _accuracy(line: Line, name: str) -> str:

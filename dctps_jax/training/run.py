@@ -22,7 +22,7 @@ from dctps_jax.training.report import last_line, summarize
 from dctps_jax.training.seed_run import SeedRun
 from dctps_jax.training.side_by_side import parts, stacked
 from dctps_jax.training.stopping import Stopped, listen_for_signals
-from dctps_jax.training.workdir import claim, read_json, record_config
+from dctps_jax.training.workdir import claim, read_results, record_config
 
 
 class Seed(NamedTuple):
@@ -74,7 +74,7 @@ def _run_seeds(seeds: Sequence[Seed], directories: Sequence[Seed]) -> list[dict[
         finished = {}
         for workdir, _ in seeds:
             if (workdir / "results.json").exists():
-                finished[workdir] = read_json(workdir / "results.json")
+                finished[workdir] = read_results(workdir)
                 print(f"{workdir} is finished. {last_line(finished[workdir])}")
         unfinished = [seed for seed in seeds if seed.workdir not in finished]
         if unfinished:

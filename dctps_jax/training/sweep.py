@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -18,17 +19,18 @@ from tqdm import tqdm
 from dctps_jax.config import TYPES, check_config, check_type, unknown_field
 from dctps_jax.errors import UserError
 from dctps_jax.training.report import last_line
-from dctps_jax.training.workdir import InUse, is_in_use, read_json
+from dctps_jax.training.workdir import InUse, check_same, is_in_use, read_results
 
 LOG = "log.txt"
 POLL_SECONDS = 0.5
 
 
 class Run(NamedTuple):
-    """One point of a grid: its directory's name, the fields that it sets and the epochs that it takes."""
+    """One point of a grid: its directory's name, the fields that it sets, its whole config and the epochs that it takes."""
 
     name: str
     fields: dict[str, Any]
+    config: dict[str, Any]
     epochs: int
 
     def options(self) -> list[str]:
@@ -51,7 +53,10 @@ def plan_runs(config: Any, grids: Any) -> list[Run]:
                 _set(single, field, value)
             check_config(single, devices=False)
             name = ",".join(f"{field}={_as_name(value)}" for field, value in sorted(fields.items()))
-            if runs.setdefault(name, Run(name, fields, single.num_epochs * single.num_seeds)).fields != fields:
+            run = Run(name, fields, json.loads(single.to_json()), single.num_epochs * single.num_seeds)
+            if any(run.config == other.config for other in runs.values()):
+                continue
+            if runs.setdefault(name, run) is not run:
                 raise UserError(
                     f"the sweep has two runs that would be called {name}; choose values that differ in letters"
                 )
@@ -102,11 +107,18 @@ class Sweep:
         self.runs, self.command, self.workdir, self.jobs = runs, command, workdir, jobs
         self.working: dict[int, tuple[Run, subprocess.Popen, float]] = {}
         self.failed: dict[str, str] = {}
+        self.announced: set[str] = set()
         self.signal_number: int | None = None
 
     def go(self) -> None:
-        """Do what is not finished; afterwards ``failed`` has a reason for each run that failed."""
+        """Do what is not finished; afterwards ``failed`` has a reason for each run that failed.
+
+        Raises :class:`~dctps_jax.errors.UserError`, before anything is started, where a run of another config is in the way.
+        """
         finished = [run for run in self.runs if self._is_finished(run)]
+        for run in finished:
+            check_same(self.workdir / run.name, run.config)
+        self.announced = {run.name for run in finished}
         waiting = deque(run for run in self.runs if run not in finished)
         print(f"{len(self.runs)} runs, {len(finished)} of them finished")
         previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -141,6 +153,7 @@ class Sweep:
             run = waiting.popleft()
             folder = self.workdir / run.name
             if self._is_finished(run):
+                self._announce(run, "by another process")
                 continue
             if is_in_use(folder):
                 waiting.append(run)
@@ -163,9 +176,7 @@ class Sweep:
     def _report(self, slot: int, run: Run, waiting: deque[Run]) -> None:
         _, process, started = self.working.pop(slot)
         if self._is_finished(run):
-            results = read_json(self.workdir / run.name / "results.json")
-            seconds = time.monotonic() - started
-            tqdm.write(f"[{self.num_finished()}/{len(self.runs)}] {run.name}: {last_line(results)}, {seconds:.0f} s")
+            self._announce(run, f"{time.monotonic() - started:.0f} s")
         elif process.returncode == InUse.exit_code:
             waiting.append(run)
         elif self.signal_number is None:
@@ -174,6 +185,11 @@ class Sweep:
             reason = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
             self.failed[run.name] = f"exit status {process.returncode}: {reason.strip()} (all of it in {log})"
             tqdm.write(f"{run.name} failed, {self.failed[run.name]}")
+
+    def _announce(self, run: Run, how: str) -> None:
+        self.announced.add(run.name)
+        results = read_results(self.workdir / run.name)
+        tqdm.write(f"[{len(self.announced)}/{len(self.runs)}] {run.name}: {last_line(results)}, {how}")
 
     def _stop(self, signal_number: int, frame: FrameType | None) -> None:
         self.signal_number = signal_number

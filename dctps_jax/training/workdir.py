@@ -14,7 +14,7 @@ import jax
 from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
 
-# Where the files lie and how often the screen is written does not change what a run computes (but see `_check_same`); how it computes does to rounding only.
+# Where the files lie and how often the screen is written does not change what a run computes (but see `check_same`); how it computes does to rounding only.
 FREE_FIELDS: tuple[str, ...] = (
     "parallel_seeds",
     "data.dir",
@@ -66,7 +66,7 @@ def claim(workdir: Path, config: Any) -> Iterator[None]:
             raise InUse(f"--workdir {workdir} is in use by another run; wait for it or choose another directory")
         path = workdir / "config.json"
         if path.exists():
-            _check_same(read_json(path), json.loads(config.to_json()), workdir)
+            check_same(workdir, json.loads(config.to_json()))
         elif found := [name for name in FILES if (workdir / name).exists()]:
             raise UserError(
                 f"--workdir {workdir} holds {found[0]} but no config.json of a run; choose another directory"
@@ -98,6 +98,25 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read as JSON ({error}); restore it or choose another directory") from error
 
 
+def read_config(workdir: Path) -> dict[str, Any]:
+    """Return the config of a run; what is none is a :class:`~dctps_jax.errors.UserError`."""
+    needed = {"model.name", "model.offset", "pruning.density", "pruning.method", "data.name"}
+    return _read_fields(workdir / "config.json", needed, "is no config of a run")
+
+
+def read_results(workdir: Path) -> dict[str, Any]:
+    """Return what a finished run came to; what is nothing of the kind is a :class:`~dctps_jax.errors.UserError`."""
+    needed = {"test_accuracy_final", "density", "density_asked", "trainable_parameters"}
+    return _read_fields(workdir / "results.json", needed, "is not what a finished run leaves")
+
+
+def _read_fields(path: Path, needed: set[str], otherwise: str) -> dict[str, Any]:
+    values = read_json(path)
+    if not isinstance(values, dict) or not needed <= set(dict(flat_fields(values))) | set(values):
+        raise UserError(f"{path} {otherwise}; restore it or choose another directory")
+    return values
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole: under a temporary name, to the disk, then renamed."""
     write_whole(path, json.dumps(value, indent=2) + "\n")
@@ -105,12 +124,16 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_whole(path: Path, content: str | bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def free_fields(config: dict[str, Any]) -> set[str]:
@@ -118,10 +141,10 @@ def free_fields(config: dict[str, Any]) -> set[str]:
     return set(FREE_FIELDS) - ({"data.dir"} if config.get("data.name") == "image_folder" else set())
 
 
-def _check_same(found: Any, asked: dict, workdir: Path) -> None:
-    if not isinstance(found, dict):
-        raise UserError(f"{workdir / 'config.json'} is no config of a run; restore it or choose another directory")
-    found, asked = dict(flat_fields(found)), dict(flat_fields(asked))
+def check_same(workdir: Path, config: dict[str, Any]) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` where a directory belongs to a run with another config, naming what differs."""
+    found = dict(flat_fields(_read_fields(workdir / "config.json", set(), "is no config of a run")))
+    asked = dict(flat_fields(config))
     free = free_fields(asked)
     different = [
         f"{field} ({found.get(field, 'absent')!r} there, {asked.get(field, 'absent')!r} now)"

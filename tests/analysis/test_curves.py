@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from dctps_jax import UserError
+from dctps_jax.analysis import curves
 from dctps_jax.analysis.curves import draw_curves, panel_titles
 from dctps_jax.analysis.records import by_setting, read_run
 
@@ -37,6 +39,27 @@ def test_seeds_share_a_line_and_methods_have_panels(tmp_path):
     draw_curves(records, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "curves.svg").read_text()
+
+
+def test_nothing_lies_outside_the_panels(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, output: drawn.append(figure))
+    runs = [
+        make_run(tmp_path / "a", 0.01, "dct", 0, [0.1, 0.3]),
+        make_run(tmp_path / "b", 0.01, "dct", 1, [0.2, 0.5, 0.7]),
+        make_run(tmp_path / "c", 0.01, "dct", 0, [0.1, 0.9], method="snip"),
+    ]
+    draw_curves([read_run(run) for run in runs], tmp_path / "curves.png")
+    panels = drawn[0].axes
+    assert len(panels) == 2 and all(axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 90 for axes in panels)
+    # The mean of two seeds, then that of the one which is so far.
+    np.testing.assert_allclose(panels[0].lines[0].get_ydata(), [15, 40, 70])
+
+
+def test_masks_of_another_run_have_their_own_density(tmp_path):
+    run = make_run(tmp_path / "a", 0.01, "dct", 0, [0.1], method="from_run")
+    record = read_run(run)._replace(results={"density": 0.2})
+    assert curves._density([record]) == 0.2 and curves._density([read_run(run)]) == 0.01
 
 
 def test_runs_without_rows_are_named(tmp_path):

@@ -85,6 +85,20 @@ def test_the_files(runs, tmp_path):
         assert (again / file.name).read_bytes() == file.read_bytes()
 
 
+def test_a_seed_counts_once(runs, tmp_path):
+    make_run(runs / "dct_0_copied", seed=0, accuracy=0.5)
+    write_report(runs, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| 3 | 60.00 ± 10.00 % |" in text and "once more, and left out: dct_0_copied." in text
+
+
+def test_curves_are_of_finished_runs(tmp_path):
+    (make_run(tmp_path / "runs" / "a") / "metrics.jsonl").unlink()
+    make_run(tmp_path / "runs" / "b", seed=1, finished=False)
+    files = write_report(tmp_path / "runs", tmp_path / "out")
+    assert "curves.png" not in [file.name for file in files]
+
+
 def test_other_fields_that_differ_are_columns(runs):
     make_run(runs / "cropped", augment=True)
     lines = summary(read_records(runs))
@@ -124,6 +138,14 @@ def test_what_is_no_directory_of_runs(tmp_path):
     (tmp_path / "foreign.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(UserError, match=r"foreign\.jsonl is no file of runs \(line 1\)"):
         read_records(tmp_path / "foreign.jsonl")
+    (tmp_path / "binary").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(UserError, match="binary is no file of runs"):
+        read_records(tmp_path / "binary")
+    for name, text in (("config", "[1, 2]"), ("config", '{"a": 1}'), ("results", "{}")):
+        folder = make_run(tmp_path / f"wrong{len(text)}")
+        (folder / f"{name}.json").write_text(text)
+        with pytest.raises(UserError, match=rf"{name}\.json is no"):
+            read_records(folder)
     make_run(tmp_path / "one" / "run", finished=False)
     with pytest.raises(UserError, match="holds no finished run"):
         write_report(tmp_path / "one", tmp_path)

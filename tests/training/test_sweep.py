@@ -1,7 +1,9 @@
 """Grids become runs, and processes do them: each once, failures told, signals passed on."""
 
 import fcntl
+import json
 import os
+import shutil
 import signal
 import sys
 import textwrap
@@ -10,6 +12,7 @@ import time
 
 import pytest
 
+import sweep
 from configs import lenet_digits
 from configs.sweeps import density, methods
 from dctps_jax import UserError
@@ -41,6 +44,7 @@ if seed == 2 and not (folder / "mended").exists():
     (folder / "mended").touch()
     sys.exit("it is broken")
 results = {"test_accuracy_final": 0.5, "test_accuracy_best": 0.5, "best_epoch": 1, "best_val_accuracy": 0.5}
+results |= {"density": 0.1, "density_asked": 0.1, "trainable_parameters": 9}
 (folder / "results.json").write_text(json.dumps(results))
 """
 
@@ -54,6 +58,13 @@ def command(tmp_path):
     file = tmp_path / "child.py"
     file.write_text(textwrap.dedent(CHILD))
     return [sys.executable, str(file)]
+
+
+def record_configs(runs, folder):
+    """Do what the child does not: bind the runs' directories to their configs."""
+    for run in runs:
+        (folder / run.name).mkdir(parents=True)
+        (folder / run.name / "config.json").write_text(json.dumps(run.config))
 
 
 def calls(folder):
@@ -74,6 +85,28 @@ def test_a_grid_is_all_combinations_and_a_list_their_union():
     ]
     assert runs[1].options() == ["--config.pruning.density=0.1", "--config.model.offset=None"]
     assert runs[-1].epochs == 3
+
+
+def test_values_that_mean_the_same_are_one_run():
+    runs = runs_of({"pruning.density": (1, 1.0), "model.offset": ("none", None)})
+    assert [run.name for run in runs] == ["model.offset=none,pruning.density=1"]
+
+
+def test_what_is_set_for_all_runs():
+    given = ["sweep.py", "--config", "a.py", "--sweep=b.py", "--config.num_epochs", "3", "--noconfig.tensorboard", "--config.parallel_seeds", "--jobs", "2"]  # fmt: skip
+    kept = ["--config", "a.py", "--config.num_epochs", "3", "--noconfig.tensorboard", "--config.parallel_seeds"]
+    assert sweep.options_for_all(given) == kept
+
+
+def test_files_that_are_no_sweep(tmp_path):
+    file = tmp_path / "sweep.py"
+    for text, message in (
+        ("get_swep = None", "has no function get_sweep"),
+        ("def get_sweep(): return {}['a']", "cannot be used: KeyError: 'a'"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=message):
+            sweep.load_sweep(file)
 
 
 def test_the_sweeps_of_the_paper():
@@ -105,6 +138,7 @@ def test_grids_that_cannot_be(grids, message):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_each_run_is_done_once_and_failures_again(tmp_path, command, jobs, capsys):
     runs, folder = runs_of({"seed": (0, 1, 2)}), tmp_path / "sweep"
+    record_configs(runs, folder)
     first = Sweep(runs, command, folder, jobs)
     first.go()
     assert list(first.failed) == ["seed=2"] and "exit status 1: it is broken" in first.failed["seed=2"]
@@ -124,7 +158,7 @@ def test_each_run_is_done_once_and_failures_again(tmp_path, command, jobs, capsy
 
 
 @pytest.mark.parametrize("finishes", [True, False])
-def test_a_run_of_another_process_is_waited_for(tmp_path, command, finishes):
+def test_a_run_of_another_process_is_waited_for(tmp_path, command, finishes, capsys):
     runs, folder = runs_of({"seed": (3, 4)}), tmp_path / "sweep"
     (folder / "seed=3").mkdir(parents=True)
     lock = (folder / "seed=3" / ".lock").open("a")
@@ -134,14 +168,30 @@ def test_a_run_of_another_process_is_waited_for(tmp_path, command, finishes):
         while not (folder / "seed=4" / "results.json").exists():
             time.sleep(0.01)
         if finishes:
-            (folder / "seed=3" / "results.json").write_text("{}")
+            shutil.copy(folder / "seed=4" / "results.json", folder / "seed=3")
         lock.close()
 
     threading.Thread(target=leave).start()
-    sweep = Sweep(runs, command, folder)
-    sweep.go()
-    assert sweep.num_finished() == 2 and not sweep.failed
+    done = Sweep(runs, command, folder)
+    done.go()
+    assert done.num_finished() == 2 and not done.failed
     assert calls(folder / "seed=3") == (0 if finishes else 1)
+    printed = capsys.readouterr().out
+    assert "[1/2] seed=4: " in printed and "[2/2] seed=3: " in printed
+    assert ("by another process" in printed) == finishes
+
+
+def test_runs_of_another_config_are_refused(tmp_path, command):
+    runs, folder = runs_of({"seed": (3,)}), tmp_path / "sweep"
+    record_configs(runs, folder)
+    Sweep(runs, command, folder).go()
+    config = lenet_digits.get_config()
+    config.num_epochs = 50
+    with pytest.raises(
+        UserError, match=r"seed=3 belongs to a run with another config: num_epochs \(30 there, 50 now\)"
+    ):
+        Sweep(plan_runs(config, {"seed": (3, 4)}), command, folder).go()
+    assert calls(folder / "seed=3") == 1 and not (folder / "seed=4").exists()
 
 
 def test_a_directory_that_is_taken_at_the_last_moment_is_tried_again(tmp_path, command, monkeypatch):
@@ -158,14 +208,14 @@ def test_a_directory_that_is_taken_at_the_last_moment_is_tried_again(tmp_path, c
         return taken
 
     monkeypatch.setattr("dctps_jax.training.sweep.is_in_use", in_use)
-    sweep = Sweep(runs, command, folder)
-    sweep.go()
-    assert sweep.num_finished() == 1 and not sweep.failed and calls(folder / "seed=3") == 1
+    done = Sweep(runs, command, folder)
+    done.go()
+    assert done.num_finished() == 1 and not done.failed and calls(folder / "seed=3") == 1
 
 
 def test_a_signal_is_passed_on(tmp_path, command):
     runs, folder = runs_of({"seed": (0, 1, 3)}), tmp_path / "sweep"
-    sweep = Sweep(runs, [*command, "wait"], folder, jobs=2)
+    done = Sweep(runs, [*command, "wait"], folder, jobs=2)
 
     def stop():
         while not all((folder / f"seed={seed}" / "ready").exists() for seed in (0, 1)):
@@ -173,7 +223,7 @@ def test_a_signal_is_passed_on(tmp_path, command):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop).start()
-    sweep.go()
-    assert sweep.signal_number == signal.SIGTERM and not sweep.failed and not sweep.working
+    done.go()
+    assert done.signal_number == signal.SIGTERM and not done.failed and not done.working
     assert sorted(child.name for child in folder.iterdir() if (child / "saved").exists()) == ["seed=0", "seed=1"]
     assert not (folder / "seed=3").exists()

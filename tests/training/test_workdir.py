@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dctps_jax.errors import UserError
-from dctps_jax.training.workdir import FREE_FIELDS, claim, read_json, record_config, write_json
+from dctps_jax.training.workdir import FREE_FIELDS, claim, read_json, read_results, record_config, write_json
 from tests.training.small_runs import small_config
 
 
@@ -96,8 +96,11 @@ def test_damaged_config_is_named(tmp_path, text):
 
 def test_config_that_is_no_config_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(UserError), claim(tmp_path, small_config()):
+    with pytest.raises(UserError, match=r"config\.json is no config of a run"), claim(tmp_path, small_config()):
         pass
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(UserError, match=r"results\.json is not what a finished run leaves"):
+        read_results(tmp_path)
 
 
 def test_unusable_directories(tmp_path):
@@ -122,6 +125,6 @@ def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         patch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             write_json(path, {"a": 2})
-    assert read_json(path) == {"a": 1}
+    assert read_json(path) == {"a": 1} and list(tmp_path.iterdir()) == [path]
     write_json(path, {"a": 3})
     assert read_json(path) == {"a": 3}
