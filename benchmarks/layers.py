@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -73,6 +74,12 @@ def program_of(work: plan.Work, method: str, operation: str) -> tuple[Callable[.
     return jax.jit(program).lower(*arguments).compile(compiler_options()), arguments
 
 
+def compiled(work: plan.Work, parts: list[tuple[str, str]]) -> dict[tuple[str, str], Any]:
+    """Return the programs of (method, operation) and their arguments, compiled side by side."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(parts, pool.map(lambda part: program_of(work, *part), parts), strict=True))
+
+
 def measure(programs: dict[Any, Any], repeats: int) -> dict[Any, float]:
     """Return the least CPU seconds of each program, run in turns."""
     best = dict.fromkeys(programs, float("inf"))
@@ -88,11 +95,9 @@ def figures_of(work: plan.Work, count: int, repeats: int) -> dict[str, Any]:
     """Return what was measured of a layer, in seconds."""
     methods = plan.possible_methods(work)
     choice = plan.choose("auto", work, jnp.float32, "cpu")
-    programs = {method: program_of(work, method, "all") for method in (DENSE_LAYER, *methods)}
-    whole = measure(programs, repeats)
-    del programs
+    whole = measure(compiled(work, [(method, "all") for method in (DENSE_LAYER, *methods)]), repeats)
     parts = [(method, operation) for method in (DENSE_LAYER, choice) for operation in OPERATIONS[:-1]]
-    apart = measure({part: program_of(work, *part) for part in parts}, repeats)
+    apart = measure(compiled(work, parts), repeats)
     return {
         "layers": count,
         "kernel": list(work.geometry.kernel_shape),
@@ -100,7 +105,7 @@ def figures_of(work: plan.Work, count: int, repeats: int) -> dict[str, Any]:
         "inputs": list(work.inputs),
         "nnz": work.nnz,
         "choice": choice,
-        "seconds": whole,
+        "seconds": {method: seconds for (method, _), seconds in whole.items()},
         "predicted_seconds": {method: plan.predicted_seconds(work, method) for method in methods},
         "dense_layer": {operation: apart[DENSE_LAYER, operation] for operation in OPERATIONS[:-1]},
         "chosen": {operation: apart[choice, operation] for operation in OPERATIONS[:-1]},
