@@ -59,7 +59,7 @@ def _list_visible(folder: Path) -> list[Path]:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be read ({error.strerror}); set data.dir to a folder that holds train/<class>/ and test/<class>/."
+            f"{folder} cannot be read ({error.strerror}); data.dir has to hold train/<class>/ and test/<class>/: set it to a folder that does."
         ) from error
     return [folder / name for name in names if not name.startswith(".")]
 
