@@ -66,9 +66,7 @@ def profile() -> str:
             cells = [_spent(way, [layer for layer in those if _kind(layer) == kind]) for way, those in columns]
             lines.append(f"| {label} | {kind} | {' | '.join(cells)} |")
             label = ""
-        rest = [time - _total(way, those) for time, (way, those) in zip(steps, columns, strict=True)]
-        lines.append(f"| | all else | {' | '.join(f'{time:,.0f}' for time in rest)} |")
-        lines.append(f"| | **step** | {' | '.join(f'**{time:,.0f}**' for time in steps)} |")
+        lines.append(f"| | **whole step** | {' | '.join(f'**{time:,.0f}**' for time in steps)} |")
     return "\n".join(lines)
 
 
