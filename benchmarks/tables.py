@@ -5,6 +5,7 @@ DCT plus Sparse step is. With ``layers_NETWORK_DENSITY.json`` (benchmarks/layers
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ NETWORKS = {
     "lenet": "LeNet",
 }
 DENSITIES = ("0.01", "0.001", "0.0001")
-
-
 OPERATIONS = ("forward", "inputs", "trained")
 
 
@@ -78,15 +77,15 @@ def _kind(layer: dict[str, Any]) -> str:
     return "×".join(map(str, size)) + (" depthwise" if is_depthwise else "")
 
 
-def _total(way: str, layers: list[dict[str, Any]]) -> float:
-    """Return the time of whole layers: forward and backward in one program, as in a step."""
-    method = "dense layer" if way == "dense_layer" else None
-    return 1000 * sum(layer["layers"] * layer["seconds"][method or layer["choice"]] for layer in layers)
-
-
 def _spent(way: str, layers: list[dict[str, Any]]) -> str:
-    apart = [1000 * sum(layer["layers"] * layer[way][operation] for layer in layers) for operation in OPERATIONS]
-    return f"{_total(way, layers):,.0f} ({' + '.join(f'{time:,.0f}' for time in apart)})"
+    """Return the time of the layers as text: forward and backward in one program, and in brackets each operation alone."""
+
+    def total(seconds: Callable[[dict[str, Any]], float]) -> float:
+        return 1000 * sum(layer["layers"] * seconds(layer) for layer in layers)
+
+    whole = total(lambda layer: layer["seconds"]["dense layer" if way == "dense_layer" else layer["choice"]])
+    apart = [total(lambda layer, o=operation: layer[way][o]) for operation in OPERATIONS]
+    return f"{whole:,.0f} ({' + '.join(f'{time:,.0f}' for time in apart)})"
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def read_results(workdir: Path) -> dict[str, Any]:
 
 def _read_fields(path: Path, needed: set[str], otherwise: str) -> dict[str, Any]:
     values = read_json(path)
-    if not isinstance(values, dict) or not needed <= set(dict(flat_fields(values))) | set(values):
+    if not isinstance(values, dict) or not needed <= set(dict(flat_fields(values))):
         raise UserError(f"{path} {otherwise}; restore it or choose another directory")
     return values
 
