@@ -76,11 +76,11 @@ def by_setting(records: Iterable[Record]) -> dict[Setting, list[Record]]:
 
 
 def first_of_each_seed(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
-    """Return the records with each seed of a setting once, and those that come again."""
+    """Return the records with each seed of a setting once, a finished one where there is one, and those that come again."""
     first: dict[tuple[Setting, Any], Record] = {}
     again = [
         record
-        for record in records
+        for record in sorted(records, key=lambda record: record.results is None)
         if first.setdefault((record.setting, record.config.get("seed")), record) is not record
     ]
     return list(first.values()), again

@@ -87,9 +87,10 @@ def test_the_files(runs, tmp_path):
 
 def test_a_seed_counts_once(runs, tmp_path):
     make_run(runs / "dct_0_copied", seed=0, accuracy=0.5)
+    make_run(runs / "a_dct_0_that_goes_on", seed=0, finished=False)
     write_report(runs, tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "| 3 | 60.00 ± 10.00 % |" in text and "once more, and left out: dct_0_copied." in text
+    assert "| 3 | 60.00 ± 10.00 % |" in text and "once more, and left out: dct_0_copied, a_dct_0_that_goes_on." in text
 
 
 def test_curves_are_of_finished_runs(tmp_path):
