@@ -7,16 +7,15 @@ what is trained, each alone. The last lines add up the layers of the network, an
 """
 
 import argparse
-import sys
+import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from record import describe_run, save
 
@@ -29,6 +28,8 @@ from dctps_jax.training.memory import keep_freed_memory
 
 DENSE_LAYER = "dense layer"
 OPERATIONS = ("forward", "inputs", "trained", "all")
+APART = ("dense_layer", "chosen")
+Program = tuple[plan.Work, str, str]  # a layer, the way of computing it, and which of the operations
 
 
 def layers_of(
@@ -44,25 +45,13 @@ def layers_of(
     return Counter(work for _, work, _ in planned(model, (batch_size, 32, 32, 3)))
 
 
-def program_of(work: plan.Work, method: str, operation: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Return a compiled function that does one of :data:`OPERATIONS` of a layer, and arguments for it."""
-    rng = np.random.default_rng(0)
-    shape = work.geometry.kernel_shape
-    support = jnp.asarray(np.sort(rng.choice(int(np.prod(shape)), work.nnz, replace=False)), jnp.int32)
-    inputs = jnp.asarray(rng.normal(size=work.inputs), jnp.float32)
-    if method == DENSE_LAYER:
-        trained: Any = jnp.asarray(0.1 * rng.normal(size=shape), jnp.float32)
+def program_of(work: plan.Work, method: str, operation: str) -> Callable[..., Any]:
+    """Return a compiled function that does one of :data:`OPERATIONS` of a layer, for :func:`arguments_of` it."""
 
-        def layer(inputs: Any, kernel: Any, support: Any) -> Any:
-            return convolve(inputs, kernel, work.geometry)
-    else:
-        trained = jnp.asarray(0.1 * rng.normal(size=work.nnz), jnp.float32), jnp.float32(1) if work.offset else None
-
-        def layer(inputs: Any, trained: Any, support: Any) -> Any:
-            return apply_kernel(method, work.geometry, inputs, *trained, support)
-
-    outputs = jax.eval_shape(layer, inputs, trained, support)
-    gradient = jnp.asarray(rng.normal(size=outputs.shape), jnp.float32)
+    def layer(inputs: Any, trained: Any, support: Any) -> Any:
+        if method == DENSE_LAYER:
+            return convolve(inputs, trained, work.geometry)
+        return apply_kernel(method, work.geometry, inputs, *trained, support)
 
     def program(inputs: Any, trained: Any, support: Any, gradient: Any) -> Any:
         outputs, pull = jax.vjp(lambda *arguments: layer(*arguments, support), inputs, trained)
@@ -70,46 +59,81 @@ def program_of(work: plan.Work, method: str, operation: str) -> tuple[Callable[.
         results = {"forward": outputs, "inputs": to_inputs, "trained": to_trained}
         return results if operation == "all" else results[operation]
 
-    arguments = (inputs, trained, support, gradient)
-    return jax.jit(program).lower(*arguments).compile(compiler_options()), arguments
+    shapes = jax.eval_shape(lambda: arguments_of(work, method))
+    return jax.jit(program).lower(*shapes).compile(compiler_options())
 
 
-def compiled(work: plan.Work, parts: list[tuple[str, str]]) -> dict[tuple[str, str], Any]:
-    """Return the programs of (method, operation) and their arguments, compiled side by side."""
+def arguments_of(work: plan.Work, method: str) -> tuple[Any, ...]:
+    """Return random inputs of a layer, what it trains, its support and a gradient of its outputs."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    shape = work.geometry.kernel_shape
+    if method == DENSE_LAYER:
+        trained: Any = 0.1 * jax.random.normal(keys[1], shape)
+    else:
+        trained = 0.1 * jax.random.normal(keys[1], (work.nnz,)), jnp.float32(1) if work.offset else None
+    support = jnp.sort(jax.random.choice(keys[2], math.prod(shape), (work.nnz,), replace=False))
+    outputs = (work.inputs[0], *work.geometry.output_spatial(work.inputs[1:-1]), shape[-1])
+    return jax.random.normal(keys[0], work.inputs), trained, support, jax.random.normal(keys[3], outputs)
+
+
+def compile_all(works: Iterable[plan.Work], methods: Sequence[str], apart: bool) -> dict[Program, Callable[..., Any]]:
+    """Return the programs of all layers, compiled side by side: each method as a whole; dense and chosen ones apart, too."""
+    wanted: list[Program] = []
+    for work in works:
+        possible = [method for method in plan.possible_methods(work) if method in methods]
+        wanted += [(work, method, "all") for method in (DENSE_LAYER, *possible)]
+        taken_apart = (DENSE_LAYER, plan.choose("auto", work, jnp.float32)) if apart else ()
+        wanted += [(work, method, operation) for method in taken_apart for operation in OPERATIONS[:-1]]
     with ThreadPoolExecutor() as pool:
-        return dict(zip(parts, pool.map(lambda part: program_of(work, *part), parts), strict=True))
+        return dict(zip(wanted, pool.map(lambda program: program_of(*program), wanted), strict=True))
 
 
-def measure(programs: dict[Any, Any], repeats: int) -> dict[Any, float]:
-    """Return the least CPU seconds of each program, run in turns."""
+def measure(programs: dict[Program, Callable[..., Any]], repeats: int) -> dict[Program, float]:
+    """Return the least seconds of each program, run in turns: of a CPU's cores, or on the clock of other devices."""
+    arguments = {(work, method): arguments_of(work, method) for work, method, _ in programs}
     best = dict.fromkeys(programs, float("inf"))
+    on_cpu = jax.default_backend() == "cpu"
+    # A device is busy with one call while the next one is sent to it.
+    clock, calls = (time.process_time, 1) if on_cpu else (time.perf_counter, 50)
     for _ in range(repeats + 1):
-        for name, (program, arguments) in programs.items():
-            started = time.process_time()
-            jax.block_until_ready(program(*arguments))
-            best[name] = min(best[name], time.process_time() - started)
+        for name, program in programs.items():
+            given = jax.block_until_ready(arguments[name[:2]])
+            started = clock()
+            for _ in range(calls):
+                results = program(*given)
+            jax.block_until_ready(results)
+            best[name] = min(best[name], (clock() - started) / calls)
     return best
 
 
-def figures_of(work: plan.Work, count: int, repeats: int) -> dict[str, Any]:
+def figures_of(
+    work: plan.Work, count: int, programs: dict[Program, Callable[..., Any]], repeats: int
+) -> dict[str, Any]:
     """Return what was measured of a layer, in seconds."""
-    methods = plan.possible_methods(work)
-    choice = plan.choose("auto", work, jnp.float32, "cpu")
-    whole = measure(compiled(work, [(method, "all") for method in (DENSE_LAYER, *methods)]), repeats)
-    parts = [(method, operation) for method in (DENSE_LAYER, choice) for operation in OPERATIONS[:-1]]
-    apart = measure(compiled(work, parts), repeats)
-    return {
+    seconds = {
+        (method, operation): best
+        for (_, method, operation), best in measure(
+            {name: program for name, program in programs.items() if name[0] == work}, repeats
+        ).items()
+    }
+    choice = plan.choose("auto", work, jnp.float32)
+    whole = {method: best for (method, operation), best in seconds.items() if operation == "all"}
+    figures = {
         "layers": count,
         "kernel": list(work.geometry.kernel_shape),
         "stride": max(work.geometry.strides, default=1),
         "inputs": list(work.inputs),
         "nnz": work.nnz,
         "choice": choice,
-        "seconds": {method: seconds for (method, _), seconds in whole.items()},
-        "predicted_seconds": {method: plan.predicted_seconds(work, method) for method in methods},
-        "dense_layer": {operation: apart[DENSE_LAYER, operation] for operation in OPERATIONS[:-1]},
-        "chosen": {operation: apart[choice, operation] for operation in OPERATIONS[:-1]},
+        "seconds": whole,
+        "predicted_seconds": {
+            method: plan.predicted_seconds(work, method) for method in whole if method != DENSE_LAYER
+        },
     }
+    for label, method in ((APART[0], DENSE_LAYER), (APART[1], choice)):
+        if (method, "forward") in seconds:
+            figures[label] = {operation: seconds[method, operation] for operation in OPERATIONS[:-1]}
+    return figures
 
 
 def table(layers: list[dict[str, Any]]) -> str:
@@ -118,19 +142,19 @@ def table(layers: list[dict[str, Any]]) -> str:
     rows = []
     for layer in layers:
         methods = [
-            f"{1e3 * layer['seconds'][method]:.1f} ({1e3 * layer['predicted_seconds'][method]:.1f})"
+            f"{1e3 * layer['seconds'][method]:.2f} ({1e3 * layer['predicted_seconds'][method]:.2f})"
             + ("*" if method == layer["choice"] else "")
             if method in layer["seconds"]
             else ""
             for method in plan.METHODS
         ]
         apart = [
-            " + ".join(f"{1e3 * layer[kind][name]:.1f}" for name in OPERATIONS[:-1])
-            for kind in ("dense_layer", "chosen")
+            " + ".join(f"{1e3 * layer[kind][name]:.2f}" for name in OPERATIONS[:-1]) if kind in layer else ""
+            for kind in APART
         ]
         shapes = ["×".join(map(str, layer[name])) for name in ("kernel", "inputs")]
         rows.append(
-            [str(layer["layers"]), shapes[0], str(layer["stride"]), shapes[1], str(layer["nnz"]), f"{1e3 * layer['seconds'][DENSE_LAYER]:.1f}", *methods, *apart]
+            [str(layer["layers"]), shapes[0], str(layer["stride"]), shapes[1], str(layer["nnz"]), f"{1e3 * layer['seconds'][DENSE_LAYER]:.2f}", *methods, *apart]
         )  # fmt: skip
     lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---:"] * len(head), *rows)]
     return "\n".join(lines)
@@ -144,16 +168,20 @@ def totals(layers: list[dict[str, Any]]) -> str:
 
     lines = []
     for name, kind, whole in (
-        ("dense layers", "dense_layer", lambda layer: layer["seconds"][DENSE_LAYER]),
-        ("as planned", "chosen", lambda layer: layer["seconds"][layer["choice"]]),
+        ("dense layers", APART[0], lambda layer: layer["seconds"][DENSE_LAYER]),
+        ("as planned", APART[1], lambda layer: layer["seconds"][layer["choice"]]),
     ):
-        apart = [
-            f"{operation} {total(lambda layer, o=operation, k=kind: layer[k][o]):.0f}" for operation in OPERATIONS[:-1]
-        ]
-        lines.append(f"{name}: {total(whole):.0f} ms ({', '.join(apart)} alone)")
+        line = f"{name}: {total(whole):.1f} ms"
+        if all(kind in layer for layer in layers):
+            apart = [
+                f"{operation} {total(lambda layer, o=operation, k=kind: layer[k][o]):.1f}"
+                for operation in OPERATIONS[:-1]
+            ]
+            line += f" ({', '.join(apart)} alone)"
+        lines.append(line)
     planned_time = total(lambda layer: layer["seconds"][layer["choice"]])
     best = total(lambda layer: min(time for method, time in layer["seconds"].items() if method != DENSE_LAYER))
-    lines.append(f"at best {best:.0f} ms: regret {planned_time / best - 1:.1%}")
+    lines.append(f"at best {best:.1f} ms: regret {planned_time / best - 1:.1%}")
     return "\n".join(lines)
 
 
@@ -165,15 +193,17 @@ def main() -> None:
     parser.add_argument("--num_classes", type=int, default=100)
     parser.add_argument("--offset", default="dct")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--methods", nargs="+", default=plan.METHODS, choices=plan.METHODS)
+    parser.add_argument("--apart", type=int, default=1, help="0: do not take the layers apart")
     parser.add_argument("--save", default="", help="write benchmarks/results/NAME.json")
     arguments = parser.parse_args()
-    if jax.default_backend() != "cpu":
-        sys.exit("layers: the seconds of a CPU are measured; set JAX_PLATFORMS=cpu")
     keep_freed_memory()
     offset = None if arguments.offset == "none" else arguments.offset
     works = layers_of(arguments.network, arguments.density, arguments.batch_size, arguments.num_classes, offset)
-    layers = [figures_of(work, count, arguments.repeats) for work, count in works.items()]
-    print("CPU milliseconds of a step, measured (predicted); * the plan's choice; apart: forward + inputs + trained")
+    programs = compile_all(works, arguments.methods, bool(arguments.apart))
+    layers = [figures_of(work, count, programs, arguments.repeats) for work, count in works.items()]
+    clock = "CPU milliseconds" if jax.default_backend() == "cpu" else "milliseconds"
+    print(f"{clock} of a step, measured (predicted); * the plan's choice; apart: forward + inputs + trained")
     print(table(layers))
     print(totals(layers))
     save(arguments.save, describe_run(arguments) | {"layers": layers})

@@ -39,7 +39,7 @@ class Work(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """What each kind of work takes, in nanoseconds of one core."""
+    """What each kind of work takes on a platform, in nanoseconds: of one core of a CPU, or of a whole GPU."""
 
     product: float  # a multiply-add of a matrix product
     product_gradient: float  # the same, for the gradient of its kernel
@@ -60,10 +60,12 @@ class Costs(NamedTuple):
     inner: float  # a multiply-add of the inner product of two rows
     loop: float  # what a weight takes besides, each time it is gone through
     layer: float
+    least_gain: float  # "auto" leaves "plain" for no less than this a layer
 
 
 # Fitted, by non-negative least squares of relative errors, to the times of `benchmarks/layers.py` for the layers of ResNet50, VGG19,
-# MobileNetV2 and Fixup-ResNet20 at densities of 1e-2 to 1e-4 on two cores of an Intel Xeon; `narrow`, `large_pair`, `loop` and `layer` by hand.
+# MobileNetV2 and Fixup-ResNet20 at densities of 1e-2 to 1e-4 on two cores of an Intel Xeon; `narrow`, `large_pair`, `loop`, `layer` and
+# `least_gain` by hand: what saves a millisecond of LeNet's costs as much memory as it saves kernel.
 CPU = Costs(
     product=0.0151,
     product_gradient=0.0167,
@@ -84,7 +86,33 @@ CPU = Costs(
     inner=0.369,
     loop=100.0,
     layer=100e3,
+    least_gain=1.2e6,
 )
+# Fitted in the same way to the layers of VGG19 at densities of 1e-2 to 1e-4, 128 images, on an NVIDIA H100 with XLA's default precision (TF32);
+# nothing depthwise or narrow was measured, nor weights in rows, which a GPU would take one after the other: these are by hand, and `least_gain`.
+GPU = Costs(
+    product=5.0e-6,
+    product_gradient=5.0e-6,
+    convolution=5.0e-6,
+    convolution_gradient=5.0e-6,
+    narrow=0.0,
+    depthwise=5.0e-6,
+    depthwise_gradient=5.0e-6,
+    move=4.9e-3,
+    weight=6.5e-3,
+    tap=2.4e-5,
+    pointwise_pair=7.2e-3,
+    pair=7.2e-3,
+    large_pair=0.0,
+    unfold=6.3e-3,
+    row=6.3e-3,
+    row_pair=1e-3,
+    inner=1e-3,
+    loop=10e3,
+    layer=61e3,
+    least_gain=30e3,
+)
+COSTS = {"cpu": CPU, "gpu": GPU}
 # From so many gathered numbers on they leave the caches.
 LARGE_PAIRS = 4e6
 # "auto" leaves "plain" for what is predicted to take a tenth less: predictions of small differences are not to be relied on.
@@ -104,8 +132,12 @@ def possible_methods(work: Work) -> tuple[str, ...]:
     return METHODS if factored and work.output_positions else METHODS[:3]
 
 
-def predicted_seconds(work: Work, method: str, costs: Costs = CPU) -> float:
-    """Return the predicted seconds of one core for a layer's part of a training step: forward and all gradients."""
+def predicted_seconds(work: Work, method: str, platform: str | None = None) -> float:
+    """Return the predicted seconds of a layer's part of a training step, forward and all gradients: of one core of a CPU, or of a GPU.
+
+    ``platform`` is that of this process unless given; a CPU stands in for one that was not measured.
+    """
+    costs = COSTS.get(platform or jax.default_backend(), CPU)
     geometry = work.geometry
     *_, in_features, out_features = geometry.kernel_shape
     channels, size = in_features * geometry.groups, math.prod(geometry.kernel_shape)
@@ -170,8 +202,8 @@ def is_lean(work: Work) -> bool:
 def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) -> str:
     """Return the method for a layer: that of ``setting`` where it is possible, the predicted best one where it is "auto".
 
-    A method that is not possible is replaced: "factored" by "dense", in rows or not. "auto" keeps to "plain" on GPU and TPU, which the
-    costs were not measured on, and in half precision; it gathers only where that needs no more memory than a dense layer.
+    A method that is not possible is replaced: "factored" by "dense", in rows or not. "auto" keeps to "plain" where there is little to gain, in half
+    precision and on a TPU, where no costs were measured; it gathers only where that needs no more memory than a dense layer.
 
     Raises :class:`~dctps_jax.errors.UserError` for a setting that does not exist.
     """
@@ -180,9 +212,11 @@ def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) ->
     possible = possible_methods(work)
     if setting != "auto":
         return setting if setting in possible else setting.replace("factored", "dense")
-    if (platform or jax.default_backend()) != "cpu" or jnp.dtype(dtype).itemsize < 4:
+    platform = platform or jax.default_backend()
+    if platform not in COSTS or jnp.dtype(dtype).itemsize < 4:
         return "plain"
     lean = possible if is_lean(work) else [method for method in possible if method not in ("dense", "factored")]
-    seconds = {method: predicted_seconds(work, method) for method in lean}
+    seconds = {method: predicted_seconds(work, method, platform) for method in lean}
     best = min(lean, key=lambda method: seconds[method])
-    return best if seconds[best] < MARGIN * seconds["plain"] else "plain"
+    plain = seconds["plain"]
+    return best if seconds[best] < min(MARGIN * plain, plain - 1e-9 * COSTS[platform].least_gain) else "plain"
