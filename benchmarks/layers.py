@@ -80,9 +80,10 @@ def compile_all(works: Iterable[plan.Work], methods: Sequence[str], apart: bool)
     """Return the programs of all layers, compiled side by side: each method as a whole; dense and chosen ones apart, too."""
     wanted: list[Program] = []
     for work in works:
-        possible = [method for method in plan.possible_methods(work) if method in methods]
-        wanted += [(work, method, "all") for method in (DENSE_LAYER, *possible)]
-        taken_apart = (DENSE_LAYER, plan.choose("auto", work, jnp.float32)) if apart else ()
+        choice = plan.choose("auto", work, jnp.float32)
+        whole = [method for method in plan.possible_methods(work) if method in (*methods, choice)]
+        wanted += [(work, method, "all") for method in (DENSE_LAYER, *whole)]
+        taken_apart = (DENSE_LAYER, choice) if apart else ()
         wanted += [(work, method, operation) for method in taken_apart for operation in OPERATIONS[:-1]]
     with ThreadPoolExecutor() as pool:
         return dict(zip(wanted, pool.map(lambda program: program_of(*program), wanted), strict=True))

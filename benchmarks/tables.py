@@ -1,11 +1,11 @@
 """Print the tables of README.md and benchmarks/README.md, out of benchmarks/results/: ``python benchmarks/tables.py``.
 
-``step_NETWORK.json`` (benchmarks/train_step.py) gives a row a network: the dense step in seconds, and how many times as fast, with which peak memory, a
-DCT plus Sparse step is. With ``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) the CPU time of a step is taken apart.
+``step_NETWORK.json`` (benchmarks/train_step.py) gives a row a network: the dense step in milliseconds, and how many times as fast, with which peak
+memory, a DCT plus Sparse step is; ``h100_step_NETWORK.json`` the same of a GPU. With ``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) the CPU time of a step is taken apart.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +21,26 @@ DENSITIES = ("0.01", "0.001", "0.0001")
 OPERATIONS = ("forward", "inputs", "trained")
 
 
-def table() -> str:
-    """Return the table of steps as Markdown."""
+def table(prefix: str = "", densities: Sequence[str] = DENSITIES) -> str:
+    """Return the table of steps as Markdown: of the CPU, or of the machine whose results have ``prefix``."""
+    names = [f"{100 * float(density):g} %" for density in densities]
     lines = [
-        "| network, batch | dense, s a step | 1 % | 0.1 % | 0.01 % | peak memory, 0.1 % : dense |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        f"| network, batch | dense, ms a step | {' | '.join(names)} | peak memory, 0.1 % : dense |",
+        f"| --- | ---: | {' | '.join('---:' for _ in names)} | ---: |",
     ]
     for network, name in NETWORKS.items():
-        file = RESULTS / f"step_{network}.json"
+        file = RESULTS / f"{prefix}step_{network}.json"
         if not file.exists():
             continue
         result = json.loads(file.read_text())
         cases = {case["case"]: case for case in result["cases"]}
         dense = cases[f"{network}:none:1"]
-        sparse = [cases.get(f"{network}:dct:{density}") for density in DENSITIES]
-        ratios = [
-            f"{dense['wall_seconds_minimum'] / case['wall_seconds_minimum']:.2f}×" if case else "" for case in sparse
-        ]
-        peak = f"{sparse[1]['peak_bytes'] / dense['peak_bytes']:.2f}" if sparse[1] else ""
-        lines.append(
-            f"| {name}, {result['command']['batch_size']} | {dense['wall_seconds_minimum']:.3f} | {' | '.join(ratios)} | {peak} |"
-        )
+        sparse = {density: cases.get(f"{network}:dct:{density}") for density in densities}
+        seconds = dense["wall_seconds_minimum"]
+        ratios = [f"{seconds / case['wall_seconds_minimum']:.2f}×" if case else "" for case in sparse.values()]
+        peak = f"{sparse['0.001']['peak_bytes'] / dense['peak_bytes']:.2f}"
+        time = f"{1000 * seconds:,.0f}" if seconds > 0.1 else f"{1000 * seconds:.1f}"
+        lines.append(f"| {name}, {result['command']['batch_size']} | {time} | {' | '.join(ratios)} | {peak} |")
     return "\n".join(lines)
 
 
@@ -89,6 +88,4 @@ def _spent(way: str, layers: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    print(table())
-    print()
-    print(profile())
+    print(table(), table("h100_", DENSITIES[1:]), profile(), sep="\n\n")

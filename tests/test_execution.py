@@ -246,8 +246,8 @@ def test_no_method_needs_much_more_memory_than_another():
         return gradients.lower(state, images).compile(compiler_options()).memory_analysis().temp_size_in_bytes
 
     needed = {method: temporary_bytes(method) for method in plan.METHODS}
-    # What weights see is not to be kept from the forward pass on: it is as large as the inputs of a layer here.
-    assert max(needed.values()) <= 1.25 * needed["plain"], needed
+    # What weights see is not to be kept from the forward pass on: it would be twice the inputs of each of the eight layers.
+    assert max(needed.values()) <= needed["plain"] + 8 * 4 * 16**4, needed
 
 
 def random_number(path, shape):

@@ -19,7 +19,7 @@ def planned(model: nnx.Module, inputs: tuple[int, ...]) -> list[tuple[str, plan.
 
 
 def plan_table(rows: list[tuple[str, plan.Work, str]]) -> str:
-    """Return one aligned line a layer: kernel, inputs, trained weights, method, predicted milliseconds of one core."""
+    """Return one aligned line a layer: kernel, inputs, trained weights, method, and what each was predicted to take in milliseconds."""
     cells: list[tuple[str, ...]] = [("layer", "kernel", "stride", "inputs", "nnz", "method", *plan.METHODS)]
     for path, work, method in rows:
         times = [
