@@ -24,14 +24,13 @@ REPO = Path(__file__).parents[1]
 SETTINGS = {
     "dct": {},
     "frozen": {"model__alpha_trainable": False, "execution__form": "masked"},
-    "sparse": {"model__offset": None},
     "dense": {"pruning__density": 1.0, "model__offset": None},
-    "resnet": {"model__name": "resnet18", "model__width": 2, "num_epochs": 1},
+    "resnet": {"model__name": "small_resnet", "model__offset": None, "num_epochs": 1},
 }
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, small_families):
     folder, digits = tmp_path_factory.mktemp("runs"), small_digits()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dctps_jax.data.load", lambda *_, **__: digits)
@@ -96,7 +95,7 @@ def test_the_program_takes_any_batch_on_every_platform(file, tmp_path):
         program.call(images[:1, :16])
 
 
-def test_the_program_of_a_deep_network(runs, tmp_path):
+def test_the_program_of_a_network_with_batch_norm(runs, tmp_path):
     export_run(runs / "resnet", tmp_path / "resnet.safetensors", "latest")
     export_stablehlo(tmp_path / "resnet.safetensors", tmp_path / "resnet.bin")
     program = jax_export.deserialize(bytearray((tmp_path / "resnet.bin").read_bytes()))
