@@ -1,5 +1,6 @@
 """Options for XLA under which these networks run fastest."""
 
+from collections.abc import Mapping
 from functools import cache
 
 import jax
@@ -21,8 +22,13 @@ def compiler_options() -> dict[str, str | bool]:
     """
     if jax.default_backend() != "cpu":
         return {}
+    return CPU if are_known(CPU) else {}
+
+
+def are_known(options: Mapping[str, str | bool | int]) -> bool:
+    """Return whether this version of XLA has all of the options."""
     try:
-        jax.jit(lambda x: x, compiler_options=CPU)(jnp.zeros(()))
+        jax.jit(lambda x: x, compiler_options=dict(options))(jnp.zeros(()))
     except jax.errors.JaxRuntimeError:
-        return {}
-    return CPU
+        return False
+    return True

@@ -6,20 +6,12 @@ import jax
 import numpy as np
 from jax import lax
 
-
-def is_known(name, value):
-    """Whether this version of XLA has an option: newer ones have dropped some."""
-    try:
-        jax.jit(lambda: 0, compiler_options={name: value})()
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True
-
+from dctps_jax.compiler import are_known
 
 # Most of a small test is the compiler's time, which these options halve twice.
 FAST_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 jit_unoptimised = partial(
-    jax.jit, compiler_options={name: value for name, value in FAST_TO_COMPILE.items() if is_known(name, value)}
+    jax.jit, compiler_options={name: value for name, value in FAST_TO_COMPILE.items() if are_known({name: value})}
 )
 
 

@@ -161,7 +161,7 @@ def works(draw):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(work=works(), nnz=st.lists(st.integers(0, 10**6), min_size=2, max_size=2, unique=True).map(sorted))
 def test_predictions_are_positive_and_grow_with_the_number_of_weights(platform, work, nnz):
     few, many = (work._replace(nnz=count) for count in nnz)
