@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from dctps_jax.config import TYPES, unknown_field
 from dctps_jax.errors import UserError
 from dctps_jax.training.run import run
-from dctps_jax.training.stopping import NonFiniteLoss, Stopped
+from dctps_jax.training.signals import NonFiniteLoss, Stopped, listen_for_signals
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's config.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, metrics, checkpoints, results.")
@@ -31,16 +31,15 @@ def main(argv: list[str]) -> None:
     if CONFIG.value is None or not workdir:
         fail("give a config and a directory: python train.py --config configs/NAME.py --workdir DIR")
     show_warnings_only()
-    # Until there is something to save; then the run listens itself.
-    signal.signal(signal.SIGTERM, lambda *_: fail("stopped by SIGTERM", 143))
-    try:
-        run(CONFIG.value, Path(workdir))
-    except UserError as error:
-        fail(str(error), error.exit_code)
-    except (Stopped, NonFiniteLoss) as ending:
-        fail(str(ending), ending.exit_code)
-    except KeyboardInterrupt:  # before the first step, when there is nothing to save
-        fail("stopped by SIGINT", 130)
+    with listen_for_signals(ends_process=True) as signals:
+        try:
+            run(CONFIG.value, Path(workdir), signals)
+        except UserError as error:
+            fail(str(error), error.exit_code)
+        except (Stopped, NonFiniteLoss) as ending:
+            fail(str(ending), ending.exit_code)
+        except KeyboardInterrupt as stopped:  # while the data were read
+            signals.end_process(signals.received or signal.SIGINT, f"{stopped}; the same command starts again")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
