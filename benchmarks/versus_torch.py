@@ -113,7 +113,8 @@ def work(pipe: Any, network: str, variant: Variant, options: argparse.Namespace)
 class Worker:
     """The process of a variant, and what it has answered: ``figures`` is the case in the saved file."""
 
-    def __init__(self, network: str, variant: Variant, options: argparse.Namespace):
+    def __init__(self, network: str, variant: Variant, options: argparse.Namespace, compile_limit: float):
+        self.deadline = time.perf_counter() + compile_limit
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=work, args=(theirs, network, variant, options), daemon=False)
@@ -128,13 +129,19 @@ class Worker:
             answer = self.pipe.recv() if self.pipe.poll(timeout) else {"error": f"no answer within {timeout:.0f} s"}
         except (EOFError, ConnectionError):
             answer = {"error": "the process died"}
+        if "error" in answer:
+            self.give_up(answer["error"])
+            return
         self.times += answer.pop("times", [])
         self.figures |= answer
         if self.times:
             self.figures["wall_seconds_minimum"] = min(self.times)
             self.figures["wall_seconds_median"] = statistics.median(self.times)
-        if "error" in self.figures:
-            print(f"{self.figures['network']}, {self.variant.name}: {self.figures['error']}", flush=True)
+
+    def give_up(self, reason: str) -> None:
+        self.figures["error"] = reason
+        self.process.kill()
+        print(f"{self.figures['network']}, {self.variant.name}: {reason}", flush=True)
 
     def take_turn(self, seconds: float, timeout: float) -> None:
         self.pipe.send(seconds)
@@ -156,17 +163,19 @@ def compare(network: str, options: argparse.Namespace, arguments: argparse.Names
     workers: list[Worker] = []
     try:
         starting: list[Worker] = []
-        deadline = time.perf_counter() + arguments.compile_limit
         while waiting or starting:
             while waiting and len(starting) < arguments.compile_jobs:
-                starting.append(Worker(network, waiting.pop(0), options))
+                starting.append(Worker(network, waiting.pop(0), options, arguments.compile_limit))
                 workers.append(starting[-1])
-            left = deadline - time.perf_counter()
-            answered = wait([worker.pipe for worker in starting], timeout=max(0, left))
-            for worker in [worker for worker in starting if worker.pipe in answered or not answered]:
-                worker.receive(0)
-                if not answered:
-                    worker.process.kill()
+            first_deadline = min(worker.deadline for worker in starting)
+            wait([worker.pipe for worker in starting], timeout=max(0, first_deadline - time.perf_counter()))
+            for worker in list(starting):
+                if worker.pipe.poll():
+                    worker.receive(0)
+                elif time.perf_counter() < worker.deadline:
+                    continue
+                else:
+                    worker.give_up(f"not ready within {arguments.compile_limit:g} s; raise --compile_limit")
                 starting.remove(worker)
         check_trainable(workers)
         for _ in range(arguments.turns):
@@ -224,7 +233,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="that the seconds are divided into")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="processors a variant has on a CPU")
     parser.add_argument("--compile_jobs", type=int, default=0, help="at once; 0: 1 on a CPU, all elsewhere")
-    parser.add_argument("--compile_limit", type=float, default=600, help="seconds for all variants of a network")
+    parser.add_argument("--compile_limit", type=float, default=600, help="seconds until a variant is ready")
     parser.add_argument("--save", default="", help="write benchmarks/results/NAME.json")
     arguments = parser.parse_args()
     if importlib.util.find_spec("torch") is None:
