@@ -1,11 +1,16 @@
 """The one shape in which every data source hands over its images."""
 
+import functools
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dctps_jax.errors import UserError
+
+_ROWS = 1024
 
 Channels = tuple[float, float, float]
 
@@ -70,6 +75,20 @@ class Dataset:
     def image_size(self) -> int:
         """Height and width of every image in pixels."""
         return self.train_images.shape[1]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the decoded images, labels and class names, as 64 hex digits.
+
+        It depends on content only: not on places, times, the source's name or whether a decoded copy was read. It is
+        computed at the first use, which reads all images once (about 1 GB/s).
+        """
+        shapes = [list(self.train_images.shape), list(self.test_images.shape)]
+        digest = hashlib.sha256(json.dumps([shapes, self.class_names]).encode())
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            for start in range(0, len(array), _ROWS):  # in blocks: images may be larger than memory
+                digest.update(np.ascontiguousarray(array[start : start + _ROWS], array.dtype.newbyteorder("<")))
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

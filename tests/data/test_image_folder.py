@@ -50,6 +50,18 @@ def test_a_change_is_noticed(folder):
     assert load("image_folder", dir=str(folder)).train_images[2, 0, 0].tolist() == [50, 51, 52]
 
 
+def test_fingerprint_is_of_the_images_not_of_the_files(folder, tmp_path):
+    first = load("image_folder", dir=str(folder)).fingerprint
+    assert load("image_folder", dir=str(folder)).fingerprint == first  # of the decoded copy
+    folder = folder.rename(tmp_path / "moved")
+    (folder / "train/ape/x.png").touch()
+    assert load("image_folder", dir=str(folder)).fingerprint == first
+    (folder / "train/ape/x.png").rename(folder / "train/ape/xx.png")
+    assert load("image_folder", dir=str(folder)).fingerprint == first
+    put(folder / "train/ape/x.png", 10, mode="L")
+    assert load("image_folder", dir=str(folder)).fingerprint != first
+
+
 def test_resizing(folder):
     put(folder / "test/ape/wide.png", (40, 40, 40), size=(20, 10))
     text = message(folder)
