@@ -27,8 +27,8 @@ def never():
     raise AssertionError("decoded although there is a copy")
 
 
-def read(options, decoder=decode, mark="0123456789abcdef"):
-    return cache.cached("toy", Path("/the/source"), mark, options, decoder)
+def read(options, decoder=decode, stamp="0123456789abcdef"):
+    return cache.cached("toy", Path("/the/source"), stamp, options, decoder)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_first_decoded_then_read(options, caplog):
     assert not caplog.records
 
 
-def test_another_fingerprint_is_decoded_anew(options):
+def test_another_stamp_is_decoded_anew(options):
     read(options)
     assert read(options, lambda: decode(50), "fedcba9876543210")[0][0, 0, 0, 0] == 50
     assert len(list((options.dir / ".dctps_cache").iterdir())) == 2
@@ -134,7 +134,7 @@ def test_without_source(options):
     with pytest.raises(UserError, match=r"test_images\.npy is damaged.*data\.dir"):
         cache.cached_without_source("toy", options)
     assert copy_of(options).is_dir()
-    read(options, mark="another")
+    read(options, stamp="another")
     assert cache.cached_without_source("toy", options) is None
 
 
@@ -197,18 +197,3 @@ def test_processes_that_decode_at_once(options):
         process.join()
         assert process.exitcode == 0
     assert list((options.dir / ".dctps_cache").iterdir()) == [copy_of(options)]
-
-
-def test_fingerprint(tmp_path):
-    file = tmp_path / "file"
-    file.write_bytes(b"abc")
-    first = cache.fingerprint(tmp_path, [file])
-    assert cache.fingerprint(tmp_path, [file]) == first
-    assert cache.fingerprint(tmp_path, [file], extra="8") != first
-    os.utime(file, (1, 1))
-    second = cache.fingerprint(tmp_path, [file])
-    file.write_bytes(b"abcd")
-    os.utime(file, (1, 1))
-    assert len({first, second, cache.fingerprint(tmp_path, [file])}) == 3
-    with pytest.raises(UserError, match="gone"):
-        cache.fingerprint(tmp_path, [tmp_path / "gone"])
