@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dctps_jax.data.dataset import MAX_PIXELS
-from dctps_jax.data.files import read_file
 from dctps_jax.data.images import FORMATS, decode_image, max_file_bytes
+from dctps_jax.data.reading import read_file
 from dctps_jax.errors import UserError
 from dctps_jax.export import describe_exported, load_exported
 

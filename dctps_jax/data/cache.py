@@ -24,8 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from dctps_jax.data.dataset import Options
-from dctps_jax.data.files import open_regular, unreadable
+from dctps_jax.data.reading import open_regular, unreadable
 from dctps_jax.errors import DiskFull, UserError
+from dctps_jax.files import unfinished
 
 logger = logging.getLogger("dctps_jax")
 
@@ -218,9 +219,8 @@ def _write(folder: Path, name: str, source: Path, decoded: Decoded, source_dir: 
     """Writes a copy that appears under the name `folder` only when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
-    draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
-    draft.mkdir()
-    try:
+    with unfinished(folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp") as draft:
+        draft.mkdir()
         crcs = {}
         for part, split in (("train", decoded.train), ("test", decoded.test)):
             shape = (len(split.labels), split.image_size, split.image_size, 3)
@@ -246,12 +246,11 @@ def _write(folder: Path, name: str, source: Path, decoded: Decoded, source_dir: 
         try:
             draft.rename(folder)
         except OSError:
-            # Another process was faster (a folder that is not empty is never replaced): then its copy is taken.
             if not folder.is_dir():
                 raise
+            # Another process was faster (a folder that is not empty is never replaced): then its copy is taken.
+            shutil.rmtree(draft, ignore_errors=True)
         _sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _remove_stale(folder: Path) -> None:

@@ -15,7 +15,7 @@ from dctps_jax.data import tfds_source
 from dctps_jax.data.cache import Arrays, Decoded, Split, cached, cached_without_source
 from dctps_jax.data.dataset import Channels, Dataset, Options
 from dctps_jax.data.download import ARCHIVES, obtain
-from dctps_jax.data.files import parsing, read_file, stamp_of
+from dctps_jax.data.reading import parsing, read_file, stamp_of
 from dctps_jax.errors import UserError
 
 _SIZE = 32

@@ -7,8 +7,8 @@ import numpy as np
 
 from dctps_jax.data.cache import Decoded, Split, cached
 from dctps_jax.data.dataset import Dataset, Options
-from dctps_jax.data.files import read_file, stamp_of
 from dctps_jax.data.images import decode_image, image_blocks, max_file_bytes
+from dctps_jax.data.reading import read_file, stamp_of
 from dctps_jax.errors import UserError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")

@@ -8,8 +8,8 @@ from pathlib import Path
 from dctps_jax.data.builtin import load_digits, make_synthetic
 from dctps_jax.data.cifar import load_cifar
 from dctps_jax.data.dataset import MAX_PIXELS, Dataset, Options
-from dctps_jax.data.files import unreadable
 from dctps_jax.data.image_folder import load_image_folder
+from dctps_jax.data.reading import unreadable
 from dctps_jax.data.tiny_imagenet import load_tiny_imagenet
 from dctps_jax.errors import UserError
 

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from dctps_jax.data.files import stamp_of
+from dctps_jax.data.reading import stamp_of
 from dctps_jax.errors import UserError
 
 
