@@ -8,7 +8,7 @@ import numpy as np
 from dctps_jax.data.cache import Decoded, Split, cached
 from dctps_jax.data.dataset import Dataset, Options
 from dctps_jax.data.images import decode_image, image_blocks, max_file_bytes
-from dctps_jax.data.reading import read_file, stamp_of
+from dctps_jax.data.reading import read_file, stamp_of, unreadable
 from dctps_jax.errors import UserError
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
@@ -63,9 +63,8 @@ def _list_visible(folder: Path) -> list[Path]:
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be read ({error.strerror}); data.dir has to hold train/<class>/ and test/<class>/: set it to a folder that does."
-        ) from error
+        advice = "data.dir has to hold train/<class>/ and test/<class>/: set it to a folder that does"
+        raise unreadable(folder, error, advice) from error
     return [folder / name for name in names if not name.startswith(".")]
 
 

@@ -8,7 +8,6 @@ import contextlib
 import errno
 import hashlib
 import io
-import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -81,6 +80,6 @@ def parsing(path: Path, advice: str) -> Iterator[None]:
     except Exception as error:  # tarfile, zipfile, zlib and protobuf raise errors of many types
         # A damaged archive can name a place that no file has: then the system calls the argument invalid.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise unreadable(path, error, f"make it readable: {os.strerror(error.errno)}") from error
+            raise unreadable(path, error, "make it readable") from error
         reason = next(iter(str(error).splitlines()), "")
         raise UserError(f"{path} is cut short or damaged ({type(error).__name__}: {reason}); {advice}.") from error

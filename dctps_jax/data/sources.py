@@ -87,8 +87,8 @@ def load(
 
 def _folder(field: str, value: str) -> Path:
     try:
-        folder = Path(value).expanduser()
-        folder.exists()
-    except (RuntimeError, ValueError) as error:  # a home folder of nobody, a NUL in the name
+        if "\0" in value:
+            raise ValueError("it has a NUL byte")
+        return Path(value).expanduser()
+    except (RuntimeError, ValueError) as error:  # a "~name" of nobody is a RuntimeError
         raise UserError(f"{field} is {value!r}, which names no folder ({error}); set it to one.") from error
-    return folder

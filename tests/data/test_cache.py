@@ -1,8 +1,11 @@
+import io
 import json
 import logging
 import multiprocessing
 import os
+import pickle
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,8 @@ import pytest
 
 from dctps_jax.data import cache
 from dctps_jax.data.dataset import Options
-from dctps_jax.errors import UserError
+from dctps_jax.errors import DiskFull, UserError
+from tests.data.conftest import no_more_handles, no_room
 
 FILES = ["train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy", "meta.json"]
 
@@ -197,3 +201,96 @@ def test_processes_that_decode_at_once(options):
         process.join()
         assert process.exitcode == 0
     assert list((options.dir / ".dctps_cache").iterdir()) == [copy_of(options)]
+
+
+def test_full_disk_is_one_sentence_with_folder_and_bytes(options):
+    with no_room(150), pytest.raises(DiskFull) as caught:
+        read(options)
+    folder = options.dir / ".dctps_cache"
+    # 3 and 2 images of 48 bytes, with labels of 4.
+    assert f"the decoded copy of /the/source needs 260 bytes in {folder}, which has no room" in str(caught.value)
+    assert "data.cache_dir" in str(caught.value) and caught.value.exit_code == 74
+    assert not list(folder.iterdir())
+    assert read(options)[1].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", [".dctps_cache", ".dctps_cache/toy-0123456789ab"])
+def test_file_in_the_place_of_a_folder(options, name):
+    path = options.dir / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("of a user")
+    with pytest.raises(UserError, match=rf"{path} is a file.*data\.cache_dir"):
+        read(options)
+    assert path.read_text() == "of a user"
+
+
+def test_sound_copy_is_kept_while_no_file_can_be_opened(options, caplog):
+    read(options)
+    with (
+        no_more_handles(),
+        pytest.raises(UserError, match=r"meta\.json cannot be read \(Too many open files\).*ulimit"),
+    ):
+        read(options, never)
+    read(options, never)
+    assert not caplog.records
+
+
+def forge(options, arrays=(), **changes):
+    """Give a copy another content, with checksums that agree."""
+    folder = copy_of(options)
+    meta = json.loads((folder / "meta.json").read_text())
+    for name, content in dict(arrays).items():
+        (folder / f"{name}.npy").write_bytes(content)
+        meta["crc32"][name] = zlib.crc32(content)
+    meta |= changes
+    meta = {key: value for key, value in meta.items() if value is not None and key != "meta_crc32"}
+    meta["meta_crc32"] = zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def saved(save, *arrays, **options):
+    file = io.BytesIO()
+    save(file, *arrays, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"class_names": 5},
+        {"class_names": [1, 2, 3]},
+        {"class_names": None},
+        {"crc32": [1]},
+        {"source_dir": None},
+        {"arrays": {"train_images": saved(np.savez, np.zeros(3))}},
+        {"arrays": {"train_images": pickle.dumps([1])}},
+        {"arrays": {"train_images": saved(np.save, np.array([None]), allow_pickle=True)}},
+        {"arrays": {"train_images": saved(np.save, np.zeros((3, 4, 4, 3)))}},
+        {"arrays": {"test_labels": saved(np.save, np.zeros((2, 1), np.int32))}},
+        {"arrays": {"test_images": saved(np.save, np.zeros((2, 4, 4, 3), np.uint8)).replace(b"(2, 4", b"(9**9, 4")}},
+        {"arrays": {"test_images": saved(np.save, np.zeros((2, 4, 4, 3), np.uint8)).replace(b"(2,", b"-2,")}},
+    ],
+)
+def test_foreign_content_with_right_checksums_is_reported_and_mended(options, caplog, forged):
+    read(options)
+    forge(options, **forged)
+    assert read(options)[0][:, 0, 0, 0].tolist() == [7, 8, 9]
+    (record,) = caplog.records
+    assert str(copy_of(options)) in record.getMessage()
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("file", ["meta.json", "test_labels.npy"])
+def test_pipe_in_a_copy_is_reported_and_mended(options, caplog, file):
+    read(options)
+    (copy_of(options) / file).unlink()
+    os.mkfifo(copy_of(options) / file)
+    assert read(options)[1].tolist() == [0, 1, 2]
+    assert "a pipe" in caplog.text
+
+
+def test_json_deeper_than_python_reads(options, caplog):
+    read(options)
+    (copy_of(options) / "meta.json").write_text("[" * 100_000)
+    assert read(options)[1].tolist() == [0, 1, 2]
+    assert "meta.json is damaged" in caplog.text
