@@ -3,10 +3,17 @@
 Every field of the config can be set on the command line: ``--config.pruning.density=0.001``.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    # Importing JAX takes seconds. Until the run listens itself, a signal ends the process with one line.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: (os.write(2, b"train.py: stopped\n"), os._exit(128 + number)))
+
 import itertools
 import logging
 import re
-import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -38,8 +45,6 @@ def main(argv: list[str]) -> None:
             fail(str(error), error.exit_code)
         except (Stopped, NonFiniteLoss) as ending:
             fail(str(ending), ending.exit_code)
-        except KeyboardInterrupt as stopped:  # while the data were read
-            signals.end_process(signals.received or signal.SIGINT, f"{stopped}; the same command starts again")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
