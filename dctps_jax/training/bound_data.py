@@ -10,6 +10,7 @@ import numpy as np
 
 from dctps_jax.data import Dataset
 from dctps_jax.errors import UserError
+from dctps_jax.training.mending import make_way
 from dctps_jax.training.workdir import read_json, write_json
 
 FILE = "data.json"
@@ -56,8 +57,11 @@ def check_same_data(workdir: Path, data: dict[str, Any], known: dict[str, Any] |
 def record_data(workdir: Path, data: dict[str, Any]) -> None:
     """Bind a directory to its data, which :func:`check_same_data` has found to be those of its run, if it has any."""
     path = workdir / FILE
-    if jax.process_index() == 0 and not (path.is_file() and _holds(path, data)):
-        write_json(path, data)
+    if jax.process_index() != 0 or (path.is_file() and _holds(path, data)):
+        return
+    if path.exists():
+        make_way(path, "is not what the checkpoint knows")
+    write_json(path, data)
 
 
 def _holds(path: Path, data: dict[str, Any]) -> bool:

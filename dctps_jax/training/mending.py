@@ -71,11 +71,11 @@ def mend_files(
     if jax.process_index() != 0:
         return
     if rows is not None and (fault := _fault_of_rows(workdir / "metrics.jsonl", step, rows, is_finished)):
-        _replace(workdir / "metrics.jsonl", fault)
+        make_way(workdir / "metrics.jsonl", fault)
         write_rows(workdir / "metrics.jsonl", rows)
     for name, expected in masks.items():
         if fault := _fault_of_masks(workdir / name, expected):
-            _replace(workdir / name, fault)
+            make_way(workdir / name, fault)
             pruning.save_masks(workdir / name, expected)
 
 
@@ -101,12 +101,20 @@ def mend_finished_run(workdir: Path, num_epochs: int) -> None:
             logger.warning("%s", error)
 
 
+def make_way(path: Path, fault: str) -> None:
+    """Move a file that is written anew from the checkpoint to ``damaged/`` beside it, if there is one, and warn."""
+    kept = ""
+    if path.exists():
+        kept = f"; what was there is in {set_aside(path, path.parent / 'damaged', path.name)}"
+    logger.warning("%s %s and is written anew from the checkpoint%s", path, fault, kept)
+
+
 def _fault_of_rows(path: Path, step: int, rows: Rows, is_finished: bool) -> str | None:
     if not path.exists():
         return "is missing"
     try:
         found = read_rows(path)
-    except (UserError, OSError) as error:
+    except (ValueError, OSError) as error:
         return f"is damaged ({error})"
     known, later = found[: len(rows)], found[len(rows) :]
     is_behind = not is_finished and len(known) == len(rows) - 1 and known == rows[:-1]
@@ -125,11 +133,3 @@ def _fault_of_masks(path: Path, expected: Masks) -> str | None:
     if found.keys() != expected.keys() or not all(np.array_equal(found[name], expected[name]) for name in expected):
         return "differs from the checkpoint"
     return None
-
-
-def _replace(path: Path, fault: str) -> None:
-    """Make way for a file that is written anew, and warn."""
-    kept = ""
-    if path.exists():
-        kept = f"; what was there is in {set_aside(path, path.parent / 'damaged', path.name)}"
-    logger.warning("%s %s and is written anew from the checkpoint%s", path, fault, kept)
