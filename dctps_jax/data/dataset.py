@@ -11,6 +11,7 @@ import numpy as np
 from dctps_jax.errors import UserError
 
 _ROWS = 1024
+MAX_PIXELS = 2**25  # of an image file: photographs of 24 megapixels pass
 
 Channels = tuple[float, float, float]
 
@@ -87,19 +88,21 @@ class Dataset:
         digest = hashlib.sha256(json.dumps([shapes, self.class_names]).encode())
         for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             for start in range(0, len(array), _ROWS):  # in blocks: images may be larger than memory
-                digest.update(np.ascontiguousarray(array[start : start + _ROWS], array.dtype.newbyteorder("<")))
+                digest.update(array[start : start + _ROWS].astype(array.dtype.newbyteorder("<")).tobytes())
         return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a source is asked for: the config fields `data.dir`, `.cache_dir`, `.image_size` and `.download`.
+    """What a source is asked for: the config fields `data.dir`, `.cache_dir`, `.image_size`, `.download`, `.max_pixels`.
 
     `dir` is the folder that holds the source's files, `cache_dir` the one for decoded copies (None: chosen by
-    `dctps_jax.data.cache`), `image_size` the size asked for in pixels (0: the source's own).
+    `dctps_jax.data.cache`), `image_size` the size asked for in pixels (0: the source's own), `max_pixels` what an image
+    file may have at most before it is resized.
     """
 
     dir: Path
     cache_dir: Path | None = None
     image_size: int = 0
     download: bool = True
+    max_pixels: int = MAX_PIXELS

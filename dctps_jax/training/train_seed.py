@@ -62,6 +62,7 @@ def train_seed(
         cache_dir=config.data.cache_dir,
         image_size=config.data.image_size,
         download=config.data.download,
+        max_pixels=config.data.max_pixels,
     )
     images = Split(dataset.train_images, dataset.train_labels)
     train_rows, validation_rows = split_training(len(images.labels), config.data.train_fraction, config.seed)
