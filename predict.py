@@ -1,18 +1,19 @@
 """Classify image files with an exported network: ``python predict.py model.safetensors IMAGE [IMAGE …]``."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dctps_jax.cli import command
 from dctps_jax.data.images import decode_image
 from dctps_jax.errors import UserError
-from dctps_jax.export import describe_exported, load_exported
+from dctps_jax.export import read_exported
 
 
+@command("predict.py")
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, help="file that python -m dctps_jax.export wrote")
@@ -20,12 +21,9 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=3, help="how many classes to name")
     arguments = parser.parse_args()
     if arguments.top < 1:
-        sys.exit(f"predict.py: --top is {arguments.top}; it must be at least 1")
-    try:
-        description, model = describe_exported(arguments.model), load_exported(arguments.model)
-        images = np.stack([read_image(file, description.image_size) for file in arguments.images])
-    except UserError as error:
-        sys.exit(f"predict.py: {error}")
+        raise UserError(f"--top is {arguments.top}; it must be at least 1")
+    description, model = read_exported(arguments.model)
+    images = np.stack([read_image(file, description.image_size) for file in arguments.images])
     probabilities = np.asarray(jax.nn.softmax(model(description.prepare(jnp.asarray(images)))))
     for file, row in zip(arguments.images, probabilities, strict=True):
         best = np.argsort(-row)[: arguments.top]

@@ -1,4 +1,8 @@
-"""The one exception that stands for a mistake the user can mend."""
+"""The exceptions that stand for a mistake the user can mend."""
+
+import contextlib
+import shutil
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -9,3 +13,21 @@ class UserError(ValueError):
     """
 
     exit_code = 2
+
+
+class DiskFull(UserError):
+    """A file that the disk, or the user's quota, has no room for."""
+
+    exit_code = 74
+
+    def __init__(self, path: Path, needed: int | None = None):
+        """``needed`` are the bytes of the file, where they are known."""
+        folder = path.absolute().parent
+        size = "" if needed is None else f" ({needed:,} bytes)"
+        room = ""
+        with contextlib.suppress(OSError):
+            room = f" {shutil.disk_usage(folder).free:,} bytes are free there."
+        super().__init__(
+            f"{folder} has no room for {path.name}{size}: the disk or the quota is full.{room} Make room or choose "
+            "another folder, and give the same command again"
+        )
