@@ -3,9 +3,16 @@
 Every field of the config can be set on the command line: ``--config.pruning.density=0.001``.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    # Importing JAX takes seconds. Until the run listens itself, a signal ends the process with one line.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: (os.write(2, b"train.py: stopped\n"), os._exit(128 + number)))
+
 import itertools
 import re
-import signal
 from pathlib import Path
 
 from absl import app, flags
@@ -28,10 +35,7 @@ def main(argv: list[str]) -> None:
     if CONFIG.value is None or not workdir:
         raise UserError("give a config and a directory: python train.py --config configs/NAME.py --workdir DIR")
     with listen_for_signals(ends_process=True) as signals:
-        try:
-            run(CONFIG.value, Path(workdir), signals)
-        except KeyboardInterrupt as stopped:  # while the data were read
-            signals.end_process(signals.received or signal.SIGINT, f"{stopped}; the same command starts again")
+        run(CONFIG.value, Path(workdir), signals)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

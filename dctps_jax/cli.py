@@ -1,18 +1,7 @@
 """How every program of the command line ends: what a user can mend is one sentence and an exit code, no traceback.
 
-| exit code | reason |
-| --- | --- |
-| 0 | done |
-| 1 | some runs of a sweep failed |
-| 2 | an option, a config, a file or a directory cannot be used |
-| 3 | the loss is not finite |
-| 71 | the system is out of memory, threads or file handles |
-| 74 | the disk or the quota is full |
-| 75 | another process works in the directory |
-| 130, 143 | stopped by Ctrl-C, by SIGTERM |
-| 141 | the reader of the output is gone, as in ``… | head`` |
-
-``DCTPS_DEBUG=1`` in the environment prints the traceback before the sentence. A mistake of this package always shows its own.
+The README lists the exit codes. ``DCTPS_DEBUG=1`` in the environment prints the traceback before the sentence. An exception
+that is a mistake of this package always shows its traceback.
 """
 
 import contextlib
@@ -29,14 +18,14 @@ from pathlib import Path
 from absl import logging as absl_logging
 
 from dctps_jax.errors import DiskFull, UserError
-from dctps_jax.files import DISK_IS_FULL
 from dctps_jax.npz import first_line
+from dctps_jax.training.signals import OUT_OF_MEMORY
 
-STOPPED, SYSTEM_LIMIT, PIPE_CLOSED = 130, 71, 141
+STOPPED, PIPE_CLOSED = 130, 141
 
-# What the system, XLA and TensorStore say where their exceptions do not tell by type.
-FULL_DISK_TEXTS = ("No space left on device", "Disk quota exceeded")
-LIMIT_TEXTS = (
+# What the system, XLA and TensorStore say in exceptions whose type does not tell.
+FULL_DISK = ("No space left on device", "Disk quota exceeded")
+LIMITS = (
     "RESOURCE_EXHAUSTED",
     "Out of memory",
     "Cannot allocate memory",
@@ -49,10 +38,9 @@ MAX_REASON = 300
 
 @contextlib.contextmanager
 def command(program: str) -> Iterator[None]:
-    """Run the body of a program, as a block or a decorator: end it with one sentence, ``program: message``, where it fails.
+    """Run the body of a program, as a block or a decorator: where it fails, end it with one line, ``program: message``.
 
-    Text that a terminal's encoding cannot show, such as file names that are no UTF-8, is printed with escapes. The
-    package's warnings are one line each.
+    File names that are no UTF-8 are printed with escapes, and the package's warnings as one line each.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -68,23 +56,24 @@ def command(program: str) -> Iterator[None]:
                 raise
             _flush()
         except BrokenPipeError:
-            _drop_unwritten_output()
+            _drop_output()
             sys.exit(PIPE_CLOSED)
         except (Exception, KeyboardInterrupt) as error:
             if (ending := sentence(error)) is None:
                 raise
             if debugs:
                 traceback.print_exception(error)
-            else:
-                _silence_destructors()
+            else:  # what event loops and coroutines print when the exception, and they with it, are deleted
+                sys.unraisablehook = lambda _: None
+                warnings.simplefilter("ignore")
             with contextlib.suppress(OSError):
                 print(f"{program}: {ending[0]}", file=sys.stderr)
-            _drop_unwritten_output()
+            _drop_output()
             sys.exit(ending[1])
 
 
 def sentence(error: BaseException) -> tuple[str, int] | None:
-    """Return what to tell the user of an exception, and the exit code; None for one that is a mistake of this package."""
+    """Return what to tell the user of an exception, and the exit code; None for a mistake of this package."""
     if (exit_code := getattr(error, "exit_code", None)) is not None:
         return str(error), DiskFull.exit_code if _is_full_disk(error.__cause__) else exit_code
     if isinstance(error, KeyboardInterrupt):
@@ -93,11 +82,11 @@ def sentence(error: BaseException) -> tuple[str, int] | None:
     number, file = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
     name = os.fsdecode(file) if isinstance(file, str | bytes) else None
     if _is_full_disk(error):
-        message = str(DiskFull(Path(name))) if name else f"the disk or the quota is full ({reason}); make room there"
-        return message, DiskFull.exit_code
-    if isinstance(error, MemoryError) or number in LIMIT_ERRORS or any(text in reason for text in LIMIT_TEXTS):
+        message = f"the disk or the quota is full ({reason}); make room there"
+        return str(DiskFull.at(Path(name))) if name else message, DiskFull.exit_code
+    if isinstance(error, MemoryError) or number in LIMIT_ERRORS or any(text in reason for text in LIMITS):
         advice = "raise the limits of the shell (ulimit -a) or run less at a time"
-        return f"the system is out of memory, threads or file handles ({reason}); {advice}", SYSTEM_LIMIT
+        return f"the system is out of memory, threads or file handles ({reason}); {advice}", OUT_OF_MEMORY
     if isinstance(error, OSError):
         where = f"{name or 'a file'} cannot be read or written ({error.strerror or reason})"
         return f"{where}; mend that or name another one", UserError.exit_code
@@ -106,14 +95,9 @@ def sentence(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
-def _silence_destructors() -> None:
-    """Drop what event loops and coroutines that an error left behind would print of themselves when they are deleted."""
-    sys.unraisablehook = lambda _: None
-    warnings.simplefilter("ignore")
-
-
 def _is_full_disk(error: BaseException | None) -> bool:
-    return getattr(error, "errno", None) in DISK_IS_FULL or any(text in str(error) for text in FULL_DISK_TEXTS)
+    is_reason = isinstance(error, OSError) and DiskFull.is_reason(error)
+    return is_reason or any(text in str(error) for text in FULL_DISK)
 
 
 def _passed_through(error: BaseException, *packages: str) -> bool:
@@ -140,7 +124,7 @@ def _flush() -> None:
         sys.stdout.flush()
 
 
-def _drop_unwritten_output() -> None:
+def _drop_output() -> None:
     """Have the interpreter, which flushes at its end, find nothing that it cannot write."""
     try:
         _flush()

@@ -1,16 +1,46 @@
-"""Write files whole or not at all, and read JSON so that each fault of a file is one sentence that names it."""
+"""Write files whole or not at all, also where a signal ends the process; read JSON; names that are no UTF-8."""
 
 import contextlib
-import errno
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dctps_jax.errors import DiskFull, UserError
 
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+_unfinished: set[Path] = set()
+
+
+@contextlib.contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Remember a temporary file or folder inside the block, and remove it where the block raises.
+
+    A process that a signal ends does not unwind; it calls :func:`remove_unfinished`.
+    """
+    _unfinished.add(path)
+    try:
+        yield path
+    except BaseException:
+        _remove(path)
+        raise
+    finally:
+        _unfinished.discard(path)
+
+
+def remove_unfinished() -> None:
+    """Remove all temporary files and folders that are being written."""
+    for path in tuple(_unfinished):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -21,20 +51,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
+        with unfinished(Path(temporary)):
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
     except OSError as error:
-        if error.errno in DISK_IS_FULL:
-            raise DiskFull(path, len(data)) from error
+        if DiskFull.is_reason(error):
+            raise DiskFull.at(path, len(data)) from error
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 

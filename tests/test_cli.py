@@ -50,7 +50,7 @@ ENDINGS = {
     "full disk": (OSError(errno.ENOSPC, "No space left on device", "/a/b"), 74, ["/a has no room for b"]),
     "quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), 74, ["Disk quota exceeded"]),
     "full disk in a library": (ValueError("RESOURCE_EXHAUSTED: No space left on device"), 74, ["is full"]),
-    "known size": (DiskFull(Path("/a/b"), 12345), 74, ["/a has no room for b (12,345 bytes)"]),
+    "known size": (DiskFull.at(Path("/a/b"), 12345), 74, ["/a has no room for b (12,345 bytes)"]),
     "files": (OSError(errno.EMFILE, "Too many open files", "/a/b"), 71, ["Too many open files: '/a/b'", "ulimit"]),
     "memory": (MemoryError("Unable to allocate 9 TiB"), 71, ["memory", "Unable to allocate 9 TiB"]),
     "memory without text": (MemoryError(), 71, ["MemoryError"]),

@@ -1,17 +1,25 @@
-"""Ctrl-C and SIGTERM: what they do in each phase of a run, and the two exceptions that end a run early."""
+"""What ends a run early: Ctrl-C and SIGTERM, memory that runs out in a thread, a loss that is not finite."""
 
 import contextlib
+import mmap
 import os
 import signal
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any, NoReturn
+
+from dctps_jax.files import remove_unfinished
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A third signal ends the process at once.
 PATIENCE = 3
+OUT_OF_MEMORY = 71
+# Kept free for the sentence that says that memory ran out.
+RESERVED_BYTES = 2**24
 
 
 class Stopped(Exception):
@@ -36,76 +44,81 @@ class NonFiniteLoss(Exception):
 
 
 class StopSignals:
-    """What SIGINT and SIGTERM do. It depends on the phase of the run:
+    """What SIGINT and SIGTERM do.
 
-    - ``saving``: the first signal asks the loop to save and leave; the loop reads :attr:`number`. The second one is
-      answered by a message. The third one ends the process at once.
-    - ``interrupting``: ``KeyboardInterrupt`` in the main thread, so that files that are being written are removed.
-    - otherwise: the process ends at once with one line. Nothing is lost: there is nothing to save yet, or everything
-      is saved. An exception would have to wait for the compiler, and unwinding would end the process while threads of
-      the compiler still run, which crashes it.
+    While the network trains, inside :meth:`saving`, the first signal asks the loop to save and leave; the loop reads
+    :attr:`number`. A message answers the second one. The third one ends the process at once.
 
-    With ``ends_process=False``, as in a notebook, the process never ends: where it would, ``KeyboardInterrupt`` is raised.
+    Before and after, the process ends at once with one line. Nothing is lost: there is nothing to save yet, or everything
+    is saved. ``KeyboardInterrupt`` would not do: it waits for the compiler, gets lost where it meets a callback of the
+    garbage collector, and unwinds the process while threads of the compiler still run, which crashes it.
+
+    With ``ends_process=False``, as in a notebook, ``KeyboardInterrupt`` is raised instead of ending the process.
     """
 
     def __init__(self, ends_process: bool):
         self.number: int | None = None
-        self.received: int | None = None
         self.saved_step = 0
         self._ends_process = ends_process
-        self._phase = "starting"
+        self._is_saving = False
         self._count = 0
 
     @contextlib.contextmanager
     def saving(self, step: int) -> Iterator[None]:
-        """From here on a signal asks the loop to save; ``step`` is the newest one that is saved."""
-        self.saved_step = step
-        with self._in_phase("saving"):
-            yield
-
-    def interrupting(self) -> contextlib.AbstractContextManager[None]:
-        """From here on a signal raises ``KeyboardInterrupt`` in the main thread."""
-        return self._in_phase("interrupting")
-
-    @contextlib.contextmanager
-    def _in_phase(self, phase: str) -> Iterator[None]:
-        before, self._phase = self._phase, phase
+        """Inside, a signal asks the loop to save; ``step`` is the newest one that is saved."""
+        self.saved_step, self._is_saving = step, True
         try:
             yield
         finally:
-            self._phase = before
+            self._is_saving = False
 
     def answer(self, signal_number: int) -> None:
         """Act on a signal, at once, in a thread of its own: the main one may wait for the compiler or the device."""
         self._count += 1
-        self.received = signal_number
         name = signal.Signals(signal_number).name
-        if self._phase == "saving":
-            if self._count < PATIENCE:
-                say(
-                    f"{name}: the step under way ends and is saved, then the run stops; "
-                    f"{PATIENCE - self._count} more to stop at once and lose the steps after step {self.saved_step}"
-                )
-            elif self._ends_process:
-                self.end_process(
-                    signal_number, f"stopped at once by {name}; the steps after step {self.saved_step} are lost"
-                )
-        elif self._phase == "starting" and self._ends_process:
-            self.end_process(signal_number, f"stopped by {name}; the same command starts again")
+        if not self._is_saving:
+            if self._ends_process:
+                end_process(128 + signal_number, f"stopped by {name}; the same command starts again")
+        elif self._count < PATIENCE:
+            say(
+                f"{name}: the step under way ends and is saved, then the run stops; "
+                f"{PATIENCE - self._count} more to stop at once and lose the steps after step {self.saved_step}"
+            )
+        elif self._ends_process:
+            end_process(
+                128 + signal_number, f"stopped at once by {name}; the steps after step {self.saved_step} are lost"
+            )
 
     def handle(self, signal_number: int, frame: FrameType | None) -> None:
         """Act on a signal in the main thread, as soon as that is back in Python."""
-        if self._phase == "saving" and self.number is None:
+        if self._is_saving and self.number is None:
             self.number = signal_number
-        must_raise = self._phase == "interrupting" or not self._ends_process
-        if must_raise and (self._phase != "saving" or self._count >= PATIENCE):
-            raise KeyboardInterrupt(f"stopped by {signal.Signals(signal_number).name}")
+        elif not self._ends_process and (not self._is_saving or self._count >= PATIENCE):
+            raise KeyboardInterrupt
 
-    def end_process(self, signal_number: int, message: str) -> None:
-        """End the process without unwinding, which threads of the compiler would not survive."""
-        say(message)
-        sys.stdout.flush()
-        os._exit(128 + signal_number)
+
+def end_process(exit_code: int, message: str) -> NoReturn:
+    """Print one line, remove files that are half written, and end the process without unwinding it."""
+    say(message)
+    remove_unfinished()
+    os._exit(exit_code)
+
+
+def end_without_memory(signals: StopSignals, failures: deque[Any]) -> None:
+    """End the process where memory ran out in a place that can raise nothing, such as the start of a thread.
+
+    ``failures`` are what Python gives to ``sys.unraisablehook``. Orbax would wait forever for a thread that could not
+    start. The checkpoints on the disk stay as they are.
+    """
+    while failures:
+        failure = failures.popleft()
+        if issubclass(failure.exc_type, MemoryError):
+            step = signals.saved_step
+            end_process(
+                OUT_OF_MEMORY,
+                f"out of memory; what is saved, step {step}, is kept; the same command goes on from there",
+            )
+        sys.__unraisablehook__(failure)
 
 
 def say(message: str) -> None:
@@ -126,20 +139,36 @@ def listen_for_signals(ends_process: bool = False) -> Iterator[StopSignals]:
         return
     reader, writer = socket.socketpair()
     writer.setblocking(False)
+    reader.settimeout(1)
+    failures: deque[Any] = deque()
+    reserve = mmap.mmap(-1, RESERVED_BYTES)
 
     def watch() -> None:
-        while number := reader.recv(1)[0]:
-            if number in SIGNALS:
-                signals.answer(number)
+        while True:
+            try:
+                number = reader.recv(1)[0]
+                if number == 0:
+                    return
+                if number in SIGNALS:
+                    signals.answer(number)
+            except TimeoutError:
+                if failures and ends_process:
+                    reserve.close()
+                    end_without_memory(signals, failures)
 
     # Python runs a handler when the main thread is back from the compiler; the number of the signal it writes at once.
     watcher = threading.Thread(target=watch, name="signals", daemon=True)
     watcher.start()
     previous_descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     previous = {number: signal.signal(number, signals.handle) for number in SIGNALS}
+    previous_hook = sys.unraisablehook
+    if ends_process:
+        # A method in C, which needs no memory of its own: a function in Python could not be called any more.
+        sys.unraisablehook = failures.append
     try:
         yield signals
     finally:
+        sys.unraisablehook = previous_hook
         for number, handler in previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(previous_descriptor)
@@ -147,3 +176,4 @@ def listen_for_signals(ends_process: bool = False) -> Iterator[StopSignals]:
         watcher.join()
         reader.close()
         writer.close()
+        reserve.close()

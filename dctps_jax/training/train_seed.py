@@ -46,14 +46,14 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
     is_first_host = jax.process_index() == 0
 
     # Data: images and labels, and the rows to train on and to validate on.
-    with signals.interrupting():
-        dataset = data.load(
-            config.data.name,
-            dir=config.data.dir,
-            cache_dir=config.data.cache_dir,
-            image_size=config.data.image_size,
-            download=config.data.download,
-        )
+    dataset = data.load(
+        config.data.name,
+        dir=config.data.dir,
+        cache_dir=config.data.cache_dir,
+        image_size=config.data.image_size,
+        download=config.data.download,
+        max_pixels=config.data.max_pixels,
+    )
     images = Split(dataset.train_images, dataset.train_labels)
     train_rows, validation_rows = split_training(len(images.labels), config.data.train_fraction, config.seed)
     train_split = images.at(train_rows)

@@ -19,6 +19,7 @@ FREE_FIELDS: tuple[str, ...] = (
     "parallel_seeds",  # in configs of version 0.1.0 only
     "data.dir",
     "data.cache_dir",
+    "data.max_pixels",  # refuses images or takes them as they are
     "data.download",
     "execution.form",
     "execution.method",

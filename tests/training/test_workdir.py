@@ -49,10 +49,13 @@ def test_fields_that_appear_or_vanish_are_differences(tmp_path):
 def test_where_files_lie_may_change(tmp_path):
     with claim(tmp_path, small_config()):
         record_config(tmp_path, small_config())
-    moved = small_config(data__dir="/elsewhere", data__cache_dir="/c", data__download=False, log_every_steps=7)
+    moved = small_config(
+        data__dir="/elsewhere", data__cache_dir="/c", data__download=False, data__max_pixels=9, log_every_steps=7
+    )
     with claim(tmp_path, moved):
         pass
-    known = {"data.dir", "data.cache_dir", "data.download", "log_every_steps", "tensorboard", "multi_host"}
+    known = {"data.dir", "data.cache_dir", "data.max_pixels", "data.download"}
+    known |= {"log_every_steps", "tensorboard", "multi_host"}
     # These change them by rounding only.
     known |= {"parallel_seeds"} | {
         f"execution.{name}"
