@@ -114,7 +114,7 @@ class Fuzz:
         except operations.UserError as error:
             refused = str(error)
         except Hung:
-            return "hung", "nothing for a minute"
+            return "hung", "nothing within the time allowed"
         except Exception:
             return "traceback", traceback.format_exc()
         if self.tripped:
@@ -210,8 +210,9 @@ def _lost(before: dict[str, Any], sandbox: Path, case: Case, finished: bool = Fa
                 continue
         if finished and name.startswith("run/"):
             # A run that goes on writes anew, but sets nothing aside that is sound.
-            aside = [other for other, found in after.items() if "damaged" in other and (found, Path(other).name) == (content, Path(name).name)]
-            if aside and "/checkpoints/" in name:
+            is_only_one = list(before.values()).count(content) == 1
+            aside = [other for other, found in after.items() if "/damaged/" in other and found == content]
+            if aside and is_only_one and _step_of(name) != _step_of(damaged):
                 return f"{name} is set aside as {aside[0]}"
             continue
         return f"{name} is {'changed' if name in after else 'gone'}"

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from absl import flags
 
 REPO = Path(__file__).parents[2]
-TIMEOUT_SECONDS = 60
+TIMEOUT_SECONDS = 30
 
 
 class Hung(BaseException):
