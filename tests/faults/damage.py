@@ -367,7 +367,20 @@ def foreign_module(random: Random, path: Path, other: Path | None) -> None:
 
 
 def other_document(random: Random, path: Path, other: Path | None) -> None:
-    documents = ("[]", "{}", "3", "null", '"text"', "NaN", "", "[" * 100_000, '{"a":' * 100_000, "{} {}", "[{}]", "True")
+    documents = (
+        "[]",
+        "{}",
+        "3",
+        "null",
+        '"text"',
+        "NaN",
+        "",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "{} {}",
+        "[{}]",
+        "True",
+    )
     _edit_text(random, path, lambda text: random.choice(documents))
 
 
@@ -414,13 +427,17 @@ def odd_npy(random: Random, path: Path, other: Path | None) -> None:
     array = np.load(path)
     objects = np.empty(1, object)
     objects[0] = _Trip()
-    np.save(path, random.choice((array[1:], array.astype(np.float32), array[::-1], array + 1, objects)), allow_pickle=True)
+    np.save(
+        path, random.choice((array[1:], array.astype(np.float32), array[::-1], array + 1, objects)), allow_pickle=True
+    )
 
 
 def huge_npy(random: Random, path: Path, other: Path | None) -> None:
     """A header that speaks of far more than there is."""
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": (1 << 40, 32, 32, 3)})
+    np.lib.format.write_array_header_1_0(
+        buffer, {"descr": "|u1", "fortran_order": False, "shape": (1 << 40, 32, 32, 3)}
+    )
     path.write_bytes(buffer.getvalue() + path.read_bytes()[128:])
 
 
@@ -493,7 +510,22 @@ def other_format(random: Random, path: Path, other: Path | None) -> None:
     from PIL import Image
 
     image = Image.effect_noise((32, 32), 50).convert("RGB")
-    formats = ("GIF", "TIFF", "PPM", "ICO", "TGA", "PCX", "SGI", "PDF", "ICNS", "JPEG2000", "BMP", "PNG", "JPEG", "WEBP")
+    formats = (
+        "GIF",
+        "TIFF",
+        "PPM",
+        "ICO",
+        "TGA",
+        "PCX",
+        "SGI",
+        "PDF",
+        "ICNS",
+        "JPEG2000",
+        "BMP",
+        "PNG",
+        "JPEG",
+        "WEBP",
+    )
     name = random.choice((*formats, "EPS", "EPS"))
     buffer = io.BytesIO()
     if name == "EPS":
@@ -511,7 +543,11 @@ def huge_image(random: Random, path: Path, other: Path | None) -> None:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     rows = zlib.compress(bytes(1 + 3 * side) * 10) if side < 2**31 - 1 else zlib.compress(bytes(100))
-    parts = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), chunk(b"IDAT", rows), chunk(b"IEND", b"")
+    parts = (
+        chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)),
+        chunk(b"IDAT", rows),
+        chunk(b"IEND", b""),
+    )
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 

@@ -39,7 +39,16 @@ BAD = ("traceback", "wrong", "lost", "unclear", "executed", "hung", "memory", "d
 MEMORY_KB = 1_500_000  # more than any case needs
 MAX_MESSAGE = 600
 # How many cases of each operation there are, of a hundred or so: the costly ones come less often.
-SHARES = {"resume": 4, "predict": 6, "report": 2, "report_of_records": 2, "curves": 2, "masks": 2, "restore": 10, "again": 12}
+SHARES = {
+    "resume": 4,
+    "predict": 6,
+    "report": 2,
+    "report_of_records": 2,
+    "curves": 2,
+    "masks": 2,
+    "restore": 10,
+    "again": 12,
+}
 DEFAULT_SHARE = 6
 
 
@@ -61,7 +70,9 @@ class Fuzz:
         self.targets: dict[str, list[tuple[str, str, Path]]] = {}
         self.gs = folder / "programs/gs"
         self.gs.parent.mkdir(exist_ok=True)
-        self.gs.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo 10.0 && exit\ntouch {folder / "gs_was_started"}\nexit 1\n')
+        self.gs.write_text(
+            f'#!/bin/sh\n[ "$1" = --version ] && echo 10.0 && exit\ntouch {folder / "gs_was_started"}\nexit 1\n'
+        )
         self.gs.chmod(0o755)
         self.gs_mark = folder / "gs_was_started"
         self.tripped = False
@@ -83,7 +94,7 @@ class Fuzz:
 
     def run(self, name: str) -> Outcome | None:
         """Do one case; None where the damage would change nothing."""
-        operation, kind, label, number = name.split(":")
+        operation, kind, label, _ = name.split(":")
         content, sound = next((content, path) for found, content, path in self._targets(operation) if found == label)
         expected = self._expected(operation)
         sandbox = self.material.lay_out(OPERATIONS[operation].parts)
@@ -204,10 +215,9 @@ def _lost(before: dict[str, Any], sandbox: Path, case: Case, finished: bool = Fa
             continue
         if name.startswith(("cache/", "data/.dctps_cache")):
             continue  # decoded copies are made again
-        if "/checkpoints/" in name and _step_of(name) == _step_of(damaged):
-            # A damaged checkpoint is set aside as a whole; nothing of it is deleted.
-            if finished or (content, Path(name).name) in kept:
-                continue
+        is_of_damaged = "/checkpoints/" in name and _step_of(name) == _step_of(damaged)
+        if is_of_damaged and (finished or (content, Path(name).name) in kept):
+            continue  # a damaged checkpoint is set aside as a whole; nothing of it is deleted
         if finished and name.startswith("run/"):
             # A run that goes on writes anew, but sets nothing aside that is sound.
             is_only_one = list(before.values()).count(content) == 1
@@ -216,7 +226,11 @@ def _lost(before: dict[str, Any], sandbox: Path, case: Case, finished: bool = Fa
                 return f"{name} is set aside as {aside[0]}"
             continue
         return f"{name} is {'changed' if name in after else 'gone'}"
-    litter = [name for name in after.keys() - before.keys() if re.search(r"(^|/)\.[^/]*\.(tmp|[a-z0-9_]{8})$|orbax-checkpoint-tmp|/\.[^/]*tmp", name)]
+    litter = [
+        name
+        for name in after.keys() - before.keys()
+        if re.search(r"(^|/)\.[^/]*\.(tmp|[a-z0-9_]{8})$|orbax-checkpoint-tmp|/\.[^/]*tmp", name)
+    ]
     return f"{min(litter)} is left lying about" if litter else ""
 
 
@@ -259,7 +273,10 @@ def table(outcomes: Sequence[Outcome]) -> str:
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     )
 
@@ -311,10 +328,14 @@ def main() -> None:
         print(table(outcomes))
         bad = [outcome for outcome in outcomes if outcome.word in BAD]
         for outcome in bad:
-            print(f"{outcome.word}: {outcome.case}\n    {outcome.note.strip().splitlines()[-1][:300] if outcome.note.strip() else ''}")
+            print(
+                f"{outcome.word}: {outcome.case}\n    {outcome.note.strip().splitlines()[-1][:300] if outcome.note.strip() else ''}"
+            )
         if arguments.bad:
             arguments.bad.write_text("".join(json.dumps(outcome._asdict()) + "\n" for outcome in bad))
-        print(f"{len(outcomes)} cases, {len(bad)} of them bad, {time.monotonic() - started:.0f} s, seed {arguments.seed}")
+        print(
+            f"{len(outcomes)} cases, {len(bad)} of them bad, {time.monotonic() - started:.0f} s, seed {arguments.seed}"
+        )
         sys.exit(bool(bad))
     finally:
         if not arguments.material:

@@ -38,7 +38,11 @@ class Material:
 
     def command(self, workdir: Path, seed: int = 0) -> list[object]:
         """The options of `train.py` for a run over the images in the sandbox."""
-        settings = SETTINGS | {"data.dir": self.sandbox / "data", "data.cache_dir": self.sandbox / "cache", "seed": seed}
+        settings = SETTINGS | {
+            "data.dir": self.sandbox / "data",
+            "data.cache_dir": self.sandbox / "cache",
+            "seed": seed,
+        }
         fields = [f"--config.{field}={value}" for field, value in settings.items()]
         config = Path(__file__).parents[2] / "configs/lenet_digits.py"
         return ["--config", config, *fields, "--workdir", workdir]
@@ -163,7 +167,9 @@ def make_tfds(folder: Path, seed: int) -> None:
     import tensorflow_datasets as tfds
 
     random = np.random.default_rng(seed)
-    images = {part: random.integers(0, 256, (count, 32, 32, 3), np.uint8) for part, count in (("train", 20), ("test", 7))}
+    images = {
+        part: random.integers(0, 256, (count, 32, 32, 3), np.uint8) for part, count in (("train", 20), ("test", 7))
+    }
 
     class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         __module__ = "no_package"  # from a package, TFDS would want importlib_resources

@@ -152,7 +152,12 @@ def again(material: Material, sandbox: Path) -> Value:
     ended = _succeeded(program("train.py", *material.command(sandbox / "run")))
     run = sandbox / "run"
     files = {"results": _results(run / "results.json"), "rows": _rows(run / "metrics.jsonl")}
-    return {"out": ended.out.splitlines()[-1].rpartition("is finished. ")[2], "masks": _masks(run / "masks.npz"), "masks_initial": _masks(run / "masks_initial.npz"), **files}
+    return {
+        "out": ended.out.splitlines()[-1].rpartition("is finished. ")[2],
+        "masks": _masks(run / "masks.npz"),
+        "masks_initial": _masks(run / "masks_initial.npz"),
+        **files,
+    }
 
 
 def restore(material: Material, sandbox: Path) -> Value:
@@ -177,7 +182,11 @@ def restored_right(case: Case, found: Value, expected: Value) -> str:
     if known.get(found["step"]) != found["arrays"]:
         return f"step {found['step']} with other numbers"
     newest = max(known)
-    if found["step"] != newest and str(newest) not in case.path.parts and case.path.name not in ("latest", "checkpoints"):
+    if (
+        found["step"] != newest
+        and str(newest) not in case.path.parts
+        and case.path.name not in ("latest", "checkpoints")
+    ):
         return f"step {found['step']}, not {newest}"
     return ""
 
@@ -207,7 +216,9 @@ def _leaves(tree: Any, above: str = "") -> dict[str, np.ndarray]:
 def _hash_of(arrays: Mapping[str, np.ndarray]) -> str:
     sha = hashlib.sha256()
     for name in sorted(arrays):
-        sha.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + np.ascontiguousarray(arrays[name]).tobytes())
+        sha.update(
+            f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + np.ascontiguousarray(arrays[name]).tobytes()
+        )
     return sha.hexdigest()
 
 
@@ -320,7 +331,9 @@ def plain_files_right(case: Case, found: Value, expected: Value) -> str:
             return "" if counts[0] == counts[1] - 1 else different
         images = [value["train_images"] + value["test_images"] for value in (found, expected)]
         others = sum(one != other for one, other in zip(*images, strict=False))
-        labels = loaded_right(case, found | {"train_images": 0, "test_images": 0}, expected | {"train_images": 0, "test_images": 0})
+        labels = loaded_right(
+            case, found | {"train_images": 0, "test_images": 0}, expected | {"train_images": 0, "test_images": 0}
+        )
         return "" if counts[0] == counts[1] and others <= 1 and not labels else different
     # Records, labels, names, folders: as many as there are.
     return "" if all(len(found[part]) > 0 for part in ("train_labels", "test_labels")) else different
@@ -329,7 +342,15 @@ def plain_files_right(case: Case, found: Value, expected: Value) -> str:
 def tfds_right(case: Case, found: Value, expected: Value) -> str:
     """The names of the classes are lines without a checksum: others may be taken, as many as there are."""
     is_names = case.path.name == "label.labels.txt" and case.path.suffix == ".txt"
-    if is_names and case.kind not in ("remove", "folder_instead", "dangling_link", "empty", "lose_line", "utf16", "noise"):
+    if is_names and case.kind not in (
+        "remove",
+        "folder_instead",
+        "dangling_link",
+        "empty",
+        "lose_line",
+        "utf16",
+        "noise",
+    ):
         found = found | {"class_names": expected["class_names"]}
     return loaded_right(case, found, expected)
 
