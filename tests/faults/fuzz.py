@@ -69,7 +69,7 @@ class Fuzz:
         self.expected: dict[str, operations.Value] = {}
         self.targets: dict[str, list[tuple[str, str, Path]]] = {}
         self.gs = folder / "programs/gs"
-        self.gs.parent.mkdir(exist_ok=True)
+        self.gs.parent.mkdir(parents=True, exist_ok=True)
         self.gs.write_text(
             f'#!/bin/sh\n[ "$1" = --version ] && echo 10.0 && exit\ntouch {folder / "gs_was_started"}\nexit 1\n'
         )
@@ -148,8 +148,7 @@ class Fuzz:
     def _targets(self, operation: str) -> list[tuple[str, str, Path]]:
         """(label, name in the figures, path among the sound files) of what can be damaged."""
         if operation not in self.targets:
-            if operation == "tfds":
-                self.material.make_tfds()
+            self.material.provide(OPERATIONS[operation].parts.values())
             found: dict[Path, tuple[str, str, Path]] = {}
             for part, tree in OPERATIONS[operation].parts.items():
                 root = self.material.sound / tree
@@ -259,6 +258,13 @@ def run_cases(fuzz: Fuzz, operation: str, count: int, seed: int) -> Iterator[Out
             return
 
 
+def check(fuzz: Fuzz, operation: str, count: int, seed: int = 0) -> None:
+    """Do cases of an operation, as a test; all the bad ones are named."""
+    outcomes = list(run_cases(fuzz, operation, count, seed))
+    bad = [f"{outcome.word}: {outcome.case}\n{outcome.note}" for outcome in outcomes if outcome.word in BAD]
+    assert outcomes and not bad, "\n".join(bad)
+
+
 def table(outcomes: Sequence[Outcome]) -> str:
     """Cases by what was damaged and how they ended."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
@@ -306,7 +312,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=OPERATIONS, default=list(OPERATIONS), help="operations")
     parser.add_argument("--case", help="one case, by its name")
     parser.add_argument("--material", type=Path, help="folder for the sound files; kept, and used again")
-    parser.add_argument("--bad", type=Path, help="file for the bad cases, as JSON lines")
+    parser.add_argument("--bad", type=Path, help="file that each bad case is added to, as a line of JSON")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--skip", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -324,15 +330,18 @@ def main() -> None:
             print(outcome.word if outcome else "the damage changes nothing", outcome.note if outcome else "", sep="\n")
             sys.exit(outcome is not None and outcome.word in BAD)
         started = time.monotonic()
-        outcomes = list(_watched(folder, arguments))
+        outcomes = []
+        for outcome in _watched(folder, arguments):
+            outcomes.append(outcome)
+            if outcome.word in BAD and arguments.bad:
+                with arguments.bad.open("a") as file:
+                    file.write(json.dumps(outcome._asdict()) + "\n")
         print(table(outcomes))
         bad = [outcome for outcome in outcomes if outcome.word in BAD]
         for outcome in bad:
             print(
                 f"{outcome.word}: {outcome.case}\n    {outcome.note.strip().splitlines()[-1][:300] if outcome.note.strip() else ''}"
             )
-        if arguments.bad:
-            arguments.bad.write_text("".join(json.dumps(outcome._asdict()) + "\n" for outcome in bad))
         print(
             f"{len(outcomes)} cases, {len(bad)} of them bad, {time.monotonic() - started:.0f} s, seed {arguments.seed}"
         )

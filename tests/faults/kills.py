@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.training.small_runs import assert_same_end, steps
+from tests.training.small_runs import assert_same_end
 
 REPO = Path(__file__).parents[2]
 COMMON = ["--config", "configs/lenet_digits.py", "--config.data.augment=true", "--config.tensorboard=false"]
@@ -72,6 +72,11 @@ class Process:
     def finish(self) -> tuple[int, str, str]:
         out, err = self.popen.communicate(timeout=900)
         return self.popen.returncode, out, err
+
+
+def steps(workdir: Path) -> list[int]:
+    """The checkpoints that are whole; a kill may leave half of one, under another name."""
+    return sorted(int(entry.name) for entry in (workdir / "checkpoints/latest").glob("*") if entry.name.isdigit())
 
 
 def same_end(workdir: Path, plain: Path) -> str:

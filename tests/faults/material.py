@@ -10,6 +10,7 @@ import random
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +27,32 @@ SETTINGS = {
 }  # fmt: skip
 
 
+RUN_TREES = ("stopped", "finished", "cache", "runs", "export", "records")
+
+
 class Material:
-    """Sound trees below `folder/sound/NAME`, and those of another run, or other data, below `folder/foreign/NAME`."""
+    """Sound trees below `folder/sound/NAME`, and those of another run, or other data, below `folder/foreign/NAME`.
+
+    They are made when :meth:`provide` first asks for them; a folder that holds them already is used again.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.sandbox = folder, folder / "sandbox"
         self.sound, self.foreign = folder / "sound", folder / "foreign"
-        if not (folder / "complete").exists():
-            self._make()
-            (folder / "complete").touch()
+
+    def provide(self, trees: Iterable[str]) -> None:
+        """Make what is not there yet of the trees with these names."""
+        self._once("data", self._make_data)
+        if set(trees) & set(RUN_TREES):
+            self._once("runs", self._make_runs)
+        if "tfds" in trees:  # importing TFDS takes seconds
+            self._once("tfds", lambda: [make_tfds(self.sound / "tfds", 1), make_tfds(self.foreign / "tfds", 2)])
+
+    def _once(self, what: str, make: Callable[[], object]) -> None:
+        done = self.folder / f"{what}_is_complete"
+        if not done.exists():
+            make()
+            done.touch()
 
     def command(self, workdir: Path, seed: int = 0) -> list[object]:
         """The options of `train.py` for a run over the images in the sandbox."""
@@ -55,7 +73,7 @@ class Material:
             shutil.copytree(self.sound / tree, self.sandbox / name)
         return self.sandbox
 
-    def _make(self) -> None:
+    def _make_data(self) -> None:
         for kind, seed in (("sound", 1), ("foreign", 2)):
             folder = self.folder / kind
             make_images(folder / "images", seed)
@@ -66,7 +84,6 @@ class Material:
             with zipfile.ZipFile(folder / "tiny_archive/tiny-imagenet-200.zip") as archive:
                 archive.extractall(folder / "tiny_folder")
         self._make_caches()
-        self._make_runs()
 
     def _make_runs(self) -> None:
         sandbox, workdir = self.lay_out({"data": "images"}), self.sandbox / "run"
@@ -101,12 +118,6 @@ class Material:
                 shutil.copytree(self.sandbox / "data", kind / f"{tree}_decoded")
         shutil.copytree(self.sound / "cifar_archive_decoded", self.sound / "cifar_orphan")
         (self.sound / "cifar_orphan/cifar-10-binary.tar.gz").unlink()
-
-    def make_tfds(self) -> None:
-        """Data sets as TFDS prepares them. Apart from the rest, since importing TFDS takes seconds."""
-        for kind, seed in ((self.sound, 1), (self.foreign, 2)):
-            if not (kind / "tfds").exists():
-                make_tfds(kind / "tfds", seed)
 
 
 def _done(ended, code: int = 0) -> None:
