@@ -27,6 +27,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.width", lambda value: value >= 1, "at least 1"),
     ("data.train_fraction", lambda value: 0 < value < 1, "above 0 and below 1, e.g. 0.9"),
     ("data.image_size", lambda value: value >= 0, "at least 1, or 0 for the size the images have"),
+    ("data.max_pixels", lambda value: 1 <= value <= 2**27, "at least 1 and at most 2^27"),
     ("pruning.density", lambda value: 0 < value <= 1, "above 0 and at most 1, e.g. 0.01 to train 1 % of the weights"),
     ("pruning.num_steps", lambda value: value >= 0, "at least 1, or 0 for the method's own number"),
     ("pruning.num_batches", lambda value: value >= 1, "at least 1"),
