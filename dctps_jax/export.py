@@ -34,8 +34,9 @@ from dctps_jax.kernels import Mask, Support
 from dctps_jax.layers import prunable_layers
 from dctps_jax.npz import first_line
 from dctps_jax.target import portable
-from dctps_jax.training.checkpoint import digest, flatten, read_arrays
+from dctps_jax.training.checkpoint import read_arrays
 from dctps_jax.training.fields import check_data, check_object
+from dctps_jax.training.packing import digest, flatten
 from dctps_jax.training.setup import build_model
 from dctps_jax.training.workdir import read_config, read_results
 

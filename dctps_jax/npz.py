@@ -18,7 +18,7 @@ def read_npz(path: Path, content: str) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; it should hold {content}")
     try:
-        with path.open("rb") as file, np.load(file) as archive:
+        with path.open("rb") as file, np.load(file) as archive:  # np.load itself leaves a damaged file open
             arrays = {name: archive[name] for name in archive}
     except Exception as error:  # a damaged file makes zipfile, zlib, tokenize and numpy raise whatever they meet
         raise UserError(f"{path} cannot be read as .npz with {content} ({first_line(error)}); copy it again") from error

@@ -58,6 +58,8 @@ def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
     if len(drawn) <= MAX_TICKS:
         axes.set_xticks(drawn)
         axes.xaxis.set_minor_locator(NullLocator())
+    if len(drawn) == 1:
+        axes.set_xlim(drawn[0] / 10, drawn[0] * 10)  # the ticks alone would push the points to the border
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     save_figure(figure, output)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ from dctps_jax.training.fields import check_row
 
 
 class MetricsLog:
-    """``metrics.jsonl``: one JSON object an epoch, each on the disk before the checkpoint of its epoch is written."""
+    """``metrics.jsonl``: one JSON object an epoch. The checkpoint of an epoch, which is written first, holds the rows, too."""
 
-    def __init__(self, workdir: Path, step: int, tensorboard: bool):
-        """Open the log of a run that stands at ``step``; rows of later steps, which will come again, are dropped."""
+    def __init__(self, workdir: Path, step: int, tensorboard: bool, rows: list[dict[str, Any]] | None = None):
+        """Open the log of a run that stands at ``step``, with the ``rows`` that its checkpoint holds.
+
+        Without them, as in checkpoints of format 2, those of the file count; later ones, which will come again, are dropped.
+        """
         self.path = workdir / "metrics.jsonl"
-        self.rows = [row for row in read_rows(self.path) if row["step"] <= step]
+        self.rows = [row for row in read_rows(self.path) if row["step"] <= step] if rows is None else list(rows)
         self._writes = jax.process_index() == 0
         self._tensorboard = None
         if self._writes:
-            write_whole(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+            write_rows(self.path, self.rows)
             self._tensorboard = _summary_writer(workdir / "tensorboard", step) if tensorboard else None
 
     def append(self, row: dict[str, Any]) -> None:
@@ -47,6 +51,13 @@ class MetricsLog:
     def close(self) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows of a ``metrics.jsonl``, unless it holds them already: a full disk has no room for a copy."""
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if not path.is_file() or path.read_bytes() != content:
+        write_whole(path, content)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

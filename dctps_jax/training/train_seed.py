@@ -4,7 +4,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from dctps_jax.analysis.storage import file_bytes, storage_account, storage_tabl
 from dctps_jax.data.batches import Split, split_training
 from dctps_jax.errors import UserError
 from dctps_jax.training import loop
-from dctps_jax.training.checkpoint import Checkpoints
+from dctps_jax.training.bound_data import check_same_data, describe_data, describe_split
+from dctps_jax.training.checkpoint import Checkpoints, as_tree
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
+from dctps_jax.training.mending import check_not_begun, initial_supports_of, masks_of, mend_files, supports_of
 from dctps_jax.training.metrics import MetricsLog, describe
 from dctps_jax.training.report import environment, last_line
 from dctps_jax.training.setup import build_sparse_model, make_optimizer_and_schedule, make_step_spec
@@ -33,17 +35,25 @@ from dctps_jax.training.workdir import write_json
 logger = logging.getLogger("dctps_jax")
 
 
-def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: StopSignals) -> dict[str, Any]:
+def train_seed(
+    config: Any, workdir: Path, bind: Callable[[dict[str, Any], dict[str, str]], None], signals: StopSignals
+) -> dict[str, Any]:
     """Train and test the network that ``config`` describes, in ``workdir``; go on where an earlier call was stopped.
 
-    Returns the content of ``results.json``. ``bind`` is called once nothing can be wrong with config and data any
-    more, before the first file is written.
+    Returns the content of ``results.json``. ``bind`` is called with a description of the data and one of the split, once
+    nothing can be wrong with config and data any more, before the first file is written.
 
     Raises :class:`~dctps_jax.errors.UserError` where the config cannot work with the data or the directory,
     :class:`~dctps_jax.training.signals.NonFiniteLoss`, and :class:`~dctps_jax.training.signals.Stopped`.
     """
     started = time.perf_counter()
     is_first_host = jax.process_index() == 0
+
+    # What an earlier call saved.
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    saved = checkpoints.newest("latest")
+    if saved is None:
+        check_not_begun(workdir)
 
     # Data: images and labels, and the rows to train on and to validate on.
     dataset = data.load(
@@ -56,14 +66,15 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
     )
     images = Split(dataset.train_images, dataset.train_labels)
     train_rows, validation_rows = split_training(len(images.labels), config.data.train_fraction, config.seed)
+    described, split = describe_data(dataset), describe_split(train_rows, validation_rows)
+    check_same_data(workdir, described | split, saved.record.get("data") if saved is not None else None)
     train_split = images.at(train_rows)
     spec = make_step_spec(config, dataset, train_split)
 
-    # Network: the layers with their supports, and the optimiser. A run that goes on keeps the masks that it began with.
-    own_masks = workdir / "masks_initial.npz"
-    goes_on = own_masks.exists() and any((workdir / "checkpoints" / "latest").glob("[0-9]*"))
+    # Network: the layers with their supports, and the optimiser. A run that goes on has its supports.
+    own_supports = None if saved is None else supports_of(saved)
     model, supports = build_sparse_model(
-        config, dataset.num_classes, dataset.image_size, train_split, spec, own_masks if goes_on else None
+        config, dataset.num_classes, dataset.image_size, train_split, spec, own_supports
     )
     del train_split
     shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
@@ -76,7 +87,7 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
             local = config.batch_size // jax.device_count()
             print(plan_table(planned(model, (local, *dataset.train_images.shape[1:]))))
     _warn_if_nothing_moves(config, spec, counts, sizes)
-    bind()
+    bind(described, split)
 
     # State: a new one, or the newest that an earlier call saved, on the devices.
     placement = loop.place_on_all_devices()
@@ -106,20 +117,27 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
     if is_first_host:
         print(storage_table(account))
 
-    # Resume.
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    step = 0
-    if (restored := checkpoints.restore("latest", template)) is not None:
-        step, tree = restored
-        state, sums = running(tree["state"]), tree["sums"]
+    # Start, or resume.
+    step, rows, initial_supports = 0, [], supports
+    if saved is not None:
+        tree = as_tree(saved, template, checkpoints.folder)
+        step, state, sums = saved.step, running(tree["state"]), tree["sums"]
+        rows, initial_supports = saved.record.get("rows"), initial_supports_of(saved)
+        if not saved.record and spec.updates is not None:  # of format 2
+            initial_masks = pruning.load_masks(workdir / "masks_initial.npz")
+            initial_supports = {path: np.flatnonzero(mask) for path, mask in initial_masks.items()}
         print(f"going on from step {step}")
         del tree
-    del restored
-    if step == 0 and is_first_host:
-        # Updates move the masks later on; where they started from stays on record.
-        for name in ("masks_initial.npz", "masks.npz"):
-            pruning.save_masks(workdir / name, _masks_of(supports, shapes))
-    log = MetricsLog(workdir, step, config.tensorboard)
+    del saved, own_supports
+    # Updates move the masks later on; where they started from stays on record.
+    initial_masks = masks_of(initial_supports, shapes)
+    mask_files = {"masks_initial.npz": initial_masks, "masks.npz": initial_masks}
+    if step > 0:
+        mend_files(workdir, step, rows, mask_files)
+    elif is_first_host:
+        for name, masks in mask_files.items():
+            pruning.save_masks(workdir / name, masks)
+    log = MetricsLog(workdir, step, config.tensorboard, rows)
     # A run that was stopped while it evaluated an epoch stands at the end of it, with the epoch's sums.
     is_epoch_pending = step > 0 and step % spec.steps_per_epoch == 0 and int(sums.images) > 0
     first_epoch = (step - is_epoch_pending) // spec.steps_per_epoch
@@ -149,14 +167,18 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
         f"{jax.device_count()} {jax.devices()[0].platform} device(s), compiled in {programs.compile_seconds:.1f} s"
     )
 
-    def save() -> None:
-        checkpoints.save("latest", step, {"state": stored(state), "sums": sums})
+    def save(rows: Sequence[dict[str, Any]]) -> None:
+        tree = {"state": stored(state), "sums": sums}
+        if spec.updates is not None:
+            tree["initial_supports"] = initial_supports
+        record = {"data": described | split, "kernel_shapes": graphs.shapes, "rows": rows}
+        checkpoints.save("latest", step, tree, record)
         signals.saved_step = step
 
     def stop_if_asked() -> None:
         if signals.number is not None:
             loop.check_finite(sums, state)
-            save()
+            save(log.rows)
             raise Stopped(signals.number, step)
 
     # Train.
@@ -184,7 +206,7 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
                     stop_if_asked()
                     if every and step // every > before // every:
                         loop.check_finite(sums, state)
-                        save()
+                        save(log.rows)
                 progress.close()
             is_epoch_pending = False
             loop.check_finite(sums, state)
@@ -208,9 +230,9 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
             best = log.best_row()
             if best is None or val_accuracy > best["val_accuracy"]:
                 checkpoints.save("best", step, {"state": stored(state)})
-            log.append(row)
             sums = placement.put(no_sums)
-            save()
+            save([*log.rows, row])
+            log.append(row)
             if signals.number is not None:
                 raise Stopped(signals.number, step)
 
@@ -226,7 +248,7 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
         logger.warning("the checkpoint of the best epoch %d is lost; test_accuracy_best is left out", best["epoch"])
     if spec.updates is not None and is_first_host:
         final = supports_by_path(jax.device_get(stored(state).supports))
-        pruning.save_masks(workdir / "masks.npz", _masks_of(final, shapes))
+        pruning.save_masks(workdir / "masks.npz", masks_of(final, shapes))
     results = {
         "best_val_accuracy": best["val_accuracy"],
         "best_epoch": best["epoch"],
@@ -246,6 +268,7 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
             "image_size": dataset.image_size,
             "mean": list(map(float, spec.normalization.mean)),
             "std": list(map(float, spec.normalization.std)),
+            "fingerprint": dataset.fingerprint,
         },
         "compile_seconds": programs.compile_seconds,
         "total_seconds": time.perf_counter() - started,
@@ -270,7 +293,3 @@ def _warn_if_nothing_moves(
             spec.updates.update_every,
             spec.updates.end_step,
         )
-
-
-def _masks_of(supports: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    return {path: pruning.mask_of_support(np.asarray(support), shapes[path]) for path, support in supports.items()}

@@ -1,8 +1,10 @@
 """The directory of a run: claimed by one process, bound to one config, written so that a kill leaves whole files."""
 
 import contextlib
+import errno
 import fcntl
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,11 @@ FREE_FIELDS: tuple[str, ...] = (
 )
 
 # What a run writes; none of it may be there before the run's config.json.
-FILES = ("results.json", "metrics.jsonl", "masks.npz", "masks_initial.npz", "checkpoints", "tensorboard")
+FILES = ("results.json", "data.json", "metrics.jsonl", "masks.npz", "masks_initial.npz", "checkpoints", "tensorboard")
+
+
+# Bytes that the longest path below a work directory takes, one of a checkpoint that is being written.
+LONGEST_PATH = 120
 
 
 class InUse(UserError):
@@ -53,6 +59,7 @@ def claim(workdir: Path, config: Any) -> Iterator[None]:
     if jax.process_index() != 0:  # one host of several answers for the directory
         yield
         return
+    _check_name(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("a")
@@ -73,6 +80,20 @@ def claim(workdir: Path, config: Any) -> Iterator[None]:
                 f"--workdir {workdir} holds {found[0]} but no config.json of a run; choose another directory"
             )
         yield
+
+
+def _check_name(workdir: Path) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a name that a checkpoint could not be written below."""
+    shown = str(workdir).encode(errors="backslashreplace").decode()
+    if shown != str(workdir):
+        raise UserError(f"--workdir {shown} is no UTF-8, as Orbax needs it; choose another name")
+    try:
+        os.stat(workdir / ("x" * LONGEST_PATH))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(
+                f"--workdir {shown[:40]}… is too long with {len(os.fsencode(workdir))} bytes; choose a shorter name"
+            ) from error
 
 
 def is_in_use(workdir: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -57,6 +58,16 @@ def test_the_files(runs, tmp_path):
     write_report(output / "runs.jsonl", again)
     for file in files:
         assert (again / file.name).read_bytes() == file.read_bytes()
+
+
+def test_points_of_a_single_density_are_in_the_middle_of_the_figure(tmp_path):
+    write_report(make_run(tmp_path / "run"), tmp_path / "out")
+    svg = (tmp_path / "out" / "accuracy.svg").read_text()
+    background = re.search(r'id="patch_2">\s*<path d="M (\S+) \S+\s+L (\S+) ', svg)
+    tick = re.search(r'id="xtick_1">.*?<use xlink:href="#\S+" x="(\S+)"', svg, re.DOTALL)
+    assert background and tick
+    left, right = map(float, background.groups())
+    assert float(tick[1]) == pytest.approx((left + right) / 2, abs=0.05 * (right - left))
 
 
 def test_a_seed_counts_once(runs, tmp_path):

@@ -116,6 +116,18 @@ def test_unusable_directories(tmp_path):
             pass
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("\udcff", r"\\udcff is no UTF-8"), ("x" * 256, "is too long with"), ("x" * 250 + "/", "is too long with")],
+)
+def test_names_that_a_checkpoint_cannot_have_are_refused(tmp_path, name, message):
+    workdir = tmp_path / (name * 16 if name.endswith("/") else name)
+    with pytest.raises(UserError, match=message) as caught, claim(workdir, small_config()):
+        pass
+    str(caught.value).encode()  # can be printed
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
     write_json(path, {"a": 1})
