@@ -26,6 +26,8 @@ from collections.abc import Iterator
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
+from tables import versus_torch
+
 NETWORKS = ("lenet", "vgg19", "resnet50", "mobilenet_v2", "fixup_resnet110")
 GPU_STEPS = 50  # between two waits for the device
 END_SECONDS = 5  # for a process to leave
@@ -199,28 +201,6 @@ def check_trainable(workers: list[Worker]) -> None:
             sys.exit(f"the variants with density {density:g} train different numbers of parameters: {sorted(counts)}")
 
 
-def table(result: dict[str, Any]) -> str:
-    """Return saved figures as a Markdown table; the ratio is to the fastest dense network in PyTorch."""
-    lines = [
-        "| network | case | step ms, minimum | median | peak MB | compile s | against PyTorch's fastest dense |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    cases = [case for case in result["cases"] if "wall_seconds_minimum" in case]
-    for case in cases:
-        step = case["wall_seconds_minimum"]
-        dense = [
-            other["wall_seconds_minimum"]
-            for other in cases
-            if other["network"] == case["network"] and other["case"].startswith("PyTorch dense")
-        ]
-        lines.append(
-            f"| {case['network']} | {case['case']} | {1000 * step:.3f} | {1000 * case['wall_seconds_median']:.3f} | "
-            f"{case['peak_bytes'] / 1e6:,.0f} | {case['compile_seconds']:.1f} | "
-            f"{f'{min(dense) / step:.2f}×' if dense else ''} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("networks", nargs="+", choices=NETWORKS)
@@ -260,7 +240,7 @@ def main() -> None:
         for cases in compare(network, options, arguments):
             result["cases"] = before + cases
             save(arguments.save, result)
-        print(table({"cases": result["cases"][len(before) :]}), flush=True)
+        print(versus_torch(result["cases"][len(before) :]), flush=True)
 
 
 if __name__ == "__main__":

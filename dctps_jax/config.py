@@ -9,6 +9,7 @@ import jax
 
 from dctps_jax import data, models, plan, pruning
 from dctps_jax.errors import UserError
+from dctps_jax.kernels import OFFSETS
 from dctps_jax.pruning import dynamic, schedules, scores
 from dctps_jax.training.optimizer import OPTIMIZERS
 
@@ -100,25 +101,33 @@ def check_config(config: Any, devices: bool = True) -> None:
     for field in TYPES:
         if field not in values:
             raise UserError(f"the config has no field config.{field}; build it on dctps_jax.defaults.get_config()")
-        check_type(field, values[field])
     if str(config.model.offset).lower() in ("none", ""):
         config.model.offset = None
-    if config.model.offset not in (None, "dct"):
-        raise UserError(f"config.model.offset is {config.model.offset!r}; it must be None or 'dct'")
-    for field, choices in CHOICES:
-        value = values[field]
-        if value not in choices:
-            close = difflib.get_close_matches(value, list(choices), n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            names = ", ".join(choice or "''" for choice in choices)
-            raise UserError(f"config.{field} is {value!r}{hint}; it must be one of: {names}")
-    for field, is_allowed, allowed in RANGES:
-        if not is_allowed(values[field]):
-            raise UserError(f"config.{field} is {values[field]!r}; it must be {allowed}")
+        values["model.offset"] = None
+    for field in TYPES:
+        check_value(field, values[field])
     _check_lists(config)
     _check_together(config)
     if devices:
         _check_batches(config, jax.device_count())
+
+
+def check_value(field: str, value: Any) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` where a field cannot have a value, whatever the other fields are."""
+    check_type(field, value)
+    if field == "model.offset":
+        if value not in OFFSETS:
+            raise UserError(f"config.model.offset is {value!r}; it must be None or 'dct'")
+        return
+    choices = dict(CHOICES).get(field)
+    if choices is not None and value not in choices:
+        close = difflib.get_close_matches(value, list(choices), n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        names = ", ".join(choice or "''" for choice in choices)
+        raise UserError(f"config.{field} is {value!r}{hint}; it must be one of: {names}")
+    for ranged, is_allowed, allowed in RANGES:
+        if ranged == field and not is_allowed(value):
+            raise UserError(f"config.{field} is {value!r}; it must be {allowed}")
 
 
 def check_type(field: str, value: Any) -> None:

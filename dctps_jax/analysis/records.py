@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
+from dctps_jax.files import parse_json, printable, write_whole
+from dctps_jax.training.fields import check_config_fields, check_object, check_results, check_row
 from dctps_jax.training.metrics import read_rows
-from dctps_jax.training.workdir import free_fields, read_config, read_results, write_whole
+from dctps_jax.training.workdir import free_fields, read_config, read_results
 
 Setting = tuple[tuple[str, Any], ...]
 # What the tables and legends name in their own way; of other fields they name those that differ.
@@ -32,9 +34,44 @@ class Record(NamedTuple):
 
 
 def read_run(folder: Path, name: str | None = None) -> Record:
-    """Return the run in ``folder``; a directory without config is a :class:`~dctps_jax.errors.UserError`."""
+    """Return the run in ``folder``.
+
+    Raises :class:`~dctps_jax.errors.UserError` where one of its files is missing or damaged, or is of another run than the others.
+    """
     results = read_results(folder) if (folder / "results.json").exists() else None
-    return Record(name or str(folder), _hashable(read_config(folder)), results, read_rows(folder / "metrics.jsonl"))
+    config, rows = _hashable(read_config(folder)), read_rows(folder / "metrics.jsonl")
+    record = Record(printable(name or str(folder)), config, results, rows)
+    try:
+        _check_together(record)
+    except ValueError as error:
+        raise UserError(f"{folder} holds files of different runs: {error}; restore them or leave it out") from error
+    return record
+
+
+def _check_together(record: Record) -> None:
+    """Raise ``ValueError`` where config, results and epochs of a run contradict each other."""
+    config, results, rows = record.config, record.results, record.rows
+    num_epochs = config.get("num_epochs", len(rows))
+    if len(rows) > num_epochs:
+        raise ValueError(f"num_epochs is {num_epochs} in the config, and {len(rows)} epochs are recorded")
+    if results is None:
+        return
+    asked = None if config["pruning.method"] == "from_run" else config["pruning.density"]
+    for field, found, expected in (
+        ("seed", results.get("seed"), config.get("seed")),
+        ("density_asked", results["density_asked"], asked),
+    ):
+        if field in results and found != expected and expected is not None:
+            raise ValueError(f"{field} is {found} in the results and {expected} in the config")
+    if rows and "seeds" not in results:
+        if len(rows) < num_epochs:
+            raise ValueError(f"it is finished, but only {len(rows)} of {num_epochs} epochs are recorded")
+        best = max(rows, key=lambda row: row["val_accuracy"])
+        if (best["epoch"], best["val_accuracy"]) != (results["best_epoch"], results["best_val_accuracy"]):
+            raise ValueError(
+                f"the best validation accuracy is {results['best_val_accuracy']} after epoch {results['best_epoch']} in the "
+                f"results, and {best['val_accuracy']} after epoch {best['epoch']} in the metrics"
+            )
 
 
 def read_records(source: Path) -> list[Record]:
@@ -106,18 +143,37 @@ def differing(settings: Sequence[Setting]) -> list[str]:
 
 def _read_file(file: Path) -> list[Record]:
     records: list[Record] = []
-    try:
-        for line in file.read_text().splitlines():
-            values = json.loads(line)
-            values["config"] = _hashable(values["config"])
-            records.append(Record(**values))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{file} is no file of runs (line {len(records) + 1}); give a directory of runs instead"
-        ) from error
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        try:
+            records.append(_record(parse_json(line)))
+        except ValueError as error:
+            raise UserError(
+                f"{file} is no file of runs: line {number}: {error}; give a directory of runs instead"
+            ) from error
     return records
+
+
+def _record(values: Any) -> Record:
+    """Return the run that a line of a file holds; what is none is a ``ValueError``."""
+    check_object(values)
+    if (
+        set(values) != set(Record._fields)
+        or not isinstance(values["name"], str)
+        or not isinstance(values["rows"], list)
+    ):
+        raise ValueError(f"it must have the fields {', '.join(Record._fields)}")
+    check_config_fields(values["config"])
+    if values["results"] is not None:
+        check_results(values["results"])
+    for number, row in enumerate(values["rows"]):
+        check_row(row, values["rows"][:number])
+    record = Record(**{**values, "name": printable(values["name"]), "config": _hashable(values["config"])})
+    _check_together(record)
+    return record
 
 
 def _hashable(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config by dotted field, its lists as texts."""
-    return {field: str(value) if isinstance(value, list) else value for field, value in flat_fields(config)}
+    return {
+        field: printable(str(value)) if isinstance(value, list | str) else value for field, value in flat_fields(config)
+    }

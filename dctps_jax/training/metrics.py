@@ -10,7 +10,8 @@ from typing import Any
 import jax
 
 from dctps_jax.errors import UserError
-from dctps_jax.training.workdir import write_whole
+from dctps_jax.files import parse_json, write_whole
+from dctps_jax.training.fields import check_row
 
 
 class MetricsLog:
@@ -65,22 +66,34 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a ``metrics.jsonl``, none where there is no file; a last line that a kill cut short is left out.
 
-    Raises :class:`~dctps_jax.errors.UserError` where another line is damaged.
+    Raises :class:`~dctps_jax.errors.UserError` where another line is damaged, or the rows do not follow each other.
     """
-    rows = []
-    lines = path.read_text().splitlines() if path.exists() else []
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); restore it or choose another directory") from error
+    *lines, rest = content.split(b"\n")
+    if rest and _is_json(rest):
+        lines.append(rest)
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or not {"epoch", "step", "val_accuracy"} <= set(row):
-                raise ValueError("no row of a run")
-            rows.append(row)
+            row = parse_json(line)
+            check_row(row, rows)
         except ValueError as error:
-            if number < len(lines) or line.endswith("}"):
-                raise UserError(
-                    f"{path} is damaged in line {number}; restore it or choose another directory"
-                ) from error
+            raise UserError(
+                f"{path} is damaged in line {number} ({error}); restore it or choose another directory"
+            ) from error
+        rows.append(row)
     return rows
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        parse_json(text)
+    except ValueError:
+        return False
+    return True
 
 
 def describe(row: dict[str, Any], num_epochs: int) -> str:

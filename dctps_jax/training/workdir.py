@@ -5,8 +5,7 @@ import errno
 import fcntl
 import json
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ import jax
 
 from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
+from dctps_jax.files import read_json, write_whole
+from dctps_jax.training.fields import check_config_fields, check_object, check_results
 
 # Where the files lie and how often the screen is written does not change what a run computes (but see `check_same`); how it computes does to rounding only.
 FREE_FIELDS: tuple[str, ...] = (
@@ -109,52 +110,28 @@ def record_config(workdir: Path, config: Any) -> None:
         write_json(workdir / "config.json", json.loads(config.to_json()))
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a damaged one is a :class:`~dctps_jax.errors.UserError` that names it."""
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give the directory of a run")
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); restore it or choose another directory") from error
-
-
 def read_config(workdir: Path) -> dict[str, Any]:
     """Return the config of a run; what is none is a :class:`~dctps_jax.errors.UserError`."""
-    needed = {"model.name", "model.offset", "pruning.density", "pruning.method", "data.name"}
-    return _read_fields(workdir / "config.json", needed, "is no config of a run")
+    return _read_fields(workdir / "config.json", check_config_fields, "is no config of a run")
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
     """Return what a finished run came to; what is nothing of the kind is a :class:`~dctps_jax.errors.UserError`."""
-    needed = {"test_accuracy_final", "density", "density_asked", "trainable_parameters"}
-    return _read_fields(workdir / "results.json", needed, "is not what a finished run leaves")
+    return _read_fields(workdir / "results.json", check_results, "is not what a finished run leaves")
 
 
-def _read_fields(path: Path, needed: set[str], otherwise: str) -> dict[str, Any]:
+def _read_fields(path: Path, check: Callable[[Any], None], otherwise: str) -> dict[str, Any]:
     values = read_json(path)
-    if not isinstance(values, dict) or not needed <= set(dict(flat_fields(values))):
-        raise UserError(f"{path} {otherwise}; restore it or choose another directory")
+    try:
+        check(values)
+    except ValueError as error:
+        raise UserError(f"{path} {otherwise}: {error}; restore it or choose another directory") from error
     return values
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole: under a temporary name, to the disk, then renamed."""
     write_whole(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def free_fields(config: dict[str, Any]) -> set[str]:
@@ -164,7 +141,7 @@ def free_fields(config: dict[str, Any]) -> set[str]:
 
 def check_same(workdir: Path, config: dict[str, Any]) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` where a directory belongs to a run with another config, naming what differs."""
-    found = dict(flat_fields(_read_fields(workdir / "config.json", set(), "is no config of a run")))
+    found = dict(flat_fields(_read_fields(workdir / "config.json", check_object, "is no config of a run")))
     asked = dict(flat_fields(config))
     free = free_fields(asked)
     different = [

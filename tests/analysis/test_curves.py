@@ -20,7 +20,10 @@ def make_run(folder, density, offset, seed, accuracies, method="epl"):
         "data": {"name": "digits"},
     }
     (folder / "config.json").write_text(json.dumps(config))
-    rows = ({"epoch": epoch + 1, "step": epoch, "val_accuracy": value} for epoch, value in enumerate(accuracies))
+    other = {"train_loss": 2.0, "val_loss": 2.1, "learning_rate": 0.001, "images_per_second": 1000.0}
+    rows = (
+        other | {"epoch": epoch, "step": 10 * epoch, "val_accuracy": value} for epoch, value in enumerate(accuracies, 1)
+    )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 

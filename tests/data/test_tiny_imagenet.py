@@ -220,13 +220,13 @@ def test_pipe_with_the_name_of_an_archive(tmp_path):
 
 
 @pytest.mark.usefixtures("no_waiting")
-def test_pipe_among_the_images(archive, tmp_path):
+def test_pipe_among_the_files(archive, tmp_path):
     with zipfile.ZipFile(archive) as opened:
         opened.extractall(tmp_path / "plain")
-    path = tmp_path / "plain/tiny-imagenet-200/wnids.txt"
-    (path.parent / "train/n01/images/n01_2.JPEG").unlink()
-    os.mkfifo(path.parent / "train/n01/images/n01_2.JPEG")
-    assert "n01_2.JPEG cannot be read (it is a pipe, not a regular file)" in message(path.parent)
+    path = tmp_path / "plain/tiny-imagenet-200/val/val_annotations.txt"
+    path.unlink()
+    os.mkfifo(path)
+    assert f"{path} cannot be read (it is a pipe, not a regular file)" in message(tmp_path / "plain")
 
 
 def test_no_other_program_is_started(archive, ghostscript):
