@@ -38,7 +38,7 @@ from dctps_jax.training.checkpoint import read_arrays
 from dctps_jax.training.fields import check_data, check_object
 from dctps_jax.training.packing import digest, flatten
 from dctps_jax.training.setup import build_model
-from dctps_jax.training.workdir import read_config, read_results
+from dctps_jax.training.workdir import identity, read_config, read_results
 
 FORMAT, FORMAT_VERSION = "dctps_jax", 2
 SECTIONS = ("params", "batch_stats", "supports", "frozen")
@@ -86,7 +86,12 @@ def export_run(run: Path, output: Path, checkpoint: str = "best") -> None:
         _check_config(config)
     except ValueError as error:
         raise UserError(f"{run} cannot be exported: {error}; restore its files or take another run") from error
-    step, arrays = read_arrays(run / "checkpoints", checkpoint)
+    step, arrays = read_arrays(run / "checkpoints", checkpoint, identity(config))
+    if checkpoint == "latest" and step != results.get("step", step):  # results of version 0.1.0 have none
+        raise UserError(
+            f"{run / 'checkpoints' / 'latest'} ends at step {step}, but the run at step {results['step']}; put back its last "
+            "checkpoint, or take another run"
+        )
     tensors = {
         name.removeprefix("state/"): np.asarray(array, order="C")
         for name, array in arrays.items()

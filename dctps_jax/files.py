@@ -1,6 +1,7 @@
-"""Write files whole or not at all, also where a signal ends the process; read JSON; names that are no UTF-8."""
+"""Write files whole or not at all, also where a signal ends the process; read files and JSON; names that are no UTF-8."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -82,14 +83,32 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def digest_of(value: Any) -> str:
+    """Return a SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a file of a run.
+
+    Raises :class:`~dctps_jax.errors.UserError` for one that cannot be read, and for what is no file: a pipe would hang.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} cannot be read: it is a directory, a device or a pipe; restore the file")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); restore it or choose another directory") from error
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; a damaged one is a :class:`~dctps_jax.errors.UserError` that names it."""
     if not path.exists():
         raise UserError(f"{path} does not exist; give the directory of a run")
     try:
-        return parse_json(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); restore it or choose another directory") from error
+        return parse_json(read_file(path))
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{path} cannot be read as JSON ({error}); restore it or choose another directory") from error
 

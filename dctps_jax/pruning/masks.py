@@ -1,5 +1,6 @@
 """Put masks on a model, take them off it, and keep them in files."""
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,6 +82,14 @@ def load_masks(path: str | Path) -> dict[str, np.ndarray]:
     return masks
 
 
+def digest_of_masks(masks: Mapping[str, np.ndarray]) -> str:
+    """Return a SHA-256 over the names, shapes and values of masks."""
+    sha = hashlib.sha256()
+    for name in sorted(masks):
+        sha.update(f"{name} {masks[name].shape}\n".encode() + np.packbits(masks[name]).tobytes())
+    return sha.hexdigest()
+
+
 def load_run_masks(folder: str | Path) -> dict[str, np.ndarray]:
     """Return the masks of a run's directory.
 
@@ -94,15 +103,17 @@ def load_run_masks(folder: str | Path) -> dict[str, np.ndarray]:
     config, results = folder / "config.json", folder / "results.json"
     if results.exists():
         try:
-            densities = read_json(results)["layer_densities"]
+            found = read_json(results)
+            densities, digest = found["layer_densities"], found.get("digests", {}).get("masks.npz")
             kept = {path: np.count_nonzero(mask) / mask.size for path, mask in masks.items()}
             # A layer without a mask keeps all its weights.
             is_its_own = {path: kept.get(path, 1.0) for path in densities} == densities and set(kept) <= set(densities)
-        except (KeyError, TypeError) as error:
+            is_its_own &= digest in (None, digest_of_masks(masks))  # none in results of version 0.1.0
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{results} is not what a finished run leaves; restore it, or take another run") from error
         if not is_its_own:
             raise UserError(
-                f"{folder / 'masks.npz'} holds other layers or densities than {results}; restore it, or take another run"
+                f"{folder / 'masks.npz'} holds other masks than {results} speaks of; restore it, or take another run"
             )
     elif config.exists():
         try:

@@ -43,9 +43,10 @@ class Checkpoints:
     the digest finds what a disk or a copy damaged later. A damaged checkpoint is moved to ``damaged/`` and passed over.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, run: str = ""):
+        """``run`` is the :func:`~dctps_jax.training.workdir.identity` of the run: checkpoints of another one are refused."""
         _check_file_handles()
-        self.folder = folder
+        self.folder, self.run = folder, run
         self._managers: dict[str, ocp.CheckpointManager] = {}
 
     def save(self, kind: str, step: int, tree: Any, record: Mapping[str, Any] | None = None) -> None:
@@ -55,7 +56,8 @@ class Checkpoints:
         are kept. Raises :class:`~dctps_jax.errors.DiskFull`, and ``OSError`` for other reasons of the system.
         """
         _check_file_handles()
-        data = encode(Content({name: np.asarray(leaf) for name, leaf in flatten(tree).items()}, dict(record or {})))
+        record = {**({"run": self.run} if self.run else {}), **(record or {})}
+        data = encode(Content({name: np.asarray(leaf) for name, leaf in flatten(tree).items()}, record))
         files = {CONTENT: data, DESCRIPTION: json.dumps(describe(step, data)).encode()}
         arguments = ocp.args.Composite(
             **{path.parent.name: _File(path.name, content) for path, content in files.items()}
@@ -81,7 +83,7 @@ class Checkpoints:
         """Return the newest sound checkpoint among the "latest" or the "best", or None without one.
 
         Damaged ones are moved to ``damaged/`` with a warning. Raises :class:`~dctps_jax.errors.UserError` for a checkpoint
-        of a format that this version does not read. An error that is no damage is passed on, and nothing is moved.
+        of another run, or of a format that this version does not read. An error that is no damage is passed on, and nothing is moved.
         """
         damages: dict[int, Damaged] = {}
         newest = None
@@ -91,6 +93,8 @@ class Checkpoints:
                 break
             except Damaged as damage:
                 damages[step] = damage
+        if newest is not None:
+            _check_run(newest, self.folder / kind, self.run)
         for step, damage in damages.items():
             source = self.folder / kind / str(step)
             logger.warning("checkpoint %s is damaged and passed over (%s)", source, damage)
@@ -131,10 +135,20 @@ def as_tree(saved: Saved, template: Any, source: Path) -> Any:
     return jax.tree.unflatten(jax.tree.structure(template), placed)
 
 
-def read_arrays(folder: Path, kind: str) -> tuple[int, dict[str, np.ndarray]]:
+def _check_run(saved: Saved, folder: Path, run: str) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a checkpoint in ``folder`` that names another run; older ones name none."""
+    named = saved.record.get("run", "")
+    if named and run and named != run:
+        raise UserError(
+            f"{folder / str(saved.step)} is a checkpoint of another run; put back what was there, or move it away"
+        )
+
+
+def read_arrays(folder: Path, kind: str, run: str = "") -> tuple[int, dict[str, np.ndarray]]:
     """Return (step, arrays by path) of the newest checkpoint among the "latest" or the "best" of a run, whatever it trained.
 
-    Nothing is moved. Raises :class:`~dctps_jax.errors.UserError` where there is none, or it is damaged.
+    Nothing is moved. Raises :class:`~dctps_jax.errors.UserError` where there is none, it is damaged, or it names another
+    run than ``run``.
     """
     steps = steps_in(folder / kind)
     if not steps:
@@ -143,7 +157,9 @@ def read_arrays(folder: Path, kind: str) -> tuple[int, dict[str, np.ndarray]]:
         content = read_checkpoint(folder / kind / str(max(steps)))
     except Damaged as damage:
         raise UserError(f"{folder / kind} is damaged ({damage}); take another checkpoint or run") from damage
-    return max(steps), dict(content.arrays)
+    saved = Saved(max(steps), *content)
+    _check_run(saved, folder / kind, run)
+    return saved.step, dict(saved.arrays)
 
 
 def steps_in(folder: Path) -> list[int]:

@@ -1,5 +1,6 @@
 """The files of a run that its checkpoints know the content of: metrics and masks. What is lost or damaged is written anew."""
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +11,10 @@ import numpy as np
 
 from dctps_jax import pruning
 from dctps_jax.errors import UserError
+from dctps_jax.files import read_file
 from dctps_jax.training.checkpoint import Checkpoints, Saved, set_aside
-from dctps_jax.training.metrics import read_rows, write_rows
+from dctps_jax.training.metrics import content_of, read_rows, write_rows
+from dctps_jax.training.workdir import identity
 
 logger = logging.getLogger("dctps_jax")
 
@@ -79,10 +82,10 @@ def mend_files(
             pruning.save_masks(workdir / name, expected)
 
 
-def mend_finished_run(workdir: Path, num_epochs: int) -> None:
+def mend_finished_run(workdir: Path, config: Any) -> None:
     """Mend the files of a finished run by its last checkpoint; where that is gone, warn of files that cannot be read."""
-    saved = Checkpoints(workdir / "checkpoints").newest("latest")
-    if saved is not None and len(saved.record.get("rows", [])) == num_epochs:
+    saved = Checkpoints(workdir / "checkpoints", identity(json.loads(config.to_json()))).newest("latest")
+    if saved is not None and len(saved.record.get("rows", [])) == config.num_epochs:
         shapes = saved.record["kernel_shapes"]
         masks = {
             "masks_initial.npz": masks_of(initial_supports_of(saved), shapes),
@@ -120,6 +123,8 @@ def _fault_of_rows(path: Path, step: int, rows: Rows, is_finished: bool) -> str 
     is_behind = not is_finished and len(known) == len(rows) - 1 and known == rows[:-1]
     if (known != rows and not is_behind) or any(is_finished or row["step"] <= step for row in later):
         return "differs from the checkpoint"
+    if is_finished and read_file(path) != content_of(rows):
+        return "ends with something else than rows"
     return None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from dctps_jax.errors import UserError
-from dctps_jax.files import parse_json, write_whole
+from dctps_jax.files import parse_json, read_file, write_whole
 from dctps_jax.training.fields import check_row
 
 
@@ -58,9 +58,14 @@ class MetricsLog:
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write the rows of a ``metrics.jsonl``, unless it holds them already: a full disk has no room for a copy."""
-    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    content = content_of(rows)
     if not path.is_file() or path.read_bytes() != content:
         write_whole(path, content)
+
+
+def content_of(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Return what a ``metrics.jsonl`` with these rows holds."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -68,10 +73,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
     Raises :class:`~dctps_jax.errors.UserError` where another line is damaged, or the rows do not follow each other.
     """
-    try:
-        content = path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); restore it or choose another directory") from error
+    content = read_file(path) if path.exists() else b""
     *lines, rest = content.split(b"\n")
     if rest and _is_json(rest):
         lines.append(rest)

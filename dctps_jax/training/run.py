@@ -1,6 +1,7 @@
 """A run from config to results: check, claim the directory, then train one seed after the other."""
 
 import contextlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def run(config: Any, workdir: Path, signals: StopSignals | None = None) -> dict[
             single = config.copy_and_resolve_references()
             single.seed, single.num_seeds = seed, 1
             results.append(_finish_seed(single, workdir / f"seed_{seed}", signals, bind))
-        return summarize(results, workdir)
+        return summarize(results, workdir, json.loads(config.to_json()))
 
 
 def _finish_seed(
@@ -67,7 +68,7 @@ def _finish_seed(
         if (workdir / "results.json").exists():
             results = read_results(workdir)
             print(f"{workdir} is finished. {last_line(results)}")
-            mend_finished_run(workdir, config.num_epochs)
+            mend_finished_run(workdir, config)
             return results
 
         def bind(data: dict[str, Any], split: dict[str, str]) -> None:

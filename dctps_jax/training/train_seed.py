@@ -1,5 +1,6 @@
 """Train the network of one seed, from its data to its results, in order."""
 
+import json
 import logging
 import math
 import sys
@@ -19,6 +20,7 @@ from dctps_jax.analysis.plan_table import plan_table, planned
 from dctps_jax.analysis.storage import file_bytes, storage_account, storage_table
 from dctps_jax.data.batches import Split, split_training
 from dctps_jax.errors import UserError
+from dctps_jax.files import digest_of
 from dctps_jax.training import loop
 from dctps_jax.training.bound_data import check_same_data, describe_data, describe_split
 from dctps_jax.training.checkpoint import Checkpoints, as_tree
@@ -30,7 +32,7 @@ from dctps_jax.training.setup import build_sparse_model, make_optimizer_and_sche
 from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
 from dctps_jax.training.step import zero_sums
-from dctps_jax.training.workdir import write_json
+from dctps_jax.training.workdir import identity, write_results
 
 logger = logging.getLogger("dctps_jax")
 
@@ -50,7 +52,8 @@ def train_seed(
     is_first_host = jax.process_index() == 0
 
     # What an earlier call saved.
-    checkpoints = Checkpoints(workdir / "checkpoints")
+    plain_config = json.loads(config.to_json())
+    checkpoints = Checkpoints(workdir / "checkpoints", identity(plain_config))
     saved = checkpoints.newest("latest")
     if saved is None:
         check_not_begun(workdir)
@@ -229,7 +232,7 @@ def train_seed(
             print(describe(row, config.num_epochs))
             best = log.best_row()
             if best is None or val_accuracy > best["val_accuracy"]:
-                checkpoints.save("best", step, {"state": stored(state)})
+                checkpoints.save("best", step, {"state": stored(state)}, {"data": described | split})
             sums = placement.put(no_sums)
             save([*log.rows, row])
             log.append(row)
@@ -240,15 +243,18 @@ def train_seed(
     test_loss, test_accuracy = loop.means(programs.evaluate(state, *test))
     best, test_accuracy_best = log.best_row(), None
     assert best is not None
-    restored = checkpoints.restore("best", {"state": template["state"]})
-    if restored is not None and restored[0] == best["step"]:
-        best_state = running(restored[1]["state"])
+    saved_best = checkpoints.newest("best")
+    if saved_best is not None and saved_best.step == best["step"]:
+        check_same_data(workdir, described | split, saved_best.record.get("data"))
+        best_state = running(as_tree(saved_best, {"state": template["state"]}, checkpoints.folder)["state"])
         test_accuracy_best = loop.means(programs.evaluate(best_state, *test))[1]
     else:
         logger.warning("the checkpoint of the best epoch %d is lost; test_accuracy_best is left out", best["epoch"])
-    if spec.updates is not None and is_first_host:
-        final = supports_by_path(jax.device_get(stored(state).supports))
-        pruning.save_masks(workdir / "masks.npz", masks_of(final, shapes))
+    final_masks = initial_masks
+    if spec.updates is not None:
+        final_masks = masks_of(supports_by_path(jax.device_get(stored(state).supports)), shapes)
+        if is_first_host:
+            pruning.save_masks(workdir / "masks.npz", final_masks)
     results = {
         "best_val_accuracy": best["val_accuracy"],
         "best_epoch": best["epoch"],
@@ -261,6 +267,7 @@ def train_seed(
         "trainable_parameters": num_trainable,
         "storage_bytes": account,
         "flops": flops,
+        "step": step,
         "checkpoint_file_bytes": file_bytes(workdir / "checkpoints" / "latest" / str(step)),
         "seed": config.seed,
         "data": {
@@ -275,7 +282,8 @@ def train_seed(
         "environment": environment(),
     }
     if is_first_host:
-        write_json(workdir / "results.json", results)
+        digests = {"metrics.jsonl": digest_of(log.rows), "masks.npz": pruning.digest_of_masks(final_masks)}
+        write_results(workdir, results, plain_config, digests)
     checkpoints.close()
     log.close()
     print(last_line(results))

@@ -13,9 +13,11 @@ import jax
 
 from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
-from dctps_jax.files import read_json, write_whole
+from dctps_jax.files import digest_of, read_json, write_whole
 from dctps_jax.training.fields import check_config_fields, check_object, check_results
+from dctps_jax.training.seal import check_seal, is_sealed_as, sealed
 
+# A run is known by the other fields (`identity`): a field that joins or leaves these is another identity for older runs.
 # Where the files lie and how often the screen is written does not change what a run computes (but see `check_same`); how it computes does to rounding only.
 FREE_FIELDS: tuple[str, ...] = (
     "parallel_seeds",  # in configs of version 0.1.0 only
@@ -62,7 +64,7 @@ def claim(workdir: Path, config: Any) -> Iterator[None]:
     _check_name(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("a")
+        lock = _open_lock(workdir)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"--workdir {workdir} is, or lies below, a file; choose a directory") from error
     except OSError as error:
@@ -100,7 +102,7 @@ def is_in_use(workdir: Path) -> bool:
     """Return whether another process holds ``workdir``."""
     if not (workdir / ".lock").exists():
         return False
-    with (workdir / ".lock").open("a") as lock:
+    with _open_lock(workdir) as lock:
         return not _try_lock(lock)
 
 
@@ -115,9 +117,28 @@ def read_config(workdir: Path) -> dict[str, Any]:
     return _read_fields(workdir / "config.json", check_config_fields, "is no config of a run")
 
 
+def write_results(workdir: Path, results: dict[str, Any], config: dict[str, Any], digests: dict[str, str]) -> None:
+    """Write ``results.json``, with the digests of the config and of other files of the run."""
+    write_json(workdir / "results.json", sealed(results, {"config": identity(config), **digests}))
+
+
 def read_results(workdir: Path) -> dict[str, Any]:
-    """Return what a finished run came to; what is nothing of the kind is a :class:`~dctps_jax.errors.UserError`."""
-    return _read_fields(workdir / "results.json", check_results, "is not what a finished run leaves")
+    """Return what a finished run came to.
+
+    Raises :class:`~dctps_jax.errors.UserError` for a file that is nothing of the kind, is damaged, or is of a run with
+    another config than ``config.json``.
+    """
+
+    def check(values: Any) -> None:
+        check_results(values)
+        check_seal(values)
+
+    results = _read_fields(workdir / "results.json", check, "is not what a finished run leaves")
+    if not is_sealed_as(results, "config", identity(read_config(workdir))):
+        raise UserError(
+            f"{workdir} holds a config.json and a results.json of different runs, or one of them is damaged; restore them"
+        )
+    return results
 
 
 def _read_fields(path: Path, check: Callable[[Any], None], otherwise: str) -> dict[str, Any]:
@@ -139,6 +160,13 @@ def free_fields(config: dict[str, Any]) -> set[str]:
     return set(FREE_FIELDS) - ({"data.dir"} if config.get("data.name") == "image_folder" else set())
 
 
+def identity(config: dict[str, Any]) -> str:
+    """Return a digest of the fields of a config, as a JSON object, that its run is known by."""
+    fields = dict(flat_fields(config))
+    free = free_fields(fields)
+    return digest_of({field: value for field, value in fields.items() if field not in free})
+
+
 def check_same(workdir: Path, config: dict[str, Any]) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` where a directory belongs to a run with another config, naming what differs."""
     found = dict(flat_fields(_read_fields(workdir / "config.json", check_object, "is no config of a run")))
@@ -154,6 +182,11 @@ def check_same(workdir: Path, config: dict[str, Any]) -> None:
             f"--workdir {workdir} belongs to a run with another config: {', '.join(different)}; use that config, or "
             "another directory"
         )
+
+
+def _open_lock(workdir: Path) -> Any:
+    # For reading, too: to open a pipe for writing only waits for a reader.
+    return (workdir / ".lock").open("ab+", buffering=0)
 
 
 def _try_lock(file: Any) -> bool:

@@ -102,7 +102,7 @@ def test_more_rows_than_epochs(run):
 def test_folders_in_the_place_of_files(run, name):
     (run / name).unlink()
     (run / name).mkdir()
-    check_report_and_curves(run, name, "Is a directory")
+    check_report_and_curves(run, name, "is a directory")
 
 
 RESULTS = {
@@ -185,7 +185,7 @@ def test_files_of_different_runs(run, name):
 
 def test_damaged_files_of_all_runs(sound, tmp_path):
     assert call(report.main, sound, "--output", tmp_path).code == 0
-    whole = json.loads((tmp_path / "runs.jsonl").read_text())
+    whole = json.loads((tmp_path / "runs.jsonl").read_text().splitlines()[1])
     damaged = tmp_path / "damaged.jsonl"
     row = whole["rows"][0]
     for number, (values, sentence) in enumerate((
@@ -220,14 +220,14 @@ MASK_FILES = {
     "pickle": (lambda file: np.savez(file, fc=np.array([{}], object)), "cannot be read as .npz"),
     "weights": (lambda file: np.savez(file, fc=np.ones((4, 2), np.float32)), "float32 of shape (4, 2), which is no mask"),
     "no weights": (other(fc=np.zeros((0, 2), bool)), "holds fc as bool of shape (0, 2), which is no mask"),
-    "other density": (other(fc=np.ones((4, 2), bool)), "holds other layers or densities than"),
-    "other layer": (other(conv2=np.ones((4, 2), bool)), "holds other layers or densities than"),
-    "lost layer": (lambda file: save_masks(file, {"fc": MASKS["fc"]}), "holds other layers or densities than"),
+    "other density": (other(fc=np.ones((4, 2), bool)), "holds other masks than"),
+    "other layer": (other(conv2=np.ones((4, 2), bool)), "holds other masks than"),
+    "lost layer": (lambda file: save_masks(file, {"fc": MASKS["fc"]}), "holds other masks than"),
     "folder": (lambda file: (file.unlink(), file.mkdir()), "does not exist"),
     "nothing": (lambda file: file.unlink(), "does not exist"),
     "results": (lambda file: file.with_name("results.json").write_text("{}"), "results.json is not what a finished run"),
     "results that are a list": (
-        lambda file: file.with_name("results.json").write_text('{"layer_densities": [1]}'), "holds other layers",
+        lambda file: file.with_name("results.json").write_text('{"layer_densities": [1]}'), "holds other masks",
     ),
     "results that are no text": (lambda file: file.with_name("results.json").write_bytes(b"\xff"), "results.json cannot be read"),
     "config": (

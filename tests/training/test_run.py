@@ -45,7 +45,7 @@ def kill_at(patch, moment):
 
     patch.setattr(Checkpoints, "save", watched(Checkpoints.save))
     patch.setattr(MetricsLog, "append", watched(MetricsLog.append))
-    patch.setattr(train_seed, "write_json", watched(train_seed.write_json))
+    patch.setattr(train_seed, "write_results", watched(train_seed.write_results))
 
 
 def run_through_kills(workdir, moments, **overrides):
