@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dctps_jax.errors import UserError
+from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.training.checkpoint_files import CONTENT, DESCRIPTION, Content, describe, encode, read_checkpoint
 from dctps_jax.training.damage import Damaged
 from dctps_jax.training.packing import flatten
@@ -22,6 +22,8 @@ from dctps_jax.training.packing import flatten
 KEPT = {"latest": 2, "best": 1}
 # Part of the names that Orbax gives to checkpoints while it writes them; it removes what a kill left of them.
 UNFINISHED = ".orbax-checkpoint-tmp"
+# More than Orbax opens at once: two event loops with three each, and files.
+FILE_HANDLES = 12
 
 logger = logging.getLogger("dctps_jax")
 
@@ -42,6 +44,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
+        _check_file_handles()
         self.folder = folder
         self._managers: dict[str, ocp.CheckpointManager] = {}
 
@@ -49,21 +52,27 @@ class Checkpoints:
         """Write ``tree`` as the checkpoint of ``step`` among the "latest" or as the "best"; return when it is on the disk.
 
         ``record`` is what it says of the run besides, a JSON object. Where it can't be written, the checkpoints before
-        are kept, and an ``OSError`` says why.
+        are kept. Raises :class:`~dctps_jax.errors.DiskFull`, and ``OSError`` for other reasons of the system.
         """
+        _check_file_handles()
         data = encode(Content({name: np.asarray(leaf) for name, leaf in flatten(tree).items()}, dict(record or {})))
         files = {CONTENT: data, DESCRIPTION: json.dumps(describe(step, data)).encode()}
         arguments = ocp.args.Composite(
             **{path.parent.name: _File(path.name, content) for path, content in files.items()}
         )
-        manager = self._manager(kind)
         try:
+            manager = self._manager(kind)
             with _put_aside(self.folder / kind / str(step), manager):
                 saved = manager.save(step, args=arguments, force=True)
                 manager.wait_until_finished()
-        except BaseException:
+        except BaseException as error:
             if jax.process_index() == 0:
                 _remove_unfinished(self.folder / kind)
+            if isinstance(error, OSError) and DiskFull.is_reason(error):
+                raise DiskFull(
+                    f"{self.folder / kind} has no room for the checkpoint of step {step}, {len(data):,} bytes; what was "
+                    "saved before is kept: make room there, and give the same command again"
+                ) from error
             raise
         if not saved:
             raise RuntimeError(f"{self.folder / kind / str(step)} could not be written")
@@ -213,6 +222,13 @@ def _put_aside(folder: Path, manager: ocp.CheckpointManager) -> Iterator[None]:
         raise
     if jax.process_index() == 0:
         shutil.rmtree(aside)
+
+
+def _check_file_handles() -> None:
+    """Raise ``OSError`` where so few files may be opened that Orbax would fail in the middle, with a traceback a thread."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(FILE_HANDLES):
+            stack.enter_context(open(os.devnull, "rb"))
 
 
 def _remove_unfinished(folder: Path) -> None:

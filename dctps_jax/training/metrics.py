@@ -34,10 +34,13 @@ class MetricsLog:
         self.rows.append(row)
         if not self._writes:
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         if self._tensorboard is not None:
             for name, value in row.items():
                 if isinstance(value, int | float) and name not in ("epoch", "step"):

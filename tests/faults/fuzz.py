@@ -29,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dctps_jax.cli import sentence
 from tests.faults import damage, operations
 from tests.faults.material import Material, counterpart, label_of
 from tests.faults.operations import OPERATIONS, Case
@@ -122,12 +123,13 @@ class Fuzz:
             return "traceback", str(crash)
         except operations.Refused as refusal:
             refused = "\n".join(refusal.lines)
-        except operations.UserError as error:
-            refused = str(error)
         except Hung:
             return "hung", "nothing within the time allowed"
-        except Exception:
-            return "traceback", traceback.format_exc()
+        except Exception as error:  # what the programs would make of it
+            ending = sentence(error)
+            if ending is None:
+                return "traceback", traceback.format_exc()
+            refused = ending[0]
         if self.tripped:
             self.tripped = False
             return "executed", "what the file names was run"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
+from absl import logging as absl_logging
 
 REPO = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 30
@@ -108,6 +109,7 @@ def _restored() -> Iterator[None]:
     ours, root = logging.getLogger("dctps_jax"), logging.getLogger()
     argv, path, handlers = sys.argv, list(sys.path), (list(ours.handlers), list(root.handlers), ours.propagate)
     listeners = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    verbosity, hook = absl_logging.get_verbosity(), sys.unraisablehook
     _forget_flags()
     sys.path.insert(0, str(REPO))
     try:
@@ -118,6 +120,8 @@ def _restored() -> Iterator[None]:
         _forget_flags()
         for number, listener in listeners.items():
             signal.signal(number, listener)
+        absl_logging.set_verbosity(verbosity)
+        sys.unraisablehook = hook
         ours.handlers, root.handlers, ours.propagate = handlers
         sys.argv, sys.path[:] = argv, path
 

@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 
-from dctps_jax.errors import UserError
+from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.pruning import load_masks
 from dctps_jax.training import loop, train_seed
 from dctps_jax.training.checkpoint import Checkpoints
@@ -66,6 +66,19 @@ def test_killed_at_any_write_it_ends_the_same(tmp_path, plain):
     # before the last checkpoint; after it, before the row; before the results; after them.
     run_through_kills(tmp_path, [6, 3, 4, 3, 3, 2, 1, 2], checkpoint_every_steps=2)
     assert_same_end(tmp_path, plain)
+
+
+def test_full_disks_on_its_way_lose_nothing(small_disk, plain):
+    workdir, saved = small_disk.folder / "run", []
+    for kilobytes in (90, 150, 240):
+        small_disk.resize(kilobytes)
+        with pytest.raises(DiskFull, match=r"checkpoints/(latest|best) has no room for the checkpoint of step \d+, "):
+            small_run(workdir, checkpoint_every_steps=2)
+        assert max(steps(workdir)) > max(saved, default=0)
+        saved = steps(workdir)
+    small_disk.resize(4000)
+    small_run(workdir, checkpoint_every_steps=2)
+    assert_same_end(workdir, plain)
 
 
 EVERY_DISPATCH = {"steps_per_dispatch": 3, "optimizer__name": "sgd"}
