@@ -75,7 +75,8 @@ def command(program: str) -> Iterator[None]:
 def sentence(error: BaseException) -> tuple[str, int] | None:
     """Return what to tell the user of an exception, and the exit code; None for a mistake of this package."""
     if (exit_code := getattr(error, "exit_code", None)) is not None:
-        return str(error), DiskFull.exit_code if _is_full_disk(error.__cause__) else exit_code
+        reason = sentence(error.__cause__) if isinstance(error.__cause__, OSError) else None
+        return str(error), reason[1] if reason and exit_code == UserError.exit_code else exit_code
     if isinstance(error, KeyboardInterrupt):
         return "stopped by SIGINT", STOPPED
     reason = first_line(error)[:MAX_REASON]

@@ -11,7 +11,6 @@ The metadata are texts: ``format`` ("dctps_jax"), ``format_version``, ``config``
 """
 
 import argparse
-import hashlib
 import json
 import logging
 import reprlib
@@ -37,6 +36,7 @@ from dctps_jax.target import portable
 from dctps_jax.training.checkpoint import read_arrays
 from dctps_jax.training.fields import check_data, check_object
 from dctps_jax.training.packing import digest, flatten
+from dctps_jax.training.seal import check_digest, json_digest
 from dctps_jax.training.setup import build_model
 from dctps_jax.training.workdir import read_config, read_results
 
@@ -82,8 +82,8 @@ def export_run(run: Path, output: Path, checkpoint: str = "best") -> None:
             "give the directory of one seed, or train it again"
         )
     try:
-        check_data(results["data"])
         _check_config(config)
+        check_digest(results, "config", json_digest(config))
     except ValueError as error:
         raise UserError(f"{run} cannot be exported: {error}; restore its files or take another run") from error
     step, arrays = read_arrays(run / "checkpoints", checkpoint)
@@ -105,7 +105,7 @@ def export_run(run: Path, output: Path, checkpoint: str = "best") -> None:
 def _digest(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
     """Return the digest of a file of version 2."""
     header = {name: text for name, text in metadata.items() if name != "digest"}
-    return hashlib.sha256(json.dumps([digest(tensors), header], sort_keys=True).encode()).hexdigest()
+    return json_digest([digest(tensors), header])
 
 
 def describe_exported(file: Path | str) -> Description:

@@ -1,6 +1,7 @@
 """Write files whole or not at all, also where a signal ends the process; read JSON; names that are no UTF-8."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -74,6 +75,13 @@ def check_target(option: str, path: Path) -> None:
         raise UserError(f"{option} is {path}, which is a device or a pipe; name a file")
 
 
+def unreadable(path: Path | str, error: OSError, advice: str) -> UserError:
+    """Return the error for a file that the system does not let us read; where open files run out, it says so."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        advice = "allow more open files (ulimit -n)"
+    return UserError(f"{path} cannot be read ({error.strerror or error}); {advice}.")
+
+
 def parse_json(text: str | bytes) -> Any:
     """Return the value of a JSON text; whatever is wrong with it is a ``ValueError``."""
     try:
@@ -89,7 +97,7 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); restore it or choose another directory") from error
+        raise unreadable(path, error, "restore it or choose another directory") from error
     except ValueError as error:
         raise UserError(f"{path} cannot be read as JSON ({error}); restore it or choose another directory") from error
 

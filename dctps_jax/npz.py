@@ -1,5 +1,6 @@
 """Read and write `.npz` files: whole files only, and one sentence where one is damaged or foreign."""
 
+import errno
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dctps_jax.errors import UserError
-from dctps_jax.files import write_whole
+from dctps_jax.files import unreadable, write_whole
 
 
 def read_npz(path: Path, content: str) -> dict[str, np.ndarray]:
@@ -20,12 +21,20 @@ def read_npz(path: Path, content: str) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file) as archive:  # np.load itself leaves a damaged file open
             arrays = {name: archive[name] for name in archive}
+    except OSError as error:
+        if error.errno in (None, errno.EINVAL):  # a damaged archive can name a place that no file has
+            raise _damaged(path, content, error) from error
+        raise unreadable(path, error, "make it readable") from error
     except Exception as error:  # a damaged file makes zipfile, zlib, tokenize and numpy raise whatever they meet
-        raise UserError(f"{path} cannot be read as .npz with {content} ({first_line(error)}); copy it again") from error
+        raise _damaged(path, content, error) from error
     foreign = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if foreign:
         raise UserError(f"{path} holds {foreign[0]}, which is no array; it should hold {content}")
     return arrays
+
+
+def _damaged(path: Path, content: str, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read as .npz with {content} ({first_line(error)}); copy it again")
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool = False) -> None:

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -21,7 +19,8 @@ from dctps_jax import UserError, data, export
 from dctps_jax.export import describe_exported, export_run, export_stablehlo, load_exported
 from dctps_jax.models import prunable_layers
 from dctps_jax.training.checkpoint import read_arrays
-from tests.commands import Done, assert_one_sentence, call, call_into_closed_pipe
+from tests.commands import assert_one_sentence, call, call_into_closed_pipe
+from tests.data.conftest import no_more_handles, no_room
 from tests.training.small_runs import small_digits, small_run
 
 REPO = Path(__file__).parents[1]
@@ -312,14 +311,19 @@ def test_the_commands(runs, tmp_path):
 
 
 DAMAGES = {
-    "results without data": ("results.json", lambda text: renamed(text, "data", to="date"), "what the data were"),
+    "results of an older version": (
+        "results.json", lambda text: renamed(renamed(text, "data", to="d"), "digests", to="e"), "what the data were",
+    ),
+    "altered results": ("results.json", lambda text: edited(text, "data", "mean", 0, value=0.25), "digest does not match"),
+    "altered config": ("config.json", lambda text: edited(text, "seed", value=7), "config.json was changed or lost"),
+    "no digest": ("results.json", lambda text: edited(text, "digests", value={}), "no field digests.results"),
     "results with texts": ("results.json", lambda text: edited(text, "density", value="0.05"), "density is '0.05'"),
     "data with texts": ("results.json", lambda text: edited(text, "data", "mean", 0, value="1"), "mean is"),
     "results of no UTF-8": ("results.json", lambda text: b"\xff" + text.encode(), "cannot be read as JSON"),
     "foreign config": ("config.json", lambda text: '{"a": 1}', "there is no field model.name"),
     "config with a text": ("config.json", lambda text: edited(text, "execution", "min_loop", value="64"), "min_loop is"),
     "config of another network": ("config.json", lambda text: edited(text, "model", "name", value="lennet"), "'lenet'"),
-    "checkpoints that are a file": ("checkpoints", None, "holds no checkpoint"),
+    "checkpoints that are a file": ("checkpoints", None, "lies below, a file"),
     "config that is a folder": ("config.json", None, "cannot be read"),
 }  # fmt: skip
 
@@ -343,9 +347,19 @@ def test_damaged_runs_are_one_sentence(runs, tmp_path, damage):
 
 
 def test_too_few_file_handles(runs, tmp_path):
-    """What the libraries' threads print of it is kept off the screen, too."""
-    command = f"ulimit -n 8; {sys.executable} -m dctps_jax.export {runs / 'dct'} --output {tmp_path / 'model'}"
-    done = subprocess.run(["bash", "-c", command], cwd=REPO, capture_output=True, text=True, check=False)
-    done = Done(done.returncode, done.stdout, done.stderr)
-    assert_one_sentence(done, "export", "Too many open files", "ulimit", code=71)
+    with no_more_handles():
+        done = call(export.main, runs / "dct", "--output", tmp_path / "model")
+    assert_one_sentence(done, "export", "config.json cannot be read (Too many open files); allow more", code=71)
     assert not (tmp_path / "model").exists()
+    export_run(runs / "dct", tmp_path / "model")
+    with no_more_handles():
+        done = call(predict.main, tmp_path / "model", tmp_path / "image.png")
+    assert_one_sentence(done, "predict.py", "Too many open files", "ulimit", code=71)
+
+
+def test_a_full_disk(runs, tmp_path):
+    for options in ([], ["--stablehlo", tmp_path / "program"]):
+        with no_room(10_000 if not options else 100_000):
+            done = call(export.main, runs / "dct", "--output", tmp_path / "model", *options)
+        assert_one_sentence(done._replace(out=""), "export", f"{tmp_path} has no room for ", " bytes): ", code=74)
+        assert [file.name for file in tmp_path.iterdir()] == ([] if not options else ["model"])

@@ -11,9 +11,12 @@ from dctps_jax.errors import UserError
 from dctps_jax.files import parse_json, printable, write_whole
 from dctps_jax.training.fields import check_config_fields, check_object, check_results, check_row
 from dctps_jax.training.metrics import read_rows
+from dctps_jax.training.seal import check_digest, json_digest
 from dctps_jax.training.workdir import free_fields, read_config, read_results
 
 Setting = tuple[tuple[str, Any], ...]
+# The field of a line that has a SHA-256 of the others; files of version 0.1.0 have none.
+DIGEST = "digest"
 # What the tables and legends name in their own way; of other fields they name those that differ.
 NAMED = ("pruning.density", "pruning.method", "sparse_training.method", "model.offset")
 
@@ -39,12 +42,15 @@ def read_run(folder: Path, name: str | None = None) -> Record:
     Raises :class:`~dctps_jax.errors.UserError` where one of its files is missing or damaged, or is of another run than the others.
     """
     results = read_results(folder) if (folder / "results.json").exists() else None
-    config, rows = _hashable(read_config(folder)), read_rows(folder / "metrics.jsonl")
-    record = Record(printable(name or str(folder)), config, results, rows)
+    config, rows = read_config(folder), read_rows(folder / "metrics.jsonl")
+    record = Record(printable(name or str(folder)), _hashable(config), results, rows)
     try:
+        check_digest(results, "config", json_digest(config))
         _check_together(record)
     except ValueError as error:
-        raise UserError(f"{folder} holds files of different runs: {error}; restore them or leave it out") from error
+        raise UserError(
+            f"{folder} holds files that do not belong together: {error}; restore them or leave it out"
+        ) from error
     return record
 
 
@@ -56,6 +62,7 @@ def _check_together(record: Record) -> None:
         raise ValueError(f"num_epochs is {num_epochs} in the config, and {len(rows)} epochs are recorded")
     if results is None:
         return
+    check_digest(results, "metrics", json_digest(rows))
     asked = None if config["pruning.method"] == "from_run" else config["pruning.density"]
     for field, found, expected in (
         ("seed", results.get("seed"), config.get("seed")),
@@ -100,7 +107,8 @@ def write_records(file: Path, records: Iterable[Record]) -> None:
         config = {field: value for field, value in record.config.items() if field not in free}
         if "data.dir" in config:
             config["data.dir"] = Path(config["data.dir"]).name
-        lines.append(json.dumps(record._replace(config=config)._asdict(), separators=(",", ":")) + "\n")
+        content = record._replace(config=config)._asdict()
+        lines.append(json.dumps({**content, DIGEST: json_digest(content)}, separators=(",", ":")) + "\n")
     write_whole(file, "".join(lines))
 
 
@@ -156,18 +164,20 @@ def _read_file(file: Path) -> list[Record]:
 def _record(values: Any) -> Record:
     """Return the run that a line of a file holds; what is none is a ``ValueError``."""
     check_object(values)
-    if (
-        set(values) != set(Record._fields)
-        or not isinstance(values["name"], str)
-        or not isinstance(values["rows"], list)
-    ):
+    content = {name: value for name, value in values.items() if name != DIGEST}
+    if set(content) != set(Record._fields) or not isinstance(content["rows"], list):
         raise ValueError(f"it must have the fields {', '.join(Record._fields)}")
-    check_config_fields(values["config"])
-    if values["results"] is not None:
-        check_results(values["results"])
-    for number, row in enumerate(values["rows"]):
-        check_row(row, values["rows"][:number])
-    record = Record(**{**values, "name": printable(values["name"]), "config": _hashable(values["config"])})
+    if values.get(DIGEST, json_digest(content)) != json_digest(content):
+        raise ValueError("its digest does not match its content")
+    name, config, results, rows = (content[field] for field in Record._fields)
+    if not isinstance(name, str):
+        raise ValueError(f"name is {name!r}; it must be a text")
+    check_config_fields(config)
+    if results is not None:
+        check_results(results)
+    for number, row in enumerate(rows):
+        check_row(row, rows[:number])
+    record = Record(printable(name), _hashable(config), results, rows)
     _check_together(record)
     return record
 

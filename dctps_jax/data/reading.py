@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dctps_jax.errors import UserError
+from dctps_jax.files import unreadable
 
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
 
@@ -58,13 +59,6 @@ def stamp_of(folder: Path, files: Iterable[Path], extra: str = "") -> str:
         entry = f"{path.relative_to(folder).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n"
         digest.update(entry.encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def unreadable(path: Path | str, error: OSError, advice: str) -> UserError:
-    """Return the error for a file that the system does not let us read; where open files run out, it says so."""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        advice = "allow more open files (ulimit -n)"
-    return UserError(f"{path} cannot be read ({error.strerror or error}); {advice}.")
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -14,6 +14,8 @@ from dctps_jax.files import read_json
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.layers import prunable_layers
 from dctps_jax.npz import read_npz, write_npz
+from dctps_jax.training.fields import check_results
+from dctps_jax.training.seal import check_digest, masks_digest
 
 FORMS = ("masked", "compact")
 
@@ -93,17 +95,12 @@ def load_run_masks(folder: str | Path) -> dict[str, np.ndarray]:
     masks = load_masks(folder / "masks.npz")
     config, results = folder / "config.json", folder / "results.json"
     if results.exists():
+        values = read_json(results)
         try:
-            densities = read_json(results)["layer_densities"]
-            kept = {path: np.count_nonzero(mask) / mask.size for path, mask in masks.items()}
-            # A layer without a mask keeps all its weights.
-            is_its_own = {path: kept.get(path, 1.0) for path in densities} == densities and set(kept) <= set(densities)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{results} is not what a finished run leaves; restore it, or take another run") from error
-        if not is_its_own:
-            raise UserError(
-                f"{folder / 'masks.npz'} holds other layers or densities than {results}; restore it, or take another run"
-            )
+            check_results(values)
+            _check_belongs(masks, values)
+        except ValueError as error:
+            raise UserError(f"{folder} cannot be used: {error}; restore its files, or take another run") from error
     elif config.exists():
         try:
             method = read_json(config)["sparse_training"]["method"]
@@ -112,3 +109,13 @@ def load_run_masks(folder: str | Path) -> dict[str, np.ndarray]:
         if method != "static":
             raise UserError(f"{folder} is not finished and still moves its weights ({method}); finish it first")
     return masks
+
+
+def _check_belongs(masks: Mapping[str, np.ndarray], results: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` where masks are not those of the run that has these results."""
+    check_digest(results, "masks", masks_digest(masks))
+    densities = results.get("layer_densities", {})
+    kept = {path: np.count_nonzero(mask) / mask.size for path, mask in masks.items()}
+    # A layer without a mask keeps all its weights.
+    if not set(kept) <= set(densities) or any(kept.get(path, 1.0) != density for path, density in densities.items()):
+        raise ValueError("masks.npz holds other layers or densities than results.json")

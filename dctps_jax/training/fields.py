@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dctps_jax.training import seal
+
 # A test of a value, and what is allowed.
 Rule = tuple[Callable[[Any], bool], str]
 Rules = Mapping[str, Rule]
@@ -96,6 +98,8 @@ DATA: Rules = {
         "three finite numbers above 0",
     ),
 }
+DIGESTS: Rules = {f"{seal.FIELD}.results": TEXT}
+DIGESTS_OF_A_SEED: Rules = {**DIGESTS, **{f"{seal.FIELD}.{name}": TEXT for name in seal.FILES}}
 
 
 def check_object(values: Any) -> None:
@@ -116,6 +120,11 @@ def check_results(values: Any) -> None:
     for account, rules in ACCOUNTS.items():
         if account in values:
             _check(values, rules)
+    if "data" in values:
+        check_data(values["data"])
+    if seal.FIELD in values:
+        _check(values, DIGESTS if "seeds" in values else DIGESTS_OF_A_SEED)
+    seal.check_own_digest(values)
 
 
 def check_data(values: Any) -> None:

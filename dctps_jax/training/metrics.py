@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from dctps_jax.errors import UserError
-from dctps_jax.files import parse_json, write_whole
+from dctps_jax.files import parse_json, unreadable, write_whole
 from dctps_jax.training.fields import check_row
 
 
@@ -68,7 +68,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         content = path.read_bytes() if path.exists() else b""
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); restore it or choose another directory") from error
+        raise unreadable(path, error, "restore it or choose another directory") from error
     *lines, rest = content.split(b"\n")
     if rest and _is_json(rest):
         lines.append(rest)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from dctps_jax.training.metrics import mean_and_std
+from dctps_jax.training.seal import FIELD, json_digest
 from dctps_jax.training.workdir import write_json
 
 
@@ -37,6 +38,7 @@ def summarize(runs: list[dict[str, Any]], workdir: Path) -> dict[str, Any]:
             results[name], results[f"{name}_std"] = mean_and_std(values)
     for name in ("density", "density_asked", "layer_densities", "trainable_parameters"):
         results[name] = runs[0][name]
+    results[FIELD] = {"results": json_digest(results)}
     if jax.process_index() == 0:
         write_json(workdir / "results.json", results)
     print(last_line(results))

@@ -26,11 +26,12 @@ from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.mending import check_not_begun, initial_supports_of, masks_of, mend_files, supports_of
 from dctps_jax.training.metrics import MetricsLog, describe
 from dctps_jax.training.report import environment, last_line
+from dctps_jax.training.seal import sealed
 from dctps_jax.training.setup import build_sparse_model, make_optimizer_and_schedule, make_step_spec
 from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
 from dctps_jax.training.step import zero_sums
-from dctps_jax.training.workdir import write_json
+from dctps_jax.training.workdir import read_config, write_json
 
 logger = logging.getLogger("dctps_jax")
 
@@ -246,9 +247,10 @@ def train_seed(
         test_accuracy_best = loop.means(programs.evaluate(best_state, *test))[1]
     else:
         logger.warning("the checkpoint of the best epoch %d is lost; test_accuracy_best is left out", best["epoch"])
+    final_masks = initial_masks
     if spec.updates is not None and is_first_host:
-        final = supports_by_path(jax.device_get(stored(state).supports))
-        pruning.save_masks(workdir / "masks.npz", masks_of(final, shapes))
+        final_masks = masks_of(supports_by_path(jax.device_get(stored(state).supports)), shapes)
+        pruning.save_masks(workdir / "masks.npz", final_masks)
     results = {
         "best_val_accuracy": best["val_accuracy"],
         "best_epoch": best["epoch"],
@@ -275,6 +277,7 @@ def train_seed(
         "environment": environment(),
     }
     if is_first_host:
+        results = sealed(results, read_config(workdir), log.rows, final_masks)
         write_json(workdir / "results.json", results)
     checkpoints.close()
     log.close()

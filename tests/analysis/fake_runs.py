@@ -5,15 +5,27 @@ import json
 import numpy as np
 
 from dctps_jax.pruning import save_masks
+from dctps_jax.training.metrics import write_rows
+from dctps_jax.training.seal import sealed
 
 # A quarter of the weights of each layer.
 MASKS = {"conv": np.arange(16).reshape(2, 2, 1, 4) % 4 == 0, "fc": np.arange(8).reshape(4, 2) % 4 == 0}
 
 
 def make_run(
-    folder, *, density=0.01, offset="dct", method="epl", moves="static", seed=0, accuracy=0.5, finished=True, **data
+    folder,
+    *,
+    density=0.01,
+    offset="dct",
+    method="epl",
+    moves="static",
+    seed=0,
+    accuracy=0.5,
+    finished=True,
+    is_sealed=False,
+    **data,
 ):
-    """Make the directory of a run of one epoch; `data` are more fields of `config.data`."""
+    """Make the directory of a run of one epoch, with digests where it is sealed; `data` are more fields of `config.data`."""
     folder.mkdir(parents=True)
     config = {
         "seed": seed,
@@ -29,7 +41,6 @@ def make_run(
         "epoch": 1, "step": 9, "train_loss": 2.0, "val_loss": 2.1, "val_accuracy": accuracy, "learning_rate": 0.001,
         "images_per_second": 1000.0 + seed,
     }  # fmt: skip
-    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     results = {
         "best_val_accuracy": accuracy, "best_epoch": 1, "test_accuracy_best": accuracy,
         "test_accuracy_final": accuracy - 0.1, "density": min(1.0, density * 1.01),
@@ -40,6 +51,9 @@ def make_run(
         "flops": {kind: {"dense": 2_500_000, "sparse": 20_000, "offset": 1_000} for kind in ("inference_of_an_image", "training_step")},
     }  # fmt: skip
     save_masks(folder / "masks.npz", MASKS)
+    write_rows(folder / "metrics.jsonl", [row])
     if finished:
-        (folder / "results.json").write_text(json.dumps(results))
+        (folder / "results.json").write_text(
+            json.dumps(sealed(results, config, [row], MASKS) if is_sealed else results)
+        )
     return folder

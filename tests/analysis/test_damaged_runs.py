@@ -183,12 +183,54 @@ def test_files_of_different_runs(run, name):
     check_report_and_curves(run, "", sentence)
 
 
+def edited(file, *path, value):
+    """A JSON file has another value at a path; the other bytes stay as they are."""
+    whole = json.loads(file.read_text())
+    node = whole
+    for name in path[:-1]:
+        node = node[name]
+    node[path[-1]] = value
+    file.write_text(json.dumps(whole) + "\n")
+
+
+CHANGES = {
+    "accuracy": ("results.json", ("test_accuracy_final",), 0.41),
+    "bytes": ("results.json", ("storage_bytes", "parameters", "this"), 2000),
+    "batch": ("config.json", ("data", "batch"), 64),
+    "speed": ("metrics.jsonl", ("images_per_second",), 1001.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_altered_digit_of_a_finished_run(tmp_path, change):
+    name, path, value = CHANGES[change]
+    sealed = make_run(tmp_path / "run", is_sealed=True)
+    assert call(report.main, sealed, "--output", tmp_path / "out").code == 0
+    edited(sealed / name, *path, value=value)
+    own = "results.json is not what a finished run leaves: its digest does not match its content"
+    check_report_and_curves(sealed, "", own if name == "results.json" else f"{name} was changed or lost after the run")
+    (sealed / "results.json").unlink()
+    assert call(curves.main, sealed, "--output", tmp_path / "curves").code == 0
+
+
+def test_masks_of_another_run_and_metrics_that_are_lost(tmp_path):
+    sealed = make_run(tmp_path / "run", is_sealed=True)
+    assert call(masks.main, sealed, "--output", tmp_path / "figure").code == 0
+    save_masks(sealed / "masks.npz", {path: np.flip(mask) for path, mask in MASKS.items()})
+    done = call(masks.main, sealed, "--output", tmp_path / "figure")
+    assert_one_sentence(done, "masks", str(sealed), "masks.npz was changed or lost after the run")
+    (sealed / "metrics.jsonl").unlink()
+    check_report_and_curves(sealed, "", "metrics.jsonl was changed or lost after the run")
+
+
 def test_damaged_files_of_all_runs(sound, tmp_path):
     assert call(report.main, sound, "--output", tmp_path).code == 0
     whole = json.loads((tmp_path / "runs.jsonl").read_text())
+    digest = whole.pop("digest")[::-1]
     damaged = tmp_path / "damaged.jsonl"
     row = whole["rows"][0]
     for number, (values, sentence) in enumerate((
+        (whole | {"digest": digest}, "its digest does not match its content"),
         (whole | {"config": whole["config"] | {"pruning.density": "x"}}, "pruning.density is 'x'"),
         (whole | {"config": []}, "it is no JSON object"),
         (whole | {"results": {}}, "there is no field test_accuracy_best"),
@@ -197,7 +239,7 @@ def test_damaged_files_of_all_runs(sound, tmp_path):
         (whole | {"rows": [row, row]}, "epoch is 1"),
         (whole | {"rows": {"epoch": 1}}, "it must have the fields"),
         (whole | {"rows": [1]}, "it is no JSON object"),
-        (whole | {"name": 7}, "it must have the fields"),
+        (whole | {"name": 7}, "name is 7"),
         (without(whole, "rows"), "it must have the fields"),
         (whole | {"more": 1}, "it must have the fields"),
         ([whole], "it is no JSON object"),
@@ -225,10 +267,8 @@ MASK_FILES = {
     "lost layer": (lambda file: save_masks(file, {"fc": MASKS["fc"]}), "holds other layers or densities than"),
     "folder": (lambda file: (file.unlink(), file.mkdir()), "does not exist"),
     "nothing": (lambda file: file.unlink(), "does not exist"),
-    "results": (lambda file: file.with_name("results.json").write_text("{}"), "results.json is not what a finished run"),
-    "results that are a list": (
-        lambda file: file.with_name("results.json").write_text('{"layer_densities": [1]}'), "holds other layers",
-    ),
+    "results": (lambda file: file.with_name("results.json").write_text("{}"), "there is no field test_accuracy_best"),
+    "results that are a list": (lambda file: file.with_name("results.json").write_text("[]"), "no JSON object"),
     "results that are no text": (lambda file: file.with_name("results.json").write_bytes(b"\xff"), "results.json cannot be read"),
     "config": (
         lambda file: (file.with_name("results.json").unlink(), file.with_name("config.json").write_text("[]")),

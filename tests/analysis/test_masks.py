@@ -11,6 +11,7 @@ from dctps_jax import UserError
 from dctps_jax.analysis.figures import figure_files
 from dctps_jax.analysis.masks import density_table, draw_densities, jaccard, load_runs, overlap_table
 from dctps_jax.pruning import save_masks
+from tests.analysis.fake_runs import make_run
 
 FIRST = {"conv": np.array([True, True, False, False]), "fc": np.array([[True, False], [False, False]])}
 SECOND = {"conv": np.array([True, False, True, False]), "fc": np.zeros((2, 2), bool)}
@@ -83,5 +84,4 @@ def test_masks_of_a_run_that_still_moves_its_weights_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"sparse_training": {"method": "rigl"}}')
     with pytest.raises(UserError, match="still moves its weights"):
         load_runs([tmp_path])
-    (tmp_path / "results.json").write_text('{"layer_densities": {"conv": 0.5, "fc": 0.25}}')
-    assert list(load_runs([tmp_path])) == [tmp_path.name]
+    assert list(load_runs([make_run(tmp_path / "finished", moves="rigl")])) == ["finished"]

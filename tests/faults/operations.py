@@ -86,7 +86,7 @@ def _results(file: Path) -> Any:
     results = _json(file)
     if not isinstance(results, dict):
         return results
-    return {name: value for name, value in results.items() if not name.endswith(("_seconds", "_file_bytes"))}
+    return {name: value for name, value in results.items() if not name.endswith(("_seconds", "_file_bytes", "digests"))}
 
 
 def _rows(file: Path) -> Any:

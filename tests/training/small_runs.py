@@ -69,7 +69,7 @@ def rows(workdir):
 
 def results(workdir):
     found = json.loads((workdir / "results.json").read_text())
-    return {name: value for name, value in found.items() if not name.endswith(("_seconds", "_file_bytes"))}
+    return {name: value for name, value in found.items() if not name.endswith(("_seconds", "_file_bytes", "digests"))}
 
 
 def steps(workdir, kind="latest"):
