@@ -9,6 +9,7 @@ import jax
 
 from dctps_jax import data, models, plan, pruning
 from dctps_jax.errors import UserError
+from dctps_jax.offsets import OFFSETS, find_offset
 from dctps_jax.pruning import dynamic, schedules, scores
 from dctps_jax.training.optimizer import OPTIMIZERS
 
@@ -82,14 +83,14 @@ TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     **{field: ((bool,), "True or False") for field in FLAGS},
     **{field: ((str,), "a text") for field in TEXTS},
     **{field: ((tuple, list), "a tuple") for field in LISTS},
-    "model.offset": ((str, type(None)), "'dct' or None"),
+    "model.offset": ((str, type(None)), f"None or one of: {', '.join(OFFSETS)}"),
 }
 
 
 def check_config(config: Any, devices: bool = True) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` for the first field or value that cannot work, with what is allowed.
 
-    Brings ``model.offset`` into its one spelling (None or "dct"). Without ``devices`` those are not asked for: on some
+    Turns the text "None" in ``model.offset`` into None. Without ``devices`` those are not asked for: on some
     platforms they then belong to this process.
     """
     values = dict(flat_fields(config))
@@ -102,8 +103,10 @@ def check_config(config: Any, devices: bool = True) -> None:
         check_type(field, values[field])
     if str(config.model.offset).lower() in ("none", ""):
         config.model.offset = None
-    if config.model.offset not in (None, "dct"):
-        raise UserError(f"config.model.offset is {config.model.offset!r}; it must be None or 'dct'")
+    try:
+        find_offset(config.model.offset)
+    except UserError as error:
+        raise UserError(f"config.model.{error}") from None
     for field, choices in CHOICES:
         value = values[field]
         if value not in choices:

@@ -25,7 +25,7 @@ def get_config() -> Any:
 
     config.model = ConfigDict()
     config.model.name = "lenet"
-    config.model.offset = config_dict.placeholder(str)  # "dct" or None
+    config.model.offset = config_dict.placeholder(str)  # a name in dctps_jax.offsets ("dct", "hadamard"), or None
     config.model.offset = "dct"
     config.model.alpha_trainable = True
     config.model.init = "kaiming_normal"  # without offset (Fixup has its own); with one the start is zero

@@ -23,12 +23,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dctps_jax import dct
 from dctps_jax.convolution import convolve, convolve_once, gradient_of_inputs
 from dctps_jax.factored import offset_convolution, transposed_offset_convolution
 from dctps_jax.fusion import materialized, varying_as
 from dctps_jax.gathered import Gathered
-from dctps_jax.geometry import Geometry
+from dctps_jax.offsets import Factors
+from dctps_jax.plan import Work
 from dctps_jax.sparse_part import InRows, add_at
 
 FACTORED = ("factored", "factored_rows")
@@ -40,56 +40,56 @@ Residuals = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array |
 
 
 def apply_kernel(
-    method: str, geometry: Geometry, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
+    method: str, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
 ) -> jax.Array:
     """Return the convolution of ``inputs [batch, *spatial, in]`` with ``α·D + S`` by ``method``, S being ``values`` at ``support``.
 
-    ``alpha`` is None for a layer without offset.
+    D is that of ``work``; ``alpha`` is None where it has none.
     """
     if method == "plain":
-        return convolve(inputs, _kernel(values, alpha, support, geometry).astype(inputs.dtype), geometry)
+        return convolve(inputs, _kernel(work, values, alpha, support).astype(inputs.dtype), work.geometry)
     values, alpha = varying_as(inputs, values), varying_as(inputs, alpha)
-    return _sparse_convolution(method, geometry, inputs, values, alpha, support)
+    return _sparse_convolution(method, work, inputs, values, alpha, support)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _sparse_convolution(
-    method: str, geometry: Geometry, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
+    method: str, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
 ) -> jax.Array:
-    return _forward(method, geometry, inputs, values, alpha, support)[0]
+    return _forward(method, work, inputs, values, alpha, support)[0]
 
 
 def _forward(
-    method: str, geometry: Geometry, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
+    method: str, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
 ) -> tuple[jax.Array, Residuals]:
     if method in FACTORED:
-        outputs = _sparse_part(method, support, geometry, inputs).convolve(inputs, values)
+        outputs = _sparse_part(method, support, work).convolve(inputs, values)
         if alpha is not None:
-            outputs += alpha.astype(inputs.dtype) * offset_convolution(inputs, geometry)
+            outputs += alpha.astype(inputs.dtype) * offset_convolution(inputs, work.geometry, _factors(work))
             # Else what it is the sum of would be kept, and added up again wherever it is read.
             outputs = materialized(outputs)
         return outputs, (inputs, values, alpha, support, None)
-    outputs = convolve_once(inputs, _kernel(values, alpha, support, geometry).astype(inputs.dtype), geometry)
+    outputs = convolve_once(inputs, _kernel(work, values, alpha, support).astype(inputs.dtype), work.geometry)
     # ⟨Y, ∂Y⟩ or ⟨X, ∂X⟩: whichever is the smaller to read.
     kept = outputs if alpha is not None and outputs.size < inputs.size else None
     return outputs, (inputs, values, alpha, support, kept)
 
 
-def _backward(method: str, geometry: Geometry, saved: Residuals, gradient: jax.Array) -> tuple[Any, ...]:
+def _backward(method: str, work: Work, saved: Residuals, gradient: jax.Array) -> tuple[Any, ...]:
     inputs, values, alpha, support, outputs = saved
     gradient = materialized(gradient)
-    sparse_part = _sparse_part(method, support, geometry, inputs)
+    sparse_part = _sparse_part(method, support, work)
     to_inputs: Any = None
     alpha_gradient: Any = None
     if method in FACTORED:
         to_inputs, values_gradient = sparse_part.gradients(inputs, gradient, values)
         if alpha is not None:
-            offset = transposed_offset_convolution(gradient, geometry, inputs.shape[1:-1])
+            offset = transposed_offset_convolution(gradient, work.geometry, _factors(work), inputs.shape[1:-1])
             to_inputs += alpha.astype(inputs.dtype) * offset
             alpha_gradient = _inner(inputs, offset)
     else:
-        kernel = _kernel(values, alpha, support, geometry).astype(inputs.dtype)
-        to_inputs = gradient_of_inputs(gradient, kernel, geometry, inputs)
+        kernel = _kernel(work, values, alpha, support).astype(inputs.dtype)
+        to_inputs = gradient_of_inputs(gradient, kernel, work.geometry, inputs)
         _, values_gradient = sparse_part.gradients(inputs, gradient)
         if alpha is not None:
             total = _inner(inputs, to_inputs) if outputs is None else _inner(outputs, gradient)
@@ -97,7 +97,8 @@ def _backward(method: str, geometry: Geometry, saved: Residuals, gradient: jax.A
                 _is_large(alpha),
                 lambda: (total - _inner(values, values_gradient)) / alpha,
                 lambda: _inner(
-                    convolve_once(inputs, _offset(geometry, values.dtype).astype(inputs.dtype), geometry), gradient
+                    convolve_once(inputs, work.offset_kernel(values.dtype).astype(inputs.dtype), work.geometry),
+                    gradient,
                 ).astype(jnp.result_type(total, values, alpha)),
             )
     if alpha is not None:
@@ -108,8 +109,14 @@ def _backward(method: str, geometry: Geometry, saved: Residuals, gradient: jax.A
 _sparse_convolution.defvjp(_forward, _backward)
 
 
-def _sparse_part(method: str, support: jax.Array, geometry: Geometry, inputs: jax.Array) -> Gathered | InRows:
-    return InRows(support, geometry, inputs.shape) if method in IN_ROWS else Gathered(support, geometry)
+def _factors(work: Work) -> Factors:
+    factors = work.factors
+    assert factors is not None
+    return factors
+
+
+def _sparse_part(method: str, support: jax.Array, work: Work) -> Gathered | InRows:
+    return InRows(support, work.geometry, work.inputs) if method in IN_ROWS else Gathered(support, work.geometry)
 
 
 @jax.custom_batching.custom_vmap
@@ -123,17 +130,13 @@ def _all_are_large(axis_size: int, is_batched: list[bool], alpha: jax.Array) -> 
     return jnp.all(jnp.abs(alpha) >= MIN_ALPHA), False
 
 
-def _kernel(values: jax.Array, alpha: jax.Array | None, support: jax.Array, geometry: Geometry) -> jax.Array:
+def _kernel(work: Work, values: jax.Array, alpha: jax.Array | None, support: jax.Array) -> jax.Array:
     # The values go into the offset, not the offset onto them: one array less to write and to read.
     if alpha is None:
-        offset = jnp.zeros(geometry.kernel_shape, values.dtype)
+        offset = jnp.zeros(work.geometry.kernel_shape, values.dtype)
     else:
-        offset = alpha.astype(values.dtype) * _offset(geometry, values.dtype)
+        offset = alpha.astype(values.dtype) * work.offset_kernel(values.dtype)
     return add_at(offset, support, values)
-
-
-def _offset(geometry: Geometry, dtype: Any) -> jax.Array:
-    return dct.offset_kernel(geometry.kernel_shape, dtype)
 
 
 def _inner(a: jax.Array, b: jax.Array) -> jax.Array:

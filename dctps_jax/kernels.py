@@ -13,7 +13,7 @@ array of its kernel's size. What a number is, its variable type says:
 ====================  =======================================================================
 
 A layer without mask and support trains all weights. D is no state: it follows from the kernel's shape
-(:mod:`dctps_jax.dct`).
+(:mod:`dctps_jax.offsets`).
 """
 
 import math
@@ -25,14 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dctps_jax import dct, plan
+from dctps_jax import plan
 from dctps_jax.convolution import convolve
 from dctps_jax.errors import UserError
 from dctps_jax.execution import apply_kernel
 from dctps_jax.geometry import Geometry
+from dctps_jax.offsets import Offset, find_offset
 from dctps_jax.sparse_part import add_at
-
-OFFSETS = (None, "dct")
 
 
 class SparseParam(nnx.Param):
@@ -66,7 +65,7 @@ class KernelLayer(nnx.Module):
         self,
         kernel_shape: tuple[int, ...],
         *,
-        offset: str | None,
+        offset: str | Offset | None,
         alpha_init: float,
         alpha_trainable: bool,
         mask: jax.Array | None,
@@ -79,8 +78,6 @@ class KernelLayer(nnx.Module):
         kernel_metadata: Mapping[str, Any],
         bias_metadata: Mapping[str, Any],
     ) -> None:
-        if offset not in OFFSETS:
-            raise UserError(f'offset is {offset!r}; it must be None or "dct"')
         if min(kernel_shape) < 1:
             raise UserError(f"a kernel of shape {kernel_shape} is empty; every size must be at least 1")
         if isinstance(support, str) and support != "later":
@@ -88,17 +85,17 @@ class KernelLayer(nnx.Module):
         if mask is not None and support is not None:
             raise UserError("both mask and support are given; a layer takes one of them")
         self.kernel_shape = kernel_shape
-        self.offset = offset
+        self.offset = find_offset(offset)
         self.method = "auto"
         self.mask: Mask | None = nnx.data(None)
         self.support: Support | None = nnx.data(None)
-        init = nnx.initializers.zeros if offset else kernel_init
+        init = kernel_init if self.offset is None else nnx.initializers.zeros
         initial = InitialKernel(init, rngs.params(), kernel_shape, param_dtype)
         self.initial = None if support is None else initial
         nothing = jnp.zeros((0,), param_dtype)
         self.kernel = SparseParam(initial.dense() if support is None else nothing, **kernel_metadata)
         self.alpha: nnx.Variable | None = nnx.data(None)
-        if offset:
+        if self.offset is not None:
             alpha_type = Alpha if alpha_trainable else FrozenAlpha
             # jnp.array makes a buffer of its own for each layer: donation refuses a buffer that occurs twice.
             self.alpha = nnx.data(alpha_type(jnp.array(alpha_init, param_dtype)))
@@ -161,33 +158,31 @@ class KernelLayer(nnx.Module):
             return jnp.where(self.mask[...], kernel, 0)
         return kernel
 
-    def offset_kernel(self) -> jax.Array:
-        """Return D in the kernel's shape and dtype, whether or not the layer adds it."""
-        return dct.offset_kernel(self.kernel_shape, self.kernel[...].dtype)
-
     def scaled_offset(self) -> jax.Array | float:
         """Return α·D, or 0 for a layer without offset."""
-        if self.alpha is None:
+        if self.offset is None or self.alpha is None:
             return 0.0
-        return self.alpha[...].astype(self.kernel[...].dtype) * self.offset_kernel()
+        dtype = self.kernel[...].dtype
+        return self.alpha[...].astype(dtype) * self.offset.kernel(self.kernel_shape, dtype)
 
     def effective_kernel(self) -> jax.Array:
         """Return ``K = α·D + S``, the kernel that the layer applies, in the dtype of its parameters."""
         if self.initial is not None:
             raise UserError('the layer was built with support="later"; call set_support or set_mask before it is used')
-        return self.sparse_kernel() + self.scaled_offset() if self.offset else self.sparse_kernel()
+        return self.sparse_kernel() if self.offset is None else self.sparse_kernel() + self.scaled_offset()
 
     def _apply(self, inputs: jax.Array, geometry: Geometry) -> jax.Array:
         """Return the convolution of ``inputs [batch, *spatial, in]``, a compact layer's by the method that is planned."""
         if self.support is None:
             return convolve(inputs, self.effective_kernel().astype(inputs.dtype), geometry)
-        method = plan.choose(self.method, self.work(inputs, geometry), inputs.dtype)
+        work = self.work(inputs, geometry)
+        method = plan.choose(self.method, work, inputs.dtype)
         alpha = None if self.alpha is None else self.alpha[...]
-        return apply_kernel(method, geometry, inputs, self.kernel[...], alpha, self.support[...])
+        return apply_kernel(method, work, inputs, self.kernel[...], alpha, self.support[...])
 
     def work(self, inputs: jax.Array, geometry: Geometry) -> plan.Work:
         """Return what a compact layer has to compute."""
-        return plan.Work(geometry, inputs.shape, self.kernel[...].size, self.alpha is not None)
+        return plan.Work(geometry, inputs.shape, self.kernel[...].size, self.offset)
 
 
 class InitialKernel:

@@ -18,6 +18,7 @@ from jax import lax
 from dctps_jax.errors import UserError
 from dctps_jax.geometry import Geometry
 from dctps_jax.kernels import KernelLayer
+from dctps_jax.offsets import Offset
 
 DEFAULT_KERNEL_INIT = nnx.initializers.lecun_normal()  # that of nnx.Conv and nnx.Linear
 
@@ -30,7 +31,8 @@ class DCTpSConv(KernelLayer):
     or pairs), dilations, ``feature_group_count``, ``use_bias``, ``mask``, dtypes, ``precision``, initialisers. The kernel
     has shape ``(*kernel_size, in_features // feature_group_count, out_features)``. Besides:
 
-    - ``offset``: "dct" adds α·D (one summed kernel, one convolution); None leaves an ordinary, maskable convolution.
+    - ``offset``: a name in :data:`dctps_jax.offsets.OFFSETS` or an :class:`~dctps_jax.offsets.Offset` of your own adds α·D
+      (one summed kernel, one convolution); None gives an ordinary convolution that can be masked.
     - ``alpha_init``, ``alpha_trainable``: the initial α, and whether it is trained.
     - ``kernel_init`` initialises S where there is no offset; with one, S starts at zero.
     - ``mask``: boolean, of the kernel's shape, True where a weight is trained.
@@ -63,7 +65,7 @@ class DCTpSConv(KernelLayer):
         conv_general_dilated: Any = lax.conv_general_dilated,
         promote_dtype: Any = dtypes.promote_dtype,
         preferred_element_type: Any = None,
-        offset: str | None = "dct",
+        offset: str | Offset | None = "dct",
         alpha_init: float = 1.0,
         alpha_trainable: bool = True,
         rngs: nnx.Rngs,
@@ -192,7 +194,7 @@ class DCTpSLinear(KernelLayer):
         dot_general: Any = lax.dot_general,
         promote_dtype: Any = dtypes.promote_dtype,
         preferred_element_type: Any = None,
-        offset: str | None = "dct",
+        offset: str | Offset | None = "dct",
         alpha_init: float = 1.0,
         alpha_trainable: bool = True,
         rngs: nnx.Rngs,

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from dctps_jax.convolution import MAX_PATCH_POSITIONS, is_narrow
 from dctps_jax.errors import UserError
-from dctps_jax.factored import can_factor
 from dctps_jax.gathered import unfolds
 from dctps_jax.geometry import Geometry
+from dctps_jax.offsets import Factors, Offset
 from dctps_jax.rows import Layout
 
 METHODS = ("plain", "dense", "dense_rows", "factored", "factored_rows")
@@ -22,12 +22,12 @@ SETTINGS = ("auto", *METHODS)
 
 
 class Work(NamedTuple):
-    """What a layer has to compute in a step: its convolution, the shape of its inputs and its number of trained weights."""
+    """What a layer has to compute in a step: its convolution, the shape of its inputs, its number of trained weights, its offset."""
 
     geometry: Geometry
     inputs: tuple[int, ...]
     nnz: int
-    offset: bool
+    offset: Offset | None
 
     @property
     def input_positions(self) -> int:
@@ -36,6 +36,16 @@ class Work(NamedTuple):
     @property
     def output_positions(self) -> int:
         return self.inputs[0] * math.prod(self.geometry.output_spatial(self.inputs[1:-1]))
+
+    @property
+    def factors(self) -> Factors | None:
+        """The factors of the offset, None where there is none, or it has none."""
+        return None if self.offset is None else self.offset.factors(self.geometry.kernel_shape)
+
+    def offset_kernel(self, dtype: Any) -> jax.Array:
+        """Return D of the layer's kernel; it must have an offset."""
+        assert self.offset is not None
+        return self.offset.kernel(self.geometry.kernel_shape, dtype)
 
 
 class Costs(NamedTuple):
@@ -127,9 +137,10 @@ MAX_GATHERED = 3
 def possible_methods(work: Work) -> tuple[str, ...]:
     """Return the methods that can compute a layer; "plain" and "dense" always can."""
     geometry = work.geometry
+    alone = geometry.groups == max(geometry.strides, default=1) == 1 and work.output_positions > 0
     # Without offset there is nothing to factor: the sparse part alone is the kernel.
-    factored = can_factor(geometry) if work.offset else geometry.groups == max(geometry.strides, default=1) == 1
-    return METHODS if factored and work.output_positions else METHODS[:3]
+    factored = alone and (work.offset is None or work.factors is not None)
+    return METHODS if factored else METHODS[:3]
 
 
 def predicted_seconds(work: Work, method: str, platform: str | None = None) -> float:

@@ -14,6 +14,7 @@ from dctps_jax import DCTpSConv, compiler_options, dct, plan
 from dctps_jax.execution import MIN_ALPHA, apply_kernel
 from dctps_jax.geometry import Geometry
 from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.offsets.dct import DCT
 from dctps_jax.pruning import allocate
 from dctps_jax.pruning.scores import cross_entropy
 from tests.native import jit_unoptimised, native, normal
@@ -62,11 +63,12 @@ class Layer:
         self.values = normal(2, nnz)
 
     def methods(self, offset):
-        work = plan.Work(self.geometry, self.inputs.shape, self.values.size, offset)
+        work = plan.Work(self.geometry, self.inputs.shape, self.values.size, DCT if offset else None)
         return [method for method in plan.METHODS if method in plan.possible_methods(work)]
 
     def apply(self, method, inputs, values, alpha):
-        return apply_kernel(method, self.geometry, inputs, values, alpha, jnp.asarray(self.support))
+        work = plan.Work(self.geometry, inputs.shape, self.values.size, None if alpha is None else DCT)
+        return apply_kernel(method, work, inputs, values, alpha, jnp.asarray(self.support))
 
     def outputs_and_gradients(self, methods, offset=True):
         """Return a function of α that returns, for each method, the outputs and all gradients."""

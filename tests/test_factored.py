@@ -10,9 +10,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dctps_jax import dct, factored
-from dctps_jax.factored import can_factor, offset_convolution, transposed_offset_convolution
+from dctps_jax import factored
+from dctps_jax.factored import offset_convolution, transposed_offset_convolution
 from dctps_jax.geometry import Geometry
+from dctps_jax.offsets import dct
 from tests.native import jit_unoptimised, native, normal
 
 # Spatial shape of the inputs, shape of the kernel, padding.
@@ -47,16 +48,22 @@ def with_the_offset(inputs, geometry):
     return native(inputs, jnp.asarray(dct.conv_kernel(geometry.kernel_shape), inputs.dtype), geometry)
 
 
+def factors_of(geometry):
+    factors = dct.centred_factors(geometry.kernel_shape)
+    assert factors is not None
+    return factors
+
+
 def assert_equals_the_native_convolution(spatial, kernel_shape, pads):
     geometry = Geometry(kernel_shape, (1,) * len(spatial), pads)
-    assert can_factor(geometry)
+    factors = factors_of(geometry)
 
     @jit_unoptimised
     def compute(inputs):
         expected, pull_back = jax.vjp(partial(with_the_offset, geometry=geometry), inputs)
         cotangent = jnp.asarray(normal(1, *expected.shape))
-        back = transposed_offset_convolution(cotangent, geometry, spatial)
-        return (offset_convolution(inputs, geometry), expected), (back, *pull_back(cotangent))
+        back = transposed_offset_convolution(cotangent, geometry, factors, spatial)
+        return (offset_convolution(inputs, geometry, factors), expected), (back, *pull_back(cotangent))
 
     for found, expected in compute(normal(0, 2, *spatial, kernel_shape[-2])):
         assert found.shape == expected.shape and found.dtype == jnp.float64
@@ -94,25 +101,6 @@ def test_any_geometry(axes, half, out_features):
     assert_equals_the_native_convolution(spatial, (*size, 2 * half, out_features), pads)
 
 
-@pytest.mark.parametrize(
-    ("kernel_shape", "strides", "groups", "possible"),
-    [
-        ((3, 3, 4, 5), (1, 1), 1, True),
-        ((3, 1, 2, 1), (1, 1), 1, True),
-        ((2, 4, 5), (1,), 1, True),
-        ((3, 3, 3, 5), (1, 1), 1, False),  # an odd number of input channels
-        ((3, 3, 4, 5), (2, 2), 1, False),
-        ((3, 3, 4, 5), (1, 2), 1, False),
-        ((3, 3, 2, 4), (1, 1), 2, False),
-        ((3, 3, 1, 4), (1, 1), 4, False),
-        ((1, 1, 4, 5), (1, 1), 1, False),  # nothing to save
-        ((4, 5), (), 1, False),
-    ],
-)
-def test_what_can_be_factored(kernel_shape, strides, groups, possible):
-    assert can_factor(Geometry(kernel_shape, strides, ((1, 1),) * len(strides), groups)) is possible
-
-
 def largest_array(function, *arguments):
     """The size of the largest array in the traced program of ``function``, constants included."""
     program = jax.make_jaxpr(function)(*arguments)
@@ -123,8 +111,9 @@ def largest_array(function, *arguments):
 def test_no_array_has_the_size_of_the_kernel():
     geometry = Geometry((3, 3, 32, 32), (1, 1), ((1, 1), (1, 1)))
     x = jnp.zeros((1, 2, 2, 32))
-    assert largest_array(lambda x: offset_convolution(x, geometry), x) <= 32 * 32
-    assert largest_array(lambda x: transposed_offset_convolution(x, geometry, (2, 2)), x) <= 32 * 32
+    factors = factors_of(geometry)
+    assert largest_array(lambda x: offset_convolution(x, geometry, factors), x) <= 32 * 32
+    assert largest_array(lambda x: transposed_offset_convolution(x, geometry, factors, (2, 2)), x) <= 32 * 32
     assert largest_array(lambda x: with_the_offset(x, geometry), x) == 9 * 32 * 32
 
 
@@ -133,6 +122,6 @@ def test_other_precisions_are_as_exact_as_they_can_be(dtype, error):
     geometry = Geometry((3, 3, 64, 64), (1, 1), ((1, 1), (1, 1)))
     inputs = jnp.asarray(normal(0, 2, 4, 4, 64))
     expected = with_the_offset(inputs, geometry)
-    outputs = offset_convolution(inputs.astype(dtype), geometry)
+    outputs = offset_convolution(inputs.astype(dtype), geometry, factors_of(geometry))
     assert outputs.dtype == dtype
     assert np.linalg.norm(outputs.astype(jnp.float64) - expected) < error * np.linalg.norm(expected)

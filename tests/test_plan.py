@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from dctps_jax import DCTpSConv, DCTpSLinear, UserError, kernels, plan
 from dctps_jax.geometry import Geometry
+from dctps_jax.offsets import OFFSETS
+from dctps_jax.offsets.dct import DCT
 from dctps_jax.plan import Work, choose, possible_methods, predicted_seconds
 
 
-def conv(shape, inputs, nnz, stride=1, groups=1, offset=True):
+def conv(shape, inputs, nnz, stride=1, groups=1, offset=DCT):
     """The work of a 2-D convolution that keeps the size of its inputs, or halves it."""
     pads = tuple(((width - 1) // 2, width // 2) for width in shape[:-2])
     return Work(Geometry(shape, (stride,) * len(pads), pads, groups), inputs, nnz, offset)
@@ -24,7 +26,7 @@ def conv(shape, inputs, nnz, stride=1, groups=1, offset=True):
 SMALL_MAP = conv((3, 3, 512, 512), (64, 4, 4, 512), 50)
 MANY_WEIGHTS = conv((3, 3, 64, 64), (64, 32, 32, 64), 20_000)
 STRIDED = conv((3, 3, 64, 64), (64, 32, 32, 64), 50, stride=2)
-LINEAR = Work(Geometry((512, 10)), (64, 512), 50, True)
+LINEAR = Work(Geometry((512, 10)), (64, 512), 50, DCT)
 
 
 def test_the_positions_of_inputs_and_outputs():
@@ -46,7 +48,7 @@ def test_the_positions_of_inputs_and_outputs():
     ],
 )
 def test_possible_methods(work, with_offset, without):
-    for offset, factored in ((True, with_offset), (False, without)):
+    for offset, factored in ((DCT, with_offset), (OFFSETS["hadamard"], False), (None, without)):
         methods = plan.METHODS if factored else ("plain", "dense", "dense_rows")
         assert possible_methods(work._replace(offset=offset)) == methods
 
@@ -66,9 +68,9 @@ def test_a_method_that_is_asked_for_is_taken_where_it_is_possible(work, platform
     ("work", "method"),
     [
         (SMALL_MAP, "factored"),
-        (SMALL_MAP._replace(offset=False), "factored"),
+        (SMALL_MAP._replace(offset=None), "factored"),
         (MANY_WEIGHTS, "plain"),
-        (MANY_WEIGHTS._replace(offset=False), "plain"),
+        (MANY_WEIGHTS._replace(offset=None), "plain"),
         (conv((3, 3, 256, 512), (64, 8, 8, 256), 50, stride=2), "dense"),
     ],
 )
@@ -77,7 +79,7 @@ def test_the_clear_cases(work, method):
 
 
 @pytest.mark.parametrize("work", [SMALL_MAP, STRIDED, LINEAR, MANY_WEIGHTS])
-@pytest.mark.parametrize("offset", [True, False])
+@pytest.mark.parametrize("offset", [*OFFSETS.values(), None])
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_auto_is_the_cheapest_where_it_gains_enough(work, offset, platform):
     work = work._replace(offset=offset)
@@ -90,7 +92,7 @@ def test_auto_is_the_cheapest_where_it_gains_enough(work, offset, platform):
 
 def test_auto_leaves_plain_for_no_small_gain(monkeypatch):
     """A layer of LeNet: what its few weights gather would take the memory that its kernel does not."""
-    work = Work(Geometry((5, 5, 6, 16), (1, 1), ((0, 0), (0, 0))), (128, 14, 14, 6), 13, True)
+    work = Work(Geometry((5, 5, 6, 16), (1, 1), ((0, 0), (0, 0))), (128, 14, 14, 6), 13, DCT)
     assert predicted_seconds(work, "dense", "cpu") < plan.MARGIN * predicted_seconds(work, "plain", "cpu")
     assert choose("auto", work, jnp.float32, "cpu") == "plain"
     monkeypatch.setitem(plan.COSTS, "cpu", plan.CPU._replace(least_gain=0.0))
@@ -157,7 +159,9 @@ def works(draw):
     in_features, out_features = (draw(st.integers(1, 300)) for _ in range(2))
     stride = draw(st.integers(1, 2)) if rank else 1
     inputs = (draw(st.integers(1, 128)), *spatial, in_features * groups)
-    return conv((*size, in_features, out_features * groups), inputs, 0, stride, groups, draw(st.booleans()))
+    return conv(
+        (*size, in_features, out_features * groups), inputs, 0, stride, groups, draw(st.sampled_from([DCT, None]))
+    )
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
@@ -197,7 +201,7 @@ def test_a_compact_layer_is_computed_by_its_method(monkeypatch):
     layer = DCTpSConv(4, 6, (3, 3), support=jnp.arange(5), rngs=nnx.Rngs(0))
     x = jnp.ones((2, 5, 6, 4))
     assert layer.method == "auto"
-    work = Work(Geometry((3, 3, 4, 6), (1, 1), ((1, 1), (1, 1))), (2, 5, 6, 4), 5, True)
+    work = Work(Geometry((3, 3, 4, 6), (1, 1), ((1, 1), (1, 1))), (2, 5, 6, 4), 5, DCT)
     assert layer.work(x, work.geometry) == work
     expected = np.asarray(layer(x))
     for method in plan.METHODS:

@@ -4,12 +4,26 @@ from pathlib import Path
 from typing import Any
 
 from dctps_jax.errors import UserError
+from dctps_jax.offsets import OFFSETS
 
 # Okabe and Ito's colours, which the colour-blind tell apart; dashes serve where there is no colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-# Full with the DCT offset, dashed without.
-DASHES = {True: "-", False: (0, (4, 2))}
+# A network without offset has dashes; each offset, in the order of the registry, has another line.
+NO_OFFSET_LINE = (0, (4, 2))
+OFFSET_LINES = ("-", (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 1, 1, 1)))
+
+
+def offset_label(name: str) -> str:
+    """Return how figures call the offset of this name; a name that the package does not know stands for itself."""
+    return OFFSETS[name].label if name in OFFSETS else name
+
+
+def offset_line(name: str | None) -> Any:
+    """Return the line style of an offset by its name, or of networks without offset."""
+    if name is None:
+        return NO_OFFSET_LINE
+    return OFFSET_LINES[list(OFFSETS).index(name) % len(OFFSET_LINES) if name in OFFSETS else -1]
 
 
 def figure_files(output: Path) -> list[Path]:

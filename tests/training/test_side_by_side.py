@@ -11,6 +11,8 @@ from dctps_jax import UserError
 from dctps_jax.data.batches import Normalization
 from dctps_jax.execution import apply_kernel
 from dctps_jax.geometry import Geometry
+from dctps_jax.offsets.dct import DCT
+from dctps_jax.plan import Work
 from dctps_jax.pruning import load_masks
 from dctps_jax.seeds import stream
 from dctps_jax.training import loop
@@ -116,10 +118,11 @@ def test_several_devices(tmp_path, together, monkeypatch):
 def test_the_gradient_of_alpha_is_decided_once_for_all_seeds():
     geometry = Geometry((3, 3, 4, 6), (1, 1), ((1, 1), (1, 1)))
     arguments = jnp.ones((2, 3, 5, 6, 4)), jnp.ones((2, 5)), jnp.arange(5)
+    work = Work(geometry, (3, 5, 6, 4), 5, DCT)
 
     def gradient(alphas):
         def outputs(alpha, inputs, values):
-            return apply_kernel("dense", geometry, inputs, values, alpha, arguments[2]).sum()
+            return apply_kernel("dense", work, inputs, values, alpha, arguments[2]).sum()
 
         return jax.vmap(jax.grad(outputs))(alphas, *arguments[:2])
 

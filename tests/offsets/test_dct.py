@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.fft import dct as scipy_dct
 
-from dctps_jax import dct
+from dctps_jax.offsets import dct
 from tests import reference_data as reference
 
 # (3, 3, 128, 64) has 73,728 weights, the others are long in one direction or have an odd radix.
