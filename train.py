@@ -3,10 +3,17 @@
 Every field of the config can be set on the command line: ``--config.pruning.density=0.001``.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":
+    # Importing JAX takes seconds. Until the run listens itself, a signal ends the process with one line.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: (os.write(2, b"train.py: stopped\n"), os._exit(128 + number)))
+
 import itertools
 import logging
 import re
-import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -18,7 +25,7 @@ from ml_collections import config_flags
 from dctps_jax.config import TYPES, unknown_field
 from dctps_jax.errors import UserError
 from dctps_jax.training.run import run
-from dctps_jax.training.stopping import NonFiniteLoss, Stopped
+from dctps_jax.training.signals import NonFiniteLoss, Stopped, listen_for_signals
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's config.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, metrics, checkpoints, results.")
@@ -31,16 +38,13 @@ def main(argv: list[str]) -> None:
     if CONFIG.value is None or not workdir:
         fail("give a config and a directory: python train.py --config configs/NAME.py --workdir DIR")
     show_warnings_only()
-    # Until there is something to save; then the run listens itself.
-    signal.signal(signal.SIGTERM, lambda *_: fail("stopped by SIGTERM", 143))
-    try:
-        run(CONFIG.value, Path(workdir))
-    except UserError as error:
-        fail(str(error), error.exit_code)
-    except (Stopped, NonFiniteLoss) as ending:
-        fail(str(ending), ending.exit_code)
-    except KeyboardInterrupt:  # before the first step, when there is nothing to save
-        fail("stopped by SIGINT", 130)
+    with listen_for_signals(ends_process=True) as signals:
+        try:
+            run(CONFIG.value, Path(workdir), signals)
+        except UserError as error:
+            fail(str(error), error.exit_code)
+        except (Stopped, NonFiniteLoss) as ending:
+            fail(str(ending), ending.exit_code)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

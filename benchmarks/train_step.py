@@ -46,16 +46,20 @@ class Case:
         self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.supports, state.opt_state)))
         self.train = placement.put(Split(images, rng.integers(0, arguments.num_classes, count, dtype=np.int32)))
         steps = arguments.steps_per_dispatch or loop.default_steps_per_dispatch()
-        plan = loop.Plan(
-            arguments.batch_size, arguments.batch_size, max(10, steps), steps,
-            Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), augmented=True, seed=0,
-        )  # fmt: skip
-        self.steps = plan.steps_per_dispatch
-        self.state, self.sums = placement.put(state), placement.put(zero_sums())
-        self.order = placement.put(loop.order_of_epoch(0, plan, np.arange(count, dtype=np.int32)))
-        advance = partial(
-            loop.advance, num_steps=self.steps, plan=plan, graphs=graphs, optimizer=optimizer, placement=placement
+        spec = loop.StepSpec(
+            batch_size=arguments.batch_size,
+            eval_batch_size=arguments.batch_size,
+            steps_per_epoch=max(10, steps),
+            steps_per_dispatch=steps,
+            normalization=Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+            augmented=True,
+            seed=0,
         )
+        self.steps = steps
+        self.state, self.sums = placement.put(state), placement.put(zero_sums())
+        self.order = placement.put(loop.order_of_epoch(0, spec, np.arange(count, dtype=np.int32)))
+        setup = loop.Setup(spec, graphs, optimizer, placement)
+        advance = partial(loop.advance, num_steps=self.steps, setup=setup)
         started = time.perf_counter()
         jitted = jax.jit(advance, donate_argnums=(0, 1), out_shardings=placement.replicated)
         self.advance = jitted.lower(self.state, self.sums, self.train, self.order).compile(compiler_options())

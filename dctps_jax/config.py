@@ -59,7 +59,7 @@ CHOICES: tuple[tuple[str, Iterable[str]], ...] = (
 )
 
 FLAGS = (
-    "parallel_seeds", "model.alpha_trainable", "model.stable", "data.download", "data.augment", "execution.explain", "execution.remat",
+    "model.alpha_trainable", "model.stable", "data.download", "data.augment", "execution.explain", "execution.remat",
     "execution.keep_memory", "tensorboard", "multi_host",
 )  # fmt: skip
 TEXTS = ("data.dir", "data.cache_dir", "pruning.run", *(field for field, _ in CHOICES))
@@ -184,10 +184,6 @@ def _check_together(config: Any) -> None:
     if config.seed + config.num_seeds > 2**32:
         raise UserError(
             f"config.seed is {config.seed} and config.num_seeds {config.num_seeds}; the last seed must be below 2^32"
-        )
-    if config.parallel_seeds and config.num_seeds == 1:
-        raise UserError(
-            "config.parallel_seeds is True, but config.num_seeds is 1; set num_seeds to what is to train at once"
         )
     if config.pruning.method == "from_run" and not config.pruning.run:
         raise UserError("config.pruning.run is empty; name the directory of the run whose masks from_run is to take")

@@ -16,9 +16,6 @@ def get_config() -> Any:
     config: Any = ConfigDict()
     config.seed = 0
     config.num_seeds = 1  # more than one: runs with seed, seed + 1, … in a directory each, and their mean
-    config.parallel_seeds = (
-        False  # True: they train side by side in one program (scores over all layers: form "masked")
-    )
     config.batch_size = 128  # over all devices
     config.eval_batch_size = 256
     config.num_epochs = 200

@@ -89,11 +89,6 @@ def test_close_names_are_suggested():
     assert "'dct'" in message_of(config_with(model__offset="dtc"))
 
 
-def test_parallel_seeds_need_seeds():
-    assert "config.num_seeds is 1" in message_of(config_with(parallel_seeds=True))
-    check_config(config_with(parallel_seeds=True, num_seeds=2))
-
-
 @pytest.mark.parametrize("pairs", [(("a",),), (("a", "fast"),), ("dense",), ((1, "dense"),)])
 def test_layer_methods(pairs):
     message = message_of(config_with(execution__layer_methods=pairs))

@@ -76,8 +76,10 @@ def test_a_run_through_kills_and_signals_ends_as_one_undisturbed(tmp_path, envir
         found, out, err = finish(process)
         assert found == code and f"going on from step {reached}\n" in out
         reached = steps(workdir)[-1]
-        assert err == (
-            f"train.py: stopped by {number.name}; saved at step {reached}; the same command goes on from there\n"
+        answer, last = err.splitlines()
+        assert answer.startswith(f"train.py: {number.name}: the step under way ends and is saved, then the run stops; ")
+        assert last == (
+            f"train.py: stopped by {number.name}; saved at step {reached}; the same command goes on from there"
         )
         assert newer <= reached < 40
 
@@ -90,6 +92,53 @@ def test_a_run_through_kills_and_signals_ends_as_one_undisturbed(tmp_path, envir
 
     code, out, err = finish(start(environment, workdir))
     assert (code, err) == (0, "") and len(out.splitlines()) == 1 and f"{workdir} is finished. test accuracy" in out
+
+
+def wait_for_line(process, text):
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(process.communicate())
+
+
+# Takes seconds to compile, and about a fifth of a second a step: signals arrive in the middle.
+SLOW = ["--config.model.name=resnet18", "--config.model.width=8", "--config.batch_size=256"]
+
+
+# While JAX is imported; after the last line before programs are compiled.
+@pytest.mark.parametrize("text", ["", "checkpoint"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_training_ends_the_process_at_once(tmp_path, environment, number, text):
+    process = start(environment | {"JAX_ENABLE_COMPILATION_CACHE": "false"}, tmp_path, *SLOW)
+    if text:
+        wait_for_line(process, text)
+    time.sleep(0.5)
+    process.send_signal(number)
+    sent = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 5
+    assert process.returncode == 128 + number
+    assert err.startswith("train.py: stopped") and err.count("\n") == 1
+    assert not (tmp_path / "checkpoints" / "latest").exists() or not steps(tmp_path)
+
+
+def test_a_second_signal_is_survived_and_a_third_is_not(tmp_path, environment):
+    for how_many in (2, 3):
+        process = start(environment, tmp_path, *SLOW, "--config.checkpoint_every_steps=0", "--config.num_epochs=9")
+        wait_for_line(process, "compiled in")
+        time.sleep(0.5)
+        for number in range(how_many):
+            process.send_signal(signal.SIGINT)
+            if number < 2:
+                assert f"{2 - number} more to stop at once" in process.stderr.readline()
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 130 and "Traceback" not in err
+        if how_many == 2:
+            reached = steps(tmp_path)[-1]
+            assert f"stopped by SIGINT; saved at step {reached};" in err
+        else:
+            assert f"stopped at once by SIGINT; the steps after step {reached} are lost" in err
+            assert steps(tmp_path)[-1] == reached
 
 
 # Runs train.py once for each command of a list, in a fork of a process that has imported everything already.

@@ -1,8 +1,8 @@
-"""What a config asks for, as objects: the plan of the loop, the network and its support."""
+"""What a config asks for, as objects: the numbers of a step, the optimiser, the network and its support."""
 
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 from dctps_jax import data, models, pruning
@@ -18,9 +19,10 @@ from dctps_jax.errors import UserError
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
 from dctps_jax.training import loop
+from dctps_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 
-def make_plan(config: Any, dataset: data.Dataset, train: Split) -> loop.Plan:
+def make_step_spec(config: Any, dataset: data.Dataset, train: Split) -> loop.StepSpec:
     """Return the fixed numbers of the run; a batch larger than the training split is a UserError."""
     steps_per_epoch = len(train.labels) // config.batch_size
     if steps_per_epoch == 0:
@@ -35,7 +37,7 @@ def make_plan(config: Any, dataset: data.Dataset, train: Split) -> loop.Plan:
             int(config.sparse_training.stop_fraction * config.num_epochs * steps_per_epoch),
             config.sparse_training.drop_fraction,
         )
-    return loop.Plan(
+    return loop.StepSpec(
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,
         steps_per_epoch=steps_per_epoch,
@@ -46,6 +48,22 @@ def make_plan(config: Any, dataset: data.Dataset, train: Split) -> loop.Plan:
         sparse_training=config.sparse_training.method,
         updates=updates,
     )
+
+
+def make_optimizer_and_schedule(
+    config: Any, steps_per_epoch: int
+) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
+    """Return the optimiser of ``config.optimizer``, and its learning rate as a function of the step."""
+    options = config.optimizer
+    schedule = learning_rate_schedule(options.learning_rate, options.milestones, options.decay_rate, steps_per_epoch)
+    optimizer = make_optimizer(
+        options.name,
+        schedule,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        fixup=config.model.name.startswith("fixup"),
+    )
+    return optimizer, schedule
 
 
 def choose_normalization(config: Any, dataset: data.Dataset, train: Split) -> Normalization:
@@ -86,7 +104,7 @@ def build_model(config: Any, num_classes: int, image_size: int, **options: Any) 
 
 
 def build_sparse_model(
-    config: Any, num_classes: int, image_size: int, train: Split, plan: loop.Plan, own_masks: Path | None = None
+    config: Any, num_classes: int, image_size: int, train: Split, spec: loop.StepSpec, own_masks: Path | None = None
 ) -> tuple[nnx.Module, Supports]:
     """Return the network with the support that ``config.pruning`` asks for, and the support, empty for a dense network.
 
@@ -114,7 +132,7 @@ def build_sparse_model(
         return build(), {}
     if masks is None and settings.method in pruning.SCORE_METHODS:
         model = build()
-        supports.update(_supports_by_score(config, model, train, plan))
+        supports.update(_supports_by_score(config, model, train, spec))
     else:
         model = build(choose_support=choose)
     layers = models.prunable_layers(model)
@@ -182,7 +200,7 @@ def _at_random(config: Any, shapes: Shapes) -> Supports:
     return pruning.random_supports(stream(config.seed, "masks"), shapes, counts)
 
 
-def _supports_by_score(config: Any, model: nnx.Module, train: Split, plan: loop.Plan) -> Supports:
+def _supports_by_score(config: Any, model: nnx.Module, train: Split, spec: loop.StepSpec) -> Supports:
     """Prune by a score on the batches that training will begin with.
 
     Step s of n batches sees those of training steps s·n to s·n + n − 1.
@@ -191,7 +209,7 @@ def _supports_by_score(config: Any, model: nnx.Module, train: Split, plan: loop.
 
     def batches(step: int) -> list[tuple[jax.Array, jax.Array]]:
         numbers = range(step * settings.num_batches, (step + 1) * settings.num_batches)
-        return [loop.host_batch(number, train, plan) for number in numbers]
+        return [loop.host_batch(number, train, spec) for number in numbers]
 
     masks = pruning.prune(
         model, settings.method, settings.density, key=stream(config.seed, "masks"), batch=batches,

@@ -16,7 +16,7 @@ from dctps_jax.errors import UserError
 
 # Where the files lie and how often the screen is written does not change what a run computes (but see `check_same`); how it computes does to rounding only.
 FREE_FIELDS: tuple[str, ...] = (
-    "parallel_seeds",
+    "parallel_seeds",  # in configs of version 0.1.0 only
     "data.dir",
     "data.cache_dir",
     "data.download",

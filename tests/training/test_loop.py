@@ -13,18 +13,18 @@ from dctps_jax import pruning
 from dctps_jax.data.batches import Normalization, Split
 from dctps_jax.training import loop
 from dctps_jax.training.setup import build_model
+from dctps_jax.training.signals import NonFiniteLoss
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import zero_sums
-from dctps_jax.training.stopping import NonFiniteLoss
 from tests.training.small_runs import make_optimizer_of, placement_on, small_config, small_digits
 
 
-def make_plan(**options):
-    plan = loop.Plan(
+def make_spec(**options):
+    spec = loop.StepSpec(
         batch_size=32, eval_batch_size=20, steps_per_epoch=5, steps_per_dispatch=1,
         normalization=Normalization((0.3, 0.3, 0.3), (0.4, 0.4, 0.4)), augmented=True, seed=0,
     )  # fmt: skip
-    return plan._replace(**options)
+    return spec._replace(**options)
 
 
 class Run:
@@ -37,7 +37,7 @@ class Run:
         masks = pruning.prune(model, "epl", 0.05, key=jax.random.key(0))
         pruning.apply_masks(model, masks)
         optimizer = make_optimizer_of(config, learning_rate)
-        self.plan = make_plan(**options)
+        self.spec = make_spec(**options)
         self.placement = placement_on(num_devices)
         graphs, state = create_state(model, optimizer, self.placement.axis_name)
         self.state, self.sums = self.placement.put(state), self.placement.put(zero_sums())
@@ -46,10 +46,7 @@ class Run:
         test = self.placement.put(split)
         self.held_out = test, self.placement.put(np.arange(180, len(split.labels), dtype=np.int32))
         self.programs = loop.compile_programs(
-            [self.plan],
-            graphs,
-            optimizer,
-            self.placement,
+            loop.Setup(self.spec, graphs, optimizer, self.placement),
             self.state,
             self.sums,
             self.train,
@@ -60,24 +57,21 @@ class Run:
 
     def order_of_epoch(self, number):
         rows = np.arange(len(self.train.labels), dtype=np.int32)
-        return self.placement.put(loop.order_of_epoch(number, self.plan, rows))
+        return self.placement.put(loop.order_of_epoch(number, self.spec, rows))
 
     def epoch(self, log_every_steps=1000, order=None):
-        number = self.step // self.plan.steps_per_epoch
+        number = self.step // self.spec.steps_per_epoch
         if order is None:
             order = self.order_of_epoch(number)
-        dispatches = loop.run_epoch(
-            self.programs, self.plan, self.placement, self.state, self.sums, self.train, order, self.step,
-            log_every_steps=log_every_steps,
-        )  # fmt: skip
+        dispatches = loop.run_epoch(self.programs, self.state, self.sums, self.train, order, self.step, log_every_steps)
         for self.step, self.state, self.sums in dispatches:
             yield self.step
 
     def losses(self):
         """The sum of the losses of each dispatch of two epochs."""
-        length, found = self.plan.steps_per_dispatch, []
-        for step in range(0, 2 * self.plan.steps_per_epoch, length):
-            order = self.order_of_epoch(step // self.plan.steps_per_epoch)
+        length, found = self.spec.steps_per_dispatch, []
+        for step in range(0, 2 * self.spec.steps_per_epoch, length):
+            order = self.order_of_epoch(step // self.spec.steps_per_epoch)
             sums = self.placement.put(zero_sums())
             self.state, sums = self.programs.advance[length](self.state, sums, self.train, order)
             found.append(float(sums.loss))
@@ -129,10 +123,10 @@ def test_hot_loop_transfers_nothing():
 
 @given(st.integers(1, 400), st.integers(1, 60), st.data())
 def test_dispatches_fill_the_epoch_from_any_position(steps_per_epoch, steps_per_dispatch, data):
-    plan = make_plan(steps_per_epoch=steps_per_epoch, steps_per_dispatch=steps_per_dispatch)
+    spec = make_spec(steps_per_epoch=steps_per_epoch, steps_per_dispatch=steps_per_dispatch)
 
     def dispatches(position):
-        lengths, updates = zip(*loop._dispatches(steps_per_epoch + position, plan), strict=True)
+        lengths, updates = zip(*loop._dispatches(steps_per_epoch + position, spec), strict=True)
         assert not any(updates)
         return list(lengths)
 
@@ -167,7 +161,7 @@ def test_bad_loss_is_found_at_the_next_look():
     with pytest.raises(NonFiniteLoss, match="at step 1;"):
         for step in run.epoch(log_every_steps=3):
             seen.append(step)
-    assert seen == [1, 2]
+    assert seen == [1, 2, 3]  # looked at after step 1, then after three more at the latest
 
 
 def test_check_finite():

@@ -11,11 +11,11 @@ import pytest
 
 from dctps_jax.errors import UserError
 from dctps_jax.pruning import load_masks
-from dctps_jax.training import loop, seed_run
+from dctps_jax.training import loop, train_seed
 from dctps_jax.training.checkpoint import Checkpoints
 from dctps_jax.training.metrics import MetricsLog
 from dctps_jax.training.report import last_line
-from dctps_jax.training.stopping import NonFiniteLoss, Stopped
+from dctps_jax.training.signals import NonFiniteLoss, Stopped
 from tests.training.small_runs import STEPS_PER_EPOCH, arrays, assert_same_end, results, rows, small_run, steps
 
 pytestmark = [
@@ -48,7 +48,7 @@ def kill_at(patch, moment):
 
     patch.setattr(Checkpoints, "save", watched(Checkpoints.save))
     patch.setattr(MetricsLog, "append", watched(MetricsLog.append))
-    patch.setattr(seed_run, "write_json", watched(seed_run.write_json))
+    patch.setattr(train_seed, "write_json", watched(train_seed.write_json))
 
 
 def run_through_kills(workdir, moments, **overrides):

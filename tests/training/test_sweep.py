@@ -93,8 +93,8 @@ def test_values_that_mean_the_same_are_one_run():
 
 
 def test_what_is_set_for_all_runs():
-    given = ["sweep.py", "--config", "a.py", "--sweep=b.py", "--config.num_epochs", "3", "--noconfig.tensorboard", "--config.parallel_seeds", "--jobs", "2"]  # fmt: skip
-    kept = ["--config", "a.py", "--config.num_epochs", "3", "--noconfig.tensorboard", "--config.parallel_seeds"]
+    given = ["sweep.py", "--config", "a.py", "--sweep=b.py", "--config.num_epochs", "3", "--noconfig.tensorboard", "--config.data.augment", "--jobs", "2"]  # fmt: skip
+    kept = ["--config", "a.py", "--config.num_epochs", "3", "--noconfig.tensorboard", "--config.data.augment"]
     assert sweep.options_for_all(given) == kept
 
 

@@ -1,0 +1,137 @@
+"""Ctrl-C and SIGTERM: what they do in each phase of a run, and the two exceptions that end a run early."""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from dctps_jax.files import remove_unfinished
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A third signal ends the process at once.
+PATIENCE = 3
+
+
+class Stopped(Exception):
+    """A run that saved its state and left because of a signal; the same command goes on from there."""
+
+    def __init__(self, signal_number: int, step: int):
+        self.exit_code = 128 + signal_number
+        name = signal.Signals(signal_number).name
+        super().__init__(f"stopped by {name}; saved at step {step}; the same command goes on from there")
+
+
+class NonFiniteLoss(Exception):
+    """A run whose loss or weights were infinite or not a number; what was saved before is kept."""
+
+    exit_code = 3
+
+    def __init__(self, step: int, what: str = "the loss is"):
+        super().__init__(
+            f"{what} not finite at step {step}; checkpoints from before are kept, and a smaller "
+            "config.optimizer.learning_rate usually helps"
+        )
+
+
+class StopSignals:
+    """What SIGINT and SIGTERM do.
+
+    While the network trains, inside :meth:`saving`, the first signal asks the loop to save and leave; the loop reads
+    :attr:`number`. A message answers the second one. The third one ends the process at once.
+
+    Before and after, the process ends at once with one line. Nothing is lost: there is nothing to save yet, or everything
+    is saved. ``KeyboardInterrupt`` would not do: it waits for the compiler, gets lost where it meets a callback of the
+    garbage collector, and unwinds the process while threads of the compiler still run, which crashes it.
+
+    With ``ends_process=False``, as in a notebook, ``KeyboardInterrupt`` is raised instead of ending the process.
+    """
+
+    def __init__(self, ends_process: bool):
+        self.number: int | None = None
+        self.saved_step = 0
+        self._ends_process = ends_process
+        self._is_saving = False
+        self._count = 0
+
+    @contextlib.contextmanager
+    def saving(self, step: int) -> Iterator[None]:
+        """Inside, a signal asks the loop to save; ``step`` is the newest one that is saved."""
+        self.saved_step, self._is_saving = step, True
+        try:
+            yield
+        finally:
+            self._is_saving = False
+
+    def answer(self, signal_number: int) -> None:
+        """Act on a signal, at once, in a thread of its own: the main one may wait for the compiler or the device."""
+        self._count += 1
+        name = signal.Signals(signal_number).name
+        if not self._is_saving:
+            if self._ends_process:
+                end_process(signal_number, f"stopped by {name}; the same command starts again")
+        elif self._count < PATIENCE:
+            say(
+                f"{name}: the step under way ends and is saved, then the run stops; "
+                f"{PATIENCE - self._count} more to stop at once and lose the steps after step {self.saved_step}"
+            )
+        elif self._ends_process:
+            end_process(signal_number, f"stopped at once by {name}; the steps after step {self.saved_step} are lost")
+
+    def handle(self, signal_number: int, frame: FrameType | None) -> None:
+        """Act on a signal in the main thread, as soon as that is back in Python."""
+        if self._is_saving and self.number is None:
+            self.number = signal_number
+        elif not self._ends_process and (not self._is_saving or self._count >= PATIENCE):
+            raise KeyboardInterrupt
+
+
+def end_process(signal_number: int, message: str) -> None:
+    """Print one line, remove files that are half written, and end the process without unwinding it."""
+    say(message)
+    remove_unfinished()
+    os._exit(128 + signal_number)
+
+
+def say(message: str) -> None:
+    """Print one line to the terminal, in one write."""
+    program = os.path.basename(sys.argv[0]) or "dctps_jax"
+    os.write(2, f"{program}: {message}\n".encode(errors="replace"))
+
+
+@contextlib.contextmanager
+def listen_for_signals(ends_process: bool = False) -> Iterator[StopSignals]:
+    """Answer SIGINT and SIGTERM until the block ends; only the main thread of a process can listen.
+
+    ``ends_process`` is for command line programs: a signal may end the process where there is nothing to save.
+    """
+    signals = StopSignals(ends_process)
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        while number := reader.recv(1)[0]:
+            if number in SIGNALS:
+                signals.answer(number)
+
+    # Python runs a handler when the main thread is back from the compiler; the number of the signal it writes at once.
+    watcher = threading.Thread(target=watch, name="signals", daemon=True)
+    watcher.start()
+    previous_descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    previous = {number: signal.signal(number, signals.handle) for number in SIGNALS}
+    try:
+        yield signals
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(previous_descriptor)
+        writer.send(b"\0")
+        watcher.join()
+        reader.close()
+        writer.close()

@@ -1,0 +1,275 @@
+"""Train the network of one seed, from its data to its results, in order."""
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from dctps_jax import data, models, pruning
+from dctps_jax.analysis.flops import flops_account
+from dctps_jax.analysis.layer_table import layer_table
+from dctps_jax.analysis.plan_table import plan_table, planned
+from dctps_jax.analysis.storage import file_bytes, storage_account, storage_table
+from dctps_jax.data.batches import Split, split_training
+from dctps_jax.errors import UserError
+from dctps_jax.training import loop
+from dctps_jax.training.checkpoint import Checkpoints
+from dctps_jax.training.forms import is_compact, to_compact, to_masked
+from dctps_jax.training.metrics import MetricsLog, describe
+from dctps_jax.training.report import environment, last_line
+from dctps_jax.training.setup import build_sparse_model, make_optimizer_and_schedule, make_step_spec
+from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals
+from dctps_jax.training.state import TrainState, create_state, supports_by_path
+from dctps_jax.training.step import zero_sums
+from dctps_jax.training.workdir import write_json
+
+logger = logging.getLogger("dctps_jax")
+
+
+def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: StopSignals) -> dict[str, Any]:
+    """Train and test the network that ``config`` describes, in ``workdir``; go on where an earlier call was stopped.
+
+    Returns the content of ``results.json``. ``bind`` is called once nothing can be wrong with config and data any
+    more, before the first file is written.
+
+    Raises :class:`~dctps_jax.errors.UserError` where the config cannot work with the data or the directory,
+    :class:`~dctps_jax.training.signals.NonFiniteLoss`, and :class:`~dctps_jax.training.signals.Stopped`.
+    """
+    started = time.perf_counter()
+    is_first_host = jax.process_index() == 0
+
+    # Data: images and labels, and the rows to train on and to validate on.
+    dataset = data.load(
+        config.data.name,
+        dir=config.data.dir,
+        cache_dir=config.data.cache_dir,
+        image_size=config.data.image_size,
+        download=config.data.download,
+    )
+    images = Split(dataset.train_images, dataset.train_labels)
+    train_rows, validation_rows = split_training(len(images.labels), config.data.train_fraction, config.seed)
+    train_split = images.at(train_rows)
+    spec = make_step_spec(config, dataset, train_split)
+
+    # Network: the layers with their supports, and the optimiser. A run that goes on keeps the masks that it began with.
+    own_masks = workdir / "masks_initial.npz"
+    goes_on = own_masks.exists() and any((workdir / "checkpoints" / "latest").glob("[0-9]*"))
+    model, supports = build_sparse_model(
+        config, dataset.num_classes, dataset.image_size, train_split, spec, own_masks if goes_on else None
+    )
+    del train_split
+    shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
+    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
+    optimizer, schedule = make_optimizer_and_schedule(config, spec.steps_per_epoch)
+    if is_first_host:
+        print(layer_table(shapes, counts, sizes))
+        if config.execution.explain:
+            local = config.batch_size // jax.device_count()
+            print(plan_table(planned(model, (local, *dataset.train_images.shape[1:]))))
+    _warn_if_nothing_moves(config, spec, counts, sizes)
+    bind()
+
+    # State: a new one, or the newest that an earlier call saved, on the devices.
+    placement = loop.place_on_all_devices()
+    graphs, state = create_state(model, optimizer, placement.axis_name)
+    setup = loop.Setup(spec, graphs, optimizer, placement)
+    no_sums = zero_sums(max(1, len(graphs.counts)))
+    state, sums = placement.put(state), placement.put(no_sums)
+    flops = flops_account(model, (spec.batch_size, *dataset.train_images.shape[1:]), counts)
+    del model
+    runs_compact = is_compact(state)
+
+    def stored(state: TrainState) -> TrainState:
+        """The state as checkpoints hold it, whatever the form of the run."""
+        return to_compact(state, graphs.counts, optimizer)
+
+    def running(state: TrainState) -> TrainState:
+        """A state out of a checkpoint in the form of the run."""
+        return state if runs_compact else placement.put(to_masked(state, graphs.shapes, optimizer))
+
+    # Abstract: the arrays themselves are given away with the first step.
+    template = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+        {"state": stored(state), "sums": sums},
+    )
+    num_trainable = sum(leaf.size for leaf in jax.tree.leaves(template["state"].params))
+    account = storage_account(state, template["state"], graphs.shapes, optimizer)
+    if is_first_host:
+        print(storage_table(account))
+
+    # Resume.
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    step = 0
+    if (restored := checkpoints.restore("latest", template)) is not None:
+        step, tree = restored
+        state, sums = running(tree["state"]), tree["sums"]
+        print(f"going on from step {step}")
+        del tree
+    del restored
+    if step == 0 and is_first_host:
+        # Updates move the masks later on; where they started from stays on record.
+        for name in ("masks_initial.npz", "masks.npz"):
+            pruning.save_masks(workdir / name, _masks_of(supports, shapes))
+    log = MetricsLog(workdir, step, config.tensorboard)
+    # A run that was stopped while it evaluated an epoch stands at the end of it, with the epoch's sums.
+    is_epoch_pending = step > 0 and step % spec.steps_per_epoch == 0 and int(sums.images) > 0
+    first_epoch = (step - is_epoch_pending) // spec.steps_per_epoch
+    if len(log.rows) < first_epoch:
+        raise UserError(
+            f"{log.path} has {len(log.rows)} rows, but the run is {first_epoch} epochs on; restore it or choose another "
+            "directory"
+        )
+
+    # Compile. The images live on the devices as uint8.
+    train = placement.put(images)
+    validation = train, placement.put(validation_rows)
+    test = Split(dataset.test_images, dataset.test_labels)
+    test = placement.put(test), placement.put(np.arange(len(test.labels), dtype=np.int32))
+
+    def order_of_epoch(epoch: int) -> jax.Array:
+        return placement.put(loop.order_of_epoch(epoch, spec, train_rows))
+
+    def num_drop_at(step: int) -> np.ndarray:
+        assert spec.updates is not None
+        drop = spec.updates.drop_counts(step, counts, sizes)
+        return np.array([drop[path] for path in graphs.counts], np.int32)
+
+    programs = loop.compile_programs(setup, state, sums, train, order_of_epoch(0), [validation, test])
+    print(
+        f"{config.model.name}, {num_trainable:,} trainable parameters, {spec.steps_per_epoch} steps an epoch, "
+        f"{jax.device_count()} {jax.devices()[0].platform} device(s), compiled in {programs.compile_seconds:.1f} s"
+    )
+
+    def save() -> None:
+        checkpoints.save("latest", step, {"state": stored(state), "sums": sums})
+        signals.saved_step = step
+
+    def stop_if_asked() -> None:
+        if signals.number is not None:
+            loop.check_finite(sums, state)
+            save()
+            raise Stopped(signals.number, step)
+
+    # Train.
+    every = config.checkpoint_every_steps
+    with signals.saving(step):
+        for epoch in range(first_epoch, config.num_epochs):
+            epoch_started, first_step = time.perf_counter(), step
+            if not is_epoch_pending:
+                progress = tqdm(
+                    total=spec.steps_per_epoch,
+                    initial=step % spec.steps_per_epoch,
+                    desc=f"epoch {epoch + 1}/{config.num_epochs}",
+                    leave=False,
+                    disable=not sys.stderr.isatty(),
+                    unit="step",
+                )
+                dispatches = loop.run_epoch(
+                    programs, state, sums, train, order_of_epoch(epoch), step, config.log_every_steps, num_drop_at
+                )
+                for now, state, sums in dispatches:
+                    progress.update(now - step)
+                    before, step = step, now
+                    if step % spec.steps_per_epoch == 0:
+                        break
+                    stop_if_asked()
+                    if every and step // every > before // every:
+                        loop.check_finite(sums, state)
+                        save()
+                progress.close()
+            is_epoch_pending = False
+            loop.check_finite(sums, state)
+            epoch_seconds = time.perf_counter() - epoch_started
+            val_loss, val_accuracy = loop.means(programs.evaluate(state, *validation, stop_if_asked))
+            if not math.isfinite(val_loss):
+                raise NonFiniteLoss(step, "the validation loss is")
+            row = {
+                "epoch": epoch + 1,
+                "step": step,
+                "train_loss": float(sums.loss) / spec.steps_per_epoch,
+                "train_accuracy": int(sums.correct) / int(sums.images),
+                "val_loss": val_loss,
+                "val_accuracy": val_accuracy,
+                "learning_rate": float(schedule(step - 1)),
+                "images_per_second": (step - first_step) * spec.batch_size / epoch_seconds,
+            }
+            if spec.updates is not None:
+                row["weights_moved"] = dict(zip(graphs.counts, np.asarray(sums.moved).tolist(), strict=True))
+            print(describe(row, config.num_epochs))
+            best = log.best_row()
+            if best is None or val_accuracy > best["val_accuracy"]:
+                checkpoints.save("best", step, {"state": stored(state)})
+            log.append(row)
+            sums = placement.put(no_sums)
+            save()
+            if signals.number is not None:
+                raise Stopped(signals.number, step)
+
+    # Test: the last state, and the one that was best on validation.
+    test_loss, test_accuracy = loop.means(programs.evaluate(state, *test))
+    best, test_accuracy_best = log.best_row(), None
+    assert best is not None
+    restored = checkpoints.restore("best", {"state": template["state"]})
+    if restored is not None and restored[0] == best["step"]:
+        best_state = running(restored[1]["state"])
+        test_accuracy_best = loop.means(programs.evaluate(best_state, *test))[1]
+    else:
+        logger.warning("the checkpoint of the best epoch %d is lost; test_accuracy_best is left out", best["epoch"])
+    if spec.updates is not None and is_first_host:
+        final = supports_by_path(jax.device_get(stored(state).supports))
+        pruning.save_masks(workdir / "masks.npz", _masks_of(final, shapes))
+    results = {
+        "best_val_accuracy": best["val_accuracy"],
+        "best_epoch": best["epoch"],
+        "test_accuracy_best": test_accuracy_best,
+        "test_accuracy_final": test_accuracy,
+        "test_loss_final": test_loss,
+        "density_asked": None if config.pruning.method == "from_run" else config.pruning.density,
+        "density": sum(counts.values()) / sum(sizes.values()),
+        "layer_densities": {path: counts[path] / sizes[path] for path in sizes},
+        "trainable_parameters": num_trainable,
+        "storage_bytes": account,
+        "flops": flops,
+        "checkpoint_file_bytes": file_bytes(workdir / "checkpoints" / "latest" / str(step)),
+        "seed": config.seed,
+        "data": {
+            "class_names": list(dataset.class_names),
+            "image_size": dataset.image_size,
+            "mean": list(map(float, spec.normalization.mean)),
+            "std": list(map(float, spec.normalization.std)),
+        },
+        "compile_seconds": programs.compile_seconds,
+        "total_seconds": time.perf_counter() - started,
+        "environment": environment(),
+    }
+    if is_first_host:
+        write_json(workdir / "results.json", results)
+    checkpoints.close()
+    log.close()
+    print(last_line(results))
+    return results
+
+
+def _warn_if_nothing_moves(
+    config: Any, spec: loop.StepSpec, counts: Mapping[str, int], sizes: Mapping[str, int]
+) -> None:
+    if spec.updates is not None and not spec.updates.moves_anything(counts, sizes):
+        logger.warning(
+            "sparse_training.method is %r, but no weight will ever move: updates come every %d steps before step %d, and "
+            "only layers that are not full have any; lower sparse_training.update_every or the density",
+            config.sparse_training.method,
+            spec.updates.update_every,
+            spec.updates.end_step,
+        )
+
+
+def _masks_of(supports: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    return {path: pruning.mask_of_support(np.asarray(support), shapes[path]) for path, support in supports.items()}
