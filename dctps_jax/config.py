@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
-from dctps_jax import data, models, plan, pruning
+from dctps_jax import data, models, pruning
 from dctps_jax.errors import UserError
 from dctps_jax.offsets import OFFSETS, find_offset
+from dctps_jax.ops import cost_model
 from dctps_jax.pruning import dynamic, schedules, scores
 from dctps_jax.training.optimizer import OPTIMIZERS
 
@@ -54,7 +55,7 @@ CHOICES: tuple[tuple[str, Iterable[str]], ...] = (
     ("pruning.loss", scores.LOSSES),
     ("sparse_training.method", dynamic.METHODS),
     ("execution.form", ("auto", *pruning.FORMS)),
-    ("execution.method", plan.SETTINGS),
+    ("execution.method", cost_model.SETTINGS),
     ("optimizer.name", OPTIMIZERS),
 )
 
@@ -173,10 +174,10 @@ def _check_lists(config: Any) -> None:
             )
     for pair in config.execution.layer_methods:
         is_pair = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
-        if not (is_pair and pair[1] in plan.SETTINGS):
+        if not (is_pair and pair[1] in cost_model.SETTINGS):
             raise UserError(
                 f"config.execution.layer_methods has {pair!r}; it must hold (pattern, method) pairs with a method of: "
-                f"{', '.join(plan.SETTINGS)}, e.g. (('layer1.*', 'dense'),)"
+                f"{', '.join(cost_model.SETTINGS)}, e.g. (('layer1.*', 'on_support'),)"
             )
 
 

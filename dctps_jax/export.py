@@ -21,7 +21,7 @@ from dctps_jax.errors import UserError
 from dctps_jax.kernels import Mask, Support
 from dctps_jax.layers import prunable_layers
 from dctps_jax.npz import first_line
-from dctps_jax.target import portable
+from dctps_jax.ops.target import portable
 from dctps_jax.training.checkpoint import digest, flatten, read_arrays
 from dctps_jax.training.setup import build_model
 from dctps_jax.training.workdir import read_config, read_results, write_whole
@@ -120,7 +120,7 @@ def export_stablehlo(file: Path | str, output: Path) -> None:
     description, tensors = _read(Path(file))
     model = _build(Path(file), description, tensors)
     for layer in prunable_layers(model).values():
-        layer.method = "plain"
+        layer.method = "autodiff"
     graph, state = nnx.split(model)
 
     @jax.jit

@@ -1,8 +1,8 @@
 """The kernel of a layer, ``K = α·D + S``: what is trained of it, in which form it is stored, and the sum.
 
 The sparse part S is stored *masked*, as a dense array beside a boolean mask, or *compact*, as its trained values beside
-their positions. Both are the same function of the trained weights, with the same gradients; a compact layer has no
-array of its kernel's size. What a number is, its variable type says:
+their positions. Both are the same function of the trained weights, with the same gradients. A compact layer has no
+array of its kernel's size. The type of a variable says what its numbers are:
 
 ====================  =======================================================================
 ``SparseParam``       S, trainable, an ``nnx.Param``: of the kernel's shape, or compact ``[nnz]``
@@ -25,17 +25,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dctps_jax import plan
-from dctps_jax.convolution import convolve
 from dctps_jax.errors import UserError
-from dctps_jax.execution import apply_kernel
-from dctps_jax.geometry import Geometry
 from dctps_jax.offsets import Offset, find_offset
-from dctps_jax.sparse_part import add_at
+from dctps_jax.ops.convolution import convolve
+from dctps_jax.ops.cost_model import choose
+from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.methods import apply_kernel
+from dctps_jax.ops.sparse_part import add_at
+from dctps_jax.ops.work import Work
 
 
 class SparseParam(nnx.Param):
-    """The trainable part S of a kernel; its gradient is exactly zero where a weight is not trained."""
+    """The trainable part S of a kernel. Its gradient is exactly zero where a weight is not trained."""
 
 
 class Mask(nnx.Variable):
@@ -43,7 +44,7 @@ class Mask(nnx.Variable):
 
 
 class Support(nnx.Variable):
-    """The positions of the trained weights in the flattened kernel, int32, ascending; S then holds their values only."""
+    """The ascending positions of the trained weights in the flattened kernel, int32. S then holds only their values."""
 
 
 class Alpha(nnx.Param):
@@ -55,10 +56,10 @@ class FrozenAlpha(nnx.Variable):
 
 
 class KernelLayer(nnx.Module):
-    """What convolution and linear layer share: the parameters of ``K = α·D + S``, their two forms, and their sum.
+    """What a convolution and a linear layer share: the parameters of ``K = α·D + S``, their two forms, and their sum.
 
-    ``method`` says how a compact layer is computed: "auto" leaves it to :mod:`dctps_jax.plan`, or one of
-    :mod:`dctps_jax.execution`.
+    ``method`` says how a compact layer is computed. It is a name in :data:`dctps_jax.ops.methods.METHODS`, or "auto"
+    for the one that :mod:`dctps_jax.ops.cost_model` chooses.
     """
 
     def _init_parameters(
@@ -109,9 +110,9 @@ class KernelLayer(nnx.Module):
         self.use_bias = use_bias
 
     def set_mask(self, mask: jax.Array | np.ndarray) -> None:
-        """Train only the weights where ``mask`` (boolean, of the kernel's shape) is True; the others become zero.
+        """Train only the weights where ``mask`` (boolean, of the kernel's shape) is True. The others become zero.
 
-        The layer is masked from then on, whatever it was.
+        The layer is then masked, whatever it was before.
         """
         mask = jnp.asarray(mask)
         if mask.shape != self.kernel_shape:
@@ -122,9 +123,9 @@ class KernelLayer(nnx.Module):
         self.mask = nnx.data(Mask(mask))
 
     def set_support(self, positions: jax.Array | np.ndarray) -> None:
-        """Train only the weights at ``positions`` of the flattened kernel, ascending; keep their values only.
+        """Train only the weights at the ascending ``positions`` of the flattened kernel. Keep only their values.
 
-        The layer is compact from then on, whatever it was.
+        The layer is then compact, whatever it was before.
         """
         positions = np.asarray(positions)
         size = math.prod(self.kernel_shape)
@@ -141,7 +142,7 @@ class KernelLayer(nnx.Module):
         self.support = nnx.data(Support(support))
 
     def set_dense(self) -> None:
-        """Train all weights, from where they stand."""
+        """Train all weights, starting from their present values."""
         self.kernel.set_value(self.sparse_kernel())
         self.mask, self.support, self.initial = nnx.data(None), nnx.data(None), None
 
@@ -172,21 +173,21 @@ class KernelLayer(nnx.Module):
         return self.sparse_kernel() if self.offset is None else self.sparse_kernel() + self.scaled_offset()
 
     def _apply(self, inputs: jax.Array, geometry: Geometry) -> jax.Array:
-        """Return the convolution of ``inputs [batch, *spatial, in]``, a compact layer's by the method that is planned."""
+        """Return the convolution of ``inputs [batch, *spatial, in]``, of a compact layer by its method."""
         if self.support is None:
             return convolve(inputs, self.effective_kernel().astype(inputs.dtype), geometry)
         work = self.work(inputs, geometry)
-        method = plan.choose(self.method, work, inputs.dtype)
+        method = choose(self.method, work, inputs.dtype)
         alpha = None if self.alpha is None else self.alpha[...]
         return apply_kernel(method, work, inputs, self.kernel[...], alpha, self.support[...])
 
-    def work(self, inputs: jax.Array, geometry: Geometry) -> plan.Work:
+    def work(self, inputs: jax.Array, geometry: Geometry) -> Work:
         """Return what a compact layer has to compute."""
-        return plan.Work(geometry, inputs.shape, self.kernel[...].size, self.offset)
+        return Work(geometry, inputs.shape, self.kernel[...].size, self.offset)
 
 
 class InitialKernel:
-    """A kernel as it starts, made only where it is needed."""
+    """The initial kernel of a layer, made only where it is needed."""
 
     def __init__(self, init: nnx.Initializer, key: jax.Array, shape: tuple[int, ...], dtype: Any):
         self.init, self.key, self.shape, self.dtype = init, key, shape, dtype
@@ -195,7 +196,7 @@ class InitialKernel:
         return self.init(self.key, self.shape, self.dtype)
 
     def at(self, positions: jax.Array) -> jax.Array:
-        """Return the initial weights at ``positions``; the whole kernel exists for that moment at most."""
+        """Return the initial weights at ``positions``. The whole kernel exists only for that moment, if at all."""
         if self.init is nnx.initializers.zeros:
             return jnp.zeros(positions.shape, self.dtype)
         return self.dense().ravel()[positions]

@@ -50,11 +50,11 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> 
 
     Names and layouts are the original's: ``layer1.0.conv1.weight`` OIHW without offset, ``layer1.0.conv1.conv.weight``,
     ``.scaling`` (α) and, optionally, ``.dct.weight`` (D, only compared) with one; BatchNorm's ``weight``, ``bias``,
-    ``running_mean``, ``running_var`` (``num_batches_tracked`` is ignored). Values keep the wider of their own float type
-    and the model's. Where the model has masks the loaded kernels must be zero outside them.
+    ``running_mean``, ``running_var`` (``num_batches_tracked`` is ignored). Values keep the wider of their own float
+    type and the model's. Where the model has masks the loaded kernels must be zero outside them.
 
-    Raises :class:`~dctps_jax.errors.UserError` that lists every missing, unknown and misshapen entry, before anything in
-    the model is changed, and for a model with another offset than the DCT.
+    Raises :class:`~dctps_jax.errors.UserError` that lists every missing, unknown and misshapen entry, before anything
+    in the model is changed, and for a model with another offset than the DCT.
     """
     entries = list(_entries(model))
     offsets = dict(_offsets(model))
@@ -88,7 +88,9 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> 
 
 
 def to_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
-    """Return the model's numbers under the original's names and in its layouts; :func:`load_state_dict` reads them back.
+    """Return the model's numbers under the original's names and in its layouts.
+
+    :func:`load_state_dict` reads them back.
 
     The offsets are left in (``….dct.weight``, float32), as the original's own checkpoints hold them. Pruned weights are
     zeros; ``num_batches_tracked`` is left out, which PyTorch allows.
@@ -100,7 +102,7 @@ def to_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """Read a state dict from an ``.npz`` file, or from a ``.pt``, ``.pth`` or ``.model`` file where PyTorch is installed.
+    """Read a state dict from an ``.npz`` file, or with PyTorch from a ``.pt``, ``.pth`` or ``.model`` file.
 
     Raises :class:`~dctps_jax.errors.UserError` where the file is missing, damaged or no state dict.
     """

@@ -1,4 +1,4 @@
-"""Theoretical floating point operations of a network's prunable layers: executed dense, and of what is trained alone."""
+"""Theoretical floating point operations of the prunable layers: of whole kernels, and of the trained weights alone."""
 
 import math
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ KINDS: tuple[str, ...] = ("dense", "sparse", "offset")
 def flops_account(model: nnx.Module, inputs: tuple[int, ...], counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
     """Return the operations of inference on one of ``inputs [batch, …]`` and of a training step on all, each by kind.
 
-    A multiply-add counts as two. ``dense``: every layer by its whole kernel. ``sparse``: by its ``counts`` trained weights
-    alone. ``offset``: what α·D adds to the sparse operations at each output position, as :class:`dctps_jax.offsets.Offset`
-    counts it. A training step takes three passes: forward, to the inputs and to the weights. Not counted are α's gradient,
-    which is an inner product, BatchNorm, activations and the optimiser.
+    A multiply-add counts as two. ``dense``: every layer by its whole kernel. ``sparse``: by its ``counts`` trained
+    weights alone. ``offset``: what α·D adds to the sparse operations at each output position, as
+    :class:`dctps_jax.offsets.Offset` counts it. A training step takes three passes: forward, to the inputs and to the
+    weights. Not counted are α's gradient, which is an inner product, BatchNorm, activations and the optimiser.
     """
     batch = inputs[0]
     image: dict[str, int] = dict.fromkeys(KINDS, 0)

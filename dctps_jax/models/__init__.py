@@ -61,9 +61,10 @@ def create_model(
     - ``dtype``: of the computation (None: as the inputs and parameters); ``param_dtype``: of the parameters.
     - ``min_loop``: so many equal blocks in a row or more are one loop, compiled once; 0: never.
     - ``remat``: True keeps the inputs of blocks only and computes what is inside again for the gradient: less memory.
-    - ``choose_support``: a function of the prunable layers' kernel shapes that returns, by path, the ascending positions of
-      their trained weights. The network is then compact: only these are stored, and no dense kernel is ever made, e.g.
-      ``lambda shapes: random_supports(key, shapes, allocate(shapes, 0.001, "epl"))`` (of ``dctps_jax.pruning``).
+    - ``choose_support``: a function of the prunable layers' kernel shapes that returns, by path, the ascending
+      positions of their trained weights. The network is then compact: only these are stored, and no dense kernel is
+      ever made, e.g. ``lambda shapes: random_supports(key, shapes, allocate(shapes, 0.001, "epl"))`` (of
+      ``dctps_jax.pruning``).
     - ResNets also take ``width`` (channels of the first stage, 64) and ``stable`` (residual branches over √blocks).
 
     Raises :class:`~dctps_jax.errors.UserError` for a name, option or size that does not exist, listing what there is.

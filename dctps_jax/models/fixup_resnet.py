@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dctps_jax.fusion import materialized
 from dctps_jax.layers import ResidualSum
 from dctps_jax.models.blocks import run_blocks
 from dctps_jax.models.parts import Parts, global_average_pool
 from dctps_jax.offsets import Offset
+from dctps_jax.ops.fusion import materialized
 
 BLOCKS_PER_STAGE = {
     "fixup_resnet20": 3,
@@ -64,9 +64,9 @@ class FixupBlock(nnx.Module):
 def fixup_alpha(offset: Offset, in_features: int, features: int, std: float) -> float:
     """Return the initial α of a block's first convolution, as in the original.
 
-    ``√(E‖column of the Fixup kernel‖ / mean ‖column of D‖)``, where a column of n = 9·in_features normal numbers has the
-    expected norm ``√2 · std · Γ((n+1)/2) / Γ(n/2)``. Without the outer root the norms would be equal. It is kept because the
-    published results were made with it.
+    ``√(E‖column of the Fixup kernel‖ / mean ‖column of D‖)``, where a column of n = 9·in_features normal numbers has
+    the expected norm ``√2 · std · Γ((n+1)/2) / Γ(n/2)``. Without the outer root the norms would be equal. It is kept
+    because the published results were made with it.
     """
     n = 9 * in_features
     column_norm = math.sqrt(2) * std * math.exp(math.lgamma((n + 1) / 2) - math.lgamma(n / 2))
@@ -75,7 +75,7 @@ def fixup_alpha(offset: Offset, in_features: int, features: int, std: float) -> 
 
 
 class FixupResNet(nnx.Module):
-    """A 3×3 stem, three stages of 16, 32 and 64 channels, the average over positions, a linear layer that starts at 0."""
+    """A 3×3 stem, stages of 16, 32 and 64 channels, the average over positions, a linear layer that starts at 0."""
 
     MIN_IMAGE_SIZE = 4
 

@@ -10,9 +10,9 @@ from flax import nnx
 
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.models.blocks import Running
-from dctps_jax.normalization import BatchNorm
+from dctps_jax.models.normalization import BatchNorm
 from dctps_jax.offsets import Offset, find_offset
-from dctps_jax.target import on_cpu
+from dctps_jax.ops.target import on_cpu
 
 # Untruncated normals with the gains of PyTorch's functions of these names.
 INITIALIZERS: dict[str, nnx.Initializer] = {

@@ -1,12 +1,13 @@
 """The DCT offset: a corner of an orthonormal DCT-II matrix.
 
-A row r of D is a position p of the kernel and an input channel c, ``r = p·c_in + c``. Measured from the middle of the channels
-its angle is the sum of two angles, because ``2r + 1 = (2p + 1)·c_in + (2c + 1 − c_in)``. With
+A row r of D is a position p of the kernel and an input channel c, ``r = p·c_in + c``. Measured from the middle of the
+channels its angle is the sum of two angles, because ``2r + 1 = (2p + 1)·c_in + (2c + 1 − c_in)``. With
 ``a[p, m] = π(2p + 1)·c_in·m / 2N`` and ``b[c, m] = π(2c + 1 − c_in)·m / 2N``::
 
     D[p, c, m] = s_m (cos a[p, m] cos b[c, m] − sin a[p, m] sin b[c, m])
 
-``cos b`` is even and ``sin b`` odd under ``c → c_in − 1 − c``. These are the :class:`~dctps_jax.offsets.offset.Factors` of D.
+``cos b`` is even and ``sin b`` odd under ``c → c_in − 1 − c``. These are the :class:`~dctps_jax.offsets.offset.Factors`
+of D.
 """
 
 import math
@@ -19,7 +20,8 @@ import numpy as np
 
 from dctps_jax.offsets.offset import Offset
 
-# A kernel of at most this size (256 KiB in float32) takes less room in a program than the arithmetic that would make it.
+# A kernel of at most this size (256 KiB in float32) takes less room in a program than the arithmetic that would make
+# it.
 MAX_CONSTANT_SIZE = 2**16
 
 
@@ -47,9 +49,10 @@ def conv_kernel(shape: Sequence[int]) -> np.ndarray:
 
 
 def angles(odd: np.ndarray, n_in: int, n_out: int) -> np.ndarray:
-    """Return ``π · odd · m / 2N`` modulo 2π for every column m, float64 ``[..., n_out]``; ``odd [..., 1]`` are integers.
+    """Return ``π · odd · m / 2N`` modulo 2π for every column m, float64 ``[..., n_out]``.
 
-    The integers are reduced modulo the period 4N first, so the arguments of the cosine are small and lose no digits.
+    ``odd [..., 1]`` are integers. They are reduced modulo the period 4N first, so the arguments of the cosine are small
+    and lose no digits.
     """
     n = max(n_in, n_out)
     return odd * np.arange(n_out) % (4 * n) * (np.pi / (2 * n))
@@ -67,10 +70,10 @@ def offset_kernel(shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Return :func:`conv_kernel` as a jax array of ``dtype``.
 
     Kernels of up to :data:`MAX_CONSTANT_SIZE` weights are constants of the program. Larger ones are generated. A row
-    ``j = q·R + r`` splits the angle, ``2j + 1 = 2qR + (2r + 1)``, and cos(a + b) = cos a cos b − sin a sin b. So D is the sum
-    of two outer products of tables, which have about ``2 √n_in`` rows together. Under ``jax.jit`` the products are computed
-    inside the operation that uses D: no array of the kernel's size is part of the program or of the state. Generated
-    float32 values are within 2e-7 · s_m of the exact ones.
+    ``j = q·R + r`` splits the angle, ``2j + 1 = 2qR + (2r + 1)``, and cos(a + b) = cos a cos b − sin a sin b. So D is
+    the sum of two outer products of tables, which have about ``2 √n_in`` rows together. Under ``jax.jit`` the products
+    are computed inside the operation that uses D: no array of the kernel's size is part of the program or of the state.
+    Generated float32 values are within 2e-7 · s_m of the exact ones.
     """
     n_in, n_out = math.prod(shape[:-1]), shape[-1]
     if n_in * n_out <= MAX_CONSTANT_SIZE:

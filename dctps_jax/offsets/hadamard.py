@@ -15,13 +15,14 @@ def hadamard_matrix(n_in: int, n_out: int) -> np.ndarray:
     """Return the offset of a linear layer, float64 ``[n_in, n_out]``.
 
     Sylvester's matrices (Sylvester 1867) double in size: ``H_1 = [1]``, ``H_2n = [[H_n, H_n], [H_n, −H_n]]``, so that
-    ``H[i, j] = (−1)^(number of bits that i and j share)``. With ``N = max(n_in, n_out)``, D is the ``n_in × n_out`` corner
-    of the smallest H with at least N rows, scaled as the DCT offset is::
+    ``H[i, j] = (−1)^(number of bits that i and j share)``. With ``N = max(n_in, n_out)``, D is the ``n_in × n_out``
+    corner of the smallest H with at least N rows, scaled as the DCT offset is::
 
         D[i, j] = H[i, j] / √N
 
-    Columns have norm 1 if ``n_in >= n_out`` and ``√(n_in / N)`` otherwise. They are orthogonal if ``n_in`` is a multiple of
-    the smallest power of two that is at least ``n_out``; a corner that cuts through these blocks is not orthogonal.
+    Columns have norm 1 if ``n_in >= n_out`` and ``√(n_in / N)`` otherwise. They are orthogonal if ``n_in`` is a
+    multiple of the smallest power of two that is at least ``n_out``; a corner that cuts through these blocks is not
+    orthogonal.
     """
     _check_positive(n_in, n_out)
     shared_bits = np.bitwise_count(np.arange(n_in)[:, None] & np.arange(n_out))
@@ -31,8 +32,8 @@ def hadamard_matrix(n_in: int, n_out: int) -> np.ndarray:
 def hadamard_kernel(shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Return :func:`hadamard_matrix` as a jax array in the kernel's shape.
 
-    The signs follow from the row and column numbers. Under ``jax.jit`` they are computed inside the operation that uses D:
-    no array of the kernel's size is part of the program.
+    The signs follow from the row and column numbers. Under ``jax.jit`` they are computed inside the operation that uses
+    D: no array of the kernel's size is part of the program.
     """
     n_in, n_out = math.prod(shape[:-1]), shape[-1]
     _check_positive(n_in, n_out)
@@ -42,7 +43,7 @@ def hadamard_kernel(shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array
 
 
 def hadamard_operations(n_in: int, n_out: int) -> float:
-    """Return the operations of a product with D: as a matrix, or by the fast Walsh-Hadamard transform, whichever is less.
+    """Return the operations of a product with D: the fewer of a matrix product and a fast Walsh-Hadamard transform.
 
     The transform of length n, a power of two, takes ``n log2 n`` additions (Fino & Algazi 1976).
     """

@@ -15,12 +15,12 @@ class Factors(Protocol):
 
         D[p, c, m] = positions[0][p, m] · channels[0][c, m] + positions[1][p, m] · channels[1][c, m]
 
-    The number of input channels c_in is even. ``channels[0]`` is even under ``c → c_in − 1 − c``, ``channels[1]`` is odd,
-    so the first half of the channels determines both.
+    The number of input channels c_in is even. ``channels[0]`` is even under ``c → c_in − 1 − c``, ``channels[1]`` is
+    odd, so the first half of the channels determines both.
     """
 
     def channels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the even and the odd channel table for the first half of the channels, float64 ``[c_in / 2, c_out]``."""
+        """Return the even and odd channel tables for the first half of the channels, float64 ``[c_in / 2, c_out]``."""
         ...
 
     def positions(self) -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +34,7 @@ def no_factors(shape: Sequence[int]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Offset:
-    """A fixed matrix ``D [n_in, n_out]``, one for each pair of sizes, which a layer adds to its trained kernel as ``α·D``.
+    """A fixed matrix ``D [n_in, n_out]`` for each pair of sizes. A layer adds ``α·D`` to its trained kernel.
 
     A kernel of shape ``(*spatial, in_features // groups, out_features)`` takes the matrix with
     ``n_in = ∏ shape[:-1]`` rows, in C order: position first, then input channel.
@@ -42,9 +42,9 @@ class Offset:
     - ``name``: the value of ``config.model.offset`` and of a layer's argument ``offset``.
     - ``label``: its name in figures.
     - ``matrix(n_in, n_out)``: D in float64, by NumPy.
-    - ``kernel(shape, dtype)``: the same as a jax array of a kernel's shape. It is called while a program is traced, once
-      for each use of D. Large kernels should be computed from small tables or indices, so that the compiler can make them
-      inside the operation that reads them and the program holds no array of their size.
+    - ``kernel(shape, dtype)``: the same as a jax array of a kernel's shape. It is called while a program is traced,
+      once for each use of D. Large kernels should be computed from small tables or indices, so that the compiler can
+      make them inside the operation that reads them and the program holds no array of their size.
     - ``operations(n_in, n_out)``: the fewest known floating point operations of a product of D with one vector.
     - ``factors(shape)``: the :class:`Factors` of a kernel, or None where it has none or they would save nothing.
     """

@@ -10,10 +10,11 @@ import pytest
 from flax import nnx
 from scipy.linalg import hadamard
 
-from dctps_jax import DCTpSConv, plan
-from dctps_jax.execution import apply_kernel
-from dctps_jax.geometry import Geometry
+from dctps_jax import DCTpSConv
 from dctps_jax.offsets.hadamard import HADAMARD, hadamard_kernel, hadamard_matrix, hadamard_operations
+from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.methods import apply_kernel, possible_methods
+from dctps_jax.ops.work import Work
 from tests.native import jit_unoptimised, native, normal
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (8, 8), (9, 8), (8, 9), (3, 3, 4, 6), (5, 5, 3, 6), (3, 3, 1, 32), (2, 3, 2, 3, 5)]
@@ -84,7 +85,7 @@ def test_every_method_that_can_take_it_computes_the_layer_with_it(alpha):
     geometry = Geometry((3, 3, 4, 6), (1, 1), ((1, 1), (1, 1)))
     inputs, values = normal(0, 2, 5, 6, 4), normal(1, 20)
     support = np.sort(np.random.default_rng(2).permutation(216)[:20]).astype(np.int32)
-    work = plan.Work(geometry, inputs.shape, 20, HADAMARD)
+    work = Work(geometry, inputs.shape, 20, HADAMARD)
     gradient = normal(3, 2, 5, 6, 6)
 
     def by_the_kernel(inputs, values, alpha):
@@ -95,7 +96,7 @@ def test_every_method_that_can_take_it_computes_the_layer_with_it(alpha):
 
         @jit_unoptimised
         def compute(*trained):
-            applied = [partial(apply_kernel, method, work, support=support) for method in plan.possible_methods(work)]
+            applied = [partial(apply_kernel, method, work, support=support) for method in possible_methods(work)]
             results = []
             for apply in (by_the_kernel, *applied):
                 outputs, pull_back = jax.vjp(apply, *trained)

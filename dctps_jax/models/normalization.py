@@ -1,4 +1,4 @@
-"""BatchNorm with its ReLU as one operation, with a gradient that reads each array as seldom as possible."""
+"""BatchNorm and its ReLU as one operation, whose gradient reads and writes few arrays."""
 
 from functools import partial
 from typing import Any
@@ -9,15 +9,15 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax.fusion import materialized, varying_as
+from dctps_jax.ops.fusion import materialized, varying_as
 
 
 class BatchNorm(nnx.BatchNorm):
-    """``nnx.BatchNorm`` (Ioffe & Szegedy 2015) that can apply the ReLU behind it, at half the cost in training.
+    """``nnx.BatchNorm`` (Ioffe & Szegedy 2015) that can apply the ReLU behind it.
 
-    ``relu=True`` in a call returns ``max(0, BatchNorm(x))``. In training over the last axis the gradient is written by hand: only
-    the inputs are kept for it, and the normalised ones are made again. Statistics are computed in float32 at least. With
-    any other setting, a ``mask`` for example, ``nnx.BatchNorm`` does the work.
+    ``relu=True`` in a call returns ``max(0, BatchNorm(x))``. In training over the last axis the gradient is written by
+    hand. It keeps only the inputs and normalises them again. Statistics are computed in float32 at least. With any
+    other setting, for example a ``mask``, ``nnx.BatchNorm`` does the work.
     """
 
     def __call__(
@@ -30,9 +30,9 @@ class BatchNorm(nnx.BatchNorm):
     ) -> jax.Array:
         if use_running_average is None:
             use_running_average = self.use_running_average
-        plain = self.use_fast_variance and self.axis in (-1, x.ndim - 1) and x.shape[-1] == self.num_features
-        plain = plain and self.axis_index_groups is None and mask is None
-        if use_running_average is not False or not plain or self.promote_dtype is not dtypes.promote_dtype:
+        by_hand = self.use_fast_variance and self.axis in (-1, x.ndim - 1) and x.shape[-1] == self.num_features
+        by_hand = by_hand and self.axis_index_groups is None and mask is None
+        if use_running_average is not False or not by_hand or self.promote_dtype is not dtypes.promote_dtype:
             outputs = super().__call__(x, use_running_average, mask=mask)
             return nnx.relu(outputs) if relu else outputs
         scale = None if self.scale is None else self.scale[...]
@@ -47,7 +47,7 @@ class BatchNorm(nnx.BatchNorm):
         outputs, mean, var = results
         for stored, new in ((self.mean, mean), (self.var, var)):
             new = lax.stop_gradient(new).astype(stored[...].dtype)
-            # A new value, not a change in place: that would have the whole array written once more.
+            # `set_value`, not an update in place, which would write the whole array once more.
             stored.set_value(self.momentum * stored[...] + (1 - self.momentum) * new)
         return outputs
 
@@ -56,7 +56,7 @@ class BatchNorm(nnx.BatchNorm):
 def _normalize(
     relu: bool, epsilon: float, axis_name: str | None, dtype: Any, x: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the normalised ``x``, its mean and its variance; these two count as constants."""
+    """Return the normalised ``x``, its mean and its variance. Mean and variance have no gradient."""
     return _forward(relu, epsilon, axis_name, dtype, x, scale, bias)[0]
 
 
@@ -80,7 +80,11 @@ def _affine(x, mean, deviation, scale, bias):
 
 
 def _backward(relu, epsilon, axis_name, dtype, saved, gradients):
-    """With ``x̂`` the normalised inputs, g the gradient of ``scale·x̂ + bias``: ``∂x = scale/σ (g − mean(g) − x̂ mean(g x̂))``."""
+    """Return the gradients of x, scale and bias.
+
+    With ``x̂`` the normalised inputs and g the gradient of ``scale·x̂ + bias``:
+    ``∂x = scale/σ (g − mean(g) − x̂ mean(g x̂))``.
+    """
     x, mean, deviation, scale, bias = saved
     axes, rows = tuple(range(x.ndim - 1)), (1,) * (x.ndim - 1) + (-1,)
     wide, gradient = x.astype(scale.dtype), gradients[0].astype(scale.dtype)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from dctps_jax import convolution
-from dctps_jax.convolution import _fast_convolution, convolve, pad_spatial, shifted_views
-from dctps_jax.geometry import Geometry
+from dctps_jax.ops import convolution
+from dctps_jax.ops.convolution import _fast_convolution, convolve, pad_spatial, shifted_views
+from dctps_jax.ops.geometry import Geometry
 from tests.native import jit_unoptimised, native, normal
 
 

@@ -6,8 +6,9 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 
-# XLA's CPU backend hands convolutions to a library that runs most of them on one core; left out of the list, they go to
-# its own code, which takes all cores.
+# The XLA of JAX 0.10.2 hands convolutions on a CPU to the library YNNPACK, which runs most of them on one core. This
+# list leaves convolutions out, so that they go to XLA's own code, which takes all cores. `benchmarks/layers.py` and
+# `train_step.py` compile with these options; tests/ops/test_compiler.py checks that XLA knows them.
 CPU: dict[str, str | bool] = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 }
@@ -17,8 +18,8 @@ CPU: dict[str, str | bool] = {
 def compiler_options() -> dict[str, str | bool]:
     """Return the options for ``jax.jit(function, compiler_options=…)`` on the current platform.
 
-    They change how fast convolutions are, and their rounding. Empty on GPU and TPU, and where this version of XLA does not
-    know them.
+    They change the speed of convolutions, and their rounding. They are empty on GPU and TPU, and where this version of
+    XLA does not know them.
     """
     if jax.default_backend() != "cpu":
         return {}

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dctps_jax.rows import SUMS, Layout, Places, add_rows, inner_rows
+from dctps_jax.ops.rows import SUMS, Layout, Places, add_rows, inner_rows
 from tests.native import normal
-from tests.test_sparse_part import CASES
+from tests.ops.geometries import CASES
 
 pytestmark = pytest.mark.filterwarnings("error")
 

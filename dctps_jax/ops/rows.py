@@ -1,7 +1,8 @@
-"""Activations as rows: one a channel, with the positions of the whole batch behind one another.
+"""Activations in rows: one row for each channel, which holds the positions of the whole batch one after another.
 
-A weight of a convolution then joins a row of the inputs, from some place on, with a row of the outputs: what is computed with it is one
-multiply-add of two long rows. With strides there is a row for each channel and phase: inputs that are a stride apart lie side by side.
+A weight of a convolution then connects a row of the inputs, from some start on, with a row of the outputs. The work for
+one weight is one multiply-add of two long rows. With strides there is a row for each channel and phase, where inputs
+that are a stride apart lie side by side.
 """
 
 import math
@@ -11,15 +12,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dctps_jax.fusion import made_apart, varying_as, zero_after
-from dctps_jax.geometry import Geometry
+from dctps_jax.ops.fusion import made_apart, varying_as, zero_after
+from dctps_jax.ops.geometry import Geometry
 
-# Products are added up in so many sums, which a processor computes at once, and which lose fewer digits than one.
+# Inner products are added up in this many sums. A processor computes them at once, and they lose fewer digits than one
+# sum.
 SUMS = 64
 
 
 class Places(NamedTuple):
-    """Where weights find their rows: the row, and its first number; int32 ``[nnz]`` each."""
+    """The row of each weight and its first number in that row, int32 ``[nnz]`` each."""
 
     row: jax.Array
     start: jax.Array
@@ -28,7 +30,8 @@ class Places(NamedTuple):
 class Layout(NamedTuple):
     """How the inputs ``[batch, *spatial, channels]`` and the outputs of a convolution lie in rows.
 
-    Both have :attr:`extents` positions an image, of which a row of outputs uses those there are; what lies behind them is never read, or zero.
+    An image takes :attr:`extents` positions in both kinds of rows. The outputs fill only some of them. The others are
+    zero or never read.
     """
 
     geometry: Geometry
@@ -40,13 +43,13 @@ class Layout(NamedTuple):
 
     @property
     def extents(self) -> tuple[int, ...]:
-        """Positions a dimension: those of the outputs, and how far a kernel reaches beyond them, in strides."""
+        """The positions of each dimension: those of the outputs, and by how many strides a kernel reaches beyond."""
         zipped = zip(self.outputs, self.geometry.size, self.geometry.strides, strict=True)
         return tuple(count + (width - 1) // stride for count, width, stride in zipped)
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """How far apart neighbours in each dimension lie in a row."""
+        """The distance in a row between neighbours in each dimension."""
         return tuple(math.prod(self.extents[dimension + 1 :]) for dimension in range(len(self.extents)))
 
     @property
@@ -55,17 +58,17 @@ class Layout(NamedTuple):
 
     @property
     def reach(self) -> int:
-        """The last place in a row of inputs at which a weight's row begins."""
+        """The largest start of a weight in a row of inputs."""
         widths = zip(self.geometry.size, self.geometry.strides, self.steps, strict=True)
         return sum((width - 1) // stride * step for width, stride, step in widths)
 
     @property
     def length(self) -> int:
-        """How many numbers of a row every weight sees: those up to the last output, filled up to whole sums, and more than these."""
+        """How many numbers of a row each weight reads: all up to the last output, rounded up to whole sums."""
         return ((self.positions - self.reach) // SUMS + 1) * SUMS
 
     def rows_of_inputs(self, inputs: jax.Array, after: jax.Array) -> jax.Array:
-        """Return ``[phases · channels, reach + length]``, not made before the array ``after`` is there."""
+        """Return the rows ``[phases · channels, reach + length]``. They are made after the array ``after``."""
         strides, rank = self.geometry.strides, len(self.extents)
         widths = [
             (low, stride * extent - length - low, 0)
@@ -98,7 +101,7 @@ class Layout(NamedTuple):
         return lax.pad(padded, zero, [(0, 0, 0), *widths, (0, 0, 0)])
 
     def rows_of_outputs(self, outputs: jax.Array) -> jax.Array:
-        """Return ``[channels, length]``."""
+        """Return the rows ``[channels, length]``."""
         widths = [(0, extent - count, 0) for extent, count in zip(self.extents, self.outputs, strict=True)]
 
         def padded() -> jax.Array:
@@ -116,7 +119,7 @@ class Layout(NamedTuple):
         return images.transpose(*range(1, rank + 2), 0)
 
     def _columns(self, images: jax.Array, count: int) -> jax.Array:
-        """Return the positions of all images behind one another, ``count`` of them, with their channels."""
+        """Return ``count`` positions of all images in a row, with their channels; missing positions are zero."""
         columns = images.reshape(self.positions, math.prod(images.shape) // max(1, self.positions))
         return lax.pad(columns, jnp.zeros((), columns.dtype), [(0, count - self.positions, 0), (0, 0, 0)])
 
@@ -124,29 +127,32 @@ class Layout(NamedTuple):
 def add_rows(
     shape: tuple[int, int], length: int, values: jax.Array, source: jax.Array, taken: Places, put: Places
 ) -> jax.Array:
-    """Return rows of ``shape``, each the sum of what the weights put there: ``length`` numbers that they take from ``source``, times their values."""
+    """Return rows of ``shape``. Each weight adds ``length`` numbers of ``source``, times its value, to one of them.
+
+    It takes them at ``taken`` and puts them at ``put``.
+    """
 
     def add(rows: jax.Array, weight: tuple[jax.Array, Places, Places]) -> tuple[jax.Array, None]:
-        value, there, here = weight
-        row = lax.dynamic_slice(source, there, (1, length))
-        before = lax.dynamic_slice(rows, here, (1, length))
-        return lax.dynamic_update_slice(rows, before + value * row, here), None
+        value, take_at, put_at = weight
+        row = lax.dynamic_slice(source, take_at, (1, length))
+        before = lax.dynamic_slice(rows, put_at, (1, length))
+        return lax.dynamic_update_slice(rows, before + value * row, put_at), None
 
     dtype = jnp.result_type(values, source)
-    # Zeros that the compiler can make at once it makes for all layers at the start, and keeps.
-    nothing = jnp.full(shape, zero_after(source).astype(dtype))
-    return lax.scan(add, varying_as(values, nothing), (values, taken, put))[0]
+    # Zeros that depend on nothing are made for all layers at the start of the program and kept until they are used.
+    zeros = jnp.full(shape, zero_after(source).astype(dtype))
+    return lax.scan(add, varying_as(values, zeros), (values, taken, put))[0]
 
 
-def inner_rows(length: int, one: jax.Array, other: jax.Array, in_one: Places, in_other: Places) -> jax.Array:
-    """Return, for each weight, the inner product of the ``length`` numbers that it finds in ``one`` and in ``other``."""
+def inner_rows(length: int, inputs: jax.Array, outputs: jax.Array, in_inputs: Places, in_outputs: Places) -> jax.Array:
+    """Return for each weight the inner product of ``length`` numbers at its places in both kinds of rows."""
 
     def multiply(_: None, places: tuple[Places, Places]) -> tuple[None, jax.Array]:
         row, across = (
-            lax.dynamic_slice(rows, place, (1, length)) for rows, place in zip((one, other), places, strict=True)
+            lax.dynamic_slice(rows, place, (1, length)) for rows, place in zip((inputs, outputs), places, strict=True)
         )
         products = (row * across).reshape(length // SUMS, SUMS)
-        # A product with ones is faster than a sum.
+        # XLA's CPU backend computes a product with ones faster than a sum.
         return None, jnp.sum(jnp.ones(len(products), products.dtype) @ products)
 
-    return lax.scan(multiply, None, (in_one, in_other))[1]
+    return lax.scan(multiply, None, (in_inputs, in_outputs))[1]

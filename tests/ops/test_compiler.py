@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dctps_jax import compiler
+from dctps_jax.ops import compiler
 
 
 @pytest.fixture(autouse=True)

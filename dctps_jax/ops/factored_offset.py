@@ -1,8 +1,9 @@
 """The convolution with an offset by its factors: ``c_in·c_out`` multiply-adds a position instead of ``k²·c_in·c_out``.
 
-With the tables of :class:`~dctps_jax.offsets.Factors`, ``D[p, c, m] = even_p[p, m]·even_c[c, m] + odd_p[p, m]·odd_c[c, m]``.
-``even_c`` is even and ``odd_c`` odd under ``c → c_in − 1 − c``. With ``h = c_in / 2``, ``e = x[:h] + reverse(x[h:])`` and
-``o = x[:h] − reverse(x[h:])``, two products of half the size sum over the channels, ``u = e even_c[:h]`` and ``v = o odd_c[:h]``, and
+With the tables of :class:`~dctps_jax.offsets.Factors`,
+``D[p, c, m] = even_p[p, m]·even_c[c, m] + odd_p[p, m]·odd_c[c, m]``. ``even_c`` is even and ``odd_c`` odd under
+``c → c_in − 1 − c``. With ``h = c_in / 2``, ``e = x[:h] + reverse(x[h:])`` and ``o = x[:h] − reverse(x[h:])``, two
+products of half the size sum over the channels, ``u = e even_c[:h]`` and ``v = o odd_c[:h]``, and
 ``(D∗x)[i] = Σ_p u[i + p] even_p[p] + v[i + p] odd_p[p]``. This is exact for strides of 1.
 """
 
@@ -14,9 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dctps_jax.convolution import pad_spatial, shifted_views
-from dctps_jax.geometry import Geometry
 from dctps_jax.offsets import Factors
+from dctps_jax.ops.convolution import pad_spatial, shifted_views
+from dctps_jax.ops.costs import Costs
+from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.work import Work
 
 # Padding before the two products saves padding both results, but the products then include the padding. This pays while
 # padding makes the inputs at most this much larger.
@@ -46,7 +49,7 @@ def offset_convolution(inputs: jax.Array, geometry: Geometry, factors: Factors) 
 def transposed_offset_convolution(
     outputs: jax.Array, geometry: Geometry, factors: Factors, spatial: Sequence[int]
 ) -> jax.Array:
-    """Return ``Dᵀ∗outputs``: the gradient of the inputs of :func:`offset_convolution`, which have the shape ``spatial``."""
+    """Return ``Dᵀ∗outputs``: the gradient of the inputs of :func:`offset_convolution`. ``spatial`` is their shape."""
     outputs = pad_spatial(outputs, geometry.transposed_pads())
     views = shifted_views(outputs, geometry.size, spatial, geometry.strides)
     u, v = (
@@ -58,6 +61,13 @@ def transposed_offset_convolution(
     even = jnp.einsum("...m,cm->...c", u, even_table, precision=geometry.precision)
     odd = jnp.einsum("...m,cm->...c", v, odd_table, precision=geometry.precision)
     return jnp.concatenate([even + odd, (even - odd)[..., ::-1]], axis=-1)
+
+
+def offset_cost(work: Work, costs: Costs) -> float:
+    """Return the nanoseconds of both functions above and of the inner product for the gradient of α."""
+    products = 2 * work.input_size * work.out_channels * costs.product
+    taps = 2 * work.output_size * work.geometry.num_positions * costs.tap
+    return products + taps + 6 * work.input_size * costs.move
 
 
 def _sum(terms: Iterable[jax.Array]) -> jax.Array:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from dctps_jax import factored
-from dctps_jax.factored import offset_convolution, transposed_offset_convolution
-from dctps_jax.geometry import Geometry
 from dctps_jax.offsets import dct
+from dctps_jax.ops import factored_offset
+from dctps_jax.ops.factored_offset import offset_convolution, transposed_offset_convolution
+from dctps_jax.ops.geometry import Geometry
 from tests.native import jit_unoptimised, native, normal
 
 # Spatial shape of the inputs, shape of the kernel, padding.
@@ -80,8 +80,8 @@ def test_the_cases_pad_before_and_after_the_products():
         math.prod(length + sum(pair) for length, pair in zip(spatial, pads, strict=True)) / math.prod(spatial)
         for spatial, _, pads in CASES.values()
     ]
-    assert any(1 < growth <= factored.MAX_PADDED_GROWTH for growth in growths)
-    assert any(growth > factored.MAX_PADDED_GROWTH for growth in growths)
+    assert any(1 < growth <= factored_offset.MAX_PADDED_GROWTH for growth in growths)
+    assert any(growth > factored_offset.MAX_PADDED_GROWTH for growth in growths)
 
 
 @settings(max_examples=30, deadline=None)

@@ -10,8 +10,8 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax.sharding import PartitionSpec
 
-from dctps_jax import normalization
-from dctps_jax.normalization import BatchNorm
+from dctps_jax.models import normalization
+from dctps_jax.models.normalization import BatchNorm
 from tests.native import jit_unoptimised, normal
 from tests.training.small_runs import placement_on
 

@@ -1,4 +1,4 @@
-"""The sparse part as a list of weights, gathered and in rows: products and gradients equal those of the dense kernel with these weights."""
+"""The sparse part as a list of weights: products and gradients are those of the dense kernel with these weights."""
 
 import math
 from functools import partial
@@ -8,34 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dctps_jax.gathered import MAX_FILLED, VECTOR, Gathered, seen_by, unfolds
-from dctps_jax.geometry import Geometry
-from dctps_jax.sparse_part import InRows, add_at, weights_at
+from dctps_jax.ops.gathered import MAX_FILLED, VECTOR, Gathered, seen_by, unfolds
+from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.in_rows import InRows
+from dctps_jax.ops.sparse_part import add_at, weights_at
+from dctps_jax.ops.work import Work
 from tests.native import jit_unoptimised, native, normal
+from tests.ops.geometries import CASES
 
-# The geometry and the spatial shape of the inputs.
-CASES = {
-    "3x3": (Geometry((3, 3, 4, 5), (1, 1), ((1, 1), (1, 1))), (5, 6)),
-    "1x1": (Geometry((1, 1, 4, 5), (1, 1), ((0, 0), (0, 0))), (3, 2)),
-    "valid": (Geometry((2, 3, 4, 5), (1, 1), ((0, 0), (0, 0))), (5, 6)),
-    "asymmetric": (Geometry((3, 2, 4, 5), (1, 1), ((2, 0), (0, 1))), (4, 3)),
-    "cropping": (Geometry((3, 3, 4, 5), (1, 1), ((-1, 0), (1, -2))), (6, 7)),
-    "small map": (Geometry((5, 3, 4, 5), (1, 1), ((2, 2), (1, 1))), (2, 1)),
-    "grouped": (Geometry((3, 3, 2, 6), (1, 1), ((1, 1), (1, 1)), 2), (4, 5)),
-    "depthwise": (Geometry((3, 3, 1, 6), (1, 1), ((1, 1), (1, 1)), 6), (4, 5)),
-    "depthwise, two each": (Geometry((2, 3, 1, 6), (1, 1), ((0, 1), (1, 1)), 3), (4, 5)),
-    "linear": (Geometry((7, 5)), ()),
-    "one dimension": (Geometry((3, 4, 5), (1,), ((1, 1),)), (6,)),
-    "three dimensions": (Geometry((2, 1, 3, 4, 5), (1, 1, 1), ((1, 0), (0, 0), (1, 1))), (3, 2, 4)),
-    "strides 2, 2": (Geometry((3, 3, 4, 5), (2, 2), ((1, 1), (1, 1))), (5, 6)),
-    "strides 1, 2": (Geometry((3, 3, 4, 5), (1, 2), ((1, 1), (0, 1))), (5, 6)),
-    "strides 2, 1": (Geometry((2, 3, 4, 5), (2, 1), ((0, 0), (1, 1))), (5, 6)),
-    "1x1, strides 2, 2": (Geometry((1, 1, 4, 5), (2, 2), ((0, 0), (0, 0))), (5, 6)),
-    "grouped, strides 2, 1": (Geometry((3, 3, 2, 6), (2, 1), ((1, 1), (1, 1)), 2), (5, 5)),
-    "depthwise, strides 1, 2": (Geometry((3, 3, 1, 6), (1, 2), ((1, 1), (1, 1)), 6), (5, 5)),
-    "one dimension, strides 3": (Geometry((4, 4, 5), (3,), ((1, 2),)), (8,)),
-    "more strides than kernel": (Geometry((2, 2, 4, 5), (3, 3), ((0, 0), (1, 0))), (8, 9)),
-}
 # None, some, and all weights.
 COUNTS = [0, 9, None]
 
@@ -64,7 +44,8 @@ def by_the_dense_kernel(geometry, inputs, support, values):
 
 
 def part_of(way, support, geometry, inputs_shape):
-    return Gathered(support, geometry) if way == "gathered" else InRows(support, geometry, inputs_shape)
+    work = Work(geometry, inputs_shape, len(support), None)
+    return Gathered(work, support) if way == "gathered" else InRows(work, support)
 
 
 @pytest.mark.parametrize("way", ["gathered", "in rows"])
@@ -77,7 +58,7 @@ def test_products_and_gradients_are_those_of_the_dense_kernel(case, count, way):
     def compute(inputs, support, values):
         outputs, to_inputs, to_values, cotangent = by_the_dense_kernel(geometry, inputs, support, values)
         part = part_of(way, support, geometry, inputs.shape)
-        found = [part.convolve(inputs, values), part.gradients(inputs, cotangent)[1]]
+        found = [part.convolve(inputs, values), part.gradient_of_values(inputs, cotangent)]
         expected = [outputs, to_values]
         if way == "in rows" or max(geometry.strides, default=1) == 1:
             found += part.gradients(inputs, cotangent, values)
@@ -131,7 +112,7 @@ def test_rows_do_not_grow_with_the_number_of_weights():
     inputs = jnp.zeros((8, 4, 4, 40))
 
     def largest(count):
-        part = InRows(jnp.arange(count, dtype=jnp.int32), geometry, inputs.shape)
+        part = part_of("in rows", jnp.arange(count, dtype=jnp.int32), geometry, inputs.shape)
 
         def everything(inputs, values):
             return part.gradients(inputs, part.convolve(inputs, values), values)
@@ -142,10 +123,10 @@ def test_rows_do_not_grow_with_the_number_of_weights():
 
 
 def test_rows_of_half_precision_are_summed_in_single():
-    part = InRows(jnp.arange(2, dtype=jnp.int32), Geometry((2, 1)), (1000, 2))
+    part = part_of("in rows", jnp.arange(2, dtype=jnp.int32), Geometry((2, 1)), (1000, 2))
     inputs = jnp.ones((1000, 2), jnp.bfloat16)
     assert part.convolve(inputs, jnp.ones(2, jnp.bfloat16)).dtype == jnp.bfloat16
-    gradient = part.gradients(inputs, jnp.ones((1000, 1), jnp.bfloat16))[1]
+    gradient = part.gradient_of_values(inputs, jnp.ones((1000, 1), jnp.bfloat16))
     assert gradient.dtype == jnp.float32 and gradient.tolist() == [1000, 1000]  # bfloat16 counts to 256
 
 
@@ -174,7 +155,7 @@ def test_weights_are_where_the_support_says():
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 63, 64, 65, 100])
 def test_short_lists_are_filled_up_to_whole_vectors(count):
-    part = Gathered(jnp.arange(20, 20 + count, dtype=jnp.int32), Geometry((3, 3, 4, 5)))
+    part = part_of("gathered", jnp.arange(20, 20 + count, dtype=jnp.int32), Geometry((3, 3, 4, 5)), ())
     assert len(part.support) == (count if count > MAX_FILLED else math.ceil(count / VECTOR) * VECTOR)
     assert (part.support[count:] == 0).all() and part.support.dtype == jnp.int32
     assert part.nnz == count

@@ -1,4 +1,4 @@
-"""The plan: what a layer may be computed by, what it is predicted to cost, and what is chosen."""
+"""What a layer may be computed by, what each method is predicted to take, and what is chosen."""
 
 import math
 
@@ -10,11 +10,14 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dctps_jax import DCTpSConv, DCTpSLinear, UserError, kernels, plan
-from dctps_jax.geometry import Geometry
+from dctps_jax import DCTpSConv, DCTpSLinear, UserError, kernels
 from dctps_jax.offsets import OFFSETS
 from dctps_jax.offsets.dct import DCT
-from dctps_jax.plan import Work, choose, possible_methods, predicted_seconds
+from dctps_jax.ops.cost_model import COSTS, MARGIN, choose, predicted_seconds
+from dctps_jax.ops.gathered import MAX_GATHERED, Gathered
+from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.methods import METHODS, possible_methods
+from dctps_jax.ops.work import Work
 
 
 def conv(shape, inputs, nnz, stride=1, groups=1, offset=DCT):
@@ -48,8 +51,8 @@ def test_the_positions_of_inputs_and_outputs():
     ],
 )
 def test_possible_methods(work, with_offset, without):
-    for offset, factored in ((DCT, with_offset), (OFFSETS["hadamard"], False), (None, without)):
-        methods = plan.METHODS if factored else ("plain", "dense", "dense_rows")
+    for offset, per_weight in ((DCT, with_offset), (OFFSETS["hadamard"], False), (None, without)):
+        methods = tuple(METHODS) if per_weight else ("autodiff", "on_support", "on_support_rows")
         assert possible_methods(work._replace(offset=offset)) == methods
 
 
@@ -57,21 +60,21 @@ def test_possible_methods(work, with_offset, without):
 @pytest.mark.parametrize("work", [SMALL_MAP, STRIDED, LINEAR])
 def test_a_method_that_is_asked_for_is_taken_where_it_is_possible(work, platform):
     for dtype in (jnp.float32, jnp.bfloat16):
-        assert choose("plain", work, dtype, platform) == "plain"
-        assert choose("dense", work, dtype, platform) == "dense"
+        assert choose("autodiff", work, dtype, platform) == "autodiff"
+        assert choose("on_support", work, dtype, platform) == "on_support"
         for rows in ("", "_rows"):
-            asked = f"factored{rows}"
-            assert choose(asked, work, dtype, platform) == (asked if work is SMALL_MAP else f"dense{rows}")
+            asked = f"per_weight{rows}"
+            assert choose(asked, work, dtype, platform) == (asked if work is SMALL_MAP else f"on_support{rows}")
 
 
 @pytest.mark.parametrize(
     ("work", "method"),
     [
-        (SMALL_MAP, "factored"),
-        (SMALL_MAP._replace(offset=None), "factored"),
-        (MANY_WEIGHTS, "plain"),
-        (MANY_WEIGHTS._replace(offset=None), "plain"),
-        (conv((3, 3, 256, 512), (64, 8, 8, 256), 50, stride=2), "dense"),
+        (SMALL_MAP, "per_weight"),
+        (SMALL_MAP._replace(offset=None), "per_weight"),
+        (MANY_WEIGHTS, "autodiff"),
+        (MANY_WEIGHTS._replace(offset=None), "autodiff"),
+        (conv((3, 3, 256, 512), (64, 8, 8, 256), 50, stride=2), "on_support"),
     ],
 )
 def test_the_clear_cases(work, method):
@@ -85,18 +88,18 @@ def test_auto_is_the_cheapest_where_it_gains_enough(work, offset, platform):
     work = work._replace(offset=offset)
     seconds = {method: predicted_seconds(work, method, platform) for method in possible_methods(work)}
     cheapest = min(seconds, key=lambda method: seconds[method])
-    gain = seconds["plain"] - seconds[cheapest]
-    enough = gain > 1e-9 * plan.COSTS[platform].least_gain and seconds[cheapest] < plan.MARGIN * seconds["plain"]
-    assert choose("auto", work, jnp.float32, platform) == (cheapest if enough else "plain")
+    gain = seconds["autodiff"] - seconds[cheapest]
+    enough = gain > 1e-9 * COSTS[platform].least_gain and seconds[cheapest] < MARGIN * seconds["autodiff"]
+    assert choose("auto", work, jnp.float32, platform) == (cheapest if enough else "autodiff")
 
 
-def test_auto_leaves_plain_for_no_small_gain(monkeypatch):
+def test_auto_leaves_autodiff_for_no_small_gain(monkeypatch):
     """A layer of LeNet: what its few weights gather would take the memory that its kernel does not."""
     work = Work(Geometry((5, 5, 6, 16), (1, 1), ((0, 0), (0, 0))), (128, 14, 14, 6), 13, DCT)
-    assert predicted_seconds(work, "dense", "cpu") < plan.MARGIN * predicted_seconds(work, "plain", "cpu")
-    assert choose("auto", work, jnp.float32, "cpu") == "plain"
-    monkeypatch.setitem(plan.COSTS, "cpu", plan.CPU._replace(least_gain=0.0))
-    assert choose("auto", work, jnp.float32, "cpu") == "dense"
+    assert predicted_seconds(work, "on_support", "cpu") < MARGIN * predicted_seconds(work, "autodiff", "cpu")
+    assert choose("auto", work, jnp.float32, "cpu") == "autodiff"
+    monkeypatch.setitem(COSTS, "cpu", COSTS["cpu"]._replace(least_gain=0.0))
+    assert choose("auto", work, jnp.float32, "cpu") == "on_support"
 
 
 @pytest.mark.parametrize(
@@ -109,44 +112,48 @@ def test_auto_leaves_plain_for_no_small_gain(monkeypatch):
     ],
 )
 def test_lean_is_what_gathers_no_more_than_a_dense_layer_holds(work, gathered_from):
-    most = (plan.MAX_GATHERED * gathered_from + math.prod(work.geometry.kernel_shape)) // work.output_positions
-    assert plan.is_lean(work._replace(nnz=most))
-    assert not plan.is_lean(work._replace(nnz=most + 1))
+    most = (MAX_GATHERED * gathered_from + math.prod(work.geometry.kernel_shape)) // work.output_positions
+    assert Gathered.is_lean(work._replace(nnz=most))
+    assert not Gathered.is_lean(work._replace(nnz=most + 1))
 
 
 def test_auto_gathers_only_so_much(monkeypatch):
     most = SMALL_MAP._replace(
-        nnz=next(nnz for nnz in range(10**5) if not plan.is_lean(SMALL_MAP._replace(nnz=nnz))) - 1
+        nnz=next(nnz for nnz in range(10**5) if not Gathered.is_lean(SMALL_MAP._replace(nnz=nnz))) - 1
     )
     more = most._replace(nnz=most.nnz + 1)
     # Gathered they would be the cheapest.
-    monkeypatch.setitem(plan.COSTS, "cpu", plan.CPU._replace(pair=0.0, large_pair=0.0, product=1.0, row=1e3))
-    assert choose("auto", most, jnp.float32, "cpu") == "dense"
-    assert choose("auto", more, jnp.float32, "cpu") == "plain"
-    assert choose("dense", more, jnp.float32, "cpu") == "dense"
+    monkeypatch.setitem(COSTS, "cpu", COSTS["cpu"]._replace(pair=0.0, large_pair=0.0, product=1.0, row=1e3))
+    assert choose("auto", most, jnp.float32, "cpu") == "on_support"
+    assert choose("auto", more, jnp.float32, "cpu") == "autodiff"
+    assert choose("on_support", more, jnp.float32, "cpu") == "on_support"
 
 
-@pytest.mark.parametrize(("size", "nnz", "method"), [(4, 118, "factored"), (4, 12893, "plain"), (32, 118, "plain")])
-def test_on_a_gpu_factors_are_for_few_weights_on_small_maps(size, nnz, method):
+@pytest.mark.parametrize(
+    ("size", "nnz", "method"), [(4, 118, "per_weight"), (4, 12893, "autodiff"), (32, 118, "autodiff")]
+)
+def test_on_a_gpu_per_weight_is_for_few_weights_on_small_maps(size, nnz, method):
     channels = 2048 // size
     work = conv((3, 3, channels, channels), (128, size, size, channels), nnz)
     assert choose("auto", work, jnp.float32, "gpu") == method
 
 
-def test_auto_is_plain_where_nothing_was_measured(monkeypatch):
-    assert choose("auto", SMALL_MAP, jnp.float32) == "factored"
+def test_auto_is_autodiff_where_nothing_was_measured(monkeypatch):
+    assert choose("auto", SMALL_MAP, jnp.float32) == "per_weight"
     for platform in ("tpu", "a new one"):
-        assert choose("auto", SMALL_MAP, jnp.float32, platform) == "plain"
+        assert choose("auto", SMALL_MAP, jnp.float32, platform) == "autodiff"
     for dtype in (jnp.bfloat16, jnp.float16):
         for platform in ("cpu", "gpu"):
-            assert choose("auto", SMALL_MAP, dtype, platform) == "plain"
+            assert choose("auto", SMALL_MAP, dtype, platform) == "autodiff"
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert choose("auto", SMALL_MAP, jnp.float32) == "plain"
+    assert choose("auto", SMALL_MAP, jnp.float32) == "autodiff"
 
 
 @pytest.mark.parametrize("setting", ["sparse", "", "Auto", None])
 def test_an_unknown_setting_is_refused(setting):
-    with pytest.raises(UserError, match=rf"{setting!r}.*auto, plain, dense, dense_rows, factored, factored_rows"):
+    with pytest.raises(
+        UserError, match=rf"{setting!r}.*auto, autodiff, on_support, on_support_rows, per_weight, per_weight_rows"
+    ):
         choose(setting, SMALL_MAP, jnp.float32)
 
 
@@ -172,7 +179,7 @@ def test_predictions_are_positive_and_grow_with_the_number_of_weights(platform, 
     for method in possible_methods(work):
         fewer, more = predicted_seconds(few, method, platform), predicted_seconds(many, method, platform)
         assert 0 < fewer < math.inf
-        assert fewer == more if method == "plain" else fewer < more
+        assert fewer == more if method == "autodiff" else fewer < more
 
 
 @settings(max_examples=50, deadline=None)
@@ -204,10 +211,10 @@ def test_a_compact_layer_is_computed_by_its_method(monkeypatch):
     work = Work(Geometry((3, 3, 4, 6), (1, 1), ((1, 1), (1, 1))), (2, 5, 6, 4), 5, DCT)
     assert layer.work(x, work.geometry) == work
     expected = np.asarray(layer(x))
-    for method in plan.METHODS:
+    for method in METHODS:
         layer.method = method
         np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-5)
-    assert used == [choose("auto", work, jnp.float32), *plan.METHODS]
+    assert used == [choose("auto", work, jnp.float32), *METHODS]
     layer.method = "fastest"
     with pytest.raises(UserError, match="'fastest'"):
         layer(x)
@@ -216,11 +223,11 @@ def test_a_compact_layer_is_computed_by_its_method(monkeypatch):
 def test_other_layers_have_one_kernel(monkeypatch):
     used = used_methods(monkeypatch)
     layer = DCTpSLinear(4, 6, mask=jnp.ones((4, 6), bool), rngs=nnx.Rngs(0))
-    layer.method = "dense"
+    layer.method = "on_support"
     layer(jnp.ones((2, 4)))
     layer.set_dense()
     layer(jnp.ones((2, 4)))
     assert used == []
     layer.set_support(np.arange(3))
     layer(jnp.ones((2, 4)))
-    assert used == ["dense"]
+    assert used == ["on_support"]

@@ -1,8 +1,11 @@
-"""Convolutions with a given kernel; on a CPU those that XLA computes slowly as matrix products and shifted sums.
+"""Convolutions with a given kernel. On a CPU some are computed as matrix products and shifted sums.
 
-Same function and gradients as ``lax.conv_general_dilated``, to rounding. On a CPU the weight gradient of a 1×1 convolution
-is copied around by it, maps smaller than the kernel and depthwise kernels leave its fast path altogether; forward and both
-gradients then take 2 to 50 times as long. On GPU and TPU the native operation is always taken.
+The functions and gradients are those of ``lax.conv_general_dilated``, to rounding. On a CPU, XLA computes some of these
+convolutions slowly: it copies the weight gradient of a 1×1 convolution around, and maps smaller than the kernel and
+depthwise kernels leave its fast path. Forward pass and gradients then take 2 to 50 times as long. On GPU and TPU the
+native operation is always taken. Depthwise convolutions: https://github.com/jax-ml/jax/issues/23713.
+
+``tests/ops/test_convolution.py`` shows which convolutions are native; ``benchmarks/layers.py`` times them.
 """
 
 import itertools
@@ -16,21 +19,24 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dctps_jax.fusion import varying_as
-from dctps_jax.geometry import Geometry
-from dctps_jax.target import on_cpu
+from dctps_jax.ops.costs import Costs
+from dctps_jax.ops.fusion import varying_as
+from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.target import on_cpu
+from dctps_jax.ops.work import Work
 
-# Up to so many output positions an image, a gathered patch matrix is small and its product fast.
+# Up to this many output positions of an image, the matrix of patches is small and its product is fast.
 MAX_PATCH_POSITIONS = 4
-# Fewer channels than a vector register has numbers leave it empty at one position at a time, if there are few on the other side.
+# With fewer channels than NARROW a vector register is not full if one position is computed at a time. The other side
+# may have more channels, up to MAX_NARROW_WEIGHTS weights at a position.
 NARROW, MAX_NARROW_WEIGHTS = 8, 128
 
-# Whether what is traced is the body of a loop.
+# True while the body of a loop is traced.
 in_loop: ContextVar[bool] = ContextVar("in_loop", default=False)
 
 
 def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry, out_sharding: Any = None) -> jax.Array:
-    """Return the convolution of ``inputs [batch, *spatial, in]`` with ``kernel``, or ``inputs @ kernel`` of a linear layer."""
+    """Return the convolution of ``inputs [batch, *spatial, in]`` with ``kernel``, or ``inputs @ kernel``."""
     looped = in_loop.get() and _is_native(inputs, geometry)
     if out_sharding is None and (looped or _is_depthwise(inputs, geometry)):
         return _with_own_gradients(geometry, inputs, varying_as(inputs, kernel))
@@ -38,7 +44,7 @@ def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry, out_shard
 
 
 def convolve_once(inputs: jax.Array, kernel: jax.Array, geometry: Geometry, out_sharding: Any = None) -> jax.Array:
-    """Return what :func:`convolve` does, for code that is the gradient of something itself."""
+    """Return the same as :func:`convolve`, for code that brings its own gradients."""
     if not geometry.size:
         return jnp.matmul(inputs, kernel, precision=geometry.precision)
     if on_cpu() and out_sharding is None and inputs.size:
@@ -63,7 +69,7 @@ def convolve_once(inputs: jax.Array, kernel: jax.Array, geometry: Geometry, out_
 def gradient_of_inputs(
     gradient: jax.Array, kernel: jax.Array, geometry: Geometry, inputs: jax.Array | jax.ShapeDtypeStruct
 ) -> jax.Array:
-    """Return the gradient of ``inputs`` for that of the outputs: the transpose of the convolution."""
+    """Return the gradient of ``inputs`` for the ``gradient`` of the outputs: the transpose of the convolution."""
     if _is_native(inputs, geometry):
         back = geometry._replace(
             kernel_shape=(*geometry.size, *geometry.kernel_shape[:-3:-1]), pads=geometry.transposed_pads()
@@ -71,7 +77,8 @@ def gradient_of_inputs(
         return convolve_once(gradient, jnp.flip(kernel, range(len(geometry.size))).swapaxes(-1, -2), back)
     if not _is_depthwise(inputs, geometry):
         return jax.linear_transpose(lambda x: convolve_once(x, kernel, geometry), inputs)(gradient)[0]
-    # As a sum of shifted outputs, like the convolution itself; the transpose of that one would pad each term on its own.
+    # A sum of shifted outputs, as the convolution is a sum of shifted inputs. JAX's transpose of that sum would pad
+    # each term by itself.
     spatial, zero = inputs.shape[1:-1], jnp.zeros((), gradient.dtype)
     widths = [
         (width - 1 - low, length + low - 1 - (count - 1) * stride, stride - 1)
@@ -85,14 +92,14 @@ def gradient_of_inputs(
 
 
 def _fast_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array | None:
-    """Return the convolution, or None where the native operation is the faster one."""
+    """Return the convolution, or None where the native operation is faster."""
     if geometry.num_positions == 1 and geometry.groups == 1:
         return _pointwise(_strided(pad_spatial(inputs, geometry.pads), geometry.strides), kernel, geometry.precision)
     outputs = geometry.output_spatial(inputs.shape[1:-1])
     if min(outputs) < 1:
         return None
     depthwise = _is_depthwise(inputs, geometry)
-    if depthwise or (math.prod(outputs) <= MAX_PATCH_POSITIONS and geometry.groups == 1):
+    if depthwise or (_is_small_map(outputs) and geometry.groups == 1):
         views = shifted_views(pad_spatial(inputs, geometry.pads), geometry.size, outputs, geometry.strides)
         if depthwise:
             return _shifted_sum(views, kernel)
@@ -101,13 +108,16 @@ def _fast_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) 
 
 
 def _narrow_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array | None:
-    """Return the convolution of few channels by few, several columns at a time as channels; None where there are more."""
+    """Return a convolution of few channels, several columns at a time; None where there are more channels.
+
+    The columns that are computed together become output channels. The kernel of each is shifted to where it sees its
+    inputs.
+    """
     out_features = kernel.shape[-1]
     outputs = geometry.output_spatial(inputs.shape[1:-1])
     columns = next((count for count in (4, 2) if outputs[-1] % count == 0), 1)
     if not is_narrow(geometry) or columns == 1:
         return None
-    # The kernel of each column, shifted to where it sees its inputs.
     no_padding = [(0, 0, 0)]
     shifted = [
         lax.pad(
@@ -125,6 +135,22 @@ def _narrow_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry
     return wide.reshape(*wide.shape[:-2], outputs[-1], out_features)
 
 
+def cost_of_multiply_add(work: Work, costs: Costs) -> tuple[float, float]:
+    """Return the nanoseconds of a multiply-add: of the convolution or its input gradient, and of its kernel's gradient.
+
+    The branches are those of :func:`_fast_convolution` and of the native convolution.
+    """
+    geometry = work.geometry
+    if geometry.groups > 1:
+        return costs.depthwise, costs.depthwise_gradient
+    if geometry.num_positions == 1 or _is_small_map(geometry.output_spatial(work.inputs[1:-1])):
+        return costs.product, costs.product_gradient
+    narrow = costs.narrow / work.in_channels
+    if is_narrow(geometry):
+        narrow /= 2
+    return costs.convolution + narrow, costs.convolution_gradient + narrow
+
+
 def is_narrow(geometry: Geometry) -> bool:
     """Return whether a convolution has so few channels that several columns are computed at a time."""
     *_, in_features, out_features = geometry.kernel_shape
@@ -132,8 +158,13 @@ def is_narrow(geometry: Geometry) -> bool:
     return few and geometry.groups == max(geometry.strides) == 1
 
 
+def _is_small_map(outputs: Sequence[int]) -> bool:
+    """Return whether there are so few output positions that patches are gathered."""
+    return math.prod(outputs) <= MAX_PATCH_POSITIONS
+
+
 def _is_depthwise(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:
-    """Return whether a convolution is depthwise, and its own way is to be taken."""
+    """Return whether a convolution is depthwise and is computed as a shifted sum."""
     return (
         on_cpu()
         and bool(geometry.size)
@@ -144,18 +175,17 @@ def _is_depthwise(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) 
 
 
 def _is_native(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:
-    """Return whether gradients can be written as convolutions in the one layout that XLA's CPU backend computes fast.
+    """Return whether the gradients can be convolutions in the one layout that XLA computes fast on a CPU.
 
-    Outside of loops it brings the gradients' own layouts into that one itself; inside it computes them number by number.
+    JAX's own gradients have other layouts. XLA (JAX 0.10.2) brings them into the fast one, but not inside a loop, where
+    it computes them number by number (https://github.com/jax-ml/jax/issues/12868). ``tests/models/test_blocks.py`` runs
+    blocks in a loop.
     """
     if not on_cpu() or not geometry.size or not inputs.size or geometry.groups > 1:
         return False
     outputs = geometry.output_spatial(inputs.shape[1:-1])
     return (
-        geometry.num_positions > 1
-        and max(geometry.strides) == 1
-        and min(outputs) >= 1
-        and math.prod(outputs) > MAX_PATCH_POSITIONS
+        geometry.num_positions > 1 and max(geometry.strides) == 1 and min(outputs) >= 1 and not _is_small_map(outputs)
     )
 
 
@@ -177,7 +207,8 @@ def _backward(
         views = shifted_views(pad_spatial(inputs, geometry.pads), geometry.size, gradient.shape[1:-1], geometry.strides)
         sums = [jnp.sum(view * gradient, axis=range(gradient.ndim - 1)) for view in views]
         return to_inputs, jnp.stack(sums).reshape(kernel.shape)
-    # A convolution over the batch: images become channels, channels images, and the outputs' gradient the kernel.
+    # A convolution over the batch: channels take the place of images, images that of channels, and the outputs'
+    # gradient that of the kernel.
     images, filters = jnp.swapaxes(inputs, 0, -1), jnp.moveaxis(gradient, 0, -2)
     over = Geometry(filters.shape, geometry.strides, geometry.pads, precision=geometry.precision)
     return to_inputs, jnp.moveaxis(convolve_once(images, filters, over), 0, -2)
