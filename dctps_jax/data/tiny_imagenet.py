@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.data.cache import Arrays, Decoded, Split, cached, cached_without_source
-from dctps_jax.data.dataset import Dataset, Options
+from dctps_jax.data.cache import cached, cached_without_source
+from dctps_jax.data.dataset import Arrays, Dataset, Decoded, Options, Split
 from dctps_jax.data.download import ARCHIVES, obtain
 from dctps_jax.data.images import image_blocks
 from dctps_jax.data.reading import open_regular, parsing, read_file, stamp_of
