@@ -149,6 +149,8 @@ def _read_meta(folder: Path) -> dict:
         is_whole = all(isinstance(meta.get(field), kind) for field, kind in kinds.items())
         if not is_whole or not all(isinstance(name, str) for name in meta["class_names"]):
             raise ValueError("its fields are others")
+        if meta.get("folder", folder.name) != folder.name:  # copies of version 0.1.0 do not say
+            raise ValueError(f"it is of {meta['folder']}, the copy of another source")
         return meta
 
 
@@ -203,6 +205,7 @@ def _write(folder: Path, name: str, source: Path, decoded: Decoded, source_dir: 
             "format": _FORMAT,
             "source": str(source),
             "source_dir": str(source_dir.resolve()),
+            "folder": folder.name,
             "class_names": list(decoded.class_names),
             "crc32": crcs,
         }

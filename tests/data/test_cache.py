@@ -280,6 +280,13 @@ def test_foreign_content_with_right_checksums_is_reported_and_mended(options, ca
     assert str(copy_of(options)) in record.getMessage()
 
 
+def test_copy_of_another_source_under_this_ones_name_is_made_again(options, caplog):
+    read(options, lambda: decode(50), "fedcba9876543210")
+    (options.dir / ".dctps_cache/toy-fedcba987654").rename(copy_of(options))
+    assert read(options)[0][:, 0, 0, 0].tolist() == [7, 8, 9]
+    assert "the copy of another source" in caplog.text
+
+
 @pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize("file", ["meta.json", "test_labels.npy"])
 def test_pipe_in_a_copy_is_reported_and_mended(options, caplog, file):
