@@ -10,8 +10,8 @@ import jax
 from dctps_jax import data, models, plan, pruning
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import OFFSETS
+from dctps_jax.optimizers import OPTIMIZERS
 from dctps_jax.pruning import dynamic, schedules, scores
-from dctps_jax.training.optimizer import OPTIMIZERS
 
 DTYPES = ("float32", "bfloat16")
 
