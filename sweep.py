@@ -11,38 +11,43 @@ from typing import Any
 
 from absl import app, flags
 
+from dctps_jax.cli import command
 from dctps_jax.errors import UserError
 from dctps_jax.training.sweep import Sweep, plan_runs
-from train import CONFIG, WORKDIR, fail, parse_flags, show_warnings_only
+from train import CONFIG, WORKDIR, parse_flags
 
 SWEEP = flags.DEFINE_string("sweep", None, "File with the values to combine, as a function get_sweep().")
 JOBS = flags.DEFINE_integer("jobs", 1, "How many runs at a time; they divide the processors among themselves.")
 
 
+class Unfinished(Exception):
+    """A sweep that ended before all its runs were finished."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        fail(f"there is no argument {argv[1]!r}; options look like --config.seed=1")
+        raise UserError(f"there is no argument {argv[1]!r}; options look like --config.seed=1")
     if CONFIG.value is None or not SWEEP.value or not WORKDIR.value:
-        fail(
+        raise UserError(
             "give a config, a sweep and a directory: --config configs/NAME.py --sweep configs/sweeps/NAME.py --workdir DIR"
         )
     if JOBS.value < 1:
-        fail(f"--jobs is {JOBS.value}; it must be at least 1")
-    show_warnings_only()
-    try:
-        runs = plan_runs(CONFIG.value, load_sweep(Path(SWEEP.value)))
-        command = [sys.executable, str(Path(__file__).with_name("train.py")), *options_for_all(sys.argv)]
-        sweep = Sweep(runs, command, Path(WORKDIR.value).absolute(), JOBS.value)
-        sweep.go()
-    except UserError as error:
-        fail(str(error))
+        raise UserError(f"--jobs is {JOBS.value}; it must be at least 1")
+    runs = plan_runs(CONFIG.value, load_sweep(Path(SWEEP.value)))
+    train = [sys.executable, str(Path(__file__).with_name("train.py")), *options_for_all(sys.argv)]
+    sweep = Sweep(runs, train, Path(WORKDIR.value).absolute(), JOBS.value)
+    sweep.go()
     finished = f"{sweep.num_finished()} of {len(runs)} runs are finished"
     if sweep.signal_number is not None:
-        fail(f"stopped; {finished}; the same command goes on from there", 128 + sweep.signal_number)
+        raise Unfinished(f"stopped; {finished}; the same command goes on from there", 128 + sweep.signal_number)
     print(finished)
     if sweep.failed:
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in sweep.failed.items())
-        fail(f"{len(sweep.failed)} runs failed; the same command tries them again\n{reasons}", 1)
+        raise Unfinished(f"{len(sweep.failed)} runs failed; the same command tries them again\n{reasons}", 1)
 
 
 def load_sweep(file: Path) -> Any:
@@ -73,4 +78,5 @@ def options_for_all(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    with command("sweep.py"):
+        app.run(main, flags_parser=parse_flags)

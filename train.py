@@ -12,20 +12,17 @@ if __name__ == "__main__":
         signal.signal(number, lambda number, _: (os.write(2, b"train.py: stopped\n"), os._exit(128 + number)))
 
 import itertools
-import logging
 import re
-import sys
 from pathlib import Path
-from typing import NoReturn
 
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from dctps_jax.cli import command
 from dctps_jax.config import TYPES, unknown_field
 from dctps_jax.errors import UserError
 from dctps_jax.training.run import run
-from dctps_jax.training.signals import NonFiniteLoss, Stopped, listen_for_signals
+from dctps_jax.training.signals import listen_for_signals
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's config.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, metrics, checkpoints, results.")
@@ -33,18 +30,12 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, me
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        fail(f"there is no argument {argv[1]!r}; options look like --config.seed=1")
+        raise UserError(f"there is no argument {argv[1]!r}; options look like --config.seed=1")
     workdir = WORKDIR.value
     if CONFIG.value is None or not workdir:
-        fail("give a config and a directory: python train.py --config configs/NAME.py --workdir DIR")
-    show_warnings_only()
+        raise UserError("give a config and a directory: python train.py --config configs/NAME.py --workdir DIR")
     with listen_for_signals(ends_process=True) as signals:
-        try:
-            run(CONFIG.value, Path(workdir), signals)
-        except UserError as error:
-            fail(str(error), error.exit_code)
-        except (Stopped, NonFiniteLoss) as ending:
-            fail(str(ending), ending.exit_code)
+        run(CONFIG.value, Path(workdir), signals)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -55,35 +46,24 @@ def parse_flags(argv: list[str]) -> list[str]:
         if argument.startswith("-") and name == "config":
             file = (value or following).partition(":")[0]
             if not Path(file).is_file():
-                fail(f"--config: {file!r} does not exist; the configs are in configs/")
+                raise UserError(f"--config: {file!r} does not exist; the configs are in configs/")
         if argument.startswith("-") and name.startswith("config.") and name.removeprefix("config.") not in TYPES:
-            fail(unknown_field(name.removeprefix("config.")))
+            raise UserError(unknown_field(name.removeprefix("config.")))
     try:
         return flags.FLAGS(argv)
+    except BrokenPipeError:  # --help | head
+        raise
     except Exception as error:  # absl, ml_collections, or the config file, which is a Python program
         message = str(error).strip()
         override = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
         if override:
-            fail(f"config.{override[1]} is {override[2]!r}; it must be {TYPES[override[1]][1]}")
+            raise UserError(f"config.{override[1]} is {override[2]!r}; it must be {TYPES[override[1]][1]}") from error
         if isinstance(error, flags.Error) and "config file" not in message:
-            fail(" ".join(message.split()))
+            raise UserError(" ".join(message.split())) from error
         last_line = message.splitlines()[-1] if message else type(error).__name__
-        fail(f"--config: {file} cannot be used: {last_line}")
-
-
-def show_warnings_only() -> None:
-    """Keep the libraries' chatter off the screen; our own warnings are one plain line each."""
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("warning: %(message)s"))
-    logging.getLogger("dctps_jax").addHandler(handler)
-    logging.getLogger("dctps_jax").propagate = False
-
-
-def fail(message: str, exit_code: int = 2) -> NoReturn:
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    sys.exit(exit_code)
+        raise UserError(f"--config: {file} cannot be used: {last_line}") from error
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    with command("train.py"):
+        app.run(main, flags_parser=parse_flags)

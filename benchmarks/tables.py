@@ -2,6 +2,7 @@
 
 ``step_NETWORK.json`` (benchmarks/train_step.py) gives a row a network: the dense step in milliseconds, and how many times as fast, with which peak
 memory, a DCT plus Sparse step is; ``h100_step_NETWORK.json`` the same of a GPU. With ``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) the CPU time of a step is taken apart.
+``h200_versus_torch_vgg19.json`` (benchmarks/versus_torch.py) has the steps beside PyTorch's.
 """
 
 import json
@@ -68,6 +69,35 @@ def profile() -> str:
     return "\n".join(lines)
 
 
+def versus_torch(cases: Sequence[dict[str, Any]]) -> str:
+    """Return the cases of benchmarks/versus_torch.py as a Markdown table; the ratio is to the fastest dense network in PyTorch.
+
+    A case that was not timed is left out.
+    """
+    lines = [
+        "| network | case | step ms, minimum | median | peak MB | compile s | against PyTorch's fastest dense |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    timed = [case for case in cases if "wall_seconds_minimum" in case]
+    for case in timed:
+        step = case["wall_seconds_minimum"]
+        dense = [
+            other["wall_seconds_minimum"]
+            for other in timed
+            if other["network"] == case["network"] and other["case"].startswith("PyTorch dense")
+        ]
+        lines.append(
+            f"| {case['network']} | {case['case']} | {1000 * step:.3f} | {1000 * case['wall_seconds_median']:.3f} | "
+            f"{case['peak_bytes'] / 1e6:,.0f} | {case['compile_seconds']:.1f} | "
+            f"{f'{min(dense) / step:.2f}×' if dense else ''} |"
+        )
+    return "\n".join(lines)
+
+
+def saved_cases(name: str) -> list[dict[str, Any]]:
+    return json.loads((RESULTS / f"{name}.json").read_text())["cases"]
+
+
 def _kind(layer: dict[str, Any]) -> str:
     *size, in_features, _ = layer["kernel"]
     if not size:
@@ -88,4 +118,10 @@ def _spent(way: str, layers: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    print(table(), table("h100_", DENSITIES[1:]), profile(), sep="\n\n")
+    print(
+        table(),
+        table("h100_", DENSITIES[1:]),
+        profile(),
+        versus_torch(saved_cases("h200_versus_torch_vgg19")),
+        sep="\n\n",
+    )

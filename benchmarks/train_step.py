@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from record import describe_run, save
@@ -105,6 +106,7 @@ def build(network: str, offset: str | None, density: float, form: str, method: s
         num_classes=arguments.num_classes,
         offset=offset,
         image_size=arguments.image_size,
+        dtype=None if arguments.dtype == "float32" else jnp.dtype(arguments.dtype),
         rngs=nnx.Rngs(0),
         **options,
     )
@@ -137,6 +139,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--num_classes", type=int, default=10)
     parser.add_argument("--image_size", type=int, default=32)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the computation")
     parser.add_argument("--steps_per_dispatch", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--keep_memory", type=int, default=1, help="as config.execution.keep_memory")

@@ -29,6 +29,7 @@ RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.width", lambda value: value >= 1, "at least 1"),
     ("data.train_fraction", lambda value: 0 < value < 1, "above 0 and below 1, e.g. 0.9"),
     ("data.image_size", lambda value: value >= 0, "at least 1, or 0 for the size the images have"),
+    ("data.max_pixels", lambda value: 1 <= value <= 2**27, "at least 1 and at most 2^27"),
     ("pruning.density", lambda value: 0 < value <= 1, "above 0 and at most 1, e.g. 0.01 to train 1 % of the weights"),
     ("pruning.num_steps", lambda value: value >= 0, "at least 1, or 0 for the method's own number"),
     ("pruning.num_batches", lambda value: value >= 1, "at least 1"),
@@ -101,27 +102,35 @@ def check_config(config: Any, devices: bool = True) -> None:
     for field in TYPES:
         if field not in values:
             raise UserError(f"the config has no field config.{field}; build it on dctps_jax.defaults.get_config()")
-        check_type(field, values[field])
     if str(config.model.offset).lower() in ("none", ""):
         config.model.offset = None
-    try:
-        find_offset(config.model.offset)
-    except UserError as error:
-        raise UserError(f"config.model.{error}") from None
-    for field, choices in CHOICES:
-        value = values[field]
-        if value not in choices:
-            close = difflib.get_close_matches(value, list(choices), n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            names = ", ".join(choice or "''" for choice in choices)
-            raise UserError(f"config.{field} is {value!r}{hint}; it must be one of: {names}")
-    for field, is_allowed, allowed in RANGES:
-        if not is_allowed(values[field]):
-            raise UserError(f"config.{field} is {values[field]!r}; it must be {allowed}")
+        values["model.offset"] = None
+    for field in TYPES:
+        check_value(field, values[field])
     _check_lists(config)
     _check_together(config)
     if devices:
         _check_batches(config, jax.device_count())
+
+
+def check_value(field: str, value: Any) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` where a field cannot have a value, whatever the other fields are."""
+    check_type(field, value)
+    if field == "model.offset":
+        try:
+            find_offset(value)
+        except UserError as error:
+            raise UserError(f"config.model.{error}") from None
+        return
+    choices = dict(CHOICES).get(field)
+    if choices is not None and value not in choices:
+        close = difflib.get_close_matches(value, list(choices), n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        names = ", ".join(choice or "''" for choice in choices)
+        raise UserError(f"config.{field} is {value!r}{hint}; it must be one of: {names}")
+    for ranged, is_allowed, allowed in RANGES:
+        if ranged == field and not is_allowed(value):
+            raise UserError(f"config.{field} is {value!r}; it must be {allowed}")
 
 
 def check_type(field: str, value: Any) -> None:

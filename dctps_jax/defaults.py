@@ -10,6 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from dctps_jax.data.dataset import MAX_PIXELS
+
 
 def get_config() -> Any:
     """Return the config of a run, every field at its default."""
@@ -35,6 +37,7 @@ def get_config() -> Any:
     config.data.dir = ""  # folder of the files; "": ~/.cache/dctps_jax/data
     config.data.cache_dir = ""  # folder for decoded copies; "": beside the files
     config.data.image_size = 0  # image_folder and synthetic: bring images to this size; 0: as they are
+    config.data.max_pixels = MAX_PIXELS  # of an image file before it is resized; one with more is refused undecoded
     config.data.download = True  # fetch an official archive that is missing
     config.data.mean = ()  # a channel, of pixels in [0, 1]; (): the data set's own
     config.data.std = ()

@@ -1,4 +1,9 @@
-"""The one exception that stands for a mistake the user can mend."""
+"""The exceptions that stand for a mistake the user can mend."""
+
+import contextlib
+import errno
+import shutil
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -9,3 +14,27 @@ class UserError(ValueError):
     """
 
     exit_code = 2
+
+
+class DiskFull(UserError):
+    """A file that cannot be written for want of room: on the disk, in a quota, or below a limit on the size of files."""
+
+    exit_code = 74
+
+    @classmethod
+    def at(cls, path: Path, needed: int | None = None) -> "DiskFull":
+        """Return the error for a file; ``needed`` are its bytes, where they are known."""
+        folder = path.absolute().parent
+        size = "" if needed is None else f" ({needed:,} bytes)"
+        free = ""
+        with contextlib.suppress(OSError):
+            free = f" {shutil.disk_usage(folder).free:,} bytes are free there."
+        return cls(
+            f"{folder} has no room for {path.name}{size}: the disk or the quota is full.{free} Make room or choose "
+            "another folder, and give the same command again"
+        )
+
+    @staticmethod
+    def is_reason(error: OSError) -> bool:
+        """Return whether this is why a system call failed."""
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

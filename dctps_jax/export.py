@@ -2,11 +2,20 @@
 
 The file is safetensors: the trained weights with their positions, α, BatchNorm and biases; no kernel, no optimiser. What it takes to build the
 network again stands in its metadata. ``--stablehlo FILE`` writes the network as a program for CPU, CUDA and TPU, too.
+
+The metadata are texts: ``format`` ("dctps_jax"), ``format_version``, ``config`` and ``data`` (JSON), ``step``, ``digest``.
+
+- Version 2: the digest is a SHA-256 over the tensors and all metadata but the digest itself.
+- Version 1: the digest covers the tensors only. Such a file is read with a warning, since nothing tells whether its
+  classes, normalisation and config are as they were written.
 """
 
 import argparse
+import hashlib
 import json
-import sys
+import logging
+import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,19 +25,29 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from dctps_jax.cli import command
+from dctps_jax.config import check_value, flat_fields
 from dctps_jax.data.batches import Normalization, normalize
 from dctps_jax.errors import UserError
+from dctps_jax.files import check_target, is_printable, parse_json, write_whole
 from dctps_jax.kernels import Mask, Support
 from dctps_jax.layers import prunable_layers
 from dctps_jax.npz import first_line
 from dctps_jax.ops.target import portable
-from dctps_jax.training.checkpoint import digest, flatten, read_arrays
+from dctps_jax.training.checkpoint import read_arrays
+from dctps_jax.training.fields import check_data, check_object
+from dctps_jax.training.packing import digest, flatten
 from dctps_jax.training.setup import build_model
-from dctps_jax.training.workdir import read_config, read_results, write_whole
+from dctps_jax.training.workdir import identity, read_config, read_results
 
-FORMAT, FORMAT_VERSION = "dctps_jax", 1
+FORMAT, FORMAT_VERSION = "dctps_jax", 2
 SECTIONS = ("params", "batch_stats", "supports", "frozen")
 PLATFORMS = ("cpu", "cuda", "tpu")
+# What the network is built of. Other fields may be of another version of dctps_jax.
+MODEL_FIELDS = ("name", "offset", "alpha_trainable", "init", "width", "stable", "dtype")
+CONFIG_FIELDS = (*(f"model.{field}" for field in MODEL_FIELDS), "execution.min_loop", "execution.remat", "seed")
+
+logger = logging.getLogger("dctps_jax")
 
 
 class Description(NamedTuple):
@@ -48,16 +67,31 @@ class Description(NamedTuple):
 def export_run(run: Path, output: Path, checkpoint: str = "best") -> None:
     """Write a finished run's network, as its "best" or "latest" checkpoint holds it, to a safetensors file, whole or not at all.
 
-    Raises :class:`~dctps_jax.errors.UserError` where the run is not finished, is of an older version, or has no sound checkpoint.
+    Raises :class:`~dctps_jax.errors.UserError` where the run is not finished, is of an older version, or has no sound checkpoint,
+    or the file cannot be written.
     """
     from safetensors.numpy import save
 
+    check_target("--output", output)
+    if not is_printable(str(run.absolute())):
+        raise UserError(f"{run} has a name that is no UTF-8; Orbax reads no checkpoints there, rename it")
     config, results = read_config(run), read_results(run)
     if "data" not in results:
         raise UserError(
-            f"{run / 'results.json'} does not say what the data were: it is of an older version, or of several seeds"
+            f"{run / 'results.json'} does not say what the data were: it is of an older version, or of several seeds; "
+            "give the directory of one seed, or train it again"
         )
-    step, arrays = read_arrays(run / "checkpoints", checkpoint)
+    try:
+        check_data(results["data"])
+        _check_config(config)
+    except ValueError as error:
+        raise UserError(f"{run} cannot be exported: {error}; restore its files or take another run") from error
+    step, arrays = read_arrays(run / "checkpoints", checkpoint, identity(config))
+    if checkpoint == "latest" and step != results.get("step", step):  # results of version 0.1.0 have none
+        raise UserError(
+            f"{run / 'checkpoints' / 'latest'} ends at step {step}, but the run at step {results['step']}; put back its last "
+            "checkpoint, or take another run"
+        )
     tensors = {
         name.removeprefix("state/"): np.asarray(array, order="C")
         for name, array in arrays.items()
@@ -69,9 +103,14 @@ def export_run(run: Path, output: Path, checkpoint: str = "best") -> None:
         "config": json.dumps(config),
         "data": json.dumps(results["data"]),
         "step": str(step),
-        "digest": digest(tensors),
     }
-    _write(output, save(tensors, metadata))
+    write_whole(output, save(tensors, metadata | {"digest": _digest(tensors, metadata)}))
+
+
+def _digest(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """Return the digest of a file of version 2."""
+    header = {name: text for name, text in metadata.items() if name != "digest"}
+    return hashlib.sha256(json.dumps([digest(tensors), header], sort_keys=True).encode()).hexdigest()
 
 
 def describe_exported(file: Path | str) -> Description:
@@ -83,8 +122,15 @@ def load_exported(file: Path | str) -> nnx.Module:
     """Return the network of an exported file, ready to classify: ``model(describe_exported(file).prepare(images))`` are logits.
 
     Its layers are compact. Raises :class:`~dctps_jax.errors.UserError` for a file that is missing, truncated, damaged, foreign or of a newer version.
+    One of format version 1 comes with a warning: only its weights can be verified.
     """
-    return _build(Path(file), *_read(Path(file)))
+    return read_exported(file)[1]
+
+
+def read_exported(file: Path | str) -> tuple[Description, nnx.Module]:
+    """Return both of :func:`describe_exported` and :func:`load_exported`, reading the file once."""
+    description, tensors = _read(Path(file))
+    return description, _build(Path(file), description, tensors)
 
 
 def _build(file: Path, description: Description, tensors: dict[str, np.ndarray]) -> nnx.Module:
@@ -93,7 +139,12 @@ def _build(file: Path, description: Description, tensors: dict[str, np.ndarray])
         ".".join(name.split("/")[1:-1]): array for name, array in tensors.items() if name.startswith("supports/")
     }
     options = {"choose_support": lambda shapes: supports} if supports else {}
-    model = build_model(config, len(description.class_names), description.image_size, **options)
+    try:
+        model = build_model(config, len(description.class_names), description.image_size, **options)
+    except UserError as error:
+        raise UserError(
+            f"{file} does not hold the network that it describes ({error}); export the run again"
+        ) from error
     model.eval()
     graph, *parts = nnx.split(model, nnx.Param, nnx.BatchStat, (Mask, Support), ...)
     for section, part in zip(SECTIONS, parts, strict=True):
@@ -117,8 +168,8 @@ def export_stablehlo(file: Path | str, output: Path) -> None:
     """
     from jax import export
 
-    description, tensors = _read(Path(file))
-    model = _build(Path(file), description, tensors)
+    check_target("--stablehlo", output)
+    description, model = read_exported(file)
     for layer in prunable_layers(model).values():
         layer.method = "autodiff"
     graph, state = nnx.split(model)
@@ -131,54 +182,81 @@ def export_stablehlo(file: Path | str, output: Path) -> None:
     images = jax.ShapeDtypeStruct((batch, description.image_size, description.image_size, 3), jnp.uint8)
     with portable():
         program = export.export(logits_of, platforms=PLATFORMS)(images)
-    _write(output, bytes(program.serialize()))
+    write_whole(output, bytes(program.serialize()))
 
 
 def _read(file: Path) -> tuple[Description, dict[str, np.ndarray]]:
+    tensors, metadata = _content(file)
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{file} is a safetensors file, but none of dctps_jax.export; give one that it wrote")
+    try:
+        version = int(metadata["format_version"])
+        if version > FORMAT_VERSION:
+            raise UserError(
+                f"{file} was written by a newer dctps_jax (format {version}, this one knows {FORMAT_VERSION}); update dctps_jax"
+            )
+        expected = {1: digest(tensors), 2: _digest(tensors, metadata)}[version]
+    except (KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        found = reprlib.repr(metadata.get("format_version"))
+        raise UserError(
+            f"{file} is damaged: its format_version is {found}, not a number from 1 to {FORMAT_VERSION}; export the run again"
+        ) from error
+    if metadata.get("digest") != expected:
+        raise UserError(f"{file} is damaged: its digest does not match its content; export the run again")
+    if version == 1:
+        logger.warning(
+            "%s is of format 1, whose digest covers the weights only: classes, normalisation and config cannot be verified; "
+            "export the run again", file,
+        )  # fmt: skip
+    try:
+        return _description(metadata), tensors
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{file} is damaged: its metadata do not describe a network ({error}); export the run again"
+        ) from error
+
+
+def _content(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return tensors and metadata of a safetensors file."""
     from safetensors import safe_open
 
     if not file.is_file():
-        raise UserError(f"{file} does not exist; write it with: python -m dctps_jax.export RUN --output {file}")
+        state = "is no file" if file.exists() else "does not exist"
+        raise UserError(f"{file} {state}; write it with: python -m dctps_jax.export RUN --output {file}")
     try:
         with safe_open(file, framework="numpy") as opened:
             metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
+            return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118 (it is no dict)
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # safetensors raises its own kind for a foreign or truncated file
         raise UserError(
             f"{file} is no safetensors file, or a truncated one ({first_line(error)}); export the run again"
         ) from error
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{file} is a safetensors file, but none of dctps_jax.export; give one that it wrote")
-    if int(metadata["format_version"]) > FORMAT_VERSION:
-        raise UserError(
-            f"{file} was written by a newer dctps_jax (format {metadata['format_version']}, this one knows {FORMAT_VERSION}); "
-            "update dctps_jax"
-        )
-    if digest(tensors) != metadata["digest"]:
-        raise UserError(f"{file} is damaged: its digest does not match its content; export the run again")
-    try:
-        data = json.loads(metadata["data"])
-        normalization = Normalization(tuple(data["mean"]), tuple(data["std"]))
-        description = Description(
-            json.loads(metadata["config"]),
-            tuple(data["class_names"]),
-            data["image_size"],
-            normalization,
-            int(metadata["step"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is damaged: its metadata do not describe a network; export the run again") from error
-    return description, tensors
 
 
-def _write(output: Path, content: bytes) -> None:
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"{output} cannot be written: {output.parent} is no directory; create it or name another one")
-    if output.is_dir():
-        raise UserError(f"{output} cannot be written: it is a directory; name a file")
-    write_whole(output, content)
+def _description(metadata: Mapping[str, str]) -> Description:
+    """Return what metadata say of a network; ``KeyError`` or ``ValueError`` for what does not describe one."""
+    config, data, step = parse_json(metadata["config"]), parse_json(metadata["data"]), int(metadata["step"])
+    check_data(data)
+    _check_config(config)
+    normalization = Normalization(tuple(data["mean"]), tuple(data["std"]))
+    return Description(config, tuple(data["class_names"]), data["image_size"], normalization, step)
 
 
+def _check_config(config: Any) -> None:
+    """Raise ``ValueError`` for a config of which no network can be built."""
+    check_object(config)
+    values = dict(flat_fields(config))
+    for field in CONFIG_FIELDS:
+        if field not in values:
+            raise ValueError(f"there is no field config.{field}")
+        check_value(field, values[field])
+
+
+@command("export")
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="directory of a finished run")
@@ -188,14 +266,15 @@ def main() -> None:
     )
     parser.add_argument("--stablehlo", type=Path, help="file for the network as a program")
     arguments = parser.parse_args()
-    try:
-        export_run(arguments.run, arguments.output, arguments.checkpoint)
-        print(f"written: {arguments.output}, {arguments.output.stat().st_size / 1000:,.1f} kB")
-        if arguments.stablehlo:
-            export_stablehlo(arguments.output, arguments.stablehlo)
-            print(f"written: {arguments.stablehlo}, {arguments.stablehlo.stat().st_size / 1000:,.1f} kB")
-    except UserError as error:
-        sys.exit(f"export: {error}")
+    if arguments.stablehlo:
+        check_target("--stablehlo", arguments.stablehlo)
+        if arguments.stablehlo.absolute() == arguments.output.absolute():
+            raise UserError(f"--output and --stablehlo are both {arguments.output}; name two files")
+    export_run(arguments.run, arguments.output, arguments.checkpoint)
+    print(f"written: {arguments.output}, {arguments.output.stat().st_size / 1000:,.1f} kB")
+    if arguments.stablehlo:
+        export_stablehlo(arguments.output, arguments.stablehlo)
+        print(f"written: {arguments.stablehlo}, {arguments.stablehlo.stat().st_size / 1000:,.1f} kB")
 
 
 if __name__ == "__main__":

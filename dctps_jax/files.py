@@ -1,9 +1,16 @@
-"""Files and folders that are being written under a temporary name."""
+"""Write files whole or not at all, also where a signal ends the process; read files and JSON; names that are no UTF-8."""
 
 import contextlib
+import hashlib
+import json
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from dctps_jax.errors import DiskFull, UserError
 
 _unfinished: set[Path] = set()
 
@@ -35,3 +42,82 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name, to the disk, then rename it.
+
+    Raises :class:`~dctps_jax.errors.DiskFull`, or an ``OSError`` that names ``path``.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with unfinished(Path(temporary)):
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+    except OSError as error:
+        if DiskFull.is_reason(error):
+            raise DiskFull.at(path, len(data)) from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def check_target(option: str, path: Path) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` where no file can be written to ``path``, the value of ``option``."""
+    if path.is_dir():
+        raise UserError(f"{option} is {path}, which is a directory; name a file")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{option} is {path}, but {path.parent} is no directory; create it or name another one")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{option} is {path}, which is a device or a pipe; name a file")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text; whatever is wrong with it is a ``ValueError``."""
+    try:
+        return json.loads(text.decode() if isinstance(text, bytes) else text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def digest_of(value: Any) -> str:
+    """Return a SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a file of a run.
+
+    Raises :class:`~dctps_jax.errors.UserError` for one that cannot be read, and for what is no file: a pipe would hang.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} cannot be read: it is a directory, a device or a pipe; restore the file")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); restore it or choose another directory") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a damaged one is a :class:`~dctps_jax.errors.UserError` that names it."""
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give the directory of a run")
+    try:
+        return parse_json(read_file(path))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); restore it or choose another directory") from error
+
+
+def is_printable(text: str) -> bool:
+    """Return whether a text has no escapes for bytes that are no UTF-8, as names of files may."""
+    return printable(text) == text
+
+
+def printable(text: str) -> str:
+    """Return a text with escapes for what is no UTF-8, as names of files may hold: reports and figures can take it."""
+    return text.encode(errors="backslashreplace").decode()

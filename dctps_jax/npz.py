@@ -1,12 +1,13 @@
 """Read and write `.npz` files: whole files only, and one sentence where one is damaged or foreign."""
 
-import os
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from dctps_jax.errors import UserError
+from dctps_jax.files import write_whole
 
 
 def read_npz(path: Path, content: str) -> dict[str, np.ndarray]:
@@ -17,7 +18,7 @@ def read_npz(path: Path, content: str) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; it should hold {content}")
     try:
-        with np.load(path) as archive:
+        with path.open("rb") as file, np.load(file) as archive:  # np.load itself leaves a damaged file open
             arrays = {name: archive[name] for name in archive}
     except Exception as error:  # a damaged file makes zipfile, zlib, tokenize and numpy raise whatever they meet
         raise UserError(f"{path} cannot be read as .npz with {content} ({first_line(error)}); copy it again") from error
@@ -28,13 +29,13 @@ def read_npz(path: Path, content: str) -> dict[str, np.ndarray]:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool = False) -> None:
-    """Write arrays under a temporary name and rename, so that no half file stands under the final one."""
-    temporary = path.with_name(f".{path.name}.tmp.npz")
+    """Write arrays to a file, whole or not at all."""
+    content = io.BytesIO()
     save = np.savez_compressed if compress else np.savez
-    save(temporary, **dict(arrays))  # pyright: ignore[reportArgumentType]
-    os.replace(temporary, path)
+    save(content, **dict(arrays))  # pyright: ignore[reportArgumentType]
+    write_whole(path, content.getvalue())
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its kind where it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)

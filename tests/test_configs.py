@@ -2,6 +2,8 @@
 
 import importlib
 import math
+import re
+import runpy
 from pathlib import Path
 
 import jax
@@ -11,9 +13,11 @@ from flax import nnx
 from dctps_jax import data, defaults, models, pruning
 from dctps_jax.config import check_config
 from dctps_jax.training.setup import build_model
+from dctps_jax.training.sweep import plan_runs
 
 FOLDER = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "common"))
+SWEEPS = sorted(path.stem for path in (FOLDER / "sweeps").glob("*.py") if path.stem != "__init__")
 
 
 def load(name):
@@ -69,3 +73,14 @@ def test_names_agree_with_what_they_configure():
     for name in NAMES:
         config = load(name).get_config()
         assert name.startswith(config.model.name) and name.endswith(config.data.name), name
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_sweep_can_be_planned_by_the_command_in_its_header(name):
+    source = (FOLDER / "sweeps" / f"{name}.py").read_text()
+    command = re.search(
+        rf"python sweep.py --config configs/(\w+)\.py --sweep configs/sweeps/{name}\.py --workdir sweeps/", source
+    )
+    assert command
+    grids = runpy.run_path(str(FOLDER / "sweeps" / f"{name}.py"))["get_sweep"]()
+    assert len(plan_runs(load(command[1]).get_config(), grids)) > 1

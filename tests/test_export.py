@@ -1,6 +1,8 @@
 """One file of a run: small, the same network again, as a program too, and every wrong file is a sentence."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,13 +16,18 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dctps_jax import UserError
+import predict
+from dctps_jax import UserError, data, export
 from dctps_jax.export import describe_exported, export_run, export_stablehlo, load_exported
 from dctps_jax.models import prunable_layers
 from dctps_jax.training.checkpoint import read_arrays
+from tests.commands import Done, assert_one_sentence, call, call_into_closed_pipe
 from tests.training.small_runs import small_digits, small_run
 
 REPO = Path(__file__).parents[1]
+# Written by version 0.1.0: LeNet-5 with 0.3 % of its weights after 8 epochs of configs/lenet_digits.py, and its test accuracy.
+VERSION_1 = REPO / "tests" / "reference" / "export_version_1.safetensors"
+VERSION_1_ACCURACY = 0.16944444444444445
 SETTINGS = {
     "dct": {},
     "frozen": {"model__alpha_trainable": False, "execution__form": "masked"},
@@ -130,14 +137,134 @@ def test_wrong_files_are_named(file, tmp_path):
     save_file({"a": np.ones(3)}, tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match=r"foreign\.safetensors is a safetensors file, but none of dctps_jax"):
         load_exported(tmp_path / "foreign.safetensors")
-    with pytest.raises(UserError, match=r"newer dctps_jax \(format 2, this one knows 1\); update"):
-        load_exported(changed(file, tmp_path / "newer.safetensors", format_version="2"))
-    with pytest.raises(UserError, match="its metadata do not describe a network"):
-        describe_exported(changed(file, tmp_path / "odd.safetensors", data="{}"))
-    config = describe_exported(file).config
-    config["model"]["offset"] = None
-    with pytest.raises(UserError, match="does not hold the params of its own network"):
-        load_exported(changed(file, tmp_path / "other.safetensors", config=json.dumps(config)))
+    with pytest.raises(UserError, match=r"newer dctps_jax \(format 3, this one knows 2\); update"):
+        load_exported(changed(file, tmp_path / "newer.safetensors", format_version="3"))
+
+
+def with_metadata(file, target, metadata):
+    """`file` with other metadata, and its tensors as they are."""
+    save_file(load_file(file), target, metadata)
+    return target
+
+
+def metadata_of(file):
+    with safe_open(file, framework="numpy") as opened:
+        return opened.metadata()
+
+
+def edited(text, *path, value):
+    """A JSON text with another value at a path."""
+    whole = json.loads(text)
+    node = whole
+    for name in path[:-1]:
+        node = node[name]
+    node[path[-1]] = value
+    return json.dumps(whole)
+
+
+def renamed(text, *path, to):
+    whole = json.loads(text)
+    node = whole
+    for name in path[:-1]:
+        node = node[name]
+    node[to] = node.pop(path[-1])
+    return json.dumps(whole)
+
+
+# What becomes of the metadata, and what the sentence says of a file of version 1, whose metadata have no digest.
+CHANGES = {
+    "class name": (lambda m: m | {"data": edited(m["data"], "class_names", 3, value="8")}, None),
+    "normalisation": (lambda m: m | {"data": edited(m["data"], "std", 0, value=0.4)}, None),
+    "step": (lambda m: m | {"step": "7"}, None),
+    "config of another network": (
+        lambda m: m | {"config": edited(m["config"], "model", "offset", value=None)}, "does not hold the params",
+    ),
+    "renamed key of the config": (
+        lambda m: m | {"config": renamed(m["config"], "model", "dtype", to="dtipe")}, "no field config.model.dtype",
+    ),
+    "text for a number": (
+        lambda m: m | {"config": edited(m["config"], "model", "width", value="64")}, "config.model.width is '64'",
+    ),
+    "no network": (lambda m: m | {"config": edited(m["config"], "model", "name", value="lennet")}, "'lenet'"),
+    "list for a config": (lambda m: m | {"config": "[]"}, "no JSON object"),
+    "text for a group": (lambda m: m | {"config": edited(m["config"], "model", value="lenet")}, "config.model.name"),
+    "no config": (lambda m: without(m, "config"), "'config'"),
+    "no data": (lambda m: without(m, "data"), "'data'"),
+    "no JSON": (lambda m: m | {"data": m["data"][:-1]}, "do not describe a network"),
+    "deep JSON": (lambda m: m | {"data": "[" * 100_000}, "nested too deeply"),
+    "empty data": (lambda m: m | {"data": "{}"}, "no field class_names"),
+    "text for names": (lambda m: m | {"data": edited(m["data"], "class_names", value="0123456789")}, "class_names is"),
+    "fewer names": (lambda m: m | {"data": edited(m["data"], "class_names", value=["a"])}, "does not hold the network"),
+    "number for a name": (lambda m: m | {"data": edited(m["data"], "class_names", 0, value=0)}, "class_names is"),
+    "half a size": (lambda m: m | {"data": edited(m["data"], "image_size", value=32.5)}, "image_size is 32.5"),
+    "size below 1": (lambda m: m | {"data": edited(m["data"], "image_size", value=-32)}, "image_size is -32"),
+    "two means": (lambda m: m | {"data": edited(m["data"], "mean", value=[0.5, 0.5])}, "mean is [0.5, 0.5]"),
+    "not a number": (lambda m: m | {"data": edited(m["data"], "mean", 1, value=float("nan"))}, "mean is"),
+    "deviation of 0": (lambda m: m | {"data": edited(m["data"], "std", 1, value=0)}, "std is"),
+    "text for a mean": (lambda m: m | {"data": edited(m["data"], "mean", 1, value="0.5")}, "mean is"),
+    "step that is no number": (lambda m: m | {"step": "x"}, "do not describe a network"),
+    "no step": (lambda m: without(m, "step"), "'step'"),
+}  # fmt: skip
+
+
+def without(metadata, name):
+    return {key: value for key, value in metadata.items() if key != name}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_change_of_the_metadata_goes_unnoticed(file, tmp_path, change):
+    act, sentence = CHANGES[change]
+    with pytest.raises(UserError, match="its digest does not match its content"):
+        load_exported(with_metadata(file, tmp_path / "now.safetensors", act(metadata_of(file))))
+    if sentence is not None:
+        old = act(metadata_of(VERSION_1))
+        with pytest.raises(UserError, match=re.escape(sentence)) as caught:
+            load_exported(with_metadata(VERSION_1, tmp_path / "old.safetensors", old))
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("version", [None, "", "two", "1.5", "0", "-1", "1e0", "١٢٣x", "9" * 5000])
+def test_odd_versions(file, tmp_path, version):
+    metadata = without(metadata_of(file), "format_version") | ({} if version is None else {"format_version": version})
+    with pytest.raises(UserError, match=r"odd\.safetensors (is damaged: its format_version is|was written by a newer)"):
+        load_exported(with_metadata(file, tmp_path / "odd.safetensors", metadata))
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_a_digest_that_is_missing_or_of_another_version(file, tmp_path, version):
+    for source in (file, VERSION_1):
+        metadata = metadata_of(source) | {"format_version": version}
+        for found in (without(metadata, "digest"), metadata | {"digest": "0" * 64}):
+            with pytest.raises(UserError, match="its digest does not match its content"):
+                load_exported(with_metadata(source, tmp_path / "odd.safetensors", found))
+    metadata = metadata_of(file) | {"format_version": "1"}
+    with pytest.raises(UserError, match="its digest does not match its content"):
+        load_exported(with_metadata(file, tmp_path / "odd.safetensors", metadata))
+
+
+def test_flipped_bytes_are_noticed(file, tmp_path):
+    """Wherever they lie: a file that can still be read says what the whole one says."""
+    content, target = file.read_bytes(), tmp_path / "flipped.safetensors"
+    header = 8 + int.from_bytes(content[:8], "little")
+    places = np.random.default_rng(0)
+    for place in [*places.integers(0, header, 150), *places.integers(header, len(content), 20)]:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << places.integers(8)
+        target.write_bytes(damaged)
+        try:
+            found = describe_exported(target)
+        except UserError as error:
+            assert str(target) in str(error) and "\n" not in str(error)
+        else:
+            assert found == describe_exported(file)
+
+
+def test_files_of_version_1_are_read_with_a_warning(caplog):
+    model, description = load_exported(VERSION_1), describe_exported(VERSION_1)
+    assert "is of format 1, whose digest covers the weights only" in caplog.text
+    digits = data.load("digits")
+    logits = model(description.prepare(jnp.asarray(digits.test_images)))
+    assert float((logits.argmax(-1) == digits.test_labels).mean()) == pytest.approx(VERSION_1_ACCURACY)
 
 
 def test_runs_that_cannot_be_exported(runs, tmp_path):
@@ -149,26 +276,85 @@ def test_runs_that_cannot_be_exported(runs, tmp_path):
         shutil.rmtree(target) if target.is_dir() else target.unlink()
         with pytest.raises(UserError, match=r"results\.json does not exist|holds no checkpoint"):
             export_run(tmp_path / name, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match="is no directory"):
+    with pytest.raises(UserError, match="nowhere is no directory"):
         export_run(runs / "dct", tmp_path / "nowhere" / "model.safetensors")
-    with pytest.raises(UserError, match="it is a directory; name a file"):
+    with pytest.raises(UserError, match="is a directory; name a file"):
         export_run(runs / "dct", tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
 
 
 def test_the_commands(runs, tmp_path):
-    def call(*command):
-        return subprocess.run([sys.executable, *command], cwd=REPO, capture_output=True, text=True, check=False)
-
     model = tmp_path / "model.safetensors"
-    done = call("-m", "dctps_jax.export", str(runs / "dct"), "--output", str(model))
-    assert done.returncode == 0 and "kB" in done.stdout
+    done = call(export.main, runs / "dct", "--output", model)
+    assert done.code == 0 and done.err == "" and "kB" in done.out
+    images = []
     for number, image in enumerate(small_digits().test_images[:2]):
-        Image.fromarray(image).resize((50, 40)).save(tmp_path / f"{number}.png")
-    done = call("predict.py", str(model), str(tmp_path / "0.png"), str(tmp_path / "1.png"), "--top", "2")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2 and lines[0].startswith(f"{tmp_path / '0.png'}: ") and lines[0].count("%") == 2
-    for arguments in ([str(tmp_path / "0.png"), str(tmp_path / "0.png")], [str(model), str(tmp_path / "no.png")]):
-        done = call("predict.py", *arguments)
-        assert done.returncode == 1 and done.stderr.startswith("predict.py: ") and "Traceback" not in done.stderr
+        images.append(tmp_path / f"{number}{os.fsdecode(bytes([0xE9]))}.png")
+        Image.fromarray(image).resize((50, 40)).save(images[-1])
+    done = call(predict.main, model, *images, "--top", "2")
+    assert done.code == 0 and done.err == "", done
+    lines = done.out.splitlines()
+    assert len(lines) == 2 and lines[0].startswith(f"{tmp_path / '0'}\\udce9.png: ") and lines[0].count("%") == 2
+    done = call(predict.main, VERSION_1, images[0])
+    assert done.code == 0 and done.out.count("\n") == 1
+    assert done.err.startswith(f"warning: {VERSION_1} is of format 1") and done.err.count("\n") == 1
+
+    closed = call_into_closed_pipe(predict.main, model, images[0])
+    assert (closed.code, closed.err) == (141, "")
+    for arguments in ([images[0], images[0]], [model, tmp_path / "no.png"], [model, tmp_path], [tmp_path, images[0]]):
+        assert_one_sentence(call(predict.main, *arguments), "predict.py", str(tmp_path))
+    assert_one_sentence(call(predict.main, model, images[0], "--top", "0"), "predict.py", "--top is 0")
+    (tmp_path / "eps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
+    done = call(predict.main, model, tmp_path / "eps.png")
+    assert_one_sentence(done, "predict.py", "eps.png cannot be read as an image (it is none of PNG")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    done = call(predict.main, model, tmp_path / "device.png")
+    assert_one_sentence(done, "predict.py", "device.png cannot be read (it is a device, not a regular file)")
+    done = call(predict.main, model, images[0], "--max-pixels", "1999")
+    assert_one_sentence(done, "predict.py", "has 50 x 40 pixels, but --max-pixels allows 1,999")
+    assert_one_sentence(call(predict.main, model, images[0], "--max-pixels", "0"), "predict.py", "--max-pixels is 0")
+    done = call(export.main, runs / "dct", "--output", tmp_path / "new", "--stablehlo", tmp_path / "none" / "program")
+    assert_one_sentence(done, "export", "--stablehlo is ", "is no directory")
+    done = call(export.main, runs / "dct", "--output", tmp_path / "new", "--stablehlo", tmp_path / "new")
+    assert_one_sentence(done, "export", "name two files")
+    assert not (tmp_path / "new").exists()
+
+
+DAMAGES = {
+    "results without data": ("results.json", lambda text: renamed(text, "data", to="date"), "what the data were"),
+    "results with texts": ("results.json", lambda text: edited(text, "density", value="0.05"), "density is '0.05'"),
+    "data with texts": ("results.json", lambda text: edited(text, "data", "mean", 0, value="1"), "mean is"),
+    "results of no UTF-8": ("results.json", lambda text: b"\xff" + text.encode(), "cannot be read as JSON"),
+    "foreign config": ("config.json", lambda text: '{"a": 1}', "there is no field model.name"),
+    "config with a text": ("config.json", lambda text: edited(text, "execution", "min_loop", value="64"), "min_loop is"),
+    "config of another network": ("config.json", lambda text: edited(text, "model", "name", value="lennet"), "'lenet'"),
+    "checkpoints that are a file": ("checkpoints", None, "has to be a folder of checkpoints"),
+    "config that is a folder": ("config.json", None, "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_runs_are_one_sentence(runs, tmp_path, damage):
+    name, change, sentence = DAMAGES[damage]
+    target = shutil.copytree(runs / "dct", tmp_path / "run") / name
+    if change is not None:
+        changed = change(target.read_text())
+        target.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+    elif target.is_dir():
+        shutil.rmtree(target)
+        target.touch()
+    else:
+        target.unlink()
+        target.mkdir()
+    done = call(export.main, tmp_path / "run", "--output", tmp_path / "model")
+    assert_one_sentence(done, "export", str(tmp_path / "run"), sentence)
+    assert not (tmp_path / "model").exists()
+
+
+def test_too_few_file_handles(runs, tmp_path):
+    """What the libraries' threads print of it is kept off the screen, too."""
+    command = f"ulimit -n 8; {sys.executable} -m dctps_jax.export {runs / 'dct'} --output {tmp_path / 'model'}"
+    done = subprocess.run(["bash", "-c", command], cwd=REPO, capture_output=True, text=True, check=False)
+    done = Done(done.returncode, done.stdout, done.stderr)
+    assert_one_sentence(done, "export", "Too many open files", "ulimit", code=71)
+    assert not (tmp_path / "model").exists()

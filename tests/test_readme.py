@@ -13,3 +13,6 @@ def test_tables_are_made_from_the_saved_figures():
         assert table in (REPO / "README.md").read_text()
     assert len(tables.profile().splitlines()) > 10
     assert tables.profile() in (REPO / "benchmarks" / "README.md").read_text()
+    beside_torch = tables.versus_torch(tables.saved_cases("h200_versus_torch_vgg19"))
+    assert len(beside_torch.splitlines()) > 10
+    assert beside_torch in (REPO / "benchmarks" / "README.md").read_text()

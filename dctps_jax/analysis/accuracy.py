@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dctps_jax.analysis.figures import COLOURS, MARKERS, new_figure, offset_label, offset_line, save_figure
+from dctps_jax.analysis.figures import COLOURS, MARKERS, label_of, new_figure, offset_line, save_figure
+from dctps_jax.offsets import OFFSETS
 
 MAX_TICKS = 10
 
@@ -32,7 +33,7 @@ def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
     methods = sorted({(method, rest) for method, _, rest in groups})
     figure, (axes,) = new_figure(1, 1, width=7.5, height=4.4)
     for number, (rest, line) in enumerate(dense):
-        label = ", ".join(filter(None, ["dense, no offset", rest]))
+        label = label_of(", ".join(filter(None, ["dense, no offset", rest])))
         style = ("-", (0, (1, 1)), (0, (3, 1, 1, 1)))[number % 3]
         mean, deviation = 100 * line["test_accuracy_final"], 100 * line["test_accuracy_final_std"]
         axes.axhline(mean, color="0.45", linestyle=style, linewidth=1.5, label=label, zorder=1)
@@ -44,8 +45,8 @@ def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
         means = [100 * line["test_accuracy_final"] for line in points]
         deviations = [100 * line["test_accuracy_final_std"] for line in points]
         has_offset = offset != "none"
-        name = f"{offset_label(offset)} offset" if has_offset else "no offset"
-        label = ", ".join(filter(None, [method, name, rest]))
+        name = f"{OFFSETS[offset].label} offset" if has_offset else "no offset"
+        label = label_of(", ".join(filter(None, [method, name, rest])))
         colour = COLOURS[number % len(COLOURS)]
         axes.errorbar(
             densities, means, deviations, capsize=2, elinewidth=1, color=colour, linestyle=offset_line(offset if has_offset else None), marker=MARKERS[number % len(MARKERS)],
@@ -59,6 +60,8 @@ def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
     if len(drawn) <= MAX_TICKS:
         axes.set_xticks(drawn)
         axes.xaxis.set_minor_locator(NullLocator())
+    if len(drawn) == 1:
+        axes.set_xlim(drawn[0] / 10, drawn[0] * 10)  # the ticks alone would push the points to the border
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     save_figure(figure, output)

@@ -5,15 +5,16 @@ has a panel of its own.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.analysis.figures import COLOURS, figure_files, new_figure, offset_label, offset_line, save_figure
+from dctps_jax.analysis.figures import COLOURS, figure_files, label_of, new_figure, offset_line, save_figure
 from dctps_jax.analysis.records import Record, Setting, by_setting, differing, method_name, read_run
+from dctps_jax.cli import command
 from dctps_jax.errors import UserError
+from dctps_jax.offsets import OFFSETS
 
 MAX_COLUMNS = 3
 
@@ -54,7 +55,7 @@ def draw_curves(records: Sequence[Record], output: Path) -> None:
             axes.fill_between(epochs, np.nanmin(values, 0), np.nanmax(values, 0), color=colour, alpha=0.15, linewidth=0)
         axes.set(xlabel="epoch", ylabel="validation accuracy (%)")
         if len(panels) > 1:
-            axes.set_title(panel)
+            axes.set_title(label_of(panel))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     all_axes[0].set_ylim(bottom=0)  # shared by all; before the lines are there it would fix the top, too
     entries = {
@@ -75,7 +76,7 @@ def panel_titles(settings: Sequence[Setting]) -> dict[Setting, str]:
 
 def _label(density: float, offset: str | None) -> str:
     trained = "dense" if density == 1 else "sparse"
-    return f"{100 * density:.3g} %, {f'α·{offset_label(offset)} + {trained}' if offset else trained}"
+    return f"{100 * density:.3g} %, {f'α·{OFFSETS[offset].label} + {trained}' if offset else trained}"
 
 
 def _density(members: Sequence[Record]) -> float:
@@ -85,16 +86,15 @@ def _density(members: Sequence[Record]) -> float:
     return first.results["density"] if takes_masks and first.results else first.config["pruning.density"]
 
 
+@command("curves")
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs")
     parser.add_argument("--output", type=Path, default=Path("curves.png"), help="file to write, as .png and .svg")
     arguments = parser.parse_args()
-    try:
-        draw_curves([read_run(run) for run in arguments.runs], arguments.output)
-        print(f"written: {', '.join(map(str, figure_files(arguments.output)))}")
-    except UserError as error:
-        sys.exit(f"curves: {error}")
+    files = figure_files(arguments.output)
+    draw_curves([read_run(run) for run in arguments.runs], arguments.output)
+    print(f"written: {', '.join(map(str, files))}")
 
 
 if __name__ == "__main__":

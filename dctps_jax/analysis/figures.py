@@ -1,9 +1,10 @@
 """What the figures of the package share: their look and their files."""
 
+import io
 from pathlib import Path
 from typing import Any
 
-from dctps_jax.errors import UserError
+from dctps_jax.files import check_target, printable, write_whole
 from dctps_jax.offsets import OFFSETS
 
 # Okabe and Ito's colours, which the colour-blind tell apart; dashes serve where there is no colour.
@@ -14,24 +15,25 @@ NO_OFFSET_LINE = (0, (4, 2))
 OFFSET_LINES = ("-", (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 1, 1, 1)))
 
 
-def offset_label(name: str) -> str:
-    """Return how figures call the offset of this name; a name that the package does not know stands for itself."""
-    return OFFSETS[name].label if name in OFFSETS else name
-
-
 def offset_line(name: str | None) -> Any:
-    """Return the line style of an offset by its name, or of networks without offset."""
-    if name is None:
-        return NO_OFFSET_LINE
-    return OFFSET_LINES[list(OFFSETS).index(name) % len(OFFSET_LINES) if name in OFFSETS else -1]
+    """Return the line style of an offset by its name, or of networks without offset (None)."""
+    return NO_OFFSET_LINE if name is None else OFFSET_LINES[list(OFFSETS).index(name) % len(OFFSET_LINES)]
 
 
 def figure_files(output: Path) -> list[Path]:
-    """Return the names of a figure as PNG and SVG; a folder that does not exist is a UserError."""
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"--output is {output}, but {output.parent} is no directory; create it or name another one")
+    """Return the names of a figure as PNG and SVG; what cannot be written to is a UserError."""
+    check_target("--output", output)
     name = output.name.removesuffix(".png").removesuffix(".svg")
-    return [output.with_name(name + suffix) for suffix in (".png", ".svg")]
+    files = [output.with_name(name + suffix) for suffix in (".png", ".svg")]
+    for file in files:
+        check_target("--output", file)
+    return files
+
+
+def label_of(name: str) -> str:
+    """Return a name, of a folder for instance, as matplotlib prints it letter by letter."""
+    # Between dollars it would set formulas, and it leaves out labels that begin with an underscore.
+    return ("\N{ZERO WIDTH SPACE}" if name.startswith("_") else "") + printable(name).replace("$", r"\$")
 
 
 def save_figure(figure: Any, output: Path) -> None:
@@ -40,7 +42,9 @@ def save_figure(figure: Any, output: Path) -> None:
 
     with matplotlib.rc_context({"svg.hashsalt": "dctps_jax"}):
         for file in figure_files(output):
-            figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+            content = io.BytesIO()
+            figure.savefig(content, format=file.suffix[1:], metadata={"Date": None} if file.suffix == ".svg" else None)
+            write_whole(file, content.getvalue())
 
 
 def new_figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, list[Any]]:

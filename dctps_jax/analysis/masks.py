@@ -4,14 +4,14 @@ Prints the density of each layer for every run and the overlap of their masks, a
 """
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from dctps_jax.analysis.aligned import aligned
-from dctps_jax.analysis.figures import COLOURS, MARKERS, figure_files, new_figure, save_figure
+from dctps_jax.analysis.figures import COLOURS, MARKERS, figure_files, label_of, new_figure, save_figure
+from dctps_jax.cli import command
 from dctps_jax.errors import UserError
 from dctps_jax.pruning import load_run_masks
 
@@ -57,12 +57,12 @@ def draw_densities(runs: Mapping[str, Masks], output: Path) -> None:
     for number, (name, values) in enumerate(densities.items()):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         shown = np.where(values > 0, values, np.nan)
-        axes.plot(places, shown, color=colour, marker=marker, markersize=4, linewidth=1.2, label=name)
+        axes.plot(places, shown, color=colour, marker=marker, markersize=4, linewidth=1.2, label=label_of(name))
         empty = places[values == 0]
         axes.plot(empty, np.full(len(empty), floor), color=colour, marker="x", linestyle="none")
     axes.set(yscale="log", ylabel="weights kept (%), × none", ylim=(floor / 1.5, 150))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xticks(places, layers, rotation=90, fontsize=7 if len(layers) > 30 else 9)
+    axes.set_xticks(places, list(map(label_of, layers)), rotation=90, fontsize=7 if len(layers) > 30 else 9)
     # One below the other: the names of a sweep's runs are long.
     figure.legend(frameon=False, loc="outside upper left", fontsize=8)
     save_figure(figure, output)
@@ -89,20 +89,18 @@ def _total_density(masks: Masks) -> float:
     return sum(mask.sum() for mask in masks.values()) / sum(mask.size for mask in masks.values())
 
 
+@command("masks")
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="directories of runs")
     parser.add_argument("--output", type=Path, default=Path("masks.png"), help="figure to write, as .png and .svg")
     arguments = parser.parse_args()
-    try:
-        runs = load_runs(arguments.runs)
-        files = figure_files(arguments.output)
-    except UserError as error:
-        sys.exit(f"masks: {error}")
+    files = figure_files(arguments.output)
+    runs = load_runs(arguments.runs)
+    draw_densities(runs, arguments.output)
     print(density_table(runs))
     if len(runs) > 1:
         print(f"\n{overlap_table(runs)}")
-    draw_densities(runs, arguments.output)
     print(f"\nwritten: {', '.join(map(str, files))}")
 
 

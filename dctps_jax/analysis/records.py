@@ -1,5 +1,6 @@
 """Runs as the figures and tables read them: out of their directories, or out of one file that holds many."""
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -8,8 +9,11 @@ from typing import Any, NamedTuple
 
 from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
+from dctps_jax.files import digest_of, parse_json, printable, read_file, write_whole
+from dctps_jax.training import seal
+from dctps_jax.training.fields import check_config_fields, check_object, check_results, check_row
 from dctps_jax.training.metrics import read_rows
-from dctps_jax.training.workdir import free_fields, read_config, read_results, write_whole
+from dctps_jax.training.workdir import free_fields, read_config, read_results
 
 Setting = tuple[tuple[str, Any], ...]
 # What the tables and legends name in their own way; of other fields they name those that differ.
@@ -32,9 +36,49 @@ class Record(NamedTuple):
 
 
 def read_run(folder: Path, name: str | None = None) -> Record:
-    """Return the run in ``folder``; a directory without config is a :class:`~dctps_jax.errors.UserError`."""
+    """Return the run in ``folder``.
+
+    Raises :class:`~dctps_jax.errors.UserError` where one of its files is missing or damaged, or is of another run than the others.
+    """
     results = read_results(folder) if (folder / "results.json").exists() else None
-    return Record(name or str(folder), _hashable(read_config(folder)), results, read_rows(folder / "metrics.jsonl"))
+    config, rows = _hashable(read_config(folder)), read_rows(folder / "metrics.jsonl")
+    if results is not None and not seal.is_sealed_as(results, "metrics.jsonl", digest_of(rows)):
+        raise UserError(
+            f"{folder / 'metrics.jsonl'} is not what the run left there; the run's own command writes it anew from the last "
+            "checkpoint"
+        )
+    record = Record(printable(name or str(folder)), config, results, rows)
+    try:
+        _check_together(record)
+    except ValueError as error:
+        raise UserError(f"{folder} holds files of different runs: {error}; restore them or leave it out") from error
+    return record
+
+
+def _check_together(record: Record) -> None:
+    """Raise ``ValueError`` where config, results and epochs of a run contradict each other."""
+    config, results, rows = record.config, record.results, record.rows
+    num_epochs = config.get("num_epochs", len(rows))
+    if len(rows) > num_epochs:
+        raise ValueError(f"num_epochs is {num_epochs} in the config, and {len(rows)} epochs are recorded")
+    if results is None:
+        return
+    asked = None if config["pruning.method"] == "from_run" else config["pruning.density"]
+    for field, found, expected in (
+        ("seed", results.get("seed"), config.get("seed")),
+        ("density_asked", results["density_asked"], asked),
+    ):
+        if field in results and found != expected and expected is not None:
+            raise ValueError(f"{field} is {found} in the results and {expected} in the config")
+    if rows and "seeds" not in results:
+        if len(rows) < num_epochs:
+            raise ValueError(f"it is finished, but only {len(rows)} of {num_epochs} epochs are recorded")
+        best = max(rows, key=lambda row: row["val_accuracy"])
+        if (best["epoch"], best["val_accuracy"]) != (results["best_epoch"], results["best_val_accuracy"]):
+            raise ValueError(
+                f"the best validation accuracy is {results['best_val_accuracy']} after epoch {results['best_epoch']} in the "
+                f"results, and {best['val_accuracy']} after epoch {best['epoch']} in the metrics"
+            )
 
 
 def read_records(source: Path) -> list[Record]:
@@ -45,7 +89,9 @@ def read_records(source: Path) -> list[Record]:
     if source.is_file():
         records = _read_file(source)
     elif source.is_dir():
-        folders = sorted(file.parent for file in source.rglob("config.json"))
+        # A run that lost its config is refused rather than left out.
+        names = ("config.json", "metrics.jsonl", "results.json")
+        folders = sorted({file.parent for name in names for file in source.rglob(name)})
         records = [read_run(folder, str(folder.relative_to(source))) for folder in folders]
         records = [record for record in records if record.config.get("num_seeds", 1) == 1]
     else:
@@ -56,15 +102,24 @@ def read_records(source: Path) -> list[Record]:
 
 
 def write_records(file: Path, records: Iterable[Record]) -> None:
-    """Write the runs as one JSON object a line, without where things lay and how they were computed; of an image folder with its name."""
+    """Write the runs as one JSON object a line, without where things lay and how they were computed; of an image folder with its name.
+
+    The first line says how many there are, and has a SHA-256 of the lines after it. Files of version 0.1.0 have no such line.
+    """
     lines = []
     for record in records:
         free = free_fields(record.config)
         config = {field: value for field, value in record.config.items() if field not in free}
         if "data.dir" in config:
             config["data.dir"] = Path(config["data.dir"]).name
-        lines.append(json.dumps(record._replace(config=config)._asdict(), separators=(",", ":")) + "\n")
-    write_whole(file, "".join(lines))
+        results = record.results
+        if results is not None:
+            results = {field: value for field, value in results.items() if field != seal.FIELD}  # of whole files
+        values = record._replace(config=config, results=results)._asdict()
+        lines.append(json.dumps(values, separators=(",", ":")) + "\n")
+    content = "".join(lines)
+    head = {"runs": len(lines), "digest": hashlib.sha256(content.encode()).hexdigest()}
+    write_whole(file, json.dumps(head, separators=(",", ":")) + "\n" + content)
 
 
 def by_setting(records: Iterable[Record]) -> dict[Setting, list[Record]]:
@@ -106,18 +161,52 @@ def differing(settings: Sequence[Setting]) -> list[str]:
 
 def _read_file(file: Path) -> list[Record]:
     records: list[Record] = []
-    try:
-        for line in file.read_text().splitlines():
-            values = json.loads(line)
-            values["config"] = _hashable(values["config"])
-            records.append(Record(**values))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{file} is no file of runs (line {len(records) + 1}); give a directory of runs instead"
-        ) from error
+    content, first = read_file(file), 1
+    if content.startswith(b'{"runs":'):
+        head, _, content = content.partition(b"\n")
+        _check_head(file, head, content)
+        first = 2
+    for number, line in enumerate(content.splitlines(), first):
+        try:
+            records.append(_record(parse_json(line)))
+        except ValueError as error:
+            raise UserError(
+                f"{file} is no file of runs: line {number}: {error}; give a directory of runs instead"
+            ) from error
     return records
+
+
+def _check_head(file: Path, head: bytes, content: bytes) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` where the lines after the first one are not those that were written."""
+    try:
+        is_sound = parse_json(head)["digest"] == hashlib.sha256(content).hexdigest()
+    except (ValueError, KeyError, TypeError):
+        is_sound = False
+    if not is_sound:
+        raise UserError(f"{file} is damaged: its digest does not match its content; write the report again")
+
+
+def _record(values: Any) -> Record:
+    """Return the run that a line of a file holds; what is none is a ``ValueError``."""
+    check_object(values)
+    if (
+        set(values) != set(Record._fields)
+        or not isinstance(values["name"], str)
+        or not isinstance(values["rows"], list)
+    ):
+        raise ValueError(f"it must have the fields {', '.join(Record._fields)}")
+    check_config_fields(values["config"])
+    if values["results"] is not None:
+        check_results(values["results"])
+    for number, row in enumerate(values["rows"]):
+        check_row(row, values["rows"][:number])
+    record = Record(**{**values, "name": printable(values["name"]), "config": _hashable(values["config"])})
+    _check_together(record)
+    return record
 
 
 def _hashable(config: dict[str, Any]) -> dict[str, Any]:
     """Return a config by dotted field, its lists as texts."""
-    return {field: str(value) if isinstance(value, list) else value for field, value in flat_fields(config)}
+    return {
+        field: printable(str(value)) if isinstance(value, list | str) else value for field, value in flat_fields(config)
+    }

@@ -12,7 +12,6 @@ import argparse
 import csv
 import io
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,10 @@ from dctps_jax.analysis.records import (
     read_records,
     write_records,
 )
+from dctps_jax.cli import command
 from dctps_jax.errors import UserError
+from dctps_jax.files import write_whole
 from dctps_jax.training.metrics import mean_and_std
-from dctps_jax.training.workdir import write_whole
 
 Line = dict[str, Any]
 
@@ -132,10 +132,8 @@ def write_report(source: Path, output: Path) -> list[Path]:
         raise UserError(f"{source} holds no finished run; a report is of finished ones")
     try:
         output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"--output is {output}, which cannot be a folder ({error.strerror}); name another one"
-        ) from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"--output is {output}, which is, or lies below, a file; name a folder") from error
     texts = {"report.md": markdown(lines, records, again), "report.csv": as_csv(lines)}
     for name, text in texts.items():
         write_whole(output / name, text)
@@ -170,16 +168,14 @@ def _scaled(number: float | None, unit: str) -> str:
     return f"{number:.3g} {prefix}{unit}".strip()
 
 
+@command("report")
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", type=Path, help="directory of runs, or a runs.jsonl")
     parser.add_argument("--output", type=Path, help="folder to write to; the directory of the runs if not given")
     arguments = parser.parse_args()
     source = arguments.source
-    try:
-        files = write_report(source, arguments.output or (source.parent if source.is_file() else source))
-    except UserError as error:
-        sys.exit(f"report: {error}")
+    files = write_report(source, arguments.output or (source.parent if source.is_file() else source))
     print(f"written: {', '.join(map(str, files))}")
 
 

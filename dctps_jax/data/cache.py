@@ -1,13 +1,14 @@
 """Decoded copies of image sets on disk, so that only the first run has to decode.
 
-A copy is the folder `<name>-<fingerprint of the source>` with four .npy files and meta.json. It is written under a
+A copy is the folder `<name>-<stamp of the source>` with four .npy files and meta.json. It is written under a
 temporary name next to its final one and renamed when it is whole, so that a killed run leaves no half copy, and of two
 runs that decode at once the second takes the first one's. Every load checks the CRC-32 of each file: enough against
 disks that fail and copies that were cut short, and the fastest digest at hand (about 2 GB/s). The images are
 memory-mapped, read-only.
 """
 
-import hashlib
+import contextlib
+import errno
 import io
 import json
 import logging
@@ -16,22 +17,33 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dctps_jax.data.dataset import Options
-from dctps_jax.errors import UserError
+from dctps_jax.data.reading import open_regular, unreadable
+from dctps_jax.errors import DiskFull, UserError
+from dctps_jax.files import unfinished
 
 logger = logging.getLogger("dctps_jax")
 
 FALLBACK_ROOT = "~/.cache/dctps_jax/decoded"
 _FOLDER_IN_SOURCE = ".dctps_cache"
 _FORMAT = 1
-_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+# Name, type and number of axes.
+_ARRAYS = (
+    ("train_images", np.uint8, 4),
+    ("train_labels", np.int32, 1),
+    ("test_images", np.uint8, 4),
+    ("test_labels", np.int32, 1),
+)
+_MAX_META_BYTES = 2**26
 _STALE_SECONDS = 24 * 3600
+# What the system says of a file that is gone or no file; everything else is no damage, and the copy is kept.
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,12 @@ class Decoded:
     test: Split
     class_names: tuple[str, ...]
 
+    @property
+    def num_bytes(self) -> int:
+        """What the arrays take."""
+        parts = (self.train, self.test)
+        return sum(len(part.labels) * (3 * part.image_size**2 + part.labels.itemsize) for part in parts)
+
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]
 
@@ -62,16 +80,17 @@ class _DamagedError(Exception):
     """A decoded copy that is not what was written; the message names the file."""
 
 
-def cached(name: str, source: Path, fingerprint: str, options: Options, decode: Callable[[], Decoded]) -> Arrays:
+def cached(name: str, source: Path, stamp: str, options: Options, decode: Callable[[], Decoded]) -> Arrays:
     """Returns train images, train labels, test images, test labels and class names, decoding only where it has to.
 
-    `fingerprint` stands for the content of `source`. The copy goes below `options.cache_dir`, or else below
+    `stamp` stands for the content of `source`. The copy goes below `options.cache_dir`, or else below
     `.dctps_cache` in `options.dir`, or, where that must not be written to, below ~/.cache/dctps_jax/decoded. A damaged
     copy is reported in a warning, removed and made again.
 
-    Raises UserError where the copy cannot be written, and whatever `decode` raises.
+    Raises DiskFull where there is no room for the copy, UserError where it cannot be written or read for another
+    reason, and whatever `decode` raises.
     """
-    folders = [root / f"{name}-{fingerprint[:12]}" for root in _roots(options)]
+    folders = [root / f"{name}-{stamp[:12]}" for root in _roots(options)]
     # More than one round only where another process removes or damages the copy under our hands.
     for _ in range(3):
         for folder in folders:
@@ -82,13 +101,11 @@ def cached(name: str, source: Path, fingerprint: str, options: Options, decode: 
                     logger.warning("%s; the decoded copy is made again from %s", damage, source)
                     shutil.rmtree(folder, ignore_errors=True)
         logger.info("decoding %s once into %s", source, folders[0])
+        decoded = decode()
         try:
-            _write(folders[0], name, source, decode(), options.dir)
+            _write(folders[0], name, source, decoded, options.dir)
         except OSError as error:
-            raise UserError(
-                f"the decoded copy of {source} cannot be written to {folders[0]}: {error}; make room there, or set "
-                "data.cache_dir to a folder that can be written to."
-            ) from error
+            raise _unwritable(folders[0], source, decoded.num_bytes, error) from error
     raise UserError(f"{folders[0]} is damaged after it was written; set data.cache_dir to a folder on another disk.")
 
 
@@ -116,22 +133,20 @@ def cached_without_source(name: str, options: Options) -> Arrays | None:
         ) from damage
 
 
-def fingerprint(folder: Path, files: Iterable[Path], extra: str = "") -> str:
-    """Returns a hex digest over the names (relative to `folder`), sizes and times of change of `files`.
-
-    It reads no content: that would take longer than the decoded copy saves. The place of `folder` is part of it, since
-    unpacked files of two sets may agree in all of that. `extra` is for what else the decoding depends on. Raises
-    UserError for a file that cannot be looked up.
-    """
-    digest = hashlib.sha256(f"{folder.resolve()}\0{extra}\n".encode(errors="surrogateescape"))
-    for path in sorted(files):
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error}; restore it, or remove what refers to it.") from error
-        entry = f"{path.relative_to(folder).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n"
-        digest.update(entry.encode(errors="surrogateescape"))
-    return digest.hexdigest()
+def _unwritable(folder: Path, source: Path, num_bytes: int, error: OSError) -> UserError:
+    """The error for a decoded copy of `num_bytes` that cannot be written."""
+    if DiskFull.is_reason(error):
+        return DiskFull(
+            f"the decoded copy of {source} needs {num_bytes:,} bytes in {folder.parent}, which has no room for them "
+            f"({error.strerror}); make room there, or set data.cache_dir to a folder on another disk."
+        )
+    reason = f"{error.strerror or error}"
+    if is_file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
+        reason = f"{is_file} is a file"
+    return UserError(
+        f"the decoded copy of {source} cannot be written to {folder} ({reason}); set data.cache_dir to a folder that can "
+        "be written to."
+    )
 
 
 def _roots(options: Options) -> list[Path]:
@@ -156,38 +171,56 @@ def _source_dir(folder: Path) -> str | None:
 
 def _read_meta(folder: Path) -> dict:
     path = folder / "meta.json"
-    try:
-        meta = json.loads(path.read_bytes())
+    with _finding_damage(path):
+        with open_regular(path) as file:
+            meta = json.loads(file.read(_MAX_META_BYTES))
         crc = meta.pop("meta_crc32")
         if meta["format"] != _FORMAT or crc != _meta_crc(meta):
-            raise _DamagedError(f"{path} is damaged or of another version")
+            raise ValueError("a checksum or version differs")
+        is_whole = {"source_dir", "class_names", "crc32"} <= meta.keys() and isinstance(meta["crc32"], dict)
+        if not is_whole or not all(isinstance(name, str) for name in meta["class_names"]):
+            raise ValueError("its fields are others")
         return meta
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _DamagedError(f"{path} is missing or damaged ({error})") from error
 
 
 def _read(folder: Path) -> Arrays:
     meta = _read_meta(folder)
     arrays = []
-    for array in _ARRAYS:
-        path = folder / f"{array}.npy"
-        try:
-            if _file_crc(path) != meta["crc32"][array]:
-                raise _DamagedError(f"{path} is damaged (its CRC-32 differs from the one in meta.json)")
-            arrays.append(np.load(path, mmap_mode="r", allow_pickle=False))
-        except (OSError, ValueError) as error:
-            raise _DamagedError(f"{path} is missing or damaged ({error})") from error
+    for name, dtype, axes in _ARRAYS:
+        path = folder / f"{name}.npy"
+        with _finding_damage(path):
+            if _file_crc(path) != meta["crc32"].get(name):
+                raise ValueError("its CRC-32 differs from the one in meta.json")
+            array = np.lib.format.open_memmap(path, mode="r")
+            if array.dtype != dtype or array.ndim != axes:
+                raise ValueError(f"it holds {array.dtype} {list(array.shape)}")
+            arrays.append(array)
     train_images, train_labels, test_images, test_labels = arrays
     return train_images, train_labels, test_images, test_labels, tuple(meta["class_names"])
+
+
+@contextlib.contextmanager
+def _finding_damage(path: Path) -> Iterator[None]:
+    """Tells damage from what the system does not allow right now: then the copy may be sound, and has to be kept."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged files, json and numpy raise errors of many types
+        if isinstance(error, OSError) and error.errno not in _DAMAGE:
+            advice = "make it readable, or set data.cache_dir to another folder"
+            raise unreadable(path, error, advice) from error
+        state = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise _DamagedError(f"{path} is {state} ({reason})") from error
 
 
 def _write(folder: Path, name: str, source: Path, decoded: Decoded, source_dir: Path) -> None:
     """Writes a copy that appears under the name `folder` only when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
-    draft = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
-    draft.mkdir()
-    try:
+    with unfinished(folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp") as draft:
+        draft.mkdir()
         crcs = {}
         for part, split in (("train", decoded.train), ("test", decoded.test)):
             shape = (len(split.labels), split.image_size, split.image_size, 3)
@@ -213,12 +246,11 @@ def _write(folder: Path, name: str, source: Path, decoded: Decoded, source_dir: 
         try:
             draft.rename(folder)
         except OSError:
-            # Another process was faster (a folder that is not empty is never replaced): then its copy is taken.
             if not folder.is_dir():
                 raise
+            # Another process was faster (a folder that is not empty is never replaced): then its copy is taken.
+            shutil.rmtree(draft, ignore_errors=True)
         _sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _remove_stale(folder: Path) -> None:
@@ -261,7 +293,7 @@ def _write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: It
 
 def _file_crc(path: Path) -> int:
     crc = 0
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(1 << 22):
             crc = zlib.crc32(chunk, crc)
     return crc

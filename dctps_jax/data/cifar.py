@@ -6,20 +6,23 @@ red plane, then green, then blue, each row by row.
 
 import gzip
 import tarfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from dctps_jax.data import tfds_source
-from dctps_jax.data.cache import Arrays, Decoded, Split, cached, cached_without_source, fingerprint
+from dctps_jax.data.cache import Arrays, Decoded, Split, cached, cached_without_source
 from dctps_jax.data.dataset import Channels, Dataset, Options
 from dctps_jax.data.download import ARCHIVES, obtain
+from dctps_jax.data.reading import parsing, read_file, stamp_of
 from dctps_jax.errors import UserError
 
 _SIZE = 32
 _PIXELS = 3 * _SIZE * _SIZE
+_MAX_TEXT_BYTES = 2**16
+_MAX_OTHER_BYTES = 2**20  # of an archive: its headers, padding and a readme
+_DOWNLOAD_AGAIN = "remove it and download it again"
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,27 @@ class _Layout:
     names_file: str
     num_classes: int
     label_bytes: int  # the label used is the last of them
+    train_records: int  # in each file of the official archive
+    test_records: int
     mean: Channels
     std: Channels
 
     @property
     def files(self) -> tuple[str, ...]:
         return (*self.train_files, self.test_file, self.names_file)
+
+    @property
+    def record_bytes(self) -> int:
+        return self.label_bytes + _PIXELS
+
+    @property
+    def max_bytes(self) -> dict[str, int]:
+        """How long each file may be: as in the official archive."""
+        return {
+            **dict.fromkeys(self.train_files, self.train_records * self.record_bytes),
+            self.test_file: self.test_records * self.record_bytes,
+            self.names_file: _MAX_TEXT_BYTES,
+        }
 
 
 _LAYOUTS = {
@@ -44,6 +62,8 @@ _LAYOUTS = {
         "batches.meta.txt",
         num_classes=10,
         label_bytes=1,
+        train_records=10_000,
+        test_records=10_000,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2023, 0.1994, 0.2010),
     ),
@@ -53,6 +73,8 @@ _LAYOUTS = {
         "fine_label_names.txt",
         num_classes=100,
         label_bytes=2,
+        train_records=50_000,
+        test_records=10_000,
         mean=(0.5071, 0.4867, 0.4408),
         std=(0.2675, 0.2565, 0.2761),
     ),
@@ -78,8 +100,14 @@ def _from_tfds(name: str, layout: _Layout, options: Options) -> Arrays | None:
     if prepared is None:
         return None
     files = [path for path in prepared.iterdir() if path.is_file() and not path.name.startswith(".")]
-    mark = fingerprint(prepared, files)
-    return cached(name, prepared, mark, options, lambda: tfds_source.decode(prepared, _SIZE, layout.num_classes))
+    stamp = stamp_of(prepared, files)
+    return cached(
+        name,
+        prepared,
+        stamp,
+        options,
+        lambda: tfds_source.decode(prepared, _SIZE, layout.num_classes, options.max_pixels),
+    )
 
 
 def _from_binary(name: str, layout: _Layout, options: Options) -> Arrays:
@@ -88,13 +116,15 @@ def _from_binary(name: str, layout: _Layout, options: Options) -> Arrays:
     if not path.is_file():
         folder = _find_extracted(options.dir, archive.folder, layout)
         if folder is not None:
-            mark = fingerprint(folder, [folder / file for file in layout.files if (folder / file).is_file()])
-            return cached(name, folder, mark, options, lambda: _decode(_read_folder(folder, layout), folder, layout))
+            stamp = stamp_of(folder, [folder / file for file in layout.files if (folder / file).is_file()])
+            return cached(name, folder, stamp, options, lambda: _decode(_read_folder(folder, layout), folder, layout))
         if arrays := cached_without_source(name, options):
             return arrays
         path = obtain(archive, options)
-    mark = fingerprint(path.parent, [path])
-    return cached(name, path, mark, options, lambda: _decode(_read_archive(path, archive.folder, layout), path, layout))
+    stamp = stamp_of(path.parent, [path])
+    return cached(
+        name, path, stamp, options, lambda: _decode(_read_archive(path, archive.folder, layout), path, layout)
+    )
 
 
 def _find_extracted(parent: Path, name: str, layout: _Layout) -> Path | None:
@@ -106,30 +136,46 @@ def _find_extracted(parent: Path, name: str, layout: _Layout) -> Path | None:
 
 
 def _read_folder(folder: Path, layout: _Layout) -> dict[str, bytes]:
-    try:
-        return {file: (folder / file).read_bytes() for file in layout.files if (folder / file).is_file()}
-    except OSError as error:
-        raise UserError(f"{error.filename} cannot be read ({error.strerror}); make it readable.") from error
+    present = {file: limit for file, limit in layout.max_bytes.items() if (folder / file).is_file()}
+    return {file: read_file(folder / file, limit, _DOWNLOAD_AGAIN) for file, limit in present.items()}
 
 
 def _read_archive(path: Path, folder: str, layout: _Layout) -> dict[str, bytes]:
-    wanted = {(folder, file) for file in layout.files}
-    contents = {}
-    try:
-        with gzip.open(path) as stream:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
-                for member in archive:
-                    key = PurePosixPath(member.name).parts[-2:]
-                    if key in wanted and (file := archive.extractfile(member)):
-                        contents[key[1]] = file.read()
-            # tarfile stops at its end mark; the checksum of gzip comes after it and is checked on reading to the end.
-            while stream.read(1 << 20):
-                pass
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise UserError(
-            f"{path} is cut short or damaged ({type(error).__name__}: {error}); remove it and download it again."
-        ) from error
+    limits, contents = layout.max_bytes, {}
+    with parsing(path, _DOWNLOAD_AGAIN), _LimitedGzip(path, sum(limits.values()) + _MAX_OTHER_BYTES) as stream:
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            for member in archive:
+                *parents, file = ("", *PurePosixPath(member.name).parts)[-2:]
+                if parents != [folder] or file not in limits or not member.isreg():
+                    continue
+                if member.size > limits[file]:
+                    raise UserError(
+                        f"{file} in {path} has {member.size:,} bytes, but at most {limits[file]:,} are allowed; "
+                        f"{_DOWNLOAD_AGAIN}."
+                    )
+                opened = archive.extractfile(member)
+                assert opened is not None
+                contents[file] = opened.read()
+        # tarfile stops at its end stamp; the checksum of gzip comes after it and is checked on reading to the end.
+        while stream.read(1 << 20):
+            pass
     return contents
+
+
+class _LimitedGzip(gzip.GzipFile):
+    """A file that may unpack to `limit` bytes: tarfile keeps long names and other metadata, however large, in memory."""
+
+    def __init__(self, path: Path, limit: int):
+        super().__init__(path)
+        self._path, self._limit = path, limit
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        if self.tell() > self._limit:
+            raise UserError(
+                f"{self._path} unpacks to more than the {self._limit:,} bytes that are allowed; {_DOWNLOAD_AGAIN}."
+            )
+        return data
 
 
 def _decode(contents: dict[str, bytes], source: Path, layout: _Layout) -> Decoded:
@@ -156,7 +202,7 @@ def _decode(contents: dict[str, bytes], source: Path, layout: _Layout) -> Decode
 
 def _parse_records(data: bytes, where: str, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
     """Returns images [n, size, size, 3] and labels [n]."""
-    record_bytes = layout.label_bytes + _PIXELS
+    record_bytes = layout.record_bytes
     if not data or len(data) % record_bytes:
         raise UserError(
             f"{where} has {len(data)} bytes, but has to have a positive multiple of {record_bytes}; it is cut short or "

@@ -1,11 +1,17 @@
 """The one shape in which every data source hands over its images."""
 
+import functools
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dctps_jax.errors import UserError
+
+_ROWS = 1024
+MAX_PIXELS = 2**25  # of an image file: photographs of 24 megapixels pass
 
 Channels = tuple[float, float, float]
 
@@ -71,16 +77,32 @@ class Dataset:
         """Height and width of every image in pixels."""
         return self.train_images.shape[1]
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the decoded images, labels and class names, as 64 hex digits.
+
+        It depends on content only: not on places, times, the source's name or whether a decoded copy was read. It is
+        computed at the first use, which reads all images once (about 1 GB/s).
+        """
+        shapes = [list(self.train_images.shape), list(self.test_images.shape)]
+        digest = hashlib.sha256(json.dumps([shapes, self.class_names]).encode())
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            for start in range(0, len(array), _ROWS):  # in blocks: images may be larger than memory
+                digest.update(array[start : start + _ROWS].astype(array.dtype.newbyteorder("<")).tobytes())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class Options:
-    """What a source is asked for: the config fields `data.dir`, `.cache_dir`, `.image_size` and `.download`.
+    """What a source is asked for: the config fields `data.dir`, `.cache_dir`, `.image_size`, `.download`, `.max_pixels`.
 
     `dir` is the folder that holds the source's files, `cache_dir` the one for decoded copies (None: chosen by
-    `dctps_jax.data.cache`), `image_size` the size asked for in pixels (0: the source's own).
+    `dctps_jax.data.cache`), `image_size` the size asked for in pixels (0: the source's own), `max_pixels` what an image
+    file may have at most before it is resized.
     """
 
     dir: Path
     cache_dir: Path | None = None
     image_size: int = 0
     download: bool = True
+    max_pixels: int = MAX_PIXELS

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dctps_jax.data.dataset import Options
-from dctps_jax.errors import UserError
+from dctps_jax.errors import DiskFull, UserError
 
 logger = logging.getLogger("dctps_jax")
 
 _TIMEOUT_SECONDS = 30
 _CHUNK = 1 << 20
+_MAX_BYTES = 1 << 30  # four times the largest official archive
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,19 @@ def obtain(archive: Archive, options: Options) -> Path:
     """Downloads an archive that is missing in `options.dir` and returns its path.
 
     An interrupted download leaves `<file>.part`, from which the next one goes on. The file gets its name only when its
-    digest is the official one. Raises UserError where downloads are switched off, the network or the disk fails, or
-    the digest differs.
+    digest is the official one. Raises DiskFull where there is no room for it, and UserError where downloads are
+    switched off, the network or the disk fails, the digest differs, or something else has its name.
     """
+    target, part = (options.dir / name for name in (archive.file, f"{archive.file}.part"))
+    for path in (target, part):
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a regular file; remove it, so that {archive.file} can lie there.")
     by_hand = f"put {archive.file} from {archive.url} into {options.dir}"
     if not options.download:
         raise UserError(
             f"{options.dir} (data.dir) holds neither {archive.file} nor the folder {archive.folder}, and data.download "
             f"is off; {by_hand}, or set data.download to true."
         )
-    target = options.dir / archive.file
-    part = options.dir / f"{archive.file}.part"
     logger.info("downloading %s to %s", archive.url, target)
     try:
         options.dir.mkdir(parents=True, exist_ok=True)
@@ -87,6 +90,8 @@ def obtain(archive: Archive, options: Options) -> Path:
                 os.replace(part, target)
                 return target
             part.unlink()
+    except DiskFull:
+        raise
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(
             f"{archive.file} is missing in {options.dir} (data.dir) and cannot be downloaded from {archive.url}: "
@@ -119,6 +124,7 @@ def _fetch(url: str, part: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         return  # the part already holds all there is; its digest tells whether it is the right file
@@ -128,15 +134,29 @@ def _fetch(url: str, part: Path) -> None:
             start = 0  # the server sends the whole file, whatever it was asked for
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
+        if total is not None and total > _MAX_BYTES:
+            raise OSError(f"the server has {total:,} bytes, more than the {_MAX_BYTES:,} that are allowed")
         bar = tqdm(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, disable=None)
-        with bar, open(part, "r+b" if start else "wb") as file:
-            file.seek(start)
-            while chunk := response.read(_CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-            received = file.tell()
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with bar, open(part, "r+b" if start else "wb") as file:
+                file.seek(start)
+                while file.tell() <= _MAX_BYTES and (chunk := response.read(_CHUNK)):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+                received = file.tell()
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if not DiskFull.is_reason(error):
+                raise
+            needed = f"{total - start:,} more bytes" if total else "more bytes"
+            raise DiskFull(
+                f"{part.stem} needs {needed} in {part.parent}, which has no room for them ({error.strerror}); make room "
+                "there and run again to go on, or set data.dir to a folder on another disk."
+            ) from error
+    if received > _MAX_BYTES:
+        part.unlink()
+        raise OSError(f"the server sends more than the {_MAX_BYTES:,} bytes that are allowed")
     if total is not None and received < total:
         raise OSError(f"the connection broke after {received} of {total} bytes")
 

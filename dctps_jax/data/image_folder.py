@@ -5,23 +5,24 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.data.cache import Decoded, Split, cached, fingerprint
+from dctps_jax.data.cache import Decoded, Split, cached
 from dctps_jax.data.dataset import Dataset, Options
-from dctps_jax.data.images import decode_image, image_blocks
+from dctps_jax.data.images import decode_image, image_blocks, max_file_bytes
+from dctps_jax.data.reading import read_file, stamp_of, unreadable
 from dctps_jax.errors import UserError
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
 def load_image_folder(options: Options) -> Dataset:
-    """Reads the images (.png, .jpg, .jpeg, .bmp, .webp in any case) below `options.dir`, one folder for each class.
+    """Reads the images below `options.dir` (.png, .jpg, .jpeg, .bmp, .webp, .gif, .tif, .tiff in any case).
 
-    Label k is the k-th class in the alphabetical order of the folder names in train. Other files and hidden ones are
-    passed over. All images become RGB. With `options.image_size` 0 they all have to be of one square size; otherwise
+    There is one folder for each class. Label k is the k-th class in the alphabetical order of the folder names in
+    train. Other files and hidden ones are passed over. All images become RGB, of several frames the first is taken. With `options.image_size` 0 they all have to be of one square size; otherwise
     they are resized to it. `mean` and `std` are None.
 
-    Raises UserError for a missing or empty folder, a class that only test has, and an image that is unreadable or of
-    another size.
+    Raises UserError for a missing or empty folder, a class that only test has or whose name is not UTF-8, and an image
+    that is unreadable, of another size, or of more than `options.max_pixels`.
     """
     train = _list_classes(options.dir / "train")
     test = _list_classes(options.dir / "test")
@@ -32,8 +33,8 @@ def load_image_folder(options: Options) -> Dataset:
                 f"{_shorten(list(train))}; remove the folder, or add its training images."
             )
     files = [file for classes in (train, test) for listed in classes.values() for file in listed]
-    mark = fingerprint(options.dir, files, extra=f"image_size={options.image_size}")
-    arrays = cached("image_folder", options.dir, mark, options, lambda: _decode(train, test, options.image_size))
+    stamp = stamp_of(options.dir, files, extra=f"image_size={options.image_size}")
+    arrays = cached("image_folder", options.dir, stamp, options, lambda: _decode(train, test, options))
     return Dataset("image_folder", *arrays)
 
 
@@ -43,6 +44,10 @@ def _list_classes(part: Path) -> dict[str, list[Path]]:
     for folder in _list_visible(part):
         if not folder.is_dir():
             continue
+        try:
+            folder.name.encode()
+        except UnicodeEncodeError as error:  # neither a terminal nor a results file can show it
+            raise UserError(f"{folder} is a class folder whose name is not UTF-8; rename it.") from error
         files = [path for path in _list_visible(folder) if path.suffix.lower() in _SUFFIXES and not path.is_dir()]
         if not files:
             raise UserError(
@@ -58,40 +63,36 @@ def _list_visible(folder: Path) -> list[Path]:
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be read ({error.strerror}); data.dir has to hold train/<class>/ and test/<class>/: set it to a folder that does."
-        ) from error
+        advice = "data.dir has to hold train/<class>/ and test/<class>/: set it to a folder that does"
+        raise unreadable(folder, error, advice) from error
     return [folder / name for name in names if not name.startswith(".")]
 
 
-def _decode(train: dict[str, list[Path]], test: dict[str, list[Path]], image_size: int) -> Decoded:
+def _decode(train: dict[str, list[Path]], test: dict[str, list[Path]], options: Options) -> Decoded:
     class_names = tuple(train)
-    size = image_size or _common_size(next(iter(train.values()))[0])
+    max_pixels, max_bytes = options.max_pixels, max_file_bytes(options.max_pixels)
+
+    def read(file: str) -> bytes:
+        return read_file(Path(file), max_bytes)
+
+    size = options.image_size
+    if not size:
+        first = next(iter(train.values()))[0]
+        size, width = decode_image(read(str(first)), str(first), max_pixels=max_pixels).shape[:2]
+        if size != width:
+            raise UserError(
+                f"{first} is {width} x {size} pixels, but images have to be square; set data.image_size to resize them."
+            )
 
     def split(classes: dict[str, list[Path]]) -> Split:
         files = [str(path) for paths in classes.values() for path in paths]
         labels = [class_names.index(class_name) for class_name, paths in classes.items() for _ in paths]
         advice = "set data.image_size to resize all images to one size."
-        blocks = image_blocks(files, _read, size, resize=bool(image_size), size_advice=advice)
+        resize = bool(options.image_size)
+        blocks = image_blocks(files, read, size, resize=resize, size_advice=advice, max_pixels=max_pixels)
         return Split(np.array(labels, np.int32), size, blocks)
 
     return Decoded(split(train), split(test), class_names)
-
-
-def _common_size(first: Path) -> int:
-    height, width = decode_image(_read(str(first)), str(first)).shape[:2]
-    if height != width:
-        raise UserError(
-            f"{first} is {width} x {height} pixels, but images have to be square; set data.image_size to resize them."
-        )
-    return height
-
-
-def _read(file: str) -> bytes:
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}); make it readable, or remove it.") from error
 
 
 def _shorten(names: list[str]) -> str:

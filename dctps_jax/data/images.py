@@ -1,40 +1,69 @@
-"""Image files (PNG, JPEG, BMP, WebP) to uint8 RGB arrays, many at a time."""
+"""Image files (PNG, JPEG, BMP, WebP, GIF, TIFF) to uint8 RGB arrays, many at a time."""
 
+import functools
 import io
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
+from dctps_jax.data.dataset import MAX_PIXELS
 from dctps_jax.errors import UserError
+
+# Pillow goes by the content of a file. Without a list it also takes formats that it hands to other programs: EPS.
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 
 _BLOCK = 64
 _THREADS = min(8, os.cpu_count() or 1)
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 
 
-def decode_image(data: bytes, where: str, resize_to: int = 0) -> np.ndarray:
-    """Decodes an image file into uint8 RGB [height, width, 3].
+def max_file_bytes(max_pixels: int) -> int:
+    """Return how long an image file may be: four channels of 16 bits without compression, and 1 MiB of other data."""
+    return 8 * max_pixels + 2**20
+
+
+def decode_image(
+    data: bytes, where: str, *, max_pixels: int = MAX_PIXELS, resize_to: int = 0, limit_name: str = "data.max_pixels"
+) -> np.ndarray:
+    """Decodes an image file into uint8 RGB [height, width, 3]; where it has several frames or pages, the first one.
 
     Greyscale becomes three equal channels, of 16 bits the upper 8 are kept, palettes are looked up, and transparency
-    is dropped. With `resize_to`, the image is brought to that many pixels square, bilinearly with antialiasing. Raises
-    UserError, which names the file as `where`, for data that is no image or is cut short.
-    """
-    from PIL import Image
+    is dropped. With `resize_to`, the image is brought to that many pixels square, bilinearly with antialiasing.
 
+    Raises UserError, which names the file as `where`, for data that is no image or is cut short, for pixels of more
+    than 16 bits, and for more than `max_pixels` pixels, which the message calls `limit_name`. The header gives their
+    number, so that nothing is decoded first.
+    """
+    pillow = _pillow()
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with pillow.open(io.BytesIO(data), formats=FORMATS) as opened:
+            _check_pixels(opened, where, max_pixels, limit_name)
             opened.load()
-            image: Image.Image = opened
+            image = opened
             if image.mode.startswith("I"):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+                image = pillow.fromarray(_upper_bits(np.asarray(image)))
+            elif image.mode == "F":
+                raise ValueError("its pixels are floating-point numbers, 8 or 16 bits are allowed")
             elif image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")  # Pillow warns on the direct way to RGB
             if image.mode != "RGB":
                 image = image.convert("RGB")
             if resize_to and image.size != (resize_to, resize_to):
-                image = image.resize((resize_to, resize_to), Image.Resampling.BILINEAR)
+                image = image.resize((resize_to, resize_to), pillow.Resampling.BILINEAR)
             return np.asarray(image)
+    except (UserError, MemoryError):
+        raise
+    except pillow.DecompressionBombError as error:  # a bound of its own, at twice this number
+        found = f"more than {2 * pillow.MAX_IMAGE_PIXELS:,} pixels"
+        raise _too_large(where, found, max_pixels, limit_name) from error
+    except pillow.UnidentifiedImageError as error:
+        raise UserError(
+            f"{where} cannot be read as an image (it is none of {', '.join(FORMATS)}, or damaged); replace or remove it."
+        ) from error
     except Exception as error:  # Pillow raises errors of many types on damaged files
         raise UserError(
             f"{where} cannot be read as an image ({type(error).__name__}: {error}); replace or remove it."
@@ -42,26 +71,86 @@ def decode_image(data: bytes, where: str, resize_to: int = 0) -> np.ndarray:
 
 
 def image_blocks(
-    files: Sequence[str], read: Callable[[str], bytes], size: int, *, resize: bool, size_advice: str
+    files: Sequence[str],
+    read: Callable[[str], bytes],
+    size: int,
+    *,
+    resize: bool,
+    size_advice: str,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[np.ndarray]:
     """Yields the images of `files` in their order, as uint8 blocks [up to 64, size, size, 3].
 
     `read` gives the content of a file; it is called from several threads. Raises UserError for a file that is no image,
-    or, without `resize`, for the first one that is not `size` pixels square; the message ends with `size_advice`.
+    that has more than `max_pixels`, or, without `resize`, for the first one that is not `size` pixels square; the
+    message ends with `size_advice`.
     """
 
-    def one(file: str) -> np.ndarray:
-        image = decode_image(read(file), file, size if resize else 0)
-        if image.shape != (size, size, 3):
-            height, width = image.shape[:2]
-            raise UserError(f"{file} is {width} x {height} pixels, but has to be {size} x {size}; {size_advice}")
+    def decode(file: str) -> np.ndarray:
+        image = decode_image(read(file), file, max_pixels=max_pixels, resize_to=size if resize else 0)
+        check_size(image, file, size, size_advice)
         return image
 
     def block(start: int) -> np.ndarray:
-        return np.stack([one(file) for file in files[start : start + _BLOCK]])
+        return np.stack([decode(file) for file in files[start : start + _BLOCK]])
 
     # Threads only speed up large images. A whole block for each keeps them from slowing down small ones.
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(files), _THREADS * _BLOCK):
             stop = min(start + _THREADS * _BLOCK, len(files))
-            yield from pool.map(block, range(start, stop, _BLOCK))
+            try:
+                blocks = pool.map(block, range(start, stop, _BLOCK))
+            except RuntimeError as error:
+                raise UserError(
+                    f"{files[start]} cannot be decoded ({error}); allow more threads (ulimit -u) or more memory."
+                ) from error
+            yield from blocks
+
+
+def check_size(image: np.ndarray, where: str, size: int, advice: str) -> None:
+    """Raises UserError, which ends with `advice`, for an image that is not `size` pixels square."""
+    height, width = image.shape[:2]
+    if (height, width) != (size, size):
+        raise UserError(f"{where} is {width} x {height} pixels, but has to be {size} x {size}; {advice}")
+
+
+def _check_pixels(opened: Any, where: str, max_pixels: int, limit_name: str) -> None:
+    width, height = opened.size
+    if width * height > max_pixels:
+        raise _too_large(where, f"{width} x {height} pixels", max_pixels, limit_name)
+    if opened.format == "TIFF":
+        # A tile is decoded as a whole, and may be larger than the image.
+        width, height = (int(opened.tag_v2.get(tag, 1)) for tag in (_TILE_WIDTH, _TILE_LENGTH))
+        if width * height > max(max_pixels, 2**20):
+            raise _too_large(where, f"tiles of {width} x {height} pixels", max_pixels, limit_name)
+
+
+def _too_large(where: str, found: str, max_pixels: int, limit_name: str) -> UserError:
+    return UserError(
+        f"{where} has {found}, but {limit_name} allows {max_pixels:,} pixels; make the image smaller, or raise "
+        f"{limit_name}."
+    )
+
+
+def _upper_bits(pixels: np.ndarray) -> np.ndarray:
+    if pixels.min() < 0 or pixels.max() > 0xFFFF:
+        raise ValueError(f"its pixels run from {pixels.min()} to {pixels.max()}, 8 or 16 bits are allowed")
+    return (pixels >> 8).astype(np.uint8)
+
+
+@functools.cache
+def _pillow() -> Any:
+    """PIL.Image with the readers of FORMATS, which it would otherwise look for later and pass over where that fails."""
+    from PIL import (  # noqa: F401
+        BmpImagePlugin,
+        GifImagePlugin,
+        Image,
+        JpegImagePlugin,
+        PngImagePlugin,
+        TiffImagePlugin,
+        WebPImagePlugin,
+    )
+
+    # It warns of many pixels, which are counted here, and of odd metadata, which is not used.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    return Image

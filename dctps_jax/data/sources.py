@@ -7,8 +7,9 @@ from pathlib import Path
 
 from dctps_jax.data.builtin import load_digits, make_synthetic
 from dctps_jax.data.cifar import load_cifar
-from dctps_jax.data.dataset import Dataset, Options
+from dctps_jax.data.dataset import MAX_PIXELS, Dataset, Options
 from dctps_jax.data.image_folder import load_image_folder
+from dctps_jax.data.reading import unreadable
 from dctps_jax.data.tiny_imagenet import load_tiny_imagenet
 from dctps_jax.errors import UserError
 
@@ -29,15 +30,24 @@ IMAGE_SIZES = {"digits": 32, "synthetic": 32, "cifar10": 32, "cifar100": 32, "ti
 _RESIZABLE = ("synthetic", "image_folder")
 
 
-def load(name: str, *, dir: str = "", cache_dir: str = "", image_size: int = 0, download: bool = True) -> Dataset:
+def load(
+    name: str,
+    *,
+    dir: str = "",
+    cache_dir: str = "",
+    image_size: int = 0,
+    download: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> Dataset:
     """Reads the data set `name` (a key of `SOURCES`) into a `Dataset`.
 
     `dir` is the folder with its files ("": ~/.cache/dctps_jax/data; an image_folder has to name its own), `cache_dir`
     the folder for decoded copies ("": see `dctps_jax.data.cache`). `image_size` in pixels asks for another size than
     the source's own (0), which only synthetic and image_folder can give. With `download`, official archives that are
-    missing are fetched into `dir`.
+    missing are fetched into `dir`. An image file of more than `max_pixels` is refused before it is decoded.
 
-    Raises UserError for an unknown name, a size that the source cannot give, and every missing or damaged file.
+    Raises UserError for an unknown name, a size that the source cannot give, every missing or damaged file, and memory
+    that runs out.
     """
     if name not in SOURCES:
         near = difflib.get_close_matches(str(name), SOURCES, n=1)
@@ -45,6 +55,11 @@ def load(name: str, *, dir: str = "", cache_dir: str = "", image_size: int = 0, 
         raise UserError(f"data.name is '{name}', but has to be one of {', '.join(SOURCES)}{hint}")
     if image_size < 0:
         raise UserError(f"data.image_size is {image_size}, but has to be 0 (the source's own size) or a positive size.")
+    if image_size**2 > max_pixels:
+        raise UserError(
+            f"data.image_size is {image_size}, which makes more than the {max_pixels:,} pixels of data.max_pixels; lower "
+            "it, or raise data.max_pixels."
+        )
     if name not in _RESIZABLE and image_size not in (0, IMAGE_SIZES[name]):
         raise UserError(
             f"data.image_size is {image_size}, but '{name}' has images of {IMAGE_SIZES[name]} pixels only; set it to "
@@ -54,14 +69,26 @@ def load(name: str, *, dir: str = "", cache_dir: str = "", image_size: int = 0, 
         raise UserError(
             "data.dir is empty, but 'image_folder' needs it; set it to the folder that holds train and test."
         )
-    folder = Path(dir or DEFAULT_DIR).expanduser()
-    decoded = Path(cache_dir).expanduser() if cache_dir else None
+    folder = _folder("data.dir", dir or DEFAULT_DIR)
+    decoded = _folder("data.cache_dir", cache_dir) if cache_dir else None
     try:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"data.dir is {folder}, which is a file; give the folder that holds it.")
-        return SOURCES[name](Options(folder, decoded, image_size, download))
+        return SOURCES[name](Options(folder, decoded, image_size, download, max_pixels))
     except OSError as error:  # what cannot even be looked up, for want of permissions or of a working disk
+        advice = "make it readable, or set data.dir to another folder"
+        raise unreadable(error.filename or folder, error, advice) from error
+    except MemoryError as error:
         raise UserError(
-            f"{error.filename or folder} cannot be read ({error.strerror or error}); make it readable, or set data.dir "
-            "to another folder."
+            f"data.name is '{name}', whose decoded images do not fit into memory ({error}); free some memory, or use "
+            "fewer or smaller images."
         ) from error
+
+
+def _folder(field: str, value: str) -> Path:
+    try:
+        if "\0" in value:
+            raise ValueError("it has a NUL byte")
+        return Path(value).expanduser()
+    except (RuntimeError, ValueError) as error:  # a "~name" of nobody is a RuntimeError
+        raise UserError(f"{field} is {value!r}, which names no folder ({error}); set it to one.") from error

@@ -1,19 +1,31 @@
-"""Data sets that TFDS has prepared, read without TensorFlow, which takes the array_record format."""
+"""Data sets that TFDS has prepared in array_record format, read without TensorFlow.
+
+Only the records and three small files are read, here, and TFDS's own reader of such directories is not used: it imports
+the modules that features.json and dataset_info.json name, and decodes whatever features and image formats they give.
+"""
 
 import json
 import logging
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from dctps_jax.data.cache import Decoded, Split
+from dctps_jax.data.images import check_size, decode_image
+from dctps_jax.data.reading import open_regular, parsing, read_file, unreadable
 from dctps_jax.errors import UserError
 
 logger = logging.getLogger("dctps_jax")
 
 _INFO = "dataset_info.json"
+_FEATURES = "features.json"
+_CLASS_NAMES = "label.labels.txt"
+_MAX_BYTES = 2**22
+_PREPARE_AGAIN = "prepare the data set again, or remove the directory to use the official archive"
+_OWN_MODULES = "tensorflow_datasets.core.features."
 _BLOCK = 1024
 
 
@@ -26,14 +38,13 @@ def find_prepared(name: str, folder: Path) -> Path | None:
     """
     versions = [path.parent for path in (folder / name).glob(f"*/{_INFO}") if re.fullmatch(r"[\d.]+", path.parent.name)]
     versions.sort(key=lambda path: [int(number) for number in path.name.split(".") if number])
-    candidates = [*reversed(versions), *([folder] if (folder / _INFO).is_file() else [])]
+    candidates = [*reversed(versions), *([folder] if (folder / _INFO).exists() else [])]
     for candidate in candidates:
         path = candidate / _INFO
-        try:
-            info = json.loads(path.read_bytes())
-            found, file_format = info["name"], info.get("fileFormat", "tfrecord")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} cannot be read ({error}); prepare the data set again with TFDS.") from error
+        info = _read_json(path)
+        found, file_format = info.get("name"), info.get("fileFormat", "tfrecord")
+        if not isinstance(found, str):
+            raise UserError(f"{path} gives no name of a data set; {_PREPARE_AGAIN}.")
         if found != name:
             raise UserError(
                 f"{path} belongs to the data set '{found}', but data.name is '{name}'; set data.dir to another folder."
@@ -49,46 +60,121 @@ def find_prepared(name: str, folder: Path) -> Path | None:
     return None
 
 
-def decode(prepared: Path, image_size: int, num_classes: int) -> Decoded:
+def decode(prepared: Path, image_size: int, num_classes: int, max_pixels: int) -> Decoded:
     """Reads the features "image" and "label" of the splits "train" and "test" in a directory that TFDS prepared.
 
-    Raises UserError where it is damaged, or holds images of another size or labels out of range.
+    Raises UserError where it is damaged, has features of other packages than TFDS, or holds images of another size or
+    labels out of range.
     """
+    _check_features(prepared / _FEATURES)
+    shards = _list_shards(prepared)
+    class_names = _read_class_names(prepared / _CLASS_NAMES, num_classes)
     try:
-        import tensorflow_datasets as tfds
-
-        builder = cast(Any, tfds.builder_from_directory(str(prepared)))
-        class_names = tuple(builder.info.features["label"].names)
-        parts = {name: _read_split(builder.as_data_source(name), image_size) for name in ("train", "test")}
-    except Exception as error:  # TFDS and array_record raise errors of many types on damaged files
-        reason = str(error).strip().splitlines()
+        parts = {name: _read_split(shards[name], image_size, max_pixels) for name in ("train", "test")}
+    except ImportError as error:
         raise UserError(
-            f"{prepared} cannot be read with TFDS ({type(error).__name__}: {reason[0] if reason else ''}); prepare the "
-            "data set again, or remove the directory to use the official archive."
+            f"{prepared} cannot be read without the Python package {error.name}; install it, or remove the directory to "
+            "use the official archive."
         ) from error
-    if len(class_names) != num_classes:
-        raise UserError(
-            f"{prepared} has {len(class_names)} class names, but has to have {num_classes}; prepare it again."
-        )
     for name, split in parts.items():
         if split.labels.min() < 0 or split.labels.max() >= num_classes:
             raise UserError(
                 f"{prepared} has labels from {split.labels.min()} to {split.labels.max()} in '{name}', but only 0 to "
-                f"{num_classes - 1} are allowed; prepare it again."
+                f"{num_classes - 1} are allowed; {_PREPARE_AGAIN}."
             )
     return Decoded(parts["train"], parts["test"], class_names)
 
 
-def _read_split(source: Any, image_size: int) -> Split:
-    if not len(source):
-        raise ValueError("a split is empty")
-    images = np.empty((len(source), image_size, image_size, 3), np.uint8)
-    labels = np.empty(len(source), np.int32)
-    for start in range(0, len(source), _BLOCK):
-        stop = min(start + _BLOCK, len(source))
-        for index, example in enumerate(source.__getitems__(range(start, stop)), start):
-            if example["image"].shape != images.shape[1:]:
-                raise ValueError(f"image {index} is {example['image'].shape}, not {images.shape[1:]}")
-            images[index] = example["image"]
-            labels[index] = example["label"]
-    return Split(labels, image_size, iter([images]))
+def _read_json(path: Path) -> dict[str, Any]:
+    content = read_file(path, _MAX_BYTES, _PREPARE_AGAIN)
+    with parsing(path, _PREPARE_AGAIN):
+        values = json.loads(content)
+        if not isinstance(values, dict):
+            raise ValueError("it is no JSON object")
+        return values
+
+
+def _check_features(path: Path) -> None:
+    """Raises UserError unless the features are TFDS's own, "image" an image and "label" a class."""
+    features = _read_json(path)
+    with parsing(path, _PREPARE_AGAIN):
+        for name in _class_names_in(features):
+            if not name.startswith(_OWN_MODULES):
+                raise UserError(
+                    f"{path} asks for the Python class '{name}', but only those of TFDS ({_OWN_MODULES}*) are allowed; "
+                    f"{_PREPARE_AGAIN}."
+                )
+        for name, kind in (("image", "image_feature.Image"), ("label", "class_label_feature.ClassLabel")):
+            found = features["featuresDict"]["features"][name]["pythonClassName"]
+            if found != _OWN_MODULES + kind:
+                raise ValueError(f"'{name}' is {found}, not {_OWN_MODULES}{kind}")
+
+
+def _class_names_in(value: Any) -> Iterator[str]:
+    """The Python classes that a features.json names, at any depth."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _class_names_in(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key in ("pythonClassName", "python_class_name", "type") and isinstance(item, str):
+                yield item
+            yield from _class_names_in(item)
+
+
+def _list_shards(prepared: Path) -> dict[str, list[tuple[Path, int]]]:
+    """The files of each split, with the number of records in each file."""
+    path = prepared / _INFO
+    info = _read_json(path)
+    with parsing(path, _PREPARE_AGAIN):
+        all_lengths = {split["name"]: [int(length) for length in split["shardLengths"]] for split in info["splits"]}
+        shards = {}
+        for name in ("train", "test"):
+            lengths = all_lengths.get(name, [])
+            if not sum(lengths):
+                raise ValueError(f"it gives the split '{name}' no records")
+            stem = f"{info['name']}-{name}.array_record"
+            shards[name] = [
+                (prepared / f"{stem}-{number:05}-of-{len(lengths):05}", length) for number, length in enumerate(lengths)
+            ]
+        return shards
+
+
+def _read_class_names(path: Path, num_classes: int) -> tuple[str, ...]:
+    content = read_file(path, _MAX_BYTES, _PREPARE_AGAIN)
+    with parsing(path, _PREPARE_AGAIN):
+        names = tuple(line.strip() for line in content.decode().split("\n") if line.strip())
+    if len(set(names)) != num_classes or len(names) != num_classes:
+        raise UserError(
+            f"{path} has {len(names)} class names ({len(set(names))} different ones), but has to have {num_classes}; "
+            f"{_PREPARE_AGAIN}."
+        )
+    return names
+
+
+def _read_split(shards: Sequence[tuple[Path, int]], image_size: int, max_pixels: int) -> Split:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    parse = cast(Any, tf_example_pb2).Example.FromString
+    blocks, labels = [], []
+    for path, length in shards:
+        try:
+            open_regular(path).close()
+        except OSError as error:
+            raise unreadable(path, error, _PREPARE_AGAIN) from error
+        with parsing(path, _PREPARE_AGAIN), ArrayRecordDataSource([str(path)]) as records:
+            if len(records) != length:
+                raise ValueError(f"it has {len(records)} records, but {_INFO} says {length}")
+            for start in range(0, length, _BLOCK):
+                images = []
+                block = records.__getitems__(range(start, min(start + _BLOCK, length)))
+                for number, record in enumerate(block, start):
+                    feature = parse(record).features.feature
+                    where = f"image {number} in {path}"
+                    image = decode_image(feature["image"].bytes_list.value[0], where, max_pixels=max_pixels)
+                    check_size(image, where, image_size, f"{_PREPARE_AGAIN}.")
+                    images.append(image)
+                    labels.append(np.int32(feature["label"].int64_list.value[0]))
+                blocks.append(np.stack(images))
+    return Split(np.array(labels, np.int32), image_size, iter(blocks))

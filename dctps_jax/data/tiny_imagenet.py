@@ -1,19 +1,21 @@
 """Tiny ImageNet from its official zip archive or the folder extracted from it."""
 
+import contextlib
+import io
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.data.cache import Arrays, Decoded, Split, cached, cached_without_source, fingerprint
+from dctps_jax.data.cache import Arrays, Decoded, Split, cached, cached_without_source
 from dctps_jax.data.dataset import Dataset, Options
 from dctps_jax.data.download import ARCHIVES, obtain
 from dctps_jax.data.images import image_blocks
+from dctps_jax.data.reading import open_regular, parsing, read_file, stamp_of
 from dctps_jax.errors import UserError
 
 _SIZE = 64
@@ -21,7 +23,9 @@ _MEAN = (0.4802, 0.4481, 0.3975)
 _STD = (0.2770, 0.2691, 0.2821)
 _CLASSES = "wnids.txt"
 _ANNOTATIONS = "val/val_annotations.txt"
-_ZIP_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, KeyError)
+_MAX_MEMBER_BYTES = 2**22  # the longest official one, val_annotations.txt, has about a tenth of it
+_MAX_CONTENTS_BYTES = 2**26  # of a zip's list of contents, about five times the official one
+_DOWNLOAD_AGAIN = "remove it and download it again"
 
 
 @dataclass(frozen=True)
@@ -55,20 +59,22 @@ def _load_arrays(options: Options) -> Arrays:
         )
         if folder is not None:
             tree = _open_folder(folder)
-            mark = fingerprint(folder, [folder / file for file in tree.names])
-            return cached(name, folder, mark, options, lambda: _decode(tree))
+            stamp = stamp_of(folder, [folder / file for file in tree.names])
+            return cached(name, folder, stamp, options, lambda: _decode(tree, options.max_pixels))
         if arrays := cached_without_source(name, options):
             return arrays
         path = obtain(archive, options)
-    return cached(
-        name, path, fingerprint(path.parent, [path]), options, lambda: _decode(_open_zip(path, archive.folder))
-    )
+    stamp = stamp_of(path.parent, [path])
+    with contextlib.ExitStack() as opened:
+        return cached(
+            name, path, stamp, options, lambda: _decode(_open_zip(path, archive.folder, opened), options.max_pixels)
+        )
 
 
 def _find_zip(folder: Path, official: str) -> Path | None:
     if (folder / official).is_file():
         return folder / official
-    others = sorted(folder.glob("tiny-imagenet-200*.zip"))
+    others = sorted(path for path in folder.glob("tiny-imagenet-200*.zip") if path.is_file())
     if len(others) > 1:
         raise UserError(
             f"{folder} (data.dir) holds several archives ({', '.join(path.name for path in others)}), but no "
@@ -77,47 +83,58 @@ def _find_zip(folder: Path, official: str) -> Path | None:
     return others[0] if others else None
 
 
-def _open_zip(path: Path, root: str) -> _Tree:
-    def damaged(error: Exception) -> UserError:
-        return UserError(
-            f"{path} is cut short or damaged ({type(error).__name__}: {error}); remove it and download it again."
-        )
-
-    try:
-        archive = zipfile.ZipFile(path)
+def _open_zip(path: Path, root: str, opened: contextlib.ExitStack) -> _Tree:
+    """The tree in an archive, which `opened` closes."""
+    with parsing(path, _DOWNLOAD_AGAIN):
+        file = opened.enter_context(_ZipBytes(open_regular(path).detach()))
+        archive = zipfile.ZipFile(file)
         # The list of contents has no checksum, and an image with a damaged name there would be lost without a sound.
         # Opening an entry compares its name with the one in front of its data.
         for entry in archive.infolist():
+            # zipfile unpacks the other methods without a bound.
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{entry.filename} is compressed by method {entry.compress_type}, not by deflate")
             archive.open(entry).close()
-    except _ZIP_ERRORS as error:
-        raise damaged(error) from error
 
     def read(name: str) -> bytes:
-        try:
-            return archive.read(f"{root}/{name}")
-        except _ZIP_ERRORS as error:
-            raise damaged(error) from error
+        with parsing(path, _DOWNLOAD_AGAIN), archive.open(f"{root}/{name}") as member:
+            content = member.read(_MAX_MEMBER_BYTES + 1)
+        if len(content) > _MAX_MEMBER_BYTES:
+            raise UserError(
+                f"{name} in {path} has more than the {_MAX_MEMBER_BYTES:,} bytes that are allowed; {_DOWNLOAD_AGAIN}."
+            )
+        return content
 
     return _Tree(
         path, [name.removeprefix(f"{root}/") for name in archive.namelist() if name.startswith(f"{root}/")], read
     )
 
 
+class _ZipBytes(io.BufferedReader):
+    """An archive whose list of contents, which zipfile reads at once, is not longer than a real one."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > _MAX_CONTENTS_BYTES:
+            raise zipfile.BadZipFile(f"its list of contents has {size:,} bytes, more than {_MAX_CONTENTS_BYTES:,}")
+        return super().read(size)
+
+
 def _open_folder(folder: Path) -> _Tree:
     def read(name: str) -> bytes:
-        try:
-            return (folder / name).read_bytes()
-        except OSError as error:
-            raise UserError(f"{folder / name} cannot be read ({error.strerror}); extract the archive again.") from error
+        return read_file(folder / name, _MAX_MEMBER_BYTES, "extract the archive again")
+
+    def stop(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
 
     names = []
     for part in ("train", "val"):
-        for parent, _, files in os.walk(folder / part):
+        for parent, _, files in os.walk(folder / part, onerror=stop):
             names += [(Path(parent) / file).relative_to(folder).as_posix() for file in files]
     return _Tree(folder, [_CLASSES, *names], read)
 
 
-def _decode(tree: _Tree) -> Decoded:
+def _decode(tree: _Tree, max_pixels: int) -> Decoded:
     class_names = tuple(sorted(_read_text(tree, _CLASSES).split()))
     if not class_names or len(set(class_names)) != len(class_names):
         raise UserError(f"{_CLASSES} in {tree.where} is empty or lists a class twice; get {tree.where.name} again.")
@@ -125,7 +142,7 @@ def _decode(tree: _Tree) -> Decoded:
     advice = "it is not the official Tiny ImageNet: get that."
 
     def split(images: dict[str, str]) -> Split:
-        blocks = image_blocks(list(images), tree.read, _SIZE, resize=False, size_advice=advice)
+        blocks = image_blocks(list(images), tree.read, _SIZE, resize=False, size_advice=advice, max_pixels=max_pixels)
         return Split(np.array([labels[class_name] for class_name in images.values()], np.int32), _SIZE, blocks)
 
     return Decoded(split(_list_train(tree, labels)), split(_list_val(tree, labels)), class_names)
@@ -135,7 +152,7 @@ def _list_train(tree: _Tree, labels: dict[str, int]) -> dict[str, str]:
     """The class of every training image, in the order of labels and, within a class, of the numbers in the names."""
     numbered = []
     for name in tree.names:
-        if match := re.fullmatch(r"train/([^/]+)/images/[^/.]*?(\d+)\.JPEG", name):
+        if match := re.fullmatch(r"train/([^/]+)/images/[^/.]*?(\d{1,18})\.JPEG", name):
             if match[1] not in labels:
                 raise UserError(f"{name} in {tree.where} is of a class that {_CLASSES} does not list; get it again.")
             numbered.append((labels[match[1]], int(match[2]), name, match[1]))

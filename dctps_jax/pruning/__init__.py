@@ -15,6 +15,7 @@ from dctps_jax.pruning.allocation import ALLOCATIONS, allocate, check_density, r
 from dctps_jax.pruning.masks import (
     FORMS,
     apply_masks,
+    digest_of_masks,
     get_masks,
     load_masks,
     load_run_masks,
@@ -31,6 +32,7 @@ __all__ = [
     "SCORE_METHODS",
     "allocate",
     "apply_masks",
+    "digest_of_masks",
     "get_masks",
     "load_masks",
     "load_run_masks",

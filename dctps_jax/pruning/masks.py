@@ -1,6 +1,6 @@
 """Put masks on a model, take them off it, and keep them in files."""
 
-import json
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from dctps_jax.errors import UserError
+from dctps_jax.files import read_json
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.layers import prunable_layers
 from dctps_jax.npz import read_npz, write_npz
@@ -74,22 +75,50 @@ def load_masks(path: str | Path) -> dict[str, np.ndarray]:
     """Read what :func:`save_masks` wrote; a missing, damaged or foreign file is a :class:`~dctps_jax.errors.UserError`."""
     masks = read_npz(Path(path), "the masks of a run")
     for name, mask in masks.items():
-        if mask.dtype != bool:
-            raise UserError(f"{path} holds {name} as {mask.dtype}, which is no mask; it should hold the masks of a run")
+        if mask.dtype != bool or mask.size == 0:
+            raise UserError(
+                f"{path} holds {name} as {mask.dtype} of shape {mask.shape}, which is no mask; it should hold the masks of a run"
+            )
     return masks
 
 
+def digest_of_masks(masks: Mapping[str, np.ndarray]) -> str:
+    """Return a SHA-256 over the names, shapes and values of masks."""
+    sha = hashlib.sha256()
+    for name in sorted(masks):
+        sha.update(f"{name} {masks[name].shape}\n".encode() + np.packbits(masks[name]).tobytes())
+    return sha.hexdigest()
+
+
 def load_run_masks(folder: str | Path) -> dict[str, np.ndarray]:
-    """Return the masks of a run's directory, where they are final: a run that still moves its weights is a UserError."""
+    """Return the masks of a run's directory.
+
+    Raises :class:`~dctps_jax.errors.UserError` where they are damaged, are not the masks that the run's results describe, or
+    are not final since the run still moves its weights.
+    """
     folder = Path(folder)
     if folder.is_file():
         raise UserError(f"{folder} is a file; name the directory of a run, which holds masks.npz")
     masks = load_masks(folder / "masks.npz")
-    config = folder / "config.json"
-    if config.is_file() and not (folder / "results.json").is_file():
+    config, results = folder / "config.json", folder / "results.json"
+    if results.exists():
         try:
-            method = json.loads(config.read_text())["sparse_training"]["method"]
-        except (ValueError, KeyError, TypeError) as error:
+            found = read_json(results)
+            densities, digest = found["layer_densities"], found.get("digests", {}).get("masks.npz")
+            kept = {path: np.count_nonzero(mask) / mask.size for path, mask in masks.items()}
+            # A layer without a mask keeps all its weights.
+            is_its_own = {path: kept.get(path, 1.0) for path in densities} == densities and set(kept) <= set(densities)
+            is_its_own &= digest in (None, digest_of_masks(masks))  # none in results of version 0.1.0
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{results} is not what a finished run leaves; restore it, or take another run") from error
+        if not is_its_own:
+            raise UserError(
+                f"{folder / 'masks.npz'} holds other masks than {results} speaks of; restore it, or take another run"
+            )
+    elif config.exists():
+        try:
+            method = read_json(config)["sparse_training"]["method"]
+        except (KeyError, TypeError) as error:
             raise UserError(f"{config} is no config of a run; restore it, or take another run") from error
         if method != "static":
             raise UserError(f"{folder} is not finished and still moves its weights ({method}); finish it first")

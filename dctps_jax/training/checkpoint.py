@@ -1,219 +1,259 @@
 """Checkpoints by Orbax: the newest two and the best, each with a digest that is verified before it is used."""
 
-import hashlib
+import contextlib
+import dataclasses
 import json
 import logging
-import math
+import os
 import shutil
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from dctps_jax.errors import UserError
-from dctps_jax.npz import first_line
+from dctps_jax.errors import DiskFull, UserError
+from dctps_jax.training.checkpoint_files import CONTENT, DESCRIPTION, Content, describe, encode, read_checkpoint
+from dctps_jax.training.damage import Damaged
+from dctps_jax.training.packing import flatten
 
-FORMAT_VERSION = 2
-DIFFERENCES = ("int32",)
+KEPT = {"latest": 2, "best": 1}
+# Part of the names that Orbax gives to checkpoints while it writes them; it removes what a kill left of them.
+UNFINISHED = ".orbax-checkpoint-tmp"
+# More than Orbax opens at once: two event loops with three each, and files.
+FILE_HANDLES = 12
 
 logger = logging.getLogger("dctps_jax")
+
+
+class Saved(NamedTuple):
+    """A sound checkpoint: its step, its arrays by name, and its record of the run, which is empty in format 2."""
+
+    step: int
+    arrays: Mapping[str, np.ndarray]
+    record: dict[str, Any]
 
 
 class Checkpoints:
     """The checkpoints of one run, ``latest/STEP`` (two) and ``best/STEP`` (one) below ``folder``.
 
-    A checkpoint is a flat dict of arrays, ``"params/layer1/0/conv1/kernel"``, packed into one array a dtype, beside JSON with
-    the format version and a digest. Orbax writes under a temporary name and renames, so that a kill leaves the checkpoints before intact; the
-    digest finds what a disk or a copy damaged later. Damaged checkpoints are moved to ``damaged/`` and passed over.
+    Orbax writes a checkpoint under a temporary name and renames it, so that a kill leaves the checkpoints before intact;
+    the digest finds what a disk or a copy damaged later. A damaged checkpoint is moved to ``damaged/`` and passed over.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._managers = {kind: _manager(folder / kind, keep) for kind, keep in (("latest", 2), ("best", 1))}
+    def __init__(self, folder: Path, run: str = ""):
+        """``run`` is the :func:`~dctps_jax.training.workdir.identity` of the run: checkpoints of another one are refused."""
+        _check_file_handles()
+        self.folder, self.run = folder, run
+        self._managers: dict[str, ocp.CheckpointManager] = {}
 
-    def save(self, kind: str, step: int, tree: Any) -> None:
-        """Write ``tree`` as the checkpoint of ``step`` among the "latest" or as the "best"; return when it is on disk."""
-        manager = self._managers[kind]
-        if step in manager.all_steps():
-            # Left by a run that was killed before it could go on from here; the same numbers come again.
-            manager.delete(step)
-        arrays = flatten(tree)
-        meta = {
-            "format_version": FORMAT_VERSION,
-            "step": step,
-            "structure": structure_of(tree),
-            "digest": digest(arrays),
-        }
-        meta["check"] = check_of(meta)
-        saved = manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(pack(arrays)), meta=ocp.args.JsonSave(meta)),
-            force=True,
+    def save(self, kind: str, step: int, tree: Any, record: Mapping[str, Any] | None = None) -> None:
+        """Write ``tree`` as the checkpoint of ``step`` among the "latest" or as the "best"; return when it is on the disk.
+
+        ``record`` is what it says of the run besides, a JSON object. Where it can't be written, the checkpoints before
+        are kept. Raises :class:`~dctps_jax.errors.DiskFull`, and ``OSError`` for other reasons of the system.
+        """
+        _check_file_handles()
+        record = {**({"run": self.run} if self.run else {}), **(record or {})}
+        data = encode(Content({name: np.asarray(leaf) for name, leaf in flatten(tree).items()}, record))
+        files = {CONTENT: data, DESCRIPTION: json.dumps(describe(step, data)).encode()}
+        arguments = ocp.args.Composite(
+            **{path.parent.name: _File(path.name, content) for path, content in files.items()}
         )
-        manager.wait_until_finished()
+        try:
+            manager = self._manager(kind)
+            with _put_aside(self.folder / kind / str(step), manager):
+                saved = manager.save(step, args=arguments, force=True)
+                manager.wait_until_finished()
+        except BaseException as error:
+            if jax.process_index() == 0:
+                _remove_unfinished(self.folder / kind)
+            if isinstance(error, OSError) and DiskFull.is_reason(error):
+                raise DiskFull(
+                    f"{self.folder / kind} has no room for the checkpoint of step {step}, {len(data):,} bytes; what was "
+                    "saved before is kept: make room there, and give the same command again"
+                ) from error
+            raise
         if not saved:
             raise RuntimeError(f"{self.folder / kind / str(step)} could not be written")
 
-    def restore(self, kind: str, template: Any) -> tuple[int, Any] | None:
-        """Return (step, tree) of the newest sound checkpoint, shaped and placed like ``template``, or None without one."""
-        manager = self._managers[kind]
-        for step in sorted(manager.all_steps(), reverse=True):
+    def newest(self, kind: str) -> Saved | None:
+        """Return the newest sound checkpoint among the "latest" or the "best", or None without one.
+
+        Damaged ones are moved to ``damaged/`` with a warning. Raises :class:`~dctps_jax.errors.UserError` for a checkpoint
+        of another run, or of a format that this version does not read. An error that is no damage is passed on, and nothing is moved.
+        """
+        damages: dict[int, Damaged] = {}
+        newest = None
+        for step in sorted(steps_in(self.folder / kind), reverse=True):
             try:
-                return step, self._load(manager, step, template)
-            except (UserError, MemoryError, PermissionError):
-                raise
-            except Exception as error:  # whatever a damaged file makes Orbax raise
-                self._set_aside(kind, step, error)
-        return None
+                newest = Saved(step, *read_checkpoint(self.folder / kind / str(step)))
+                break
+            except Damaged as damage:
+                damages[step] = damage
+        if newest is not None:
+            _check_run(newest, self.folder / kind, self.run)
+        for step, damage in damages.items():
+            source = self.folder / kind / str(step)
+            logger.warning("checkpoint %s is damaged and passed over (%s)", source, damage)
+            set_aside(source, self.folder / "damaged", f"{kind}_{step}")
+        return newest
 
-    def steps(self) -> list[int]:
-        """Return the steps of the latest checkpoints, ascending."""
-        return sorted(self._managers["latest"].all_steps())
-
-    def forget_after(self, step: int) -> None:
-        """Delete the latest checkpoints of later steps than ``step``."""
-        for later in self.steps():
-            if later > step:
-                self._managers["latest"].delete(later)
-
-    def _load(self, manager: ocp.CheckpointManager, step: int, template: Any) -> Any:
-        meta = _description(manager, step, self.folder)
-        if meta["structure"] != structure_of(template):
-            raise UserError(
-                f"{self.folder} holds checkpoints of another network, optimiser or version of dctps_jax; go on with what "
-                "wrote them, or choose another directory"
-            )
-        arrays = _content(manager, step, meta)
-        placed = [jax.device_put(arrays[name], leaf.sharding) for name, leaf in flatten(template).items()]
-        return jax.tree.unflatten(jax.tree.structure(template), placed)
-
-    def _set_aside(self, kind: str, step: int, error: Exception) -> None:
-        source = self.folder / kind / str(step)
-        logger.warning("checkpoint %s is damaged and passed over (%s)", source, first_line(error))
-        target = self.folder / "damaged" / f"{kind}_{step}"
-        number = 1
-        while target.exists():
-            number += 1
-            target = self.folder / "damaged" / f"{kind}_{step}_{number}"
-        target.parent.mkdir(exist_ok=True)
-        shutil.move(source, target)
-        self._managers[kind].reload()
+    def restore(self, kind: str, template: Any) -> tuple[int, Any] | None:
+        """Return (step, tree) of the newest sound checkpoint, or None without one; errors as :meth:`newest` and :func:`as_tree`."""
+        saved = self.newest(kind)
+        return None if saved is None else (saved.step, as_tree(saved, template, self.folder))
 
     def close(self) -> None:
         for manager in self._managers.values():
             manager.close()
 
+    def _manager(self, kind: str) -> ocp.CheckpointManager:
+        if kind not in self._managers:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=KEPT[kind], create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False
+            )
+            self._managers[kind] = ocp.CheckpointManager((self.folder / kind).absolute(), options=options)
+        return self._managers[kind]
 
-def read_arrays(folder: Path, kind: str) -> tuple[int, dict[str, np.ndarray]]:
+
+def as_tree(saved: Saved, template: Any, source: Path) -> Any:
+    """Return the arrays of a checkpoint shaped and placed like ``template``, a dict of trees; of others it takes nothing.
+
+    Raises :class:`~dctps_jax.errors.UserError` where they are not the arrays of such a tree.
+    """
+    wanted = flatten(template)
+    found = {name: array for name, array in saved.arrays.items() if name.split("/")[0] in template}
+    if _shapes(found) != _shapes(wanted):
+        raise UserError(
+            f"{source} holds checkpoints of another network, optimiser or version of dctps_jax; go on with what "
+            "wrote them, or choose another directory"
+        )
+    placed = [jax.device_put(found[name], leaf.sharding) for name, leaf in wanted.items()]
+    return jax.tree.unflatten(jax.tree.structure(template), placed)
+
+
+def _check_run(saved: Saved, folder: Path, run: str) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a checkpoint in ``folder`` that names another run; older ones name none."""
+    named = saved.record.get("run", "")
+    if named and run and named != run:
+        raise UserError(
+            f"{folder / str(saved.step)} is a checkpoint of another run; put back what was there, or move it away"
+        )
+
+
+def read_arrays(folder: Path, kind: str, run: str = "") -> tuple[int, dict[str, np.ndarray]]:
     """Return (step, arrays by path) of the newest checkpoint among the "latest" or the "best" of a run, whatever it trained.
 
-    Raises :class:`~dctps_jax.errors.UserError` where there is none, or it is damaged.
+    Nothing is moved. Raises :class:`~dctps_jax.errors.UserError` where there is none, it is damaged, or it names another
+    run than ``run``.
     """
-    if not any((folder / kind).glob("[0-9]*")):
+    steps = steps_in(folder / kind)
+    if not steps:
         raise UserError(f"{folder / kind} holds no checkpoint; give the directory of a run that has saved one")
-    manager = _manager(folder / kind, None)
     try:
-        step = max(manager.all_steps())
-        return step, _content(manager, step, _description(manager, step, folder))
-    except (UserError, MemoryError, PermissionError):
-        raise
-    except Exception as error:  # whatever a damaged file makes Orbax raise
-        raise UserError(f"{folder / kind} is damaged ({first_line(error)}); take another checkpoint or run") from error
-    finally:
-        manager.close()
+        content = read_checkpoint(folder / kind / str(max(steps)))
+    except Damaged as damage:
+        raise UserError(f"{folder / kind} is damaged ({damage}); take another checkpoint or run") from damage
+    saved = Saved(max(steps), *content)
+    _check_run(saved, folder / kind, run)
+    return saved.step, dict(saved.arrays)
 
 
-def _description(manager: ocp.CheckpointManager, step: int, folder: Path) -> dict[str, Any]:
-    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    if meta.pop("check") != check_of(meta):
-        raise ValueError("its description is damaged")
-    if meta["format_version"] > FORMAT_VERSION:
+def steps_in(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints in a folder, ascending; none where there is no folder."""
+    try:
+        names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+    except FileNotFoundError:
+        return []
+    except NotADirectoryError as error:
         raise UserError(
-            f"{folder} was written by a newer dctps_jax (format {meta['format_version']}, this one knows {FORMAT_VERSION}); "
-            "update dctps_jax"
-        )
-    return meta
+            f"{folder} is, or lies below, a file, but has to be a folder of checkpoints; move the file away"
+        ) from error
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
-def _content(manager: ocp.CheckpointManager, step: int, meta: dict[str, Any]) -> dict[str, np.ndarray]:
-    arrays = unpack(manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))["state"])
-    if digest(arrays) != meta["digest"]:
-        raise ValueError("its digest does not match its content")
-    return arrays
+def set_aside(path: Path, folder: Path, name: str) -> Path:
+    """Move a file or a folder into ``folder`` as ``name``, with a number where that is taken; return where it is."""
+    target, number = folder / name, 1
+    while target.exists():
+        number += 1
+        target = folder / f"{name}_{number}"
+    if jax.process_index() == 0:
+        folder.mkdir(exist_ok=True)
+        shutil.move(path, target)
+    return target
 
 
-def flatten(tree: Any) -> dict[str, jax.Array]:
-    """Return the leaves of ``tree`` by path, ``"opt_state/0/mu/fc/kernel"``, in the tree's own order."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+class _FileHandler(ocp.AsyncCheckpointHandler):
+    """Has Orbax write a file as it is.
 
-
-def pack(arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Return the arrays as one array of bytes a dtype and an index: hundreds of small files would outweigh their content.
-
-    The bytes stand plane by plane, all lowest bytes of the numbers first, since the planes of signs and exponents compress
-    and those of mantissas don't. Positions ascend, so that their differences are kept. The index is zlib's JSON of names,
-    dtypes and shapes in order.
+    Its own handlers would write arrays as an OCDBT database: orbax-checkpoint 0.12.8 looks for the database's parts by
+    ``glob.glob`` over the whole path, so that brackets in the name of a directory lose them, and TensorStore's errors tell
+    a full disk, or a file that must not be read, by their texts only. The file is written before ``async_save`` returns:
+    what goes wrong in a thread Orbax logs with a traceback.
     """
-    index = [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]
-    groups: dict[str, list[np.ndarray]] = {}
-    for array in arrays.values():
-        groups.setdefault(str(array.dtype), []).append(np.asarray(array).ravel())
-    packed = {}
-    for dtype, group in groups.items():
-        together = np.concatenate(group)
-        if dtype in DIFFERENCES:
-            together = np.diff(together, prepend=together.dtype.type(0))
-        packed[dtype] = np.ascontiguousarray(together.view(np.uint8).reshape(-1, together.dtype.itemsize).T)
-    packed["index"] = np.frombuffer(zlib.compress(json.dumps(index).encode()), np.uint8)
-    return packed
+
+    async def async_save(self, directory: Any, args: "_File") -> None:
+        if jax.process_index() == 0:
+            with Path(directory, args.name).open("wb") as file:
+                file.write(args.content)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def save(self, directory: Any, args: "_File") -> None:
+        raise NotImplementedError("Orbax calls async_save of an AsyncCheckpointHandler")
+
+    def restore(self, directory: Any, args: "_File") -> bytes:
+        return Path(directory, args.name).read_bytes()
 
 
-def unpack(packed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays that :func:`pack` packed."""
-    index = json.loads(zlib.decompress(np.asarray(packed["index"]).tobytes()))
-    numbers = {}
-    for dtype, planes in packed.items():
-        if dtype != "index":
-            numbers[dtype] = np.ascontiguousarray(np.asarray(planes).T).view(jnp.dtype(dtype)).ravel()
-            if dtype in DIFFERENCES:
-                numbers[dtype] = np.cumsum(numbers[dtype], dtype=dtype)
-    arrays, taken = {}, dict.fromkeys(numbers, 0)
-    for name, dtype, shape in index:
-        start, size = taken[dtype], math.prod(shape)
-        arrays[name] = numbers[dtype][start : start + size].reshape(shape)
-        taken[dtype] += size
-    return arrays
+@ocp.args.register_with_handler(_FileHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _File(ocp.args.CheckpointArgs):
+    name: str
+    content: bytes = dataclasses.field(default=b"", repr=False)
 
 
-def check_of(meta: dict[str, Any]) -> str:
-    """Return a SHA-256 over a checkpoint's description, which tells a damaged one from a foreign one."""
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+@contextlib.contextmanager
+def _put_aside(folder: Path, manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Make way for a checkpoint of a step that has one: where the block fails, the old one comes back.
+
+    A run that was stopped while it evaluated, or killed between two checkpoints, comes to the same step again.
+    """
+    if int(folder.name) not in manager.all_steps():
+        yield
+        return
+    aside = folder.with_name(f"{folder.name}_replaced{UNFINISHED}")
+    if jax.process_index() == 0:
+        folder.rename(aside)
+    manager.reload()
+    try:
+        yield
+    except BaseException:
+        if jax.process_index() == 0 and not folder.exists():
+            aside.rename(folder)
+        raise
+    if jax.process_index() == 0:
+        shutil.rmtree(aside)
 
 
-def structure_of(tree: Any) -> str:
-    """Return a SHA-256 over names, dtypes and shapes of the leaves."""
-    lines = sorted(f"{name} {array.dtype} {array.shape}" for name, array in flatten(tree).items())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def _check_file_handles() -> None:
+    """Raise ``OSError`` where so few files may be opened that Orbax would fail in the middle, with a traceback a thread."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(FILE_HANDLES):
+            stack.enter_context(open(os.devnull, "rb"))
 
 
-def digest(arrays: Mapping[str, jax.Array | np.ndarray]) -> str:
-    """Return a SHA-256 over names, dtypes, shapes and bytes."""
-    sha = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.asarray(arrays[name])
-        sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return sha.hexdigest()
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a failed save left: a full disk has no room for it."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            if UNFINISHED in entry.name:
+                shutil.rmtree(entry, ignore_errors=True)
 
 
-def _manager(folder: Path, keep: int | None) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False
-    )
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {name: (tuple(array.shape), str(array.dtype)) for name, array in arrays.items()}

@@ -3,36 +3,44 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from dctps_jax.errors import UserError
-from dctps_jax.training.workdir import write_whole
+from dctps_jax.files import parse_json, read_file, write_whole
+from dctps_jax.training.fields import check_row
 
 
 class MetricsLog:
-    """``metrics.jsonl``: one JSON object an epoch, each on the disk before the checkpoint of its epoch is written."""
+    """``metrics.jsonl``: one JSON object an epoch. The checkpoint of an epoch, which is written first, holds the rows, too."""
 
-    def __init__(self, workdir: Path, step: int, tensorboard: bool):
-        """Open the log of a run that stands at ``step``; rows of later steps, which will come again, are dropped."""
+    def __init__(self, workdir: Path, step: int, tensorboard: bool, rows: list[dict[str, Any]] | None = None):
+        """Open the log of a run that stands at ``step``, with the ``rows`` that its checkpoint holds.
+
+        Without them, as in checkpoints of format 2, those of the file count; later ones, which will come again, are dropped.
+        """
         self.path = workdir / "metrics.jsonl"
-        self.rows = [row for row in read_rows(self.path) if row["step"] <= step]
+        self.rows = [row for row in read_rows(self.path) if row["step"] <= step] if rows is None else list(rows)
         self._writes = jax.process_index() == 0
         self._tensorboard = None
         if self._writes:
-            write_whole(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+            write_rows(self.path, self.rows)
             self._tensorboard = _summary_writer(workdir / "tensorboard", step) if tensorboard else None
 
     def append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         if not self._writes:
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         if self._tensorboard is not None:
             for name, value in row.items():
                 if isinstance(value, int | float) and name not in ("epoch", "step"):
@@ -48,25 +56,46 @@ class MetricsLog:
             self._tensorboard.close()
 
 
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows of a ``metrics.jsonl``, unless it holds them already: a full disk has no room for a copy."""
+    content = content_of(rows)
+    if not path.is_file() or path.read_bytes() != content:
+        write_whole(path, content)
+
+
+def content_of(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Return what a ``metrics.jsonl`` with these rows holds."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a ``metrics.jsonl``, none where there is no file; a last line that a kill cut short is left out.
 
-    Raises :class:`~dctps_jax.errors.UserError` where another line is damaged.
+    Raises :class:`~dctps_jax.errors.UserError` where another line is damaged, or the rows do not follow each other.
     """
-    rows = []
-    lines = path.read_text().splitlines() if path.exists() else []
+    content = read_file(path) if path.exists() else b""
+    *lines, rest = content.split(b"\n")
+    if rest and _is_json(rest):
+        lines.append(rest)
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or not {"epoch", "step", "val_accuracy"} <= set(row):
-                raise ValueError("no row of a run")
-            rows.append(row)
+            row = parse_json(line)
+            check_row(row, rows)
         except ValueError as error:
-            if number < len(lines) or line.endswith("}"):
-                raise UserError(
-                    f"{path} is damaged in line {number}; restore it or choose another directory"
-                ) from error
+            raise UserError(
+                f"{path} is damaged in line {number} ({error}); restore it or choose another directory"
+            ) from error
+        rows.append(row)
     return rows
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        parse_json(text)
+    except ValueError:
+        return False
+    return True
 
 
 def describe(row: dict[str, Any], num_epochs: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from dctps_jax.training.metrics import mean_and_std
-from dctps_jax.training.workdir import write_json
+from dctps_jax.training.workdir import write_results
 
 
 def last_line(results: dict[str, Any]) -> str:
@@ -27,7 +27,7 @@ def last_line(results: dict[str, Any]) -> str:
     )
 
 
-def summarize(runs: list[dict[str, Any]], workdir: Path) -> dict[str, Any]:
+def summarize(runs: list[dict[str, Any]], workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Write and print mean and standard deviation of the runs of several seeds; return what was written."""
     seeds = [results["seed"] for results in runs]
     results: dict[str, Any] = {"seed": seeds[0], "seeds": seeds}
@@ -38,7 +38,7 @@ def summarize(runs: list[dict[str, Any]], workdir: Path) -> dict[str, Any]:
     for name in ("density", "density_asked", "layer_densities", "trainable_parameters"):
         results[name] = runs[0][name]
     if jax.process_index() == 0:
-        write_json(workdir / "results.json", results)
+        write_results(workdir, results, config, {})
     print(last_line(results))
     return results
 

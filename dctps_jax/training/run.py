@@ -1,15 +1,17 @@
 """A run from config to results: check, claim the directory, then train one seed after the other."""
 
 import contextlib
+import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from dctps_jax.config import check_config
+from dctps_jax.training.bound_data import check_same_data, record_data
 from dctps_jax.training.memory import keep_freed_memory
+from dctps_jax.training.mending import mend_finished_run
 from dctps_jax.training.report import last_line, summarize
 from dctps_jax.training.signals import StopSignals, listen_for_signals
 from dctps_jax.training.train_seed import train_seed
@@ -37,32 +39,41 @@ def run(config: Any, workdir: Path, signals: StopSignals | None = None) -> dict[
     with contextlib.ExitStack() as stack:
         if signals is None:
             signals = stack.enter_context(listen_for_signals())
-        bind = partial(record_config, workdir, config)
         if config.num_seeds == 1:
-            return _finish_seed(config, workdir, bind, signals)
+            return _finish_seed(config, workdir, signals)
         stack.enter_context(claim(workdir, config))
+
+        def bind(data: dict[str, Any]) -> None:
+            check_same_data(workdir, data)
+            record_config(workdir, config)
+            record_data(workdir, data)
+
         results = []
         for seed in range(config.seed, config.seed + config.num_seeds):
             print(f"seed {seed}:")
             single = config.copy_and_resolve_references()
             single.seed, single.num_seeds = seed, 1
-            results.append(_finish_seed(single, workdir / f"seed_{seed}", bind, signals))
-        return summarize(results, workdir)
+            results.append(_finish_seed(single, workdir / f"seed_{seed}", signals, bind))
+        return summarize(results, workdir, json.loads(config.to_json()))
 
 
-def _finish_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: StopSignals) -> dict[str, Any]:
+def _finish_seed(
+    config: Any, workdir: Path, signals: StopSignals, bind_whole: Callable[[dict[str, Any]], None] = lambda data: None
+) -> dict[str, Any]:
     """Return the results of the run of one seed; train what is missing.
 
-    ``bind`` writes the config of the whole run, once nothing can be wrong with it.
+    ``bind_whole`` binds the directory of several seeds to config and data, once nothing can be wrong with them.
     """
     with claim(workdir, config):
         if (workdir / "results.json").exists():
             results = read_results(workdir)
             print(f"{workdir} is finished. {last_line(results)}")
+            mend_finished_run(workdir, config)
             return results
 
-        def bind_both() -> None:
-            bind()
+        def bind(data: dict[str, Any], split: dict[str, str]) -> None:
+            bind_whole(data)
             record_config(workdir, config)
+            record_data(workdir, data | split)
 
-        return train_seed(config, workdir, bind_both, signals)
+        return train_seed(config, workdir, bind, signals)

@@ -104,33 +104,38 @@ def build_model(config: Any, num_classes: int, image_size: int, **options: Any) 
 
 
 def build_sparse_model(
-    config: Any, num_classes: int, image_size: int, train: Split, spec: loop.StepSpec, own_masks: Path | None = None
+    config: Any,
+    num_classes: int,
+    image_size: int,
+    train: Split,
+    spec: loop.StepSpec,
+    own_supports: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[nnx.Module, Supports]:
     """Return the network with the support that ``config.pruning`` asks for, and the support, empty for a dense network.
 
-    A run that goes on takes the masks that it began with, ``own_masks``, and chooses nothing again. Only scores make dense
-    kernels; for a random support, or that of a run, there are none in the compact form.
+    A run that goes on takes the support of its checkpoint, ``own_supports``, and chooses nothing again. Only scores make
+    dense kernels; for a random support, or that of a run, there are none in the compact form.
     """
     settings = config.pruning
     build = partial(build_model, config, num_classes, image_size)
-    masks = None
-    if own_masks is not None:
-        masks = pruning.load_masks(own_masks)
-    elif settings.method == "from_run":
-        masks = _masks_of_run(config)
+    masks = _masks_of_run(config) if own_supports is None and settings.method == "from_run" else None
+    is_chosen = own_supports is not None or masks is not None
     supports: Supports = {}
 
     def choose(shapes: Shapes) -> Supports:
-        if masks is None:
-            supports.update(_at_random(config, shapes))
-        else:
-            _check_masks(masks, shapes, own_masks or settings.run)
+        if own_supports is not None:
+            _check_supports(own_supports, shapes)
+            supports.update(own_supports)
+        elif masks is not None:
+            _check_masks(masks, shapes, settings.run)
             supports.update({path: np.flatnonzero(mask) for path, mask in masks.items()})
+        else:
+            supports.update(_at_random(config, shapes))
         return supports
 
-    if masks == {} or (masks is None and settings.density == 1 and not settings.layer_densities):
+    if {} in (own_supports, masks) or (not is_chosen and settings.density == 1 and not settings.layer_densities):
         return build(), {}
-    if masks is None and settings.method in pruning.SCORE_METHODS:
+    if not is_chosen and settings.method in pruning.SCORE_METHODS:
         model = build()
         supports.update(_supports_by_score(config, model, train, spec))
     else:
@@ -174,6 +179,15 @@ def _masks_of_run(config: Any) -> dict[str, np.ndarray]:
     if masks and not any(mask.any() for mask in masks.values()):
         raise UserError(f"config.pruning.run is {folder}, whose masks keep no weight; name another run")
     return masks
+
+
+def _check_supports(supports: Mapping[str, np.ndarray], shapes: Shapes) -> None:
+    for path, positions in supports.items():
+        if path not in shapes or (len(positions) and positions.max() >= math.prod(shapes[path])):
+            raise UserError(
+                f"the checkpoints of the run are of another network: {path} is no layer of this one, or has another shape; "
+                "go on with the version of dctps_jax that wrote them, or choose another directory"
+            )
 
 
 def _check_masks(masks: Mapping[str, np.ndarray], shapes: Shapes, source: str | Path) -> None:

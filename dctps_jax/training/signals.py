@@ -1,19 +1,25 @@
-"""Ctrl-C and SIGTERM: what they do in each phase of a run, and the two exceptions that end a run early."""
+"""What ends a run early: Ctrl-C and SIGTERM, memory that runs out in a thread, a loss that is not finite."""
 
 import contextlib
+import mmap
 import os
 import signal
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any, NoReturn
 
 from dctps_jax.files import remove_unfinished
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A third signal ends the process at once.
 PATIENCE = 3
+OUT_OF_MEMORY = 71
+# Kept free for the sentence that says that memory ran out.
+RESERVED_BYTES = 2**24
 
 
 class Stopped(Exception):
@@ -72,14 +78,16 @@ class StopSignals:
         name = signal.Signals(signal_number).name
         if not self._is_saving:
             if self._ends_process:
-                end_process(signal_number, f"stopped by {name}; the same command starts again")
+                end_process(128 + signal_number, f"stopped by {name}; the same command starts again")
         elif self._count < PATIENCE:
             say(
                 f"{name}: the step under way ends and is saved, then the run stops; "
                 f"{PATIENCE - self._count} more to stop at once and lose the steps after step {self.saved_step}"
             )
         elif self._ends_process:
-            end_process(signal_number, f"stopped at once by {name}; the steps after step {self.saved_step} are lost")
+            end_process(
+                128 + signal_number, f"stopped at once by {name}; the steps after step {self.saved_step} are lost"
+            )
 
     def handle(self, signal_number: int, frame: FrameType | None) -> None:
         """Act on a signal in the main thread, as soon as that is back in Python."""
@@ -89,11 +97,28 @@ class StopSignals:
             raise KeyboardInterrupt
 
 
-def end_process(signal_number: int, message: str) -> None:
+def end_process(exit_code: int, message: str) -> NoReturn:
     """Print one line, remove files that are half written, and end the process without unwinding it."""
     say(message)
     remove_unfinished()
-    os._exit(128 + signal_number)
+    os._exit(exit_code)
+
+
+def end_without_memory(signals: StopSignals, failures: deque[Any]) -> None:
+    """End the process where memory ran out in a place that can raise nothing, such as the start of a thread.
+
+    ``failures`` are what Python gives to ``sys.unraisablehook``. Orbax would wait forever for a thread that could not
+    start. The checkpoints on the disk stay as they are.
+    """
+    while failures:
+        failure = failures.popleft()
+        if issubclass(failure.exc_type, MemoryError):
+            step = signals.saved_step
+            end_process(
+                OUT_OF_MEMORY,
+                f"out of memory; what is saved, step {step}, is kept; the same command goes on from there",
+            )
+        sys.__unraisablehook__(failure)
 
 
 def say(message: str) -> None:
@@ -114,20 +139,36 @@ def listen_for_signals(ends_process: bool = False) -> Iterator[StopSignals]:
         return
     reader, writer = socket.socketpair()
     writer.setblocking(False)
+    reader.settimeout(1)
+    failures: deque[Any] = deque()
+    reserve = mmap.mmap(-1, RESERVED_BYTES)
 
     def watch() -> None:
-        while number := reader.recv(1)[0]:
-            if number in SIGNALS:
-                signals.answer(number)
+        while True:
+            try:
+                number = reader.recv(1)[0]
+                if number == 0:
+                    return
+                if number in SIGNALS:
+                    signals.answer(number)
+            except TimeoutError:
+                if failures and ends_process:
+                    reserve.close()
+                    end_without_memory(signals, failures)
 
     # Python runs a handler when the main thread is back from the compiler; the number of the signal it writes at once.
     watcher = threading.Thread(target=watch, name="signals", daemon=True)
     watcher.start()
     previous_descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     previous = {number: signal.signal(number, signals.handle) for number in SIGNALS}
+    previous_hook = sys.unraisablehook
+    if ends_process:
+        # A method in C, which needs no memory of its own: a function in Python could not be called any more.
+        sys.unraisablehook = failures.append
     try:
         yield signals
     finally:
+        sys.unraisablehook = previous_hook
         for number, handler in previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(previous_descriptor)
@@ -135,3 +176,4 @@ def listen_for_signals(ends_process: bool = False) -> Iterator[StopSignals]:
         watcher.join()
         reader.close()
         writer.close()
+        reserve.close()

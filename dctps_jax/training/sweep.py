@@ -113,11 +113,12 @@ class Sweep:
     def go(self) -> None:
         """Do what is not finished; afterwards ``failed`` has a reason for each run that failed.
 
-        Raises :class:`~dctps_jax.errors.UserError`, before anything is started, where a run of another config is in the way.
+        Raises :class:`~dctps_jax.errors.UserError`, before anything is started, where a run of another config, or a damaged one, is in the way.
         """
         finished = [run for run in self.runs if self._is_finished(run)]
         for run in finished:
             check_same(self.workdir / run.name, run.config)
+            read_results(self.workdir / run.name)
         self.announced = {run.name for run in finished}
         waiting = deque(run for run in self.runs if run not in finished)
         print(f"{len(self.runs)} runs, {len(finished)} of them finished")
@@ -202,7 +203,7 @@ class Sweep:
     def _epochs_done(self, run: Run) -> int:
         folder = self.workdir / run.name
         files = [folder / "metrics.jsonl", *folder.glob("seed_*/metrics.jsonl")]
-        return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+        return sum(file.read_bytes().count(b"\n") for file in files if file.is_file())
 
 
 @contextlib.contextmanager

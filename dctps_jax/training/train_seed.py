@@ -1,10 +1,11 @@
 """Train the network of one seed, from its data to its results, in order."""
 
+import json
 import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +20,43 @@ from dctps_jax.analysis.plan_table import plan_table, planned
 from dctps_jax.analysis.storage import file_bytes, storage_account, storage_table
 from dctps_jax.data.batches import Split, split_training
 from dctps_jax.errors import UserError
+from dctps_jax.files import digest_of
 from dctps_jax.training import loop
-from dctps_jax.training.checkpoint import Checkpoints
+from dctps_jax.training.bound_data import check_same_data, describe_data, describe_split
+from dctps_jax.training.checkpoint import Checkpoints, as_tree
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
+from dctps_jax.training.mending import check_not_begun, initial_supports_of, masks_of, mend_files, supports_of
 from dctps_jax.training.metrics import MetricsLog, describe
 from dctps_jax.training.report import environment, last_line
 from dctps_jax.training.setup import build_sparse_model, make_optimizer_and_schedule, make_step_spec
 from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
 from dctps_jax.training.step import zero_sums
-from dctps_jax.training.workdir import write_json
+from dctps_jax.training.workdir import identity, write_results
 
 logger = logging.getLogger("dctps_jax")
 
 
-def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: StopSignals) -> dict[str, Any]:
+def train_seed(
+    config: Any, workdir: Path, bind: Callable[[dict[str, Any], dict[str, str]], None], signals: StopSignals
+) -> dict[str, Any]:
     """Train and test the network that ``config`` describes, in ``workdir``; go on where an earlier call was stopped.
 
-    Returns the content of ``results.json``. ``bind`` is called once nothing can be wrong with config and data any
-    more, before the first file is written.
+    Returns the content of ``results.json``. ``bind`` is called with a description of the data and one of the split, once
+    nothing can be wrong with config and data any more, before the first file is written.
 
     Raises :class:`~dctps_jax.errors.UserError` where the config cannot work with the data or the directory,
     :class:`~dctps_jax.training.signals.NonFiniteLoss`, and :class:`~dctps_jax.training.signals.Stopped`.
     """
     started = time.perf_counter()
     is_first_host = jax.process_index() == 0
+
+    # What an earlier call saved.
+    plain_config = json.loads(config.to_json())
+    checkpoints = Checkpoints(workdir / "checkpoints", identity(plain_config))
+    saved = checkpoints.newest("latest")
+    if saved is None:
+        check_not_begun(workdir)
 
     # Data: images and labels, and the rows to train on and to validate on.
     dataset = data.load(
@@ -52,17 +65,19 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
         cache_dir=config.data.cache_dir,
         image_size=config.data.image_size,
         download=config.data.download,
+        max_pixels=config.data.max_pixels,
     )
     images = Split(dataset.train_images, dataset.train_labels)
     train_rows, validation_rows = split_training(len(images.labels), config.data.train_fraction, config.seed)
+    described, split = describe_data(dataset), describe_split(train_rows, validation_rows)
+    check_same_data(workdir, described | split, saved.record.get("data") if saved is not None else None)
     train_split = images.at(train_rows)
     spec = make_step_spec(config, dataset, train_split)
 
-    # Network: the layers with their supports, and the optimiser. A run that goes on keeps the masks that it began with.
-    own_masks = workdir / "masks_initial.npz"
-    goes_on = own_masks.exists() and any((workdir / "checkpoints" / "latest").glob("[0-9]*"))
+    # Network: the layers with their supports, and the optimiser. A run that goes on has its supports.
+    own_supports = None if saved is None else supports_of(saved)
     model, supports = build_sparse_model(
-        config, dataset.num_classes, dataset.image_size, train_split, spec, own_masks if goes_on else None
+        config, dataset.num_classes, dataset.image_size, train_split, spec, own_supports
     )
     del train_split
     shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
@@ -75,7 +90,7 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
             local = config.batch_size // jax.device_count()
             print(plan_table(planned(model, (local, *dataset.train_images.shape[1:]))))
     _warn_if_nothing_moves(config, spec, counts, sizes)
-    bind()
+    bind(described, split)
 
     # State: a new one, or the newest that an earlier call saved, on the devices.
     placement = loop.place_on_all_devices()
@@ -105,20 +120,27 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
     if is_first_host:
         print(storage_table(account))
 
-    # Resume.
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    step = 0
-    if (restored := checkpoints.restore("latest", template)) is not None:
-        step, tree = restored
-        state, sums = running(tree["state"]), tree["sums"]
+    # Start, or resume.
+    step, rows, initial_supports = 0, [], supports
+    if saved is not None:
+        tree = as_tree(saved, template, checkpoints.folder)
+        step, state, sums = saved.step, running(tree["state"]), tree["sums"]
+        rows, initial_supports = saved.record.get("rows"), initial_supports_of(saved)
+        if not saved.record and spec.updates is not None:  # of format 2
+            initial_masks = pruning.load_masks(workdir / "masks_initial.npz")
+            initial_supports = {path: np.flatnonzero(mask) for path, mask in initial_masks.items()}
         print(f"going on from step {step}")
         del tree
-    del restored
-    if step == 0 and is_first_host:
-        # Updates move the masks later on; where they started from stays on record.
-        for name in ("masks_initial.npz", "masks.npz"):
-            pruning.save_masks(workdir / name, _masks_of(supports, shapes))
-    log = MetricsLog(workdir, step, config.tensorboard)
+    del saved, own_supports
+    # Updates move the masks later on; where they started from stays on record.
+    initial_masks = masks_of(initial_supports, shapes)
+    mask_files = {"masks_initial.npz": initial_masks, "masks.npz": initial_masks}
+    if step > 0:
+        mend_files(workdir, step, rows, mask_files)
+    elif is_first_host:
+        for name, masks in mask_files.items():
+            pruning.save_masks(workdir / name, masks)
+    log = MetricsLog(workdir, step, config.tensorboard, rows)
     # A run that was stopped while it evaluated an epoch stands at the end of it, with the epoch's sums.
     is_epoch_pending = step > 0 and step % spec.steps_per_epoch == 0 and int(sums.images) > 0
     first_epoch = (step - is_epoch_pending) // spec.steps_per_epoch
@@ -148,14 +170,18 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
         f"{jax.device_count()} {jax.devices()[0].platform} device(s), compiled in {programs.compile_seconds:.1f} s"
     )
 
-    def save() -> None:
-        checkpoints.save("latest", step, {"state": stored(state), "sums": sums})
+    def save(rows: Sequence[dict[str, Any]]) -> None:
+        tree = {"state": stored(state), "sums": sums}
+        if spec.updates is not None:
+            tree["initial_supports"] = initial_supports
+        record = {"data": described | split, "kernel_shapes": graphs.shapes, "rows": rows}
+        checkpoints.save("latest", step, tree, record)
         signals.saved_step = step
 
     def stop_if_asked() -> None:
         if signals.number is not None:
             loop.check_finite(sums, state)
-            save()
+            save(log.rows)
             raise Stopped(signals.number, step)
 
     # Train.
@@ -183,7 +209,7 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
                     stop_if_asked()
                     if every and step // every > before // every:
                         loop.check_finite(sums, state)
-                        save()
+                        save(log.rows)
                 progress.close()
             is_epoch_pending = False
             loop.check_finite(sums, state)
@@ -206,10 +232,10 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
             print(describe(row, config.num_epochs))
             best = log.best_row()
             if best is None or val_accuracy > best["val_accuracy"]:
-                checkpoints.save("best", step, {"state": stored(state)})
-            log.append(row)
+                checkpoints.save("best", step, {"state": stored(state)}, {"data": described | split})
             sums = placement.put(no_sums)
-            save()
+            save([*log.rows, row])
+            log.append(row)
             if signals.number is not None:
                 raise Stopped(signals.number, step)
 
@@ -217,15 +243,18 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
     test_loss, test_accuracy = loop.means(programs.evaluate(state, *test))
     best, test_accuracy_best = log.best_row(), None
     assert best is not None
-    restored = checkpoints.restore("best", {"state": template["state"]})
-    if restored is not None and restored[0] == best["step"]:
-        best_state = running(restored[1]["state"])
+    saved_best = checkpoints.newest("best")
+    if saved_best is not None and saved_best.step == best["step"]:
+        check_same_data(workdir, described | split, saved_best.record.get("data"))
+        best_state = running(as_tree(saved_best, {"state": template["state"]}, checkpoints.folder)["state"])
         test_accuracy_best = loop.means(programs.evaluate(best_state, *test))[1]
     else:
         logger.warning("the checkpoint of the best epoch %d is lost; test_accuracy_best is left out", best["epoch"])
-    if spec.updates is not None and is_first_host:
-        final = supports_by_path(jax.device_get(stored(state).supports))
-        pruning.save_masks(workdir / "masks.npz", _masks_of(final, shapes))
+    final_masks = initial_masks
+    if spec.updates is not None:
+        final_masks = masks_of(supports_by_path(jax.device_get(stored(state).supports)), shapes)
+        if is_first_host:
+            pruning.save_masks(workdir / "masks.npz", final_masks)
     results = {
         "best_val_accuracy": best["val_accuracy"],
         "best_epoch": best["epoch"],
@@ -238,6 +267,7 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
         "trainable_parameters": num_trainable,
         "storage_bytes": account,
         "flops": flops,
+        "step": step,
         "checkpoint_file_bytes": file_bytes(workdir / "checkpoints" / "latest" / str(step)),
         "seed": config.seed,
         "data": {
@@ -245,13 +275,15 @@ def train_seed(config: Any, workdir: Path, bind: Callable[[], None], signals: St
             "image_size": dataset.image_size,
             "mean": list(map(float, spec.normalization.mean)),
             "std": list(map(float, spec.normalization.std)),
+            "fingerprint": dataset.fingerprint,
         },
         "compile_seconds": programs.compile_seconds,
         "total_seconds": time.perf_counter() - started,
         "environment": environment(),
     }
     if is_first_host:
-        write_json(workdir / "results.json", results)
+        digests = {"metrics.jsonl": digest_of(log.rows), "masks.npz": pruning.digest_of_masks(final_masks)}
+        write_results(workdir, results, plain_config, digests)
     checkpoints.close()
     log.close()
     print(last_line(results))
@@ -269,7 +301,3 @@ def _warn_if_nothing_moves(
             spec.updates.update_every,
             spec.updates.end_step,
         )
-
-
-def _masks_of(supports: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    return {path: pruning.mask_of_support(np.asarray(support), shapes[path]) for path, support in supports.items()}

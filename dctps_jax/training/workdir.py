@@ -1,11 +1,11 @@
 """The directory of a run: claimed by one process, bound to one config, written so that a kill leaves whole files."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,17 @@ import jax
 
 from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
+from dctps_jax.files import digest_of, read_json, write_whole
+from dctps_jax.training.fields import check_config_fields, check_object, check_results
+from dctps_jax.training.seal import check_seal, is_sealed_as, sealed
 
+# A run is known by the other fields (`identity`): a field that joins or leaves these is another identity for older runs.
 # Where the files lie and how often the screen is written does not change what a run computes (but see `check_same`); how it computes does to rounding only.
 FREE_FIELDS: tuple[str, ...] = (
     "parallel_seeds",  # in configs of version 0.1.0 only
     "data.dir",
     "data.cache_dir",
+    "data.max_pixels",  # refuses images or takes them as they are
     "data.download",
     "execution.form",
     "execution.method",
@@ -33,7 +38,11 @@ FREE_FIELDS: tuple[str, ...] = (
 )
 
 # What a run writes; none of it may be there before the run's config.json.
-FILES = ("results.json", "metrics.jsonl", "masks.npz", "masks_initial.npz", "checkpoints", "tensorboard")
+FILES = ("results.json", "data.json", "metrics.jsonl", "masks.npz", "masks_initial.npz", "checkpoints", "tensorboard")
+
+
+# Bytes that the longest path below a work directory takes, one of a checkpoint that is being written.
+LONGEST_PATH = 120
 
 
 class InUse(UserError):
@@ -52,9 +61,10 @@ def claim(workdir: Path, config: Any) -> Iterator[None]:
     if jax.process_index() != 0:  # one host of several answers for the directory
         yield
         return
+    _check_name(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("a")
+        lock = _open_lock(workdir)
     except (FileExistsError, NotADirectoryError) as error:
         raise UserError(f"--workdir {workdir} is, or lies below, a file; choose a directory") from error
     except OSError as error:
@@ -74,11 +84,25 @@ def claim(workdir: Path, config: Any) -> Iterator[None]:
         yield
 
 
+def _check_name(workdir: Path) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a name that a checkpoint could not be written below."""
+    shown = str(workdir).encode(errors="backslashreplace").decode()
+    if shown != str(workdir):
+        raise UserError(f"--workdir {shown} is no UTF-8, as Orbax needs it; choose another name")
+    try:
+        os.stat(workdir / ("x" * LONGEST_PATH))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(
+                f"--workdir {shown[:40]}… is too long with {len(os.fsencode(workdir))} bytes; choose a shorter name"
+            ) from error
+
+
 def is_in_use(workdir: Path) -> bool:
     """Return whether another process holds ``workdir``."""
     if not (workdir / ".lock").exists():
         return False
-    with (workdir / ".lock").open("a") as lock:
+    with _open_lock(workdir) as lock:
         return not _try_lock(lock)
 
 
@@ -88,32 +112,41 @@ def record_config(workdir: Path, config: Any) -> None:
         write_json(workdir / "config.json", json.loads(config.to_json()))
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a damaged one is a :class:`~dctps_jax.errors.UserError` that names it."""
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give the directory of a run")
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); restore it or choose another directory") from error
-
-
 def read_config(workdir: Path) -> dict[str, Any]:
     """Return the config of a run; what is none is a :class:`~dctps_jax.errors.UserError`."""
-    needed = {"model.name", "model.offset", "pruning.density", "pruning.method", "data.name"}
-    return _read_fields(workdir / "config.json", needed, "is no config of a run")
+    return _read_fields(workdir / "config.json", check_config_fields, "is no config of a run")
+
+
+def write_results(workdir: Path, results: dict[str, Any], config: dict[str, Any], digests: dict[str, str]) -> None:
+    """Write ``results.json``, with the digests of the config and of other files of the run."""
+    write_json(workdir / "results.json", sealed(results, {"config": identity(config), **digests}))
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
-    """Return what a finished run came to; what is nothing of the kind is a :class:`~dctps_jax.errors.UserError`."""
-    needed = {"test_accuracy_final", "density", "density_asked", "trainable_parameters"}
-    return _read_fields(workdir / "results.json", needed, "is not what a finished run leaves")
+    """Return what a finished run came to.
+
+    Raises :class:`~dctps_jax.errors.UserError` for a file that is nothing of the kind, is damaged, or is of a run with
+    another config than ``config.json``.
+    """
+
+    def check(values: Any) -> None:
+        check_results(values)
+        check_seal(values)
+
+    results = _read_fields(workdir / "results.json", check, "is not what a finished run leaves")
+    if not is_sealed_as(results, "config", identity(read_config(workdir))):
+        raise UserError(
+            f"{workdir} holds a config.json and a results.json of different runs, or one of them is damaged; restore them"
+        )
+    return results
 
 
-def _read_fields(path: Path, needed: set[str], otherwise: str) -> dict[str, Any]:
+def _read_fields(path: Path, check: Callable[[Any], None], otherwise: str) -> dict[str, Any]:
     values = read_json(path)
-    if not isinstance(values, dict) or not needed <= set(dict(flat_fields(values))):
-        raise UserError(f"{path} {otherwise}; restore it or choose another directory")
+    try:
+        check(values)
+    except ValueError as error:
+        raise UserError(f"{path} {otherwise}: {error}; restore it or choose another directory") from error
     return values
 
 
@@ -122,28 +155,21 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def free_fields(config: dict[str, Any]) -> set[str]:
     """Return :data:`FREE_FIELDS` as far as they are free in a config by dotted field: an image folder is known by its place alone."""
     return set(FREE_FIELDS) - ({"data.dir"} if config.get("data.name") == "image_folder" else set())
 
 
+def identity(config: dict[str, Any]) -> str:
+    """Return a digest of the fields of a config, as a JSON object, that its run is known by."""
+    fields = dict(flat_fields(config))
+    free = free_fields(fields)
+    return digest_of({field: value for field, value in fields.items() if field not in free})
+
+
 def check_same(workdir: Path, config: dict[str, Any]) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` where a directory belongs to a run with another config, naming what differs."""
-    found = dict(flat_fields(_read_fields(workdir / "config.json", set(), "is no config of a run")))
+    found = dict(flat_fields(_read_fields(workdir / "config.json", check_object, "is no config of a run")))
     asked = dict(flat_fields(config))
     free = free_fields(asked)
     different = [
@@ -156,6 +182,11 @@ def check_same(workdir: Path, config: dict[str, Any]) -> None:
             f"--workdir {workdir} belongs to a run with another config: {', '.join(different)}; use that config, or "
             "another directory"
         )
+
+
+def _open_lock(workdir: Path) -> Any:
+    # For reading, too: to open a pipe for writing only waits for a reader.
+    return (workdir / ".lock").open("ab+", buffering=0)
 
 
 def _try_lock(file: Any) -> bool:

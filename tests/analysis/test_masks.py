@@ -57,7 +57,7 @@ def test_command(tmp_path):
     done = subprocess.run([*command, str(tmp_path / "a")], capture_output=True, text=True, check=True)
     assert "total  37.5 %" in done.stdout and (tmp_path / "figure.png").exists()
     failed = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True)
-    assert failed.returncode == 1 and "masks.npz does not exist" in failed.stderr and "Traceback" not in failed.stderr
+    assert failed.returncode == 2 and "masks.npz does not exist" in failed.stderr and "Traceback" not in failed.stderr
 
 
 def test_names_and_files_of_a_figure(tmp_path, monkeypatch):
@@ -83,5 +83,5 @@ def test_masks_of_a_run_that_still_moves_its_weights_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"sparse_training": {"method": "rigl"}}')
     with pytest.raises(UserError, match="still moves its weights"):
         load_runs([tmp_path])
-    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "results.json").write_text('{"layer_densities": {"conv": 0.5, "fc": 0.25}}')
     assert list(load_runs([tmp_path])) == [tmp_path.name]

@@ -2,39 +2,14 @@
 
 import csv
 import json
+import re
 
 import pytest
 
 from dctps_jax import UserError
 from dctps_jax.analysis.records import method_name, read_records
 from dctps_jax.analysis.report import _scaled, summary, write_report
-
-
-def make_run(
-    folder, *, density=0.01, offset="dct", method="epl", moves="static", seed=0, accuracy=0.5, finished=True, **data
-):
-    folder.mkdir(parents=True)
-    config = {
-        "seed": seed,
-        "num_seeds": 1,
-        "pruning": {"density": density, "method": method, "dense_layers": []},
-        "sparse_training": {"method": moves},
-        "model": {"offset": offset, "name": "lenet"},
-        "data": {"name": "digits", **data},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    row = {"epoch": 1, "step": 9, "val_accuracy": accuracy, "images_per_second": 1000.0 + seed}
-    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    results = {
-        "test_accuracy_best": accuracy, "test_accuracy_final": accuracy - 0.1, "density": density * 1.01,
-        "density_asked": density, "trainable_parameters": 615,
-        "storage_bytes": {kind: {"this": 1000, "dense": 9000} for kind in ("parameters", "supports", "optimizer_state")}
-        | {"checkpoint": {"this": 12345, "dense": 99999}},
-        "flops": {kind: {"dense": 2_500_000, "sparse": 20_000, "offset": 1_000} for kind in ("inference_of_an_image", "training_step")},
-    }  # fmt: skip
-    if finished:
-        (folder / "results.json").write_text(json.dumps(results))
-    return folder
+from tests.analysis.fake_runs import make_run
 
 
 @pytest.fixture
@@ -92,6 +67,16 @@ def test_the_files(runs, tmp_path):
         assert (again / file.name).read_bytes() == file.read_bytes()
 
 
+def test_points_of_a_single_density_are_in_the_middle_of_the_figure(tmp_path):
+    write_report(make_run(tmp_path / "run"), tmp_path / "out")
+    svg = (tmp_path / "out" / "accuracy.svg").read_text()
+    background = re.search(r'id="patch_2">\s*<path d="M (\S+) \S+\s+L (\S+) ', svg)
+    tick = re.search(r'id="xtick_1">.*?<use xlink:href="#\S+" x="(\S+)"', svg, re.DOTALL)
+    assert background and tick
+    left, right = map(float, background.groups())
+    assert float(tick[1]) == pytest.approx((left + right) / 2, abs=0.05 * (right - left))
+
+
 def test_a_seed_counts_once(runs, tmp_path):
     make_run(runs / "dct_0_copied", seed=0, accuracy=0.5)
     make_run(runs / "a_dct_0_that_goes_on", seed=0, finished=False)
@@ -144,13 +129,13 @@ def test_what_is_no_directory_of_runs(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_records(tmp_path / "none")
     (tmp_path / "foreign.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(UserError, match=r"foreign\.jsonl is no file of runs \(line 1\)"):
+    with pytest.raises(UserError, match=r"foreign\.jsonl is no file of runs: line 1: "):
         read_records(tmp_path / "foreign.jsonl")
     (tmp_path / "binary").write_bytes(b"\x89PNG\xff")
     with pytest.raises(UserError, match="binary is no file of runs"):
         read_records(tmp_path / "binary")
-    for name, text in (("config", "[1, 2]"), ("config", '{"a": 1}'), ("results", "{}")):
-        folder = make_run(tmp_path / f"wrong{len(text)}")
+    for number, (name, text) in enumerate((("config", "[1, 2]"), ("config", '{"a": 1}'), ("results", "{}"))):
+        folder = make_run(tmp_path / f"wrong{number}")
         (folder / f"{name}.json").write_text(text)
         with pytest.raises(UserError, match=rf"{name}\.json is no"):
             read_records(folder)
@@ -158,7 +143,7 @@ def test_what_is_no_directory_of_runs(tmp_path):
     with pytest.raises(UserError, match="holds no finished run"):
         write_report(tmp_path / "one", tmp_path)
     make_run(tmp_path / "two" / "run")
-    with pytest.raises(UserError, match=r"foreign\.jsonl, which cannot be a folder"):
+    with pytest.raises(UserError, match=r"foreign\.jsonl, which is, or lies below, a file"):
         write_report(tmp_path / "two", tmp_path / "foreign.jsonl")
 
 

@@ -1,11 +1,69 @@
-"""Keeps the data tests away from the home folder: default folders and caches go to a temporary one."""
+"""Keeps the data tests away from the home folder, and brings about what the system may refuse."""
+
+import contextlib
+import os
+import resource
+import signal
 
 import pytest
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
+    """Default folders and caches go to a temporary folder."""
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
     return folder
+
+
+@pytest.fixture
+def no_waiting():
+    """Fail a test that waits for a pipe instead of letting it hang."""
+
+    def stop(number, frame):
+        raise AssertionError("it waited for what never comes")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch):
+    """A program of this name in the path, and the file that it leaves when it is called."""
+    called = tmp_path / "called"
+    program = tmp_path / "bin/gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {called}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return called
+
+
+@contextlib.contextmanager
+def limited(limit, value):
+    soft, hard = resource.getrlimit(limit)
+    resource.setrlimit(limit, (value, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(limit, (soft, hard))
+
+
+@contextlib.contextmanager
+def no_more_handles():
+    """No file can be opened inside."""
+    free = os.dup(0)
+    os.close(free)
+    with limited(resource.RLIMIT_NOFILE, free):
+        yield
+
+
+@contextlib.contextmanager
+def no_room(num_bytes):
+    """No file can grow beyond `num_bytes` inside, as on a full disk."""
+    with limited(resource.RLIMIT_FSIZE, num_bytes):
+        yield

@@ -1,8 +1,11 @@
+import io
 import json
 import logging
 import multiprocessing
 import os
+import pickle
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,8 @@ import pytest
 
 from dctps_jax.data import cache
 from dctps_jax.data.dataset import Options
-from dctps_jax.errors import UserError
+from dctps_jax.errors import DiskFull, UserError
+from tests.data.conftest import no_more_handles, no_room
 
 FILES = ["train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy", "meta.json"]
 
@@ -27,8 +31,8 @@ def never():
     raise AssertionError("decoded although there is a copy")
 
 
-def read(options, decoder=decode, mark="0123456789abcdef"):
-    return cache.cached("toy", Path("/the/source"), mark, options, decoder)
+def read(options, decoder=decode, stamp="0123456789abcdef"):
+    return cache.cached("toy", Path("/the/source"), stamp, options, decoder)
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def test_first_decoded_then_read(options, caplog):
     assert not caplog.records
 
 
-def test_another_fingerprint_is_decoded_anew(options):
+def test_another_stamp_is_decoded_anew(options):
     read(options)
     assert read(options, lambda: decode(50), "fedcba9876543210")[0][0, 0, 0, 0] == 50
     assert len(list((options.dir / ".dctps_cache").iterdir())) == 2
@@ -134,7 +138,7 @@ def test_without_source(options):
     with pytest.raises(UserError, match=r"test_images\.npy is damaged.*data\.dir"):
         cache.cached_without_source("toy", options)
     assert copy_of(options).is_dir()
-    read(options, mark="another")
+    read(options, stamp="another")
     assert cache.cached_without_source("toy", options) is None
 
 
@@ -199,16 +203,94 @@ def test_processes_that_decode_at_once(options):
     assert list((options.dir / ".dctps_cache").iterdir()) == [copy_of(options)]
 
 
-def test_fingerprint(tmp_path):
-    file = tmp_path / "file"
-    file.write_bytes(b"abc")
-    first = cache.fingerprint(tmp_path, [file])
-    assert cache.fingerprint(tmp_path, [file]) == first
-    assert cache.fingerprint(tmp_path, [file], extra="8") != first
-    os.utime(file, (1, 1))
-    second = cache.fingerprint(tmp_path, [file])
-    file.write_bytes(b"abcd")
-    os.utime(file, (1, 1))
-    assert len({first, second, cache.fingerprint(tmp_path, [file])}) == 3
-    with pytest.raises(UserError, match="gone"):
-        cache.fingerprint(tmp_path, [tmp_path / "gone"])
+def test_full_disk_is_one_sentence_with_folder_and_bytes(options):
+    with no_room(150), pytest.raises(DiskFull) as caught:
+        read(options)
+    folder = options.dir / ".dctps_cache"
+    # 3 and 2 images of 48 bytes, with labels of 4.
+    assert f"the decoded copy of /the/source needs 260 bytes in {folder}, which has no room" in str(caught.value)
+    assert "data.cache_dir" in str(caught.value) and caught.value.exit_code == 74
+    assert not list(folder.iterdir())
+    assert read(options)[1].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", [".dctps_cache", ".dctps_cache/toy-0123456789ab"])
+def test_file_in_the_place_of_a_folder(options, name):
+    path = options.dir / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("of a user")
+    with pytest.raises(UserError, match=rf"{path} is a file.*data\.cache_dir"):
+        read(options)
+    assert path.read_text() == "of a user"
+
+
+def test_sound_copy_is_kept_while_no_file_can_be_opened(options, caplog):
+    read(options)
+    with (
+        no_more_handles(),
+        pytest.raises(UserError, match=r"meta\.json cannot be read \(Too many open files\).*ulimit"),
+    ):
+        read(options, never)
+    read(options, never)
+    assert not caplog.records
+
+
+def forge(options, arrays=(), **changes):
+    """Give a copy another content, with checksums that agree."""
+    folder = copy_of(options)
+    meta = json.loads((folder / "meta.json").read_text())
+    for name, content in dict(arrays).items():
+        (folder / f"{name}.npy").write_bytes(content)
+        meta["crc32"][name] = zlib.crc32(content)
+    meta |= changes
+    meta = {key: value for key, value in meta.items() if value is not None and key != "meta_crc32"}
+    meta["meta_crc32"] = zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def saved(save, *arrays, **options):
+    file = io.BytesIO()
+    save(file, *arrays, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"class_names": 5},
+        {"class_names": [1, 2, 3]},
+        {"class_names": None},
+        {"crc32": [1]},
+        {"source_dir": None},
+        {"arrays": {"train_images": saved(np.savez, np.zeros(3))}},
+        {"arrays": {"train_images": pickle.dumps([1])}},
+        {"arrays": {"train_images": saved(np.save, np.array([None]), allow_pickle=True)}},
+        {"arrays": {"train_images": saved(np.save, np.zeros((3, 4, 4, 3)))}},
+        {"arrays": {"test_labels": saved(np.save, np.zeros((2, 1), np.int32))}},
+        {"arrays": {"test_images": saved(np.save, np.zeros((2, 4, 4, 3), np.uint8)).replace(b"(2, 4", b"(9**9, 4")}},
+        {"arrays": {"test_images": saved(np.save, np.zeros((2, 4, 4, 3), np.uint8)).replace(b"(2,", b"-2,")}},
+    ],
+)
+def test_foreign_content_with_right_checksums_is_reported_and_mended(options, caplog, forged):
+    read(options)
+    forge(options, **forged)
+    assert read(options)[0][:, 0, 0, 0].tolist() == [7, 8, 9]
+    (record,) = caplog.records
+    assert str(copy_of(options)) in record.getMessage()
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("file", ["meta.json", "test_labels.npy"])
+def test_pipe_in_a_copy_is_reported_and_mended(options, caplog, file):
+    read(options)
+    (copy_of(options) / file).unlink()
+    os.mkfifo(copy_of(options) / file)
+    assert read(options)[1].tolist() == [0, 1, 2]
+    assert "a pipe" in caplog.text
+
+
+def test_json_deeper_than_python_reads(options, caplog):
+    read(options)
+    (copy_of(options) / "meta.json").write_text("[" * 100_000)
+    assert read(options)[1].tolist() == [0, 1, 2]
+    assert "meta.json is damaged" in caplog.text

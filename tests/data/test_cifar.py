@@ -4,6 +4,7 @@ import hashlib
 import io
 import shutil
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from dctps_jax.data import load
 from dctps_jax.data.download import ARCHIVES
 from dctps_jax.errors import UserError
+from tests.data.conftest import no_more_handles
 
 NAMES_10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 NAMES_100 = [f"fine{label:02}" for label in range(100)]
@@ -191,3 +193,69 @@ def test_missing_archive_is_downloaded_once(archive, tmp_path, monkeypatch):
     assert (tmp_path / "new/cifar-10-binary.tar.gz").read_bytes() == archive.read_bytes()
     archive.unlink()
     check(load("cifar10", dir=str(tmp_path / "new")), train, test)
+
+
+def test_file_with_more_records_than_the_official_one(archive):
+    pack(archive, "cifar-10-batches-bin", make_cifar10()[0] | {"data_batch_2.bin": bytes(10_001 * 3073)})
+    text = message(archive.parent)
+    assert f"data_batch_2.bin in {archive} has 30,733,073 bytes, but at most 30,730,000 are allowed" in text
+    shutil.rmtree(archive.parent)
+    (archive.parent / "cifar-10-batches-bin").mkdir(parents=True)
+    with open(archive.parent / "cifar-10-batches-bin/test_batch.bin", "wb") as file:
+        file.truncate(10_001 * 3073)
+    text = message(archive.parent)
+    assert "test_batch.bin has 30,733,073 bytes, but at most 30,730,000 are allowed" in text
+
+
+def gigabyte_behind(member):
+    """A tar.gz of about 1 MB: a member that says it has 1 GiB, and as many zeros."""
+    block = gzip.compress(bytes(1 << 20))
+    return gzip.compress(member) + block * 1024
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_archive_that_unpacks_to_a_gigabyte(archive, kind):
+    member = tarfile.TarInfo("cifar-10-batches-bin/other.bin")
+    member.size, member.type = 1 << 30, kind
+    archive.write_bytes(gigabyte_behind(member.tobuf(tarfile.GNU_FORMAT)))
+    tracemalloc.start()
+    text = message(archive.parent)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "unpacks to more than the 185,494,112 bytes that are allowed" in text
+    assert peak < 500e6
+
+
+def test_zeros_behind_the_end_of_an_archive(archive):
+    content = gzip.decompress(archive.read_bytes())
+    archive.write_bytes(gigabyte_behind(content))
+    assert "unpacks to more than the 185,494,112 bytes that are allowed" in message(archive.parent)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE])
+def test_members_that_are_no_files_are_passed_over(archive, kind):
+    files = make_cifar10()[0]
+    with tarfile.open(archive, "w:gz") as opened:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            if name == "test_batch.bin":
+                member.type, member.linkname = kind, "/etc/passwd"
+                opened.addfile(member)
+            else:
+                member.size = len(content)
+                opened.addfile(member, io.BytesIO(content))
+    assert f"{archive} holds no test_batch.bin" in message(archive.parent)
+
+
+def test_headers_without_end(archive):
+    header = tarfile.TarInfo("x")
+    header.type = tarfile.GNUTYPE_LONGNAME
+    archive.write_bytes(gzip.compress(header.tobuf() * 5000))
+    assert f"{archive} is cut short or damaged" in message(archive.parent)
+
+
+def test_spent_file_handles_are_no_damage(archive):
+    with no_more_handles():
+        text = message(archive.parent)
+    assert f"{archive} cannot be read (Too many open files); allow more open files (ulimit -n)" in text
+    assert len(load("cifar10", dir=str(archive.parent), download=False).test_images) == 4

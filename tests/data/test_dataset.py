@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -45,3 +47,33 @@ def test_what_does_not_fit_is_refused(changes, parts):
         make(**changes)
     for part in ["'toy'", *parts]:
         assert part in str(caught.value)
+
+
+def changed(array, index, value):
+    array = array.copy()
+    array[index] = value
+    return array
+
+
+def test_fingerprint_is_of_the_content_alone():
+    dataset = make()
+    assert re.fullmatch("[0-9a-f]{64}", dataset.fingerprint)
+    turned = np.asfortranarray(dataset.train_images)
+    assert make(name="other", train_images=turned, mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0)).fingerprint == (
+        dataset.fingerprint
+    )
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_fingerprint_changes_with_any_part_of_the_content(part):
+    dataset = make()
+    images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
+    others = [
+        make(**{f"{part}_images": changed(images, (-1, 7, 7, 2), 1)}),
+        make(**{f"{part}_labels": changed(labels, 0, 1 - labels[0])}),
+        make(**{f"{part}_images": images[:-1], f"{part}_labels": labels[:-1]}),
+        make(class_names=("cat", "doge")),
+        make(class_names=("dog", "cat")),
+        make(train_images=np.zeros((3, 4, 4, 3), np.uint8), test_images=np.zeros((2, 4, 4, 3), np.uint8)),
+    ]
+    assert len({other.fingerprint for other in [dataset, *others]}) == len(others) + 1

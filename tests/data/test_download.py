@@ -1,8 +1,10 @@
 """Downloads from a server on this machine that can break off, ignore ranges and send the wrong file."""
 
+import contextlib
 import dataclasses
 import hashlib
 import http.server
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +13,8 @@ import pytest
 from dctps_jax.data import download
 from dctps_jax.data.dataset import Options
 from dctps_jax.data.download import Archive, obtain
-from dctps_jax.errors import UserError
+from dctps_jax.errors import DiskFull, UserError
+from tests.data.conftest import no_room
 
 CONTENT = bytes(range(256)) * 40000
 
@@ -28,16 +31,17 @@ def server():
                 self.send_error(self.server.status if self.server.status >= 400 else 416)
                 return
             self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("Content-Length", str(self.server.claims or len(content) - start))
             self.end_headers()
-            self.wfile.write(content[start : self.server.break_at])
+            with contextlib.suppress(ConnectionError):  # who is told of too many bytes hangs up
+                self.wfile.write(content[start : self.server.break_at])
 
         def log_message(self, format, *args):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.content, server.ranges, server.knows_ranges = CONTENT, [], True
-    server.status, server.break_at = 200, None
+    server.status, server.break_at, server.claims = 200, None, None
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield server
@@ -150,3 +154,28 @@ def test_tables_name_the_official_files():
     for archive in download.ARCHIVES.values():
         assert len(archive.digest) == 2 * hashlib.new(archive.algorithm).digest_size
         assert archive.url.endswith(f"/{archive.file}")
+
+
+def test_full_disk_is_one_sentence_with_folder_and_bytes(archive, options):
+    with no_room(3_000_000), pytest.raises(DiskFull) as caught:
+        obtain(archive, options)
+    text = str(caught.value)
+    assert f"toy.bin needs 10,240,000 more bytes in {options.dir}, which has no room for them" in text
+    assert caught.value.exit_code == 74 and files(options) == ["toy.bin.part"]
+    assert obtain(archive, options).read_bytes() == CONTENT
+
+
+def test_server_with_more_than_any_archive_has(server, archive, options):
+    server.claims = 2**40
+    assert "more than the 1,073,741,824 that are allowed" in message(archive, options)
+    assert files(options) == []
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("name", ["toy.bin", "toy.bin.part"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_kept(archive, options, name, make):
+    options.dir.mkdir(parents=True)
+    make(options.dir / name)
+    assert f"{options.dir / name} is not a regular file; remove it" in message(archive, options)
+    assert files(options) == [name]

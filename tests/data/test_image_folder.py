@@ -1,9 +1,13 @@
+import os
+import socket
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from dctps_jax.data import load
 from dctps_jax.errors import UserError
+from tests.data.conftest import no_more_handles
 
 
 def put(path, value, size=(8, 8), mode="RGB"):
@@ -48,6 +52,18 @@ def test_a_change_is_noticed(folder):
     load("image_folder", dir=str(folder))
     put(folder / "train/ape/z.png", (50, 51, 52))
     assert load("image_folder", dir=str(folder)).train_images[2, 0, 0].tolist() == [50, 51, 52]
+
+
+def test_fingerprint_is_of_the_images_not_of_the_files(folder, tmp_path):
+    first = load("image_folder", dir=str(folder)).fingerprint
+    assert load("image_folder", dir=str(folder)).fingerprint == first  # of the decoded copy
+    folder = folder.rename(tmp_path / "moved")
+    (folder / "train/ape/x.png").touch()
+    assert load("image_folder", dir=str(folder)).fingerprint == first
+    (folder / "train/ape/x.png").rename(folder / "train/ape/xx.png")
+    assert load("image_folder", dir=str(folder)).fingerprint == first
+    put(folder / "train/ape/x.png", 10, mode="L")
+    assert load("image_folder", dir=str(folder)).fingerprint != first
 
 
 def test_resizing(folder):
@@ -98,3 +114,61 @@ def test_unreadable_image(folder, content):
 def test_dangling_link_is_named(folder):
     (folder / "train/ape/gone.png").symlink_to("nowhere.png")
     assert "train/ape/gone.png cannot be read" in message(folder)
+
+
+def test_gif_and_tiff_are_images_too(folder):
+    for name in ("m.gif", "n.TIF", "o.tiff"):
+        put(folder / "train/ape" / name, (100, 100, 100))
+    dataset = load("image_folder", dir=str(folder))
+    assert dataset.train_images[:5, 0, 0, 0].tolist() == [100, 100, 100, 9, 7]
+
+
+def test_no_other_program_is_started(folder, ghostscript):
+    (folder / "train/ape/a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    assert "train/ape/a.png cannot be read as an image" in message(folder)
+    assert not ghostscript.exists()
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a socket", "a device"])
+@pytest.mark.usefixtures("no_waiting")
+def test_regular_files_only(folder, kind, monkeypatch):
+    path = folder / "train/ape/0.png"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        monkeypatch.chdir(path.parent)  # the address of a socket is short
+        with socket.socket(socket.AF_UNIX) as opened:
+            opened.bind(path.name)
+    else:
+        path.symlink_to("/dev/null")
+    assert f"{path} cannot be read (it is {kind}, not a regular file)" in message(folder)
+
+
+def test_many_pixels(folder):
+    put(folder / "train/ape/0.png", (1, 2, 3), size=(100, 100))
+    text = message(folder, image_size=8, max_pixels=9999)
+    assert "0.png has 100 x 100 pixels, but data.max_pixels allows 9,999" in text
+    assert load("image_folder", dir=str(folder), image_size=8, max_pixels=10000).train_images.shape[1] == 8
+    assert "data.image_size is 101" in message(folder, image_size=101, max_pixels=10000)
+
+
+def test_file_longer_than_its_pixels_can_need(folder):
+    with open(folder / "train/ape/0.png", "ab") as file:
+        file.truncate(2**20 + 801)
+    assert "0.png has 1,049,377 bytes, but at most 1,049,376 are allowed" in message(folder, max_pixels=100)
+
+
+def test_names_that_are_no_text(folder):
+    os.rename(folder / "train/ape/x.png", os.path.join(os.fsencode(folder), b"train/ape/\xff.png"))
+    assert len(load("image_folder", dir=str(folder)).train_images) == 4
+    os.rename(folder / "train/ape", os.path.join(os.fsencode(folder), b"train/\xe9t\xe9"))
+    assert "is a class folder whose name is not UTF-8" in message(folder)
+
+
+def test_spent_file_handles_are_named(folder):
+    load("image_folder", dir=str(folder))
+    copies = sorted((folder / ".dctps_cache").glob("*/*"))
+    with no_more_handles():
+        text = message(folder)
+    assert "Too many open files" in text and "ulimit -n" in text
+    assert sorted((folder / ".dctps_cache").glob("*/*")) == copies

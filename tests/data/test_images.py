@@ -1,5 +1,9 @@
 import io
+import struct
+import subprocess
+import sys
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -17,7 +21,7 @@ def encode(image, format="PNG", **options):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("format", ["PNG", "BMP", "WEBP"])
+@pytest.mark.parametrize("format", ["PNG", "BMP", "WEBP", "GIF", "TIFF"])
 def test_lossless_formats(format):
     options = {"lossless": True} if format == "WEBP" else {}
     np.testing.assert_array_equal(decode_image(encode(Image.fromarray(PIXELS), format, **options), "x"), PIXELS)
@@ -54,7 +58,93 @@ def test_resizing_is_antialiased():
     assert np.all(np.abs(small.astype(int) - 127) < 20)
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP", "WEBP"])
+@pytest.mark.parametrize("format", ["GIF", "TIFF", "WEBP"])
+def test_the_first_of_several_frames_is_taken(format):
+    frames = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    np.testing.assert_array_equal(decode_image(data, "x"), PIXELS)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_no_other_program_is_started(ghostscript):
+    with pytest.raises(UserError, match=r"^x\.png cannot be read as an image \(it is none of PNG, JPEG"):
+        decode_image(EPS, "x.png")
+    assert not ghostscript.exists()
+
+
+@pytest.mark.parametrize("format", ["PPM", "ICO", "TGA", "PCX", "DDS", "SGI", "PDF"])
+def test_other_formats_are_refused(format):
+    with pytest.raises(UserError, match="cannot be read as an image"):
+        decode_image(encode(Image.new("RGB", (16, 16)), format), "x.png")
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.full((4, 4), 0.5, np.float32), "floating-point"),
+        (np.full((4, 4), 70_000, np.int32), "from 70000 to 70000"),
+        (np.full((4, 4), -1, np.int32), "from -1 to -1"),
+    ],
+)
+def test_pixels_without_a_counterpart_of_8_bits_are_refused(array, reason):
+    with pytest.raises(UserError, match=rf"^x\.tif cannot be read as an image .*{reason}"):
+        decode_image(encode(Image.fromarray(array), "TIFF"), "x.tif")
+
+
+def png_header(width, height):
+    """A PNG without a single pixel: who decodes it before looking at its size calls it damaged."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rest = struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 10**6) + b"IDAT"
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + rest
+
+
+@pytest.mark.parametrize(
+    ("size", "found"),
+    [
+        ((6000, 6000), "6000 x 6000 pixels"),
+        ((13000, 13000), "13000 x 13000 pixels"),
+        ((60000, 60000), "more than 178,956,970 pixels"),
+    ],
+)
+def test_too_many_pixels_are_refused_by_the_header(size, found):
+    with pytest.raises(UserError) as caught:
+        decode_image(png_header(*size), "x.png", resize_to=8)
+    assert str(caught.value) == (
+        f"x.png has {found}, but data.max_pixels allows 33,554,432 pixels; make the image smaller, or raise data.max_pixels."
+    )
+
+
+def test_what_pillow_warns_of_stays_off_the_screen(tmp_path):
+    (tmp_path / "x.png").write_bytes(png_header(13000, 13000))
+    code = (
+        "import pathlib, sys; from dctps_jax.data.images import decode_image\n"
+        "try: decode_image(pathlib.Path(sys.argv[1]).read_bytes(), 'x')\n"
+        "except ValueError: pass"
+    )
+    command = [sys.executable, "-W", "default", "-c", code, str(tmp_path / "x.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+def test_the_bound_on_pixels_is_exact():
+    data = encode(Image.fromarray(PIXELS))
+    assert decode_image(data, "x", max_pixels=36).shape == (6, 6, 3)
+    with pytest.raises(UserError, match="has 6 x 6 pixels, but --max-pixels allows 35 pixels"):
+        decode_image(data, "x", max_pixels=35, limit_name="--max-pixels")
+
+
+def test_tiles_larger_than_the_image_count():
+    tags = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: 2**15, 323: 2**15, 324: 200, 325: 100}
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    data += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    with pytest.raises(UserError, match=r"^x\.tif has tiles of 32768 x 32768 pixels"):
+        decode_image(data.ljust(300, b"\0"), "x.tif")
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF"])
 @pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.9])
 def test_cut_short(format, keep):
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from dctps_jax.data import IMAGE_SIZES, NUM_CLASSES, SOURCES, load
@@ -75,3 +76,18 @@ def test_importing_stays_light():
         "assert not {'tensorflow', 'tensorflow_datasets', 'sklearn', 'PIL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("field", ["dir", "cache_dir"])
+@pytest.mark.parametrize("value", ["~nobody-of-this-name/data", "nul\0byte"])
+def test_what_names_no_folder(field, value):
+    text = message("image_folder", **{"dir": "somewhere", field: value})
+    assert f"data.{field} is {value!r}, which names no folder" in text
+
+
+def test_memory_that_runs_out_is_one_sentence(monkeypatch):
+    def too_much(options):
+        return np.empty(2**62, np.uint8)
+
+    monkeypatch.setitem(SOURCES, "digits", too_much)
+    assert "data.name is 'digits', whose decoded images do not fit into memory" in message("digits")

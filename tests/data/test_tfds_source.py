@@ -1,6 +1,7 @@
 """The directories are written by TFDS itself, with the features of its own CIFAR-10, and without TensorFlow."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from dctps_jax.data import load
 from dctps_jax.errors import UserError
+from tests.data.conftest import no_more_handles
 
 RECORDS = "cifar10-{}.array_record-00000-of-00001"
 NAMES = [f"name{label}" for label in range(10)]
@@ -16,7 +18,8 @@ TRAIN = np.random.default_rng(1).integers(0, 256, (30, 32, 32, 3), np.uint8)
 TEST = np.random.default_rng(2).integers(0, 256, (10, 32, 32, 3), np.uint8)
 
 
-def prepare(folder, size=32, names=NAMES):
+def prepare(folder, size=32, names=NAMES, first=None):
+    """Have TFDS write the images; ``first`` is a file to take for the first of each split."""
     import tensorflow_datasets as tfds
 
     class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -36,10 +39,8 @@ def prepare(folder, size=32, names=NAMES):
 
         def _generate_examples(self, images):
             for index, image in enumerate(images):
-                yield (
-                    index,
-                    {"id": str(index), "image": Image.fromarray(image[:size, :size]), "label": index % len(names)},
-                )
+                picture = first if first and not index else Image.fromarray(image[:size, :size])
+                yield index, {"id": str(index), "image": picture, "label": index % len(names)}
 
     builder = Cifar10(data_dir=str(folder), file_format="array_record")
     builder.download_and_prepare()
@@ -88,7 +89,7 @@ def test_newest_version_is_taken(prepared, tmp_path):
     for version in ("3.0.10", "3.0.1"):
         (prepared.parent / version).mkdir()
         (prepared.parent / version / "dataset_info.json").write_text("{}")
-    assert "3.0.10/dataset_info.json cannot be read" in message(tmp_path / "data")
+    assert "3.0.10/dataset_info.json gives no name" in message(tmp_path / "data")
 
 
 def edit_info(prepared, **changes):
@@ -124,7 +125,7 @@ def test_records_with_flipped_bytes(prepared, where):
     position = int(where * len(data))
     data[position] ^= 0xFF
     path.write_bytes(data)
-    assert f"{prepared} cannot be read with TFDS" in message(prepared)
+    assert str(path) in message(prepared)
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json", RECORDS.format("test")])
@@ -137,6 +138,103 @@ def test_missing_or_foreign_file(prepared, file, content):
 
 
 def test_wrong_size_and_wrong_number_of_classes(tmp_path):
-    assert "(16, 16, 3)" in message(prepare(tmp_path / "small", size=16))
+    assert "is 16 x 16 pixels, but has to be 32 x 32" in message(prepare(tmp_path / "small", size=16))
     text = message(prepare(tmp_path / "few", names=NAMES[:5]))
     assert "5 class names" in text and "10" in text
+
+
+FEATURES = "tensorflow_datasets.core.features"
+EVIL = {"pythonClassName": "evil_module.Feature", "jsonFeature": {"json": "{}"}}
+
+
+@pytest.fixture
+def imported(tmp_path, monkeypatch):
+    """The file that a module in Python's path leaves when it is imported."""
+    path = tmp_path / "imported"
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules/evil_module.py").write_text(f"open({str(path)!r}, 'w').close()")
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    return path
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        EVIL,
+        {"python_class_name": "evil_module.Feature", "jsonFeature": {"json": "{}"}},
+        {"type": "evil_module.Feature", "content": {}},
+        {"pythonClassName": f"{FEATURES}.sequence_feature.Sequence", "sequence": {"feature": EVIL, "length": "-1"}},
+        {"pythonClassName": f"{FEATURES}.features_dict.FeaturesDict", "featuresDict": {"features": {"deep": EVIL}}},
+    ],
+)
+def test_features_of_other_packages_are_not_imported(prepared, imported, feature):
+    path = prepared / "features.json"
+    features = json.loads(path.read_text())
+    features["featuresDict"]["features"]["id"] = feature
+    path.write_text(json.dumps(features))
+    text = message(prepared)
+    assert f"{path} asks for the Python class 'evil_module.Feature'" in text and FEATURES in text
+    assert not imported.exists()
+
+
+def test_nothing_else_of_a_directory_is_imported(prepared, imported, tmp_path):
+    path = prepared / "features.json"
+    features = json.loads(path.read_text())
+    hidden = json.dumps({"feature": EVIL, "length": None})
+    features["featuresDict"]["features"]["id"] = {
+        "pythonClassName": f"{FEATURES}.sequence_feature.Sequence",
+        "jsonFeature": {"json": hidden},
+    }
+    path.write_text(json.dumps(features))
+    edit_info(prepared, features=EVIL, moduleName="evil_module")
+    check(load("cifar10", dir=str(tmp_path / "data"), download=False))
+    assert not imported.exists()
+
+
+def test_no_other_program_is_started(tmp_path, ghostscript):
+    picture = tmp_path / "x.png"
+    picture.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n")
+    text = message(prepare(tmp_path / "data", first=str(picture)))
+    assert "cannot be read as an image (it is none of PNG" in text
+    assert not ghostscript.exists()
+
+
+def test_records_and_their_number_have_to_agree(prepared):
+    info = json.loads((prepared / "dataset_info.json").read_text())
+    info["splits"][0]["shardLengths"] = ["29"]
+    edit_info(prepared, splits=info["splits"])
+    assert "it has 30 records, but dataset_info.json says 29" in message(prepared)
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [(None, "No such file"), (["a"] * 10, "(1 different ones)"), (NAMES[:9], "9 class names"), (["\udcff"], "damaged")],
+)
+def test_class_names(prepared, names, found):
+    path = prepared / "label.labels.txt"
+    path.unlink()
+    if names is not None:
+        path.write_bytes("\n".join(names).encode(errors="surrogateescape"))
+    text = message(prepared)
+    assert str(path) in text and found in text
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json", "label.labels.txt", RECORDS.format("test")])
+def test_pipe_in_the_place_of_a_file(prepared, file):
+    (prepared / file).unlink()
+    os.mkfifo(prepared / file)
+    assert f"{prepared / file} cannot be read (it is a pipe, not a regular file)" in message(prepared)
+
+
+def test_json_deeper_than_python_reads(prepared):
+    for file in ("features.json", "dataset_info.json"):
+        (prepared / file).write_text("[" * 100_000)
+        assert f"{prepared / file} is cut short or damaged (RecursionError" in message(prepared)
+
+
+def test_spent_file_handles_are_no_damage(prepared):
+    load("cifar10", dir=str(prepared), cache_dir=str(prepared / "elsewhere"), download=False)
+    with no_more_handles():
+        text = message(prepared)
+    assert "Too many open files" in text and "ulimit -n" in text

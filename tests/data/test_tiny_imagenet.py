@@ -1,5 +1,7 @@
 import io
+import os
 import random
+import struct
 import zipfile
 
 import numpy as np
@@ -8,6 +10,7 @@ from PIL import Image
 
 from dctps_jax.data import load
 from dctps_jax.errors import UserError
+from tests.data.conftest import no_more_handles
 
 WNIDS = ["n03", "n01", "n02"]
 
@@ -165,4 +168,76 @@ def test_foreign_archive(archive):
 def test_copy_outlives_the_archive(archive):
     load("tiny_imagenet", dir=str(archive.parent), download=False)
     archive.unlink()
+    check(load("tiny_imagenet", dir=str(archive.parent), download=False))
+
+
+@pytest.mark.parametrize("name", ["wnids.txt", "val/val_annotations.txt", "train/n01/images/n01_2.JPEG"])
+def test_member_longer_than_any_official_one(archive, tmp_path, name):
+    pack(archive, make_files() | {name: bytes(2**22 + 1)})
+    assert f"{name} in {archive} has more than the 4,194,304 bytes that are allowed" in message(archive.parent)
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(tmp_path / "plain")
+    text = message(tmp_path / "plain")
+    assert f"{name} has 4,194,305 bytes, but at most 4,194,304 are allowed" in text
+
+
+def test_compression_that_is_unpacked_without_a_bound(archive):
+    with zipfile.ZipFile(archive, "a", zipfile.ZIP_BZIP2) as opened:
+        opened.writestr("tiny-imagenet-200/other.txt", bytes(100))
+    text = message(archive.parent)
+    assert f"{archive} is cut short or damaged" in text and "other.txt is compressed by method 12" in text
+
+
+def test_list_of_contents_longer_than_a_real_one(archive):
+    length = 2**26 + 1
+    with open(archive, "wb") as file:
+        file.truncate(length)
+        file.seek(length)
+        file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, length, 0, 0))
+    assert "its list of contents has 67,108,865 bytes, more than 67,108,864" in message(archive.parent)
+
+
+def test_name_that_is_no_text(archive):
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr("tiny-imagenet-200/été.txt", b"")
+    data = archive.read_bytes()
+    archive.write_bytes(data.replace("été".encode(), b"\xff\xfe\xfft\xff"))
+    assert f"{archive} is cut short or damaged (UnicodeDecodeError" in message(archive.parent)
+
+
+def test_number_of_more_digits_than_python_reads(archive):
+    name = f"train/n01/images/n01_{'7' * 5000}.JPEG"
+    pack(archive, make_files() | {name: jpeg((7, 7, 7))})
+    assert len(load("tiny_imagenet", dir=str(archive.parent), download=False).train_images) == 10
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_pipe_with_the_name_of_an_archive(tmp_path):
+    os.mkfifo(tmp_path / "tiny-imagenet-200-subset.zip")
+    assert "holds neither tiny-imagenet-200.zip nor" in message(tmp_path)
+    os.mkfifo(tmp_path / "tiny-imagenet-200.zip")
+    assert "tiny-imagenet-200.zip is not a regular file" in message(tmp_path)
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_pipe_among_the_files(archive, tmp_path):
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(tmp_path / "plain")
+    path = tmp_path / "plain/tiny-imagenet-200/val/val_annotations.txt"
+    path.unlink()
+    os.mkfifo(path)
+    assert f"{path} cannot be read (it is a pipe, not a regular file)" in message(tmp_path / "plain")
+
+
+def test_no_other_program_is_started(archive, ghostscript):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n"
+    pack(archive, make_files() | {"val/images/val_0.JPEG": eps})
+    assert "val/images/val_0.JPEG cannot be read as an image" in message(archive.parent)
+    assert not ghostscript.exists()
+
+
+def test_spent_file_handles_are_no_damage(archive):
+    with no_more_handles():
+        text = message(archive.parent)
+    assert f"{archive} cannot be read (Too many open files); allow more open files (ulimit -n)" in text
     check(load("tiny_imagenet", dir=str(archive.parent), download=False))

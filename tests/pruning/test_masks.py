@@ -99,7 +99,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
 
 def test_arrays_that_are_no_masks_are_refused(tmp_path):
     np.savez(tmp_path / "weights.npz", fc=np.ones((2, 2), np.float32))
-    with pytest.raises(UserError, match=r"weights\.npz holds fc as float32, which is no mask"):
+    with pytest.raises(UserError, match=r"weights\.npz holds fc as float32 of shape \(2, 2\), which is no mask"):
         load_masks(tmp_path / "weights.npz")
     with pytest.raises(UserError, match="is a file; name the directory"):
         load_run_masks(tmp_path / "weights.npz")

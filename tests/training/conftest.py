@@ -1,4 +1,7 @@
-"""Keeps the runs of these tests small."""
+"""Keeps the runs of these tests small, and makes small disks."""
+
+import os
+import subprocess
 
 import pytest
 
@@ -27,3 +30,30 @@ def plain(small, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("plain")
     small_runs.small_run(workdir, checkpoint_every_steps=2)
     return workdir
+
+
+class SmallDisk:
+    """A file system in memory of a size that may change."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.folder.mkdir()
+
+    def mount(self):
+        command = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(self.folder)]
+        return os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+
+    def resize(self, kilobytes):
+        subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(self.folder)], check=True)
+
+    def unmount(self):
+        subprocess.run(["umount", "-l", str(self.folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = SmallDisk(tmp_path / "disk")
+    if not disk.mount():
+        pytest.skip("only root may mount a small disk")
+    yield disk
+    disk.unmount()

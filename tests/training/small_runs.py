@@ -3,13 +3,12 @@
 import json
 
 import jax
-import orbax.checkpoint as ocp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs import lenet_digits
 from dctps_jax import data
 from dctps_jax.training import loop
-from dctps_jax.training.checkpoint import unpack
+from dctps_jax.training.checkpoint_files import read_checkpoint
 from dctps_jax.training.optimizer import make_optimizer
 from dctps_jax.training.run import run
 
@@ -70,7 +69,7 @@ def rows(workdir):
 
 def results(workdir):
     found = json.loads((workdir / "results.json").read_text())
-    return {name: value for name, value in found.items() if not name.endswith(("_seconds", "_file_bytes"))}
+    return {name: value for name, value in found.items() if not name.endswith(("_seconds", "_file_bytes", "digests"))}
 
 
 def steps(workdir, kind="latest"):
@@ -81,8 +80,7 @@ def steps(workdir, kind="latest"):
 def arrays(workdir, kind="latest", step=None):
     """The arrays of a checkpoint by name."""
     step = steps(workdir, kind)[-1] if step is None else step
-    restored = ocp.StandardCheckpointer().restore(workdir.absolute() / "checkpoints" / kind / str(step) / "state")
-    return unpack(restored)
+    return read_checkpoint(workdir / "checkpoints" / kind / str(step)).arrays
 
 
 def assert_same_end(workdir, expected):

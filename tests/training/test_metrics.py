@@ -55,7 +55,7 @@ def test_a_file_cut_anywhere_keeps_its_whole_rows(tmp_path_factory, data):
     path.write_bytes(whole[:cut])
     log = MetricsLog(folder, 1000, tensorboard=False)
     assert log.rows == [row(10, 0.1), row(20, 0.2), row(30, 0.3)][: whole[: cut + 1].count(b"\n")]
-    log.append(row(40))
+    log.append(row(10 * (len(log.rows) + 1)))
     assert read_rows(path) == log.rows
     assert path.read_bytes().count(b"\n") == len(log.rows)
 

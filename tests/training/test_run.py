@@ -9,7 +9,7 @@ import signal
 import numpy as np
 import pytest
 
-from dctps_jax.errors import UserError
+from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.pruning import load_masks
 from dctps_jax.training import loop, train_seed
 from dctps_jax.training.checkpoint import Checkpoints
@@ -18,10 +18,7 @@ from dctps_jax.training.report import last_line
 from dctps_jax.training.signals import NonFiniteLoss, Stopped
 from tests.training.small_runs import STEPS_PER_EPOCH, arrays, assert_same_end, results, rows, small_run, steps
 
-pytestmark = [
-    pytest.mark.usefixtures("small"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # Orbax, after a read that failed
-]
+pytestmark = pytest.mark.usefixtures("small")
 
 
 class Kill(BaseException):
@@ -48,7 +45,7 @@ def kill_at(patch, moment):
 
     patch.setattr(Checkpoints, "save", watched(Checkpoints.save))
     patch.setattr(MetricsLog, "append", watched(MetricsLog.append))
-    patch.setattr(train_seed, "write_json", watched(train_seed.write_json))
+    patch.setattr(train_seed, "write_results", watched(train_seed.write_results))
 
 
 def run_through_kills(workdir, moments, **overrides):
@@ -65,10 +62,23 @@ def run_until_killed(workdir, moment, **overrides):
 
 
 def test_killed_at_any_write_it_ends_the_same(tmp_path, plain):
-    # After the best of epoch 1 is saved; before and after its last checkpoint; before the save of step 8; after the row
-    # of epoch 2; before the results; after them.
-    run_through_kills(tmp_path, [6, 5, 6, 3, 4, 5, 2], checkpoint_every_steps=2)
+    # After the best of epoch 1 is saved; before its last checkpoint; after it, before its row; before the save of step 8;
+    # before the last checkpoint; after it, before the row; before the results; after them.
+    run_through_kills(tmp_path, [6, 3, 4, 3, 3, 2, 1, 2], checkpoint_every_steps=2)
     assert_same_end(tmp_path, plain)
+
+
+def test_full_disks_on_its_way_lose_nothing(small_disk, plain):
+    workdir, saved = small_disk.folder / "run", []
+    for kilobytes in (90, 150, 240):
+        small_disk.resize(kilobytes)
+        with pytest.raises(DiskFull, match=r"checkpoints/(latest|best) has no room for the checkpoint of step \d+, "):
+            small_run(workdir, checkpoint_every_steps=2)
+        assert max(steps(workdir)) > max(saved, default=0)
+        saved = steps(workdir)
+    small_disk.resize(4000)
+    small_run(workdir, checkpoint_every_steps=2)
+    assert_same_end(workdir, plain)
 
 
 EVERY_DISPATCH = {"steps_per_dispatch": 3, "optimizer__name": "sgd"}
@@ -84,10 +94,10 @@ def test_resumed_in_the_middle_of_an_epoch_of_several_steps_a_dispatch(tmp_path)
 def test_number_of_saves_is_what_was_asked_for(tmp_path, monkeypatch):
     saved, save = [], Checkpoints.save
 
-    def record(self, kind, step, tree):
+    def record(self, kind, step, *content):
         if kind == "latest":
             saved.append(step)
-        save(self, kind, step, tree)
+        save(self, kind, step, *content)
 
     monkeypatch.setattr(Checkpoints, "save", record)
     small_run(tmp_path, checkpoint_every_steps=3, **EVERY_DISPATCH)
@@ -113,20 +123,25 @@ def test_stopped_by_a_signal_it_saves_and_goes_on(tmp_path, plain, monkeypatch):
     assert_same_end(tmp_path, plain)
 
 
-@pytest.mark.parametrize("damaged", [1, 2])
-def test_damaged_checkpoints_are_passed_over(tmp_path, plain, damaged, caplog):
-    workdir = tmp_path / "run"
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, plain, caplog):
+    workdir = copy_unfinished(plain, tmp_path / "run")
+    flip_content(workdir, steps(workdir)[-1])
+    small_run(workdir, checkpoint_every_steps=2)
+    assert caplog.text.count("is damaged and passed over") == 1
+    assert_same_end(workdir, plain)
+
+
+def copy_unfinished(plain, workdir):
     shutil.copytree(plain, workdir)
     (workdir / "results.json").unlink()
-    for step in steps(workdir)[-damaged:]:
-        state = workdir / "checkpoints" / "latest" / str(step) / "state"
-        largest = max((path for path in state.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-        content = bytearray(largest.read_bytes())
-        content[len(content) // 2] ^= 1
-        largest.write_bytes(content)
-    small_run(workdir, checkpoint_every_steps=2)
-    assert caplog.text.count("is damaged and passed over") == damaged
-    assert_same_end(workdir, plain)
+    return workdir
+
+
+def flip_content(workdir, step, kind="latest"):
+    path = workdir / "checkpoints" / kind / str(step) / "state" / "content.zip"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def test_finished_run_reports_and_does_nothing(plain, monkeypatch, capsys):

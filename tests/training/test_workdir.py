@@ -49,10 +49,13 @@ def test_fields_that_appear_or_vanish_are_differences(tmp_path):
 def test_where_files_lie_may_change(tmp_path):
     with claim(tmp_path, small_config()):
         record_config(tmp_path, small_config())
-    moved = small_config(data__dir="/elsewhere", data__cache_dir="/c", data__download=False, log_every_steps=7)
+    moved = small_config(
+        data__dir="/elsewhere", data__cache_dir="/c", data__download=False, data__max_pixels=9, log_every_steps=7
+    )
     with claim(tmp_path, moved):
         pass
-    known = {"data.dir", "data.cache_dir", "data.download", "log_every_steps", "tensorboard", "multi_host"}
+    known = {"data.dir", "data.cache_dir", "data.max_pixels", "data.download"}
+    known |= {"log_every_steps", "tensorboard", "multi_host"}
     # These change them by rounding only.
     known |= {"parallel_seeds"} | {
         f"execution.{name}"
@@ -111,6 +114,18 @@ def test_unusable_directories(tmp_path):
             claim(workdir, small_config()),
         ):
             pass
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("\udcff", r"\\udcff is no UTF-8"), ("x" * 256, "is too long with"), ("x" * 250 + "/", "is too long with")],
+)
+def test_names_that_a_checkpoint_cannot_have_are_refused(tmp_path, name, message):
+    workdir = tmp_path / (name * 16 if name.endswith("/") else name)
+    with pytest.raises(UserError, match=message) as caught, claim(workdir, small_config()):
+        pass
+    str(caught.value).encode()  # can be printed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

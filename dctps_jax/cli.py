@@ -1,0 +1,132 @@
+"""How every program of the command line ends: what a user can mend is one sentence and an exit code, no traceback.
+
+The README lists the exit codes. ``DCTPS_DEBUG=1`` in the environment prints the traceback before the sentence. An exception
+that is a mistake of this package always shows its traceback.
+"""
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import logging as absl_logging
+
+from dctps_jax.errors import DiskFull, UserError
+from dctps_jax.npz import first_line
+from dctps_jax.training.signals import OUT_OF_MEMORY
+
+STOPPED, PIPE_CLOSED = 130, 141
+
+# What the system, XLA and TensorStore say in exceptions whose type does not tell.
+FULL_DISK = ("No space left on device", "Disk quota exceeded")
+LIMITS = (
+    "RESOURCE_EXHAUSTED",
+    "Out of memory",
+    "Cannot allocate memory",
+    "Too many open files",
+    "can't start new thread",
+)
+LIMIT_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+MAX_REASON = 300
+
+
+@contextlib.contextmanager
+def command(program: str) -> Iterator[None]:
+    """Run the body of a program, as a block or a decorator: where it fails, end it with one line, ``program: message``.
+
+    File names that are no UTF-8 are printed with escapes, and the package's warnings as one line each.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    debugs = os.environ.get("DCTPS_DEBUG") == "1"
+    absl_logging.set_verbosity(absl_logging.WARNING if debugs else absl_logging.FATAL)  # of Orbax
+    with _plain_warnings():
+        try:
+            try:
+                yield
+            except SystemExit:
+                _flush()
+                raise
+            _flush()
+        except BrokenPipeError:
+            _drop_output()
+            sys.exit(PIPE_CLOSED)
+        except (Exception, KeyboardInterrupt) as error:
+            if (ending := sentence(error)) is None:
+                raise
+            if debugs:
+                traceback.print_exception(error)
+            else:  # what event loops and coroutines print when the exception, and they with it, are deleted
+                sys.unraisablehook = lambda _: None
+                warnings.simplefilter("ignore")
+            with contextlib.suppress(OSError):
+                print(f"{program}: {ending[0]}", file=sys.stderr)
+            _drop_output()
+            sys.exit(ending[1])
+
+
+def sentence(error: BaseException) -> tuple[str, int] | None:
+    """Return what to tell the user of an exception, and the exit code; None for a mistake of this package."""
+    if (exit_code := getattr(error, "exit_code", None)) is not None:
+        return str(error), DiskFull.exit_code if _is_full_disk(error.__cause__) else exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped by SIGINT", STOPPED
+    reason = first_line(error)[:MAX_REASON]
+    number, file = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
+    name = os.fsdecode(file) if isinstance(file, str | bytes) else None
+    if _is_full_disk(error):
+        message = f"the disk or the quota is full ({reason}); make room there"
+        return str(DiskFull.at(Path(name))) if name else message, DiskFull.exit_code
+    if isinstance(error, MemoryError) or number in LIMIT_ERRORS or any(text in reason for text in LIMITS):
+        advice = "raise the limits of the shell (ulimit -a) or run less at a time"
+        return f"the system is out of memory, threads or file handles ({reason}); {advice}", OUT_OF_MEMORY
+    if isinstance(error, OSError):
+        where = f"{name or 'a file'} cannot be read or written ({error.strerror or reason})"
+        return f"{where}; mend that or name another one", UserError.exit_code
+    if _passed_through(error, "orbax", "tensorstore"):
+        return f"a checkpoint cannot be read or written ({reason}); restore it or take another run", UserError.exit_code
+    return None
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    is_reason = isinstance(error, OSError) and DiskFull.is_reason(error)
+    return is_reason or any(text in str(error) for text in FULL_DISK)
+
+
+def _passed_through(error: BaseException, *packages: str) -> bool:
+    """Return whether an exception was raised by a package, or below it."""
+    names = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(name.partition(".")[0] in packages for name in names)
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    logger, handler = logging.getLogger("dctps_jax"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    before, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _drop_output() -> None:
+    """Have the interpreter, which flushes at its end, find nothing that it cannot write."""
+    try:
+        _flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

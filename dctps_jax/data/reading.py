@@ -1,0 +1,85 @@
+"""Read the files of a data directory: regular files only, and never more bytes than their format can need.
+
+The files may come from anywhere: a pipe among the images would be waited for without end, and an archive of a few
+megabytes may unpack to more than memory holds.
+"""
+
+import contextlib
+import errno
+import hashlib
+import io
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dctps_jax.errors import UserError
+
+_KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file to read. Raises OSError for what is no regular file, as for every other reason."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a device")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", str(path))
+    return path.open("rb")
+
+
+def read_file(path: Path, max_bytes: int, advice: str = "replace or remove it") -> bytes:
+    """Return the content of a file.
+
+    Raises UserError, which ends with `advice`, for a file that cannot be read, that is not a regular one, or that has
+    more than `max_bytes`.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(max_bytes + 1)
+    except OSError as error:
+        raise unreadable(path, error, advice) from error
+    if len(content) > max_bytes:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes, but at most {max_bytes:,} are allowed; {advice}.")
+    return content
+
+
+def stamp_of(folder: Path, files: Iterable[Path], extra: str = "") -> str:
+    """Returns a hex digest over the names (relative to `folder`), sizes and times of change of `files`.
+
+    It reads no content: that would take longer than the decoded copy saves. The place of `folder` is part of it, since
+    unpacked files of two sets may agree in all of that. `extra` is for what else the decoding depends on. Raises
+    UserError for a file that cannot be looked up.
+    """
+    digest = hashlib.sha256(f"{folder.resolve()}\0{extra}\n".encode(errors="surrogateescape"))
+    for path in sorted(files):
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise unreadable(path, error, "restore it, or remove what refers to it") from error
+        entry = f"{path.relative_to(folder).as_posix()}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        digest.update(entry.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def unreadable(path: Path | str, error: OSError, advice: str) -> UserError:
+    """Return the error for a file that the system does not let us read; where open files run out, it says so."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        advice = "allow more open files (ulimit -n)"
+    return UserError(f"{path} cannot be read ({error.strerror or error}); {advice}.")
+
+
+@contextlib.contextmanager
+def parsing(path: Path, advice: str) -> Iterator[None]:
+    """Turn whatever a parser raises on a damaged file into a UserError that names `path` and ends with `advice`.
+
+    What is no damage stays apart: a file that the system does not let us read, and memory that runs out.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # tarfile, zipfile, zlib and protobuf raise errors of many types
+        # A damaged archive can name a place that no file has: then the system calls the argument invalid.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise unreadable(path, error, "make it readable") from error
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(f"{path} is cut short or damaged ({type(error).__name__}: {reason}); {advice}.") from error

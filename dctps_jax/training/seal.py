@@ -1,0 +1,40 @@
+"""The digests in ``results.json``, by which damaged files of a finished run, and files of another run, are noticed.
+
+The field ``digests`` has a SHA-256 for each of:
+
+- ``config``: the fields of the config that a run is known by, see :func:`~dctps_jax.training.workdir.identity`;
+- ``metrics.jsonl``: its rows; ``masks.npz``: its masks. A summary of several seeds has neither;
+- ``results.json``: all of its fields, and the digests above.
+
+Results of version 0.1.0 have no digests, and pass.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dctps_jax.files import digest_of
+
+FIELD, OWN = "digests", "results.json"
+
+
+def sealed(results: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
+    """Return results with the digests of the other files of their run, and their own."""
+    with_digests = {**results, FIELD: dict(digests)}
+    return {**results, FIELD: {**digests, OWN: digest_of(with_digests)}}
+
+
+def check_seal(results: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` where results are not as they were written."""
+    if FIELD not in results:
+        return
+    digests = results[FIELD]
+    if not isinstance(digests, dict):
+        raise ValueError(f"{FIELD} is no JSON object")
+    others = {name: digest for name, digest in digests.items() if name != OWN}
+    if digest_of({**results, FIELD: others}) != digests.get(OWN):
+        raise ValueError("its digest does not match its content")
+
+
+def is_sealed_as(results: Mapping[str, Any], name: str, digest: str) -> bool:
+    """Return whether results say that ``name`` has this digest; results without any say nothing against it."""
+    return results.get(FIELD, {}).get(name, digest) == digest
