@@ -23,6 +23,13 @@ def numpy_init(key, shape, dtype):
 
 FILLED = {"kernel_init": numpy_init, "bias_init": numpy_init}
 
+
+def assert_equal_to_rounding(found, expected):
+    """A processor may sum a convolution in another order where its padding is written otherwise."""
+    scale = float(np.abs(np.asarray(expected, np.float64)).max(initial=0))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=4 * np.finfo(np.float32).eps * scale)
+
+
 # (arguments, input shape)
 CONVS = [
     ({"kernel_size": (3, 3)}, (2, 6, 7, 4)),
@@ -82,7 +89,7 @@ def test_without_offset_equals_flax(theirs, ours, options, shape):
     layer = ours(4, 8, offset=None, rngs=nnx.Rngs(3), **FILLED, **options)
     expected, found = reference(inputs(shape)), layer(inputs(shape))
     assert found.dtype == expected.dtype and found.shape == expected.shape
-    np.testing.assert_array_equal(found, expected)
+    assert_equal_to_rounding(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +115,7 @@ def test_offset_adds_to_the_kernel(theirs, ours, options, shape):
     layer.kernel.set_value(jnp.asarray(sparse))
     offset = dct.conv_kernel(layer.kernel_shape).astype(np.float32).astype(dtype)
     reference.kernel.set_value(jnp.asarray(np.asarray(0.75, dtype) * offset + sparse))
-    np.testing.assert_array_equal(layer(inputs(shape)), reference(inputs(shape)))
+    assert_equal_to_rounding(layer(inputs(shape)), reference(inputs(shape)))
 
 
 @pytest.mark.parametrize(("groups", "padding"), [(1, "SAME"), (2, "VALID")])

@@ -18,13 +18,12 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.data.dataset import Options
-from dctps_jax.data.reading import open_regular, unreadable
+from dctps_jax.data.dataset import Arrays, Decoded, Options, Split
+from dctps_jax.data.reading import SPENT_HANDLES, open_regular, unreadable
 from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.files import unfinished
 
@@ -44,36 +43,6 @@ _MAX_META_BYTES = 2**26
 _STALE_SECONDS = 24 * 3600
 # What the system says of a file that is gone or no file; everything else is no damage, and the copy is kept.
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL)
-
-
-@dataclass(frozen=True)
-class Split:
-    """One part of a data set while it is decoded: int32 `labels` [n] and its images as uint8 blocks [*, size, size, 3].
-
-    The blocks come in the order of the labels, so that a part never has to fit into memory as a whole.
-    """
-
-    labels: np.ndarray
-    image_size: int
-    blocks: Iterator[np.ndarray]
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What the decoder of a source gives: both parts and the names of the classes."""
-
-    train: Split
-    test: Split
-    class_names: tuple[str, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """What the arrays take."""
-        parts = (self.train, self.test)
-        return sum(len(part.labels) * (3 * part.image_size**2 + part.labels.itemsize) for part in parts)
-
-
-Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]
 
 
 class _DamagedError(Exception):
@@ -140,13 +109,12 @@ def _unwritable(folder: Path, source: Path, num_bytes: int, error: OSError) -> U
             f"the decoded copy of {source} needs {num_bytes:,} bytes in {folder.parent}, which has no room for them "
             f"({error.strerror}); make room there, or set data.cache_dir to a folder on another disk."
         )
-    reason = f"{error.strerror or error}"
+    reason, advice = f"{error.strerror or error}", "set data.cache_dir to a folder that can be written to"
     if is_file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
         reason = f"{is_file} is a file"
-    return UserError(
-        f"the decoded copy of {source} cannot be written to {folder} ({reason}); set data.cache_dir to a folder that can "
-        "be written to."
-    )
+    if error.errno in SPENT_HANDLES:
+        advice = "allow more open files (ulimit -n)"
+    return UserError(f"the decoded copy of {source} cannot be written to {folder} ({reason}); {advice}.")
 
 
 def _roots(options: Options) -> list[Path]:
@@ -177,9 +145,12 @@ def _read_meta(folder: Path) -> dict:
         crc = meta.pop("meta_crc32")
         if meta["format"] != _FORMAT or crc != _meta_crc(meta):
             raise ValueError("a checksum or version differs")
-        is_whole = {"source_dir", "class_names", "crc32"} <= meta.keys() and isinstance(meta["crc32"], dict)
+        kinds = {"source_dir": str, "class_names": list, "crc32": dict}
+        is_whole = all(isinstance(meta.get(field), kind) for field, kind in kinds.items())
         if not is_whole or not all(isinstance(name, str) for name in meta["class_names"]):
             raise ValueError("its fields are others")
+        if meta.get("folder", folder.name) != folder.name:  # copies of version 0.1.0 do not say
+            raise ValueError(f"it is of {meta['folder']}, the copy of another source")
         return meta
 
 
@@ -234,6 +205,7 @@ def _write(folder: Path, name: str, source: Path, decoded: Decoded, source_dir: 
             "format": _FORMAT,
             "source": str(source),
             "source_dir": str(source_dir.resolve()),
+            "folder": folder.name,
             "class_names": list(decoded.class_names),
             "crc32": crcs,
         }

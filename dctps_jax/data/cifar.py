@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dctps_jax.data import tfds_source
-from dctps_jax.data.cache import Arrays, Decoded, Split, cached, cached_without_source
-from dctps_jax.data.dataset import Channels, Dataset, Options
+from dctps_jax.data.cache import cached, cached_without_source
+from dctps_jax.data.dataset import Arrays, Channels, Dataset, Decoded, Options, Split
 from dctps_jax.data.download import ARCHIVES, obtain
 from dctps_jax.data.reading import parsing, read_file, stamp_of
 from dctps_jax.errors import UserError

@@ -1,8 +1,9 @@
-"""The one shape in which every data source hands over its images."""
+"""What every data source is asked for and hands over: `Options`, `Decoded` while it is read, `Dataset`."""
 
 import functools
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,3 +107,33 @@ class Options:
     image_size: int = 0
     download: bool = True
     max_pixels: int = MAX_PIXELS
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set while it is decoded: int32 `labels` [n] and its images as uint8 blocks [*, size, size, 3].
+
+    The blocks come in the order of the labels, so that a part never has to fit into memory as a whole.
+    """
+
+    labels: np.ndarray
+    image_size: int
+    blocks: Iterator[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the decoder of a source gives: both parts and the names of the classes."""
+
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """What the arrays take."""
+        parts = (self.train, self.test)
+        return sum(len(part.labels) * (3 * part.image_size**2 + part.labels.itemsize) for part in parts)
+
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]

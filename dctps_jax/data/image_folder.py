@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.data.cache import Decoded, Split, cached
-from dctps_jax.data.dataset import Dataset, Options
+from dctps_jax.data.cache import cached
+from dctps_jax.data.dataset import Dataset, Decoded, Options, Split
 from dctps_jax.data.images import decode_image, image_blocks, max_file_bytes
 from dctps_jax.data.reading import read_file, stamp_of, unreadable
 from dctps_jax.errors import UserError

@@ -78,17 +78,19 @@ def image_blocks(
     resize: bool,
     size_advice: str,
     max_pixels: int = MAX_PIXELS,
+    inside: str = "",
 ) -> Iterator[np.ndarray]:
     """Yields the images of `files` in their order, as uint8 blocks [up to 64, size, size, 3].
 
     `read` gives the content of a file; it is called from several threads. Raises UserError for a file that is no image,
     that has more than `max_pixels`, or, without `resize`, for the first one that is not `size` pixels square; the
-    message ends with `size_advice`.
+    message ends with `size_advice`, and says what the files are `inside` of, " in ARCHIVE".
     """
 
     def decode(file: str) -> np.ndarray:
-        image = decode_image(read(file), file, max_pixels=max_pixels, resize_to=size if resize else 0)
-        check_size(image, file, size, size_advice)
+        data, where = read(file), f"{file}{inside}"
+        image = decode_image(data, where, max_pixels=max_pixels, resize_to=size if resize else 0)
+        check_size(image, where, size, size_advice)
         return image
 
     def block(start: int) -> np.ndarray:

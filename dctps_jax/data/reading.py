@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dctps_jax.errors import UserError
 
+SPENT_HANDLES = (errno.EMFILE, errno.ENFILE)
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
 
 
@@ -62,7 +63,7 @@ def stamp_of(folder: Path, files: Iterable[Path], extra: str = "") -> str:
 
 def unreadable(path: Path | str, error: OSError, advice: str) -> UserError:
     """Return the error for a file that the system does not let us read; where open files run out, it says so."""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
+    if error.errno in SPENT_HANDLES:
         advice = "allow more open files (ulimit -n)"
     return UserError(f"{path} cannot be read ({error.strerror or error}); {advice}.")
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from dctps_jax.data.cache import Decoded, Split
+from dctps_jax.data.dataset import Decoded, Split
 from dctps_jax.data.images import check_size, decode_image
 from dctps_jax.data.reading import open_regular, parsing, read_file, unreadable
 from dctps_jax.errors import UserError

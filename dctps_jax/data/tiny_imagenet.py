@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.data.cache import Arrays, Decoded, Split, cached, cached_without_source
-from dctps_jax.data.dataset import Dataset, Options
+from dctps_jax.data.cache import cached, cached_without_source
+from dctps_jax.data.dataset import Arrays, Dataset, Decoded, Options, Split
 from dctps_jax.data.download import ARCHIVES, obtain
 from dctps_jax.data.images import image_blocks
 from dctps_jax.data.reading import open_regular, parsing, read_file, stamp_of
@@ -142,7 +142,15 @@ def _decode(tree: _Tree, max_pixels: int) -> Decoded:
     advice = "it is not the official Tiny ImageNet: get that."
 
     def split(images: dict[str, str]) -> Split:
-        blocks = image_blocks(list(images), tree.read, _SIZE, resize=False, size_advice=advice, max_pixels=max_pixels)
+        blocks = image_blocks(
+            list(images),
+            tree.read,
+            _SIZE,
+            resize=False,
+            size_advice=advice,
+            max_pixels=max_pixels,
+            inside=f" in {tree.where}",
+        )
         return Split(np.array([labels[class_name] for class_name in images.values()], np.int32), _SIZE, blocks)
 
     return Decoded(split(_list_train(tree, labels)), split(_list_val(tree, labels)), class_names)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.training.checkpoint_files import CONTENT, DESCRIPTION, Content, describe, encode, read_checkpoint
@@ -22,6 +23,8 @@ from dctps_jax.training.packing import flatten
 KEPT = {"latest": 2, "best": 1}
 # Part of the names that Orbax gives to checkpoints while it writes them; it removes what a kill left of them.
 UNFINISHED = ".orbax-checkpoint-tmp"
+# Ends the name of a checkpoint while another one of its step is written.
+REPLACED = ".replaced"
 # More than Orbax opens at once: two event loops with three each, and files.
 FILE_HANDLES = 12
 
@@ -48,6 +51,8 @@ class Checkpoints:
         _check_file_handles()
         self.folder, self.run = folder, run
         self._managers: dict[str, ocp.CheckpointManager] = {}
+        for kind in KEPT:
+            _put_back(folder / kind)
 
     def save(self, kind: str, step: int, tree: Any, record: Mapping[str, Any] | None = None) -> None:
         """Write ``tree`` as the checkpoint of ``step`` among the "latest" or as the "best"; return when it is on the disk.
@@ -226,18 +231,26 @@ def _put_aside(folder: Path, manager: ocp.CheckpointManager) -> Iterator[None]:
     if int(folder.name) not in manager.all_steps():
         yield
         return
-    aside = folder.with_name(f"{folder.name}_replaced{UNFINISHED}")
     if jax.process_index() == 0:
-        folder.rename(aside)
+        folder.rename(folder.with_name(folder.name + REPLACED))
     manager.reload()
     try:
         yield
-    except BaseException:
-        if jax.process_index() == 0 and not folder.exists():
-            aside.rename(folder)
-        raise
-    if jax.process_index() == 0:
-        shutil.rmtree(aside)
+    finally:
+        _put_back(folder.parent)
+
+
+def _put_back(folder: Path) -> None:
+    """Undo what :func:`_put_aside` did where no other checkpoint took the place, also in a process that was killed."""
+    if jax.process_index() == 0 and folder.is_dir():
+        for aside in [entry for entry in folder.iterdir() if entry.name.endswith(REPLACED)]:
+            place = aside.with_name(aside.name.removesuffix(REPLACED))
+            if place.exists():
+                shutil.rmtree(aside)
+            else:
+                aside.rename(place)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"checkpoints of {folder} are in their places")
 
 
 def _check_file_handles() -> None:

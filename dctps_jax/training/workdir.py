@@ -41,6 +41,8 @@ FREE_FIELDS: tuple[str, ...] = (
 FILES = ("results.json", "data.json", "metrics.jsonl", "masks.npz", "masks_initial.npz", "checkpoints", "tensorboard")
 
 
+# How many fields a message names.
+MAX_SHOWN = 5
 # Bytes that the longest path below a work directory takes, one of a checkpoint that is being written.
 LONGEST_PATH = 120
 
@@ -178,8 +180,9 @@ def check_same(workdir: Path, config: dict[str, Any]) -> None:
         if field not in free and found.get(field) != asked.get(field)
     ]
     if different:
+        shown = different[:MAX_SHOWN] + [f"and {len(different) - MAX_SHOWN} more"] * (len(different) > MAX_SHOWN)
         raise UserError(
-            f"--workdir {workdir} belongs to a run with another config: {', '.join(different)}; use that config, or "
+            f"--workdir {workdir} belongs to a run with another config: {', '.join(shown)}; use that config, or "
             "another directory"
         )
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dctps_jax.data import cache
-from dctps_jax.data.dataset import Options
+from dctps_jax.data.dataset import Decoded, Options, Split
 from dctps_jax.errors import DiskFull, UserError
 from tests.data.conftest import no_more_handles, no_room
 
@@ -22,9 +22,9 @@ FILES = ["train_images.npy", "train_labels.npy", "test_images.npy", "test_labels
 def decode(value=7):
     def split(count):
         blocks = (np.full((1, 4, 4, 3), value + index, np.uint8) for index in range(count))
-        return cache.Split(np.arange(count, dtype=np.int32), 4, blocks)
+        return Split(np.arange(count, dtype=np.int32), 4, blocks)
 
-    return cache.Decoded(split(3), split(2), ("a", "b", "c"))
+    return Decoded(split(3), split(2), ("a", "b", "c"))
 
 
 def never():
@@ -148,7 +148,7 @@ def test_decoder_that_fails_leaves_nothing(options):
         raise UserError("image 2 is damaged")
 
     good = decode()
-    broken = cache.Decoded(cache.Split(good.train.labels, 4, blocks()), good.test, good.class_names)
+    broken = Decoded(Split(good.train.labels, 4, blocks()), good.test, good.class_names)
     with pytest.raises(UserError, match="image 2"):
         read(options, lambda: broken)
     assert not list((options.dir / ".dctps_cache").iterdir())
@@ -160,7 +160,7 @@ def wait_and_kill(options):
         os._exit(9)
 
     good = decode()
-    read(options, lambda: cache.Decoded(cache.Split(good.train.labels, 4, blocks()), good.test, good.class_names))
+    read(options, lambda: Decoded(Split(good.train.labels, 4, blocks()), good.test, good.class_names))
 
 
 def test_killed_decode_leaves_no_copy_and_its_draft_is_removed_later(options):
@@ -259,6 +259,7 @@ def saved(save, *arrays, **options):
     [
         {"class_names": 5},
         {"class_names": [1, 2, 3]},
+        {"class_names": "abc"},
         {"class_names": None},
         {"crc32": [1]},
         {"source_dir": None},
@@ -277,6 +278,13 @@ def test_foreign_content_with_right_checksums_is_reported_and_mended(options, ca
     assert read(options)[0][:, 0, 0, 0].tolist() == [7, 8, 9]
     (record,) = caplog.records
     assert str(copy_of(options)) in record.getMessage()
+
+
+def test_copy_of_another_source_under_this_ones_name_is_made_again(options, caplog):
+    read(options, lambda: decode(50), "fedcba9876543210")
+    (options.dir / ".dctps_cache/toy-fedcba987654").rename(copy_of(options))
+    assert read(options)[0][:, 0, 0, 0].tolist() == [7, 8, 9]
+    assert "the copy of another source" in caplog.text
 
 
 @pytest.mark.usefixtures("no_waiting")

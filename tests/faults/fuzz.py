@@ -192,7 +192,7 @@ def _shortened(value: operations.Value) -> str:
 def _is_clear(message: str, sandbox: Path, case: Case) -> bool:
     """One sentence that names a file or a field, for people to read."""
     names = str(sandbox) in message or case.path.name in message or re.search(r"--\w+|config\.\w+|data\.\w+", message)
-    foreign = re.search(r"\n|\\n|File \"| object at 0x|Error\(", message)
+    foreign = re.search(r"\n|File \"| object at 0x|Error\(", message)
     return bool(names) and not foreign and len(message) < MAX_MESSAGE
 
 

@@ -144,6 +144,20 @@ def test_interrupted_save_is_cleared_away(saved):
     assert sorted(entry.name for entry in (saved / "latest").iterdir()) == ["10", "20"]
 
 
+@pytest.mark.parametrize("is_written", [True, False])
+def test_killed_while_it_replaced_a_checkpoint(saved, is_written):
+    shutil.copytree(saved / "latest" / "20", saved / "latest" / "20.replaced")
+    if is_written:  # but the old one not removed yet
+        shutil.rmtree(saved / "latest" / "20.replaced" / "state")
+    else:
+        (saved / "latest" / "20").rename(saved / "latest" / "20.orbax-checkpoint-tmp")
+    checkpoints = Checkpoints(saved)
+    assert_holds(checkpoints.restore("latest", make_tree()), 20)
+    checkpoints.save("latest", 20, make_tree(20))
+    assert sorted(entry.name for entry in (saved / "latest").iterdir()) == ["10", "20"]
+    assert_holds(reopened(saved), 20)
+
+
 def test_nothing_sound_left(saved, caplog):
     for step in ("10", "20"):
         flip_largest_file(saved / "latest" / step)
