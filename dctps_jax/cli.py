@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import logging as absl_logging
 
-from dctps_jax.errors import DiskFull, UserError
+from dctps_jax.errors import SPENT_HANDLES, DiskFull, UserError
 from dctps_jax.npz import first_line
 from dctps_jax.training.signals import OUT_OF_MEMORY
 
@@ -32,7 +32,7 @@ LIMITS = (
     "Too many open files",
     "can't start new thread",
 )
-LIMIT_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+LIMIT_ERRORS = (*SPENT_HANDLES, errno.ENOMEM, errno.EAGAIN)
 MAX_REASON = 300
 
 
@@ -75,7 +75,8 @@ def command(program: str) -> Iterator[None]:
 def sentence(error: BaseException) -> tuple[str, int] | None:
     """Return what to tell the user of an exception, and the exit code; None for a mistake of this package."""
     if (exit_code := getattr(error, "exit_code", None)) is not None:
-        return str(error), DiskFull.exit_code if _is_full_disk(error.__cause__) else exit_code
+        reason = sentence(error.__cause__) if isinstance(error.__cause__, OSError) else None
+        return str(error), reason[1] if reason and exit_code == UserError.exit_code else exit_code
     if isinstance(error, KeyboardInterrupt):
         return "stopped by SIGINT", STOPPED
     reason = first_line(error)[:MAX_REASON]

@@ -16,6 +16,10 @@ class UserError(ValueError):
     exit_code = 2
 
 
+# Why the system opens no file: a limit of the process, or its own.
+SPENT_HANDLES = (errno.EMFILE, errno.ENFILE)
+
+
 class DiskFull(UserError):
     """A file that cannot be written for want of room: on the disk, in a quota, or below a limit on the size of files."""
 

@@ -225,6 +225,7 @@ def _content(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if not file.is_file():
         state = "is no file" if file.exists() else "does not exist"
         raise UserError(f"{file} {state}; write it with: python -m dctps_jax.export RUN --output {file}")
+    file.open("rb").close()  # safetensors calls every file that it cannot open one that does not exist
     try:
         with safe_open(file, framework="numpy") as opened:
             metadata = opened.metadata() or {}

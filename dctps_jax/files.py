@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dctps_jax.errors import DiskFull, UserError
+from dctps_jax.errors import SPENT_HANDLES, DiskFull, UserError
 
 _unfinished: set[Path] = set()
 
@@ -92,12 +92,15 @@ def read_file(path: Path) -> bytes:
     """Return the content of a file of a run.
 
     Raises :class:`~dctps_jax.errors.UserError` for one that cannot be read, and for what is no file: a pipe would hang.
+    ``OSError`` where the process has too many files open: nothing is wrong with this one then.
     """
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"{path} cannot be read: it is a directory, a device or a pipe; restore the file")
         return path.read_bytes()
     except OSError as error:
+        if error.errno in SPENT_HANDLES:
+            raise
         raise UserError(f"{path} cannot be read ({error.strerror}); restore it or choose another directory") from error
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.errors import UserError
+from dctps_jax.errors import SPENT_HANDLES, UserError
 from dctps_jax.files import write_whole
 
 
@@ -21,6 +21,8 @@ def read_npz(path: Path, content: str) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.load(file) as archive:  # np.load itself leaves a damaged file open
             arrays = {name: archive[name] for name in archive}
     except Exception as error:  # a damaged file makes zipfile, zlib, tokenize and numpy raise whatever they meet
+        if isinstance(error, OSError) and error.errno in SPENT_HANDLES:
+            raise
         raise UserError(f"{path} cannot be read as .npz with {content} ({first_line(error)}); copy it again") from error
     foreign = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if foreign:

@@ -19,6 +19,7 @@ from dctps_jax.errors import DiskFull
 from dctps_jax.training.signals import NonFiniteLoss, Stopped
 from tests.analysis.fake_runs import make_run
 from tests.commands import assert_one_sentence, call, call_into_closed_pipe
+from tests.data.conftest import no_more_handles
 
 REPO = Path(__file__).parents[1]
 MAINS = {
@@ -69,6 +70,18 @@ def test_a_fault_is_one_sentence_and_an_exit_code(ending, monkeypatch):
     monkeypatch.setenv("DCTPS_DEBUG", "1")
     debugged = call(failing(error))
     assert debugged.code == code and debugged.err.startswith("Traceback") and debugged.err.endswith(done.err)
+
+
+def test_too_few_file_handles(tmp_path):
+    make_run(tmp_path / "run")
+    figures = {program: [tmp_path / "run", "--output", tmp_path / program] for program in ("curves", "masks")}
+    exported = REPO / "tests" / "reference" / "export_version_1.safetensors"
+    others = {"report": [tmp_path / "run", "--output", tmp_path], "predict.py": [exported, tmp_path / "image.png"]}
+    for program, arguments in (figures | others).items():
+        with no_more_handles():
+            done = call(MAINS[program], *arguments)
+        assert_one_sentence(done, program, "Too many open files", "ulimit", code=71)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_full_disk_is_known_behind_another_message():

@@ -12,9 +12,8 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dctps_jax.errors import UserError
+from dctps_jax.errors import SPENT_HANDLES, UserError
 
-SPENT_HANDLES = (errno.EMFILE, errno.ENFILE)
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
 
 

@@ -37,8 +37,7 @@ def summarize(runs: list[dict[str, Any]], workdir: Path, config: dict[str, Any])
             results[name], results[f"{name}_std"] = mean_and_std(values)
     for name in ("density", "density_asked", "layer_densities", "trainable_parameters"):
         results[name] = runs[0][name]
-    if jax.process_index() == 0:
-        write_results(workdir, results, config, {})
+    results = write_results(workdir, results, config, {})
     print(last_line(results))
     return results
 

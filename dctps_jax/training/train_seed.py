@@ -281,9 +281,8 @@ def train_seed(
         "total_seconds": time.perf_counter() - started,
         "environment": environment(),
     }
-    if is_first_host:
-        digests = {"metrics.jsonl": digest_of(log.rows), "masks.npz": pruning.digest_of_masks(final_masks)}
-        write_results(workdir, results, plain_config, digests)
+    digests = {"metrics.jsonl": digest_of(log.rows), "masks.npz": pruning.digest_of_masks(final_masks)}
+    results = write_results(workdir, results, plain_config, digests)
     checkpoints.close()
     log.close()
     print(last_line(results))

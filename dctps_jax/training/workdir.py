@@ -119,9 +119,14 @@ def read_config(workdir: Path) -> dict[str, Any]:
     return _read_fields(workdir / "config.json", check_config_fields, "is no config of a run")
 
 
-def write_results(workdir: Path, results: dict[str, Any], config: dict[str, Any], digests: dict[str, str]) -> None:
-    """Write ``results.json``, with the digests of the config and of other files of the run."""
-    write_json(workdir / "results.json", sealed(results, {"config": identity(config), **digests}))
+def write_results(
+    workdir: Path, results: dict[str, Any], config: dict[str, Any], digests: dict[str, str]
+) -> dict[str, Any]:
+    """Write ``results.json`` on the first host; return its content: ``results`` and the digests of the run's files."""
+    content = sealed(results, {"config": identity(config), **digests})
+    if jax.process_index() == 0:
+        write_json(workdir / "results.json", content)
+    return content
 
 
 def read_results(workdir: Path) -> dict[str, Any]:

@@ -38,8 +38,9 @@ def kill_at(patch, moment):
     def watched(function):
         def call(*args, **kwargs):
             event()
-            function(*args, **kwargs)
+            value = function(*args, **kwargs)
             event()
+            return value
 
         return call
 

@@ -63,7 +63,7 @@ def command(tmp_path):
 def record_configs(runs, folder):
     """Do what the child does not: bind the runs' directories to their configs."""
     for run in runs:
-        (folder / run.name).mkdir(parents=True)
+        (folder / run.name).mkdir(parents=True, exist_ok=True)
         (folder / run.name / "config.json").write_text(json.dumps(run.config))
 
 
@@ -160,7 +160,7 @@ def test_each_run_is_done_once_and_failures_again(tmp_path, command, jobs, capsy
 @pytest.mark.parametrize("finishes", [True, False])
 def test_a_run_of_another_process_is_waited_for(tmp_path, command, finishes, capsys):
     runs, folder = runs_of({"seed": (3, 4)}), tmp_path / "sweep"
-    (folder / "seed=3").mkdir(parents=True)
+    record_configs(runs, folder)
     lock = (folder / "seed=3" / ".lock").open("a")
     fcntl.flock(lock, fcntl.LOCK_EX)
 
@@ -196,7 +196,7 @@ def test_runs_of_another_config_are_refused(tmp_path, command):
 
 def test_a_directory_that_is_taken_at_the_last_moment_is_tried_again(tmp_path, command, monkeypatch):
     runs, folder = runs_of({"seed": (3,)}), tmp_path / "sweep"
-    (folder / "seed=3").mkdir(parents=True)
+    record_configs(runs, folder)
     lock = (folder / "seed=3" / ".lock").open("a")
     fcntl.flock(lock, fcntl.LOCK_EX)
     asked = iter([False, True])
