@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 
-from dctps_jax import data, models, plan, pruning
+from dctps_jax import data, models, pruning
 from dctps_jax.errors import UserError
-from dctps_jax.kernels import OFFSETS
+from dctps_jax.offsets import OFFSETS, find_offset
+from dctps_jax.ops import cost_model
 from dctps_jax.optimizers import OPTIMIZERS
 from dctps_jax.pruning import dynamic, schedules, scores
 
@@ -55,7 +56,7 @@ CHOICES: tuple[tuple[str, Iterable[str]], ...] = (
     ("pruning.loss", scores.LOSSES),
     ("sparse_training.method", dynamic.METHODS),
     ("execution.form", ("auto", *pruning.FORMS)),
-    ("execution.method", plan.SETTINGS),
+    ("execution.method", cost_model.SETTINGS),
     ("optimizer.name", OPTIMIZERS),
 )
 
@@ -84,14 +85,14 @@ TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     **{field: ((bool,), "True or False") for field in FLAGS},
     **{field: ((str,), "a text") for field in TEXTS},
     **{field: ((tuple, list), "a tuple") for field in LISTS},
-    "model.offset": ((str, type(None)), "'dct' or None"),
+    "model.offset": ((str, type(None)), f"None or one of: {', '.join(OFFSETS)}"),
 }
 
 
 def check_config(config: Any, devices: bool = True) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` for the first field or value that cannot work, with what is allowed.
 
-    Brings ``model.offset`` into its one spelling (None or "dct"). Without ``devices`` those are not asked for: on some
+    Turns the text "None" in ``model.offset`` into None. Without ``devices`` those are not asked for: on some
     platforms they then belong to this process.
     """
     values = dict(flat_fields(config))
@@ -116,8 +117,10 @@ def check_value(field: str, value: Any) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` where a field cannot have a value, whatever the other fields are."""
     check_type(field, value)
     if field == "model.offset":
-        if value not in OFFSETS:
-            raise UserError(f"config.model.offset is {value!r}; it must be None or 'dct'")
+        try:
+            find_offset(value)
+        except UserError as error:
+            raise UserError(f"config.model.{error}") from None
         return
     choices = dict(CHOICES).get(field)
     if choices is not None and value not in choices:
@@ -180,10 +183,10 @@ def _check_lists(config: Any) -> None:
             )
     for pair in config.execution.layer_methods:
         is_pair = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
-        if not (is_pair and pair[1] in plan.SETTINGS):
+        if not (is_pair and pair[1] in cost_model.SETTINGS):
             raise UserError(
                 f"config.execution.layer_methods has {pair!r}; it must hold (pattern, method) pairs with a method of: "
-                f"{', '.join(plan.SETTINGS)}, e.g. (('layer1.*', 'dense'),)"
+                f"{', '.join(cost_model.SETTINGS)}, e.g. (('layer1.*', 'on_support'),)"
             )
 
 

@@ -24,7 +24,7 @@ def get_config() -> Any:
 
     config.model = ConfigDict()
     config.model.name = "lenet"
-    config.model.offset = config_dict.placeholder(str)  # "dct" or None
+    config.model.offset = config_dict.placeholder(str)  # a name in dctps_jax.offsets ("dct", "hadamard"), or None
     config.model.offset = "dct"
     config.model.alpha_trainable = True
     config.model.init = "kaiming_normal"  # without offset (Fixup has its own); with one the start is zero
@@ -65,9 +65,9 @@ def get_config() -> Any:
 
     config.execution = ConfigDict()
     config.execution.form = "auto"  # of the trained weights: "masked", "compact"; "auto": the one that takes less room
-    config.execution.method = "auto"  # of compact layers: "plain", "dense", "factored", the last two also with "_rows"; "auto": by predicted time
-    config.execution.layer_methods = ()  # (pattern, method) pairs, e.g. (("layer1.*", "dense"),)
-    config.execution.explain = False  # print the method of every layer and what was expected of each
+    config.execution.method = "auto"  # of compact layers: a name in dctps_jax/ops/README.md; "auto": by predicted time
+    config.execution.layer_methods = ()  # (pattern, method) pairs, e.g. (("layer1.*", "on_support"),)
+    config.execution.explain = False  # print the method of each layer and the predicted times of all methods
     config.execution.min_loop = 64  # so many equal blocks in a row are one loop, compiled once; 0: never
     config.execution.remat = False  # compute the insides of blocks again for the gradient: less memory, more time
     config.execution.keep_memory = True  # on a CPU: keep freed memory for the next step, which is faster

@@ -89,11 +89,12 @@ def test_close_names_are_suggested():
     assert "'dct'" in message_of(config_with(model__offset="dtc"))
 
 
-@pytest.mark.parametrize("pairs", [(("a",),), (("a", "fast"),), ("dense",), ((1, "dense"),)])
+@pytest.mark.parametrize("pairs", [(("a",),), (("a", "fast"),), ("on_support",), ((1, "on_support"),)])
 def test_layer_methods(pairs):
     message = message_of(config_with(execution__layer_methods=pairs))
     assert (
-        "config.execution.layer_methods" in message and "plain, dense, dense_rows, factored, factored_rows" in message
+        "config.execution.layer_methods" in message
+        and "autodiff, on_support, on_support_rows, per_weight, per_weight_rows" in message
     )
 
 

@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dctps_jax.analysis.figures import COLOURS, DASHES, MARKERS, label_of, new_figure, save_figure
+from dctps_jax.analysis.figures import COLOURS, MARKERS, label_of, new_figure, offset_line, save_figure
+from dctps_jax.offsets import OFFSETS
 
 MAX_TICKS = 10
-OFFSETS = {"dct": "DCT offset", "none": "no offset"}
 
 
 def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
     """Draw a line for each method and offset, with bars and bands of a standard deviation; save it with ``.png`` and ``.svg``.
 
-    ``lines`` are those of the report. The colour and the marker stand for the method, full lines for the DCT offset and
-    dashed ones for none. The dense network without offset is a horizontal line with a band.
+    ``lines`` are those of the report. The colour and the marker stand for the method, the line and filled markers
+    for the offset; networks without offset have dashes and hollow markers. The dense network without offset is a horizontal line with a band.
     """
     from matplotlib.ticker import NullLocator
 
@@ -44,11 +44,13 @@ def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
         densities = [100 * line["density_kept"] for line in points]
         means = [100 * line["test_accuracy_final"] for line in points]
         deviations = [100 * line["test_accuracy_final_std"] for line in points]
-        label = label_of(", ".join(filter(None, [method, OFFSETS[offset], rest])))
+        has_offset = offset != "none"
+        name = f"{OFFSETS[offset].label} offset" if has_offset else "no offset"
+        label = label_of(", ".join(filter(None, [method, name, rest])))
         colour = COLOURS[number % len(COLOURS)]
         axes.errorbar(
-            densities, means, deviations, capsize=2, elinewidth=1, color=colour, linestyle=DASHES[offset == "dct"], marker=MARKERS[number % len(MARKERS)],
-            markersize=5, markerfacecolor=colour if offset == "dct" else "white", label=label,
+            densities, means, deviations, capsize=2, elinewidth=1, color=colour, linestyle=offset_line(offset if has_offset else None), marker=MARKERS[number % len(MARKERS)],
+            markersize=5, markerfacecolor=colour if has_offset else "white", label=label,
         )  # fmt: skip
         lower = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
         upper = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]

@@ -198,14 +198,14 @@ def test_checkpoints_hold_the_trained_weights_and_their_moments_only(tmp_path, p
 
 
 def test_the_plan_is_printed_on_request(tmp_path, capsys):
-    small_run(tmp_path, num_epochs=1, execution__explain=True, execution__layer_methods=(("fcs.0", "plain"),))
+    small_run(tmp_path, num_epochs=1, execution__explain=True, execution__layer_methods=(("fcs.0", "autodiff"),))
     printed = capsys.readouterr().out
     assert re.search(
-        r"^layer +kernel +stride +inputs +nnz +method +plain +dense +dense_rows +factored +factored_rows$",
+        r"^layer +kernel +stride +inputs +nnz +method +autodiff +on_support +on_support_rows +per_weight +per_weight_rows$",
         printed,
         re.MULTILINE,
     )
-    assert re.search(r"^fcs\.0 .* plain ", printed, re.MULTILINE)
+    assert re.search(r"^fcs\.0 .* autodiff ", printed, re.MULTILINE)
 
 
 @pytest.mark.parametrize("batch_size", [32, 176])
