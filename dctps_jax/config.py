@@ -9,10 +9,11 @@ import jax
 
 from dctps_jax import data, models, pruning
 from dctps_jax.errors import UserError
+from dctps_jax.losses import LOSSES
 from dctps_jax.offsets import OFFSETS, find_offset
 from dctps_jax.ops import cost_model
 from dctps_jax.optimizers import OPTIMIZERS
-from dctps_jax.pruning import dynamic, schedules, scores
+from dctps_jax.pruning import dynamic, schedules
 
 DTYPES = ("float32", "bfloat16")
 
@@ -53,7 +54,7 @@ CHOICES: tuple[tuple[str, Iterable[str]], ...] = (
     ("pruning.schedule", schedules.SCHEDULES),
     ("pruning.scope", schedules.SCOPES),
     ("pruning.allocation", ("", *pruning.ALLOCATIONS)),
-    ("pruning.loss", scores.LOSSES),
+    ("pruning.loss", LOSSES),
     ("sparse_training.method", dynamic.METHODS),
     ("execution.form", ("auto", *pruning.FORMS)),
     ("execution.method", cost_model.SETTINGS),
