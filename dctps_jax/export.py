@@ -33,6 +33,7 @@ from dctps_jax.files import check_target, is_printable, parse_json, write_whole
 from dctps_jax.kernels import Mask, Support
 from dctps_jax.layers import prunable_layers
 from dctps_jax.npz import first_line
+from dctps_jax.ops.methods import AUTODIFF
 from dctps_jax.ops.target import portable
 from dctps_jax.training.checkpoint import read_arrays
 from dctps_jax.training.fields import check_data, check_object
@@ -171,7 +172,7 @@ def export_stablehlo(file: Path | str, output: Path) -> None:
     check_target("--stablehlo", output)
     description, model = read_exported(file)
     for layer in prunable_layers(model).values():
-        layer.method = "autodiff"
+        layer.method = AUTODIFF.name
     graph, state = nnx.split(model)
 
     @jax.jit
