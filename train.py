@@ -65,5 +65,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    with command("train.py"):
-        app.run(main, flags_parser=parse_flags)
+    try:
+        with command("train.py"):
+            app.run(main, flags_parser=parse_flags)
+    finally:
+        # The outcome is told. One more Ctrl-C, while the interpreter is taken down, must not change the exit code.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

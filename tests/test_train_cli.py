@@ -125,6 +125,23 @@ def test_a_signal_before_training_ends_the_process_at_once(tmp_path, environment
     assert not (tmp_path / "checkpoints" / "latest").exists() or not steps(tmp_path)
 
 
+def test_ctrl_c_after_the_outcome_leaves_the_exit_code(environment):
+    program = (
+        "import atexit, os, runpy, signal; atexit.register(os.kill, os.getpid(), signal.SIGINT); "
+        "runpy.run_path('train.py', run_name='__main__')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=REPO,
+        env=environment,
+        text=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    code, _, err = finish(process)
+    assert code == 2 and "give a config and a directory" in err and err.count("\n") == 1
+
+
 def test_a_second_signal_is_survived_and_a_third_is_not(tmp_path, environment):
     for how_many in (2, 3):
         process = start(environment, tmp_path, *SLOW, "--config.checkpoint_every_steps=0", "--config.num_epochs=9")

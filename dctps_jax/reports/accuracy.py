@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dctps_jax.analysis.figures import COLOURS, MARKERS, label_of, new_figure, offset_line, save_figure
 from dctps_jax.offsets import OFFSETS
+from dctps_jax.reports.figures import COLOURS, MARKERS, label_of, new_figure, offset_line, save_figure
 
 MAX_TICKS = 10
 
