@@ -22,7 +22,7 @@ from flax import nnx
 from record import describe_run, save
 
 from dctps_jax import models, pruning
-from dctps_jax.analysis.plan_table import planned
+from dctps_jax.accounts.plan_table import planned
 from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.ops.convolution import convolve
 from dctps_jax.ops.cost_model import choose, predicted_seconds

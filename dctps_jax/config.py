@@ -123,6 +123,9 @@ def check_value(field: str, value: Any) -> None:
         except UserError as error:
             raise UserError(f"config.model.{error}") from None
         return
+    if field == "execution.method":
+        cost_model.check_setting(f"config.{field}", value)
+        return
     choices = dict(CHOICES).get(field)
     if choices is not None and value not in choices:
         close = difflib.get_close_matches(value, list(choices), n=1)
@@ -184,7 +187,9 @@ def _check_lists(config: Any) -> None:
             )
     for pair in config.execution.layer_methods:
         is_pair = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
-        if not (is_pair and pair[1] in cost_model.SETTINGS):
+        if is_pair:
+            cost_model.check_setting(f"the method of {pair[0]!r} in config.execution.layer_methods", pair[1])
+        else:
             raise UserError(
                 f"config.execution.layer_methods has {pair!r}; it must hold (pattern, method) pairs with a method of: "
                 f"{', '.join(cost_model.SETTINGS)}, e.g. (('layer1.*', 'on_support'),)"

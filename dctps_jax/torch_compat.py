@@ -1,7 +1,9 @@
 """The original PyTorch code's checkpoints, in and out: its names, its layouts (OIHW kernels, transposed matrices)."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,7 +15,7 @@ from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.npz import first_line, read_npz, write_npz
-from dctps_jax.offsets.dct import DCT, conv_kernel
+from dctps_jax.offsets import OFFSETS, Offset
 from dctps_jax.pruning.masks import mask_of_layer
 
 BATCH_NORM_NAMES = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -54,7 +56,7 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> 
     type and the model's. Where the model has masks the loaded kernels must be zero outside them.
 
     Raises :class:`~dctps_jax.errors.UserError` that lists every missing, unknown and misshapen entry, before anything
-    in the model is changed, and for a model with another offset than the DCT.
+    in the model is changed, and for a model with an offset that the original does not have.
     """
     entries = list(_entries(model))
     offsets = dict(_offsets(model))
@@ -95,7 +97,7 @@ def to_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
     The offsets are left in (``….dct.weight``, float32), as the original's own checkpoints hold them. Pruned weights are
     zeros; ``num_batches_tracked`` is left out, which PyTorch allows.
 
-    Raises :class:`~dctps_jax.errors.UserError` for a model with another offset than the DCT.
+    Raises :class:`~dctps_jax.errors.UserError` for a model with an offset that the original does not have.
     """
     state_dict = {entry.torch_name: entry.to_torch(entry.read()) for entry in _entries(model)}
     return state_dict | {name: offset() for name, offset in _offsets(model)}
@@ -162,16 +164,19 @@ def _offsets(model: nnx.Module):
     """Yield the name of every stored offset with a function that makes it, so that few exist at a time."""
     for path, node in _modules(model):
         if isinstance(node, DCTpSConv | DCTpSLinear) and node.offset is not None:
-            if node.offset.name != DCT.name:
+            if node.offset.torch_name is None:
+                known = " or ".join(repr(offset.name) for offset in OFFSETS.values() if offset.torch_name is not None)
                 raise UserError(
                     f"{path} has the offset {node.offset.name!r}; the original's checkpoints are for networks with the "
-                    f"offset {DCT.name!r} or without one"
+                    f"offset {known} or without one"
                 )
-            yield f"{path}.dct.weight", lambda node=node: _torch_offset(node)
+            yield f"{path}.{node.offset.torch_name}.weight", partial(_torch_offset, node, node.offset)
 
 
-def _torch_offset(layer: DCTpSConv | DCTpSLinear) -> np.ndarray:
-    return np.transpose(conv_kernel(layer.kernel_shape).astype(np.float32), np.argsort(_axes(layer)))
+def _torch_offset(layer: DCTpSConv | DCTpSLinear, offset: Offset) -> np.ndarray:
+    shape = layer.kernel_shape
+    kernel = offset.matrix(math.prod(shape[:-1]), shape[-1]).astype(np.float32).reshape(shape)
+    return np.transpose(kernel, np.argsort(_axes(layer)))
 
 
 def _same(array: np.ndarray, expected: np.ndarray) -> bool:

@@ -11,6 +11,7 @@ from configs import lenet_digits
 from dctps_jax import defaults
 from dctps_jax.config import CHOICES, RANGES, check_config, unknown_field
 from dctps_jax.errors import UserError
+from dctps_jax.ops import cost_model
 
 
 def config_with(**fields):
@@ -87,6 +88,7 @@ def test_close_names_are_suggested():
     assert "did you mean 'resnet50'?" in message_of(config_with(model__name="resnet_50"))
     assert "did you mean 'erk'?" in message_of(config_with(pruning__method="ekr"))
     assert "'dct'" in message_of(config_with(model__offset="dtc"))
+    assert "did you mean 'per_weight'?" in message_of(config_with(execution__method="per_weights"))
 
 
 @pytest.mark.parametrize("pairs", [(("a",),), (("a", "fast"),), ("on_support",), ((1, "on_support"),)])
@@ -96,6 +98,16 @@ def test_layer_methods(pairs):
         "config.execution.layer_methods" in message
         and "autodiff, on_support, on_support_rows, per_weight, per_weight_rows" in message
     )
+
+
+@pytest.mark.parametrize(("old", "name"), cost_model.RENAMED.items())
+def test_old_names_of_methods_are_answered_with_the_present_ones(old, name):
+    sentence = f" is {old!r}; that method is now called {name!r}, give this name"
+    assert message_of(config_with(execution__method=old)) == f"config.execution.method{sentence}"
+    pairs = (("conv*", "auto"), ("fc*", old))
+    message = message_of(config_with(execution__layer_methods=pairs))
+    assert message == f"the method of 'fc*' in config.execution.layer_methods{sentence}"
+    check_config(config_with(execution__method=name, execution__layer_methods=(("fc*", name),)))
 
 
 @pytest.mark.parametrize("milestones", [(0, 1), (5, 3), (3, 3), (1.5,), ("a",), (-1,)])

@@ -217,6 +217,10 @@ MISTAKES = {
         [*DIGITS, "--config.model.offset=hadamar"],
         ["config.model.offset", "'hadamar'", "dct, hadamard"],
     ),
+    "old method": (
+        [*DIGITS, "--config.execution.method=dense"],
+        ["config.execution.method is 'dense'; that method is now called 'on_support'"],
+    ),
     "unknown data": ([*DIGITS, "--config.data.name=digit"], ["config.data.name", "'digits'", "cifar10"]),
     "devices cannot share": ([*DIGITS, "--config.batch_size=65"], ["config.batch_size is 65", "2 devices", "64"]),
     "more than there are": ([*DIGITS, "--config.batch_size=5000"], ["config.batch_size is 5000", "1293"]),

@@ -147,5 +147,6 @@ DCT = Offset(
     matrix=dct_matrix,
     kernel=offset_kernel,
     operations=dct_operations,
+    torch_name="dct",
     factors=centred_factors,
 )

@@ -46,6 +46,7 @@ class Offset:
       once for each use of D. Large kernels should be computed from small tables or indices, so that the compiler can
       make them inside the operation that reads them and the program holds no array of their size.
     - ``operations(n_in, n_out)``: the fewest known floating point operations of a product of D with one vector.
+    - ``torch_name``: the name of D in a layer of the original's PyTorch checkpoints, or None if it has no such offset.
     - ``factors(shape)``: the :class:`Factors` of a kernel, or None where it has none or they would save nothing.
     """
 
@@ -54,4 +55,5 @@ class Offset:
     matrix: Callable[[int, int], np.ndarray] = dataclasses.field(repr=False)
     kernel: Callable[[Sequence[int], Any], jax.Array] = dataclasses.field(repr=False)
     operations: Callable[[int, int], float] = dataclasses.field(repr=False)
+    torch_name: str | None = dataclasses.field(default=None, repr=False)
     factors: Callable[[Sequence[int]], Factors | None] = dataclasses.field(default=no_factors, repr=False)

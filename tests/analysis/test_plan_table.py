@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dctps_jax.analysis.plan_table import plan_table, planned
+from dctps_jax.accounts.plan_table import plan_table, planned
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.offsets import find_offset
 from dctps_jax.ops.cost_model import choose, predicted_seconds

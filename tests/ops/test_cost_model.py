@@ -215,9 +215,10 @@ def test_a_compact_layer_is_computed_by_its_method(monkeypatch):
         layer.method = method
         np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-5)
     assert used == [choose("auto", work, jnp.float32), *METHODS]
-    layer.method = "fastest"
-    with pytest.raises(UserError, match="'fastest'"):
-        layer(x)
+    for setting, message in (("fastest", "'fastest'; it must be"), ("plain", "'plain'; .* now called 'autodiff'")):
+        layer.method = setting
+        with pytest.raises(UserError, match=f"the method is {message}"):
+            layer(x)
 
 
 def test_other_layers_have_one_kernel(monkeypatch):

@@ -11,10 +11,10 @@ import pytest
 
 from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.pruning import load_masks
+from dctps_jax.runs.checkpoint import Checkpoints
+from dctps_jax.runs.metrics import MetricsLog
+from dctps_jax.runs.summary import last_line
 from dctps_jax.training import loop, train_seed
-from dctps_jax.training.checkpoint import Checkpoints
-from dctps_jax.training.metrics import MetricsLog
-from dctps_jax.training.report import last_line
 from dctps_jax.training.signals import NonFiniteLoss, Stopped
 from tests.training.small_runs import STEPS_PER_EPOCH, arrays, assert_same_end, results, rows, small_run, steps
 
@@ -90,6 +90,27 @@ def test_resumed_in_the_middle_of_an_epoch_of_several_steps_a_dispatch(tmp_path)
     small_run(tmp_path / "plain", **options)
     run_through_kills(tmp_path / "killed", [2, 2], **options)  # after the saves of steps 3 and 4
     assert_same_end(tmp_path / "killed", tmp_path / "plain")
+
+
+def test_a_run_with_another_offset_is_resumed(tmp_path):
+    options = {"model__offset": "hadamard", "checkpoint_every_steps": 2}
+    small_run(tmp_path / "plain", **options)
+    run_through_kills(tmp_path / "killed", [3], **options)
+    assert_same_end(tmp_path / "killed", tmp_path / "plain")
+
+
+def test_a_run_whose_config_has_the_old_names_of_methods_goes_on(tmp_path, plain):
+    options = {"checkpoint_every_steps": 2, "execution__layer_methods": (("fcs.*", "autodiff"),)}
+    run_until_killed(tmp_path, 3, execution__method="autodiff", **options)
+    path = tmp_path / "config.json"
+    assert path.read_text().count('"autodiff"') == 2
+    path.write_text(path.read_text().replace('"autodiff"', '"plain"'))
+    config = path.read_text()
+    small_run(tmp_path, execution__method="autodiff", **options)
+    assert_same_end(tmp_path, plain)  # "auto" is "autodiff" for layers as small as these
+    small_run(tmp_path, checkpoint_every_steps=2)
+    assert_same_end(tmp_path, plain)
+    assert path.read_text() == config
 
 
 def test_number_of_saves_is_what_was_asked_for(tmp_path, monkeypatch):

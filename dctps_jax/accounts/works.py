@@ -16,7 +16,8 @@ from dctps_jax.ops.work import Work
 def works_of(model: nnx.Module, inputs: tuple[int, ...]) -> list[tuple[str, Work, Any]]:
     """Return (path, work, dtype of the inputs) of the prunable layers in the order of their use.
 
-    ``inputs`` is the shape of the network's inputs. Nothing is computed. The ``nnz`` of a layer that is not compact is the size of its kernel.
+    ``inputs`` is the shape of the network's inputs. Nothing is computed. The ``nnz`` of a layer that is not compact is
+    the size of its kernel.
     """
     rows: list[tuple[str, Work, Any]] = []
     copy = nnx.clone(model)

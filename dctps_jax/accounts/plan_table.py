@@ -2,8 +2,8 @@
 
 from flax import nnx
 
-from dctps_jax.analysis.aligned import aligned
-from dctps_jax.analysis.works import works_of
+from dctps_jax.accounts.aligned import aligned
+from dctps_jax.accounts.works import works_of
 from dctps_jax.layers import prunable_layers
 from dctps_jax.ops.cost_model import choose, predicted_seconds
 from dctps_jax.ops.methods import METHODS, possible_methods
