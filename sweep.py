@@ -13,7 +13,7 @@ from absl import app, flags
 
 from dctps_jax.cli import command
 from dctps_jax.errors import UserError
-from dctps_jax.training.sweep import Sweep, plan_runs
+from dctps_jax.runs.sweep import Sweep, plan_runs
 from train import CONFIG, WORKDIR, parse_flags
 
 SWEEP = flags.DEFINE_string("sweep", None, "File with the values to combine, as a function get_sweep().")

@@ -13,9 +13,9 @@ import pytest
 
 import predict
 from dctps_jax import UserError, export
-from dctps_jax.analysis import curves, masks, report
 from dctps_jax.cli import command
 from dctps_jax.errors import DiskFull
+from dctps_jax.reports import curves, masks, report
 from dctps_jax.training.signals import NonFiniteLoss, Stopped
 from tests.analysis.fake_runs import make_run
 from tests.commands import assert_one_sentence, call, call_into_closed_pipe
@@ -185,12 +185,12 @@ def test_full_and_read_only_disks(tmp_path):
         mount -t tmpfs -o size=16k none disk || exit 99
         for path in rep fig.png; do
             if [ $path = rep ]; then program=report; else program=curves; fi
-            {python} -m dctps_jax.analysis.$program run --output disk/$path; echo code $? >&2
+            {python} -m dctps_jax.reports.$program run --output disk/$path; echo code $? >&2
         done
         ls -A disk >&2
         mount -o remount,ro disk || exit 99
-        {python} -m dctps_jax.analysis.report run --output disk/rep; echo code $? >&2
-        {python} -m dctps_jax.analysis.report run --output disk/new; echo code $? >&2
+        {python} -m dctps_jax.reports.report run --output disk/rep; echo code $? >&2
+        {python} -m dctps_jax.reports.report run --output disk/new; echo code $? >&2
     """
     done = subprocess.run(
         [*probe[:-1], "sh", "-c", script.replace("{python}", sys.executable)],

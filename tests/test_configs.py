@@ -12,8 +12,8 @@ from flax import nnx
 
 from dctps_jax import data, defaults, models, pruning
 from dctps_jax.config import check_config
+from dctps_jax.runs.sweep import plan_runs
 from dctps_jax.training.setup import build_model
-from dctps_jax.training.sweep import plan_runs
 
 FOLDER = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "common"))

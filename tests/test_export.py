@@ -20,7 +20,7 @@ import predict
 from dctps_jax import UserError, data, export
 from dctps_jax.export import describe_exported, export_run, export_stablehlo, load_exported
 from dctps_jax.models import prunable_layers
-from dctps_jax.training.checkpoint import read_arrays
+from dctps_jax.runs.checkpoint import read_arrays
 from tests.commands import assert_one_sentence, call, call_into_closed_pipe
 from tests.training.small_runs import small_digits, small_run
 

@@ -14,8 +14,8 @@ import jax
 from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
 from dctps_jax.files import digest_of, read_json, write_whole
-from dctps_jax.training.fields import check_config_fields, check_object, check_results
-from dctps_jax.training.seal import check_seal, is_sealed_as, sealed
+from dctps_jax.runs.fields import check_config_fields, check_object, check_results
+from dctps_jax.runs.seal import check_seal, is_sealed_as, sealed
 
 # A run is known by the other fields (`identity`): a field that joins or leaves these is another identity for older runs.
 # Where the files lie and how often the screen is written does not change what a run computes (but see `check_same`); how it computes does to rounding only.
