@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from dctps_jax.cli import command
+from dctps_jax.command import command
 from dctps_jax.config import check_value, flat_fields
 from dctps_jax.data.batches import Normalization, normalize
 from dctps_jax.errors import UserError

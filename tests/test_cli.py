@@ -11,9 +11,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-import predict
 from dctps_jax import UserError, export
-from dctps_jax.cli import command
+from dctps_jax.cli import predict
+from dctps_jax.command import command
 from dctps_jax.errors import DiskFull
 from dctps_jax.reports import curves, masks, report
 from dctps_jax.training.signals import NonFiniteLoss, Stopped
@@ -151,7 +151,7 @@ def test_help_into_a_pipe(tmp_path):
 def test_an_output_that_cannot_be_written_is_told():
     if not os.path.exists("/dev/full"):
         pytest.skip("/dev/full is Linux's")
-    program = "from dctps_jax.cli import command\nwith command('program'): print('text')"
+    program = "from dctps_jax.command import command\nwith command('program'): print('text')"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", program], cwd=REPO, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 74 and done.stderr.startswith("program: the disk or the quota is full")

@@ -12,10 +12,10 @@ import time
 
 import pytest
 
-import sweep
 from configs import lenet_digits
 from configs.sweeps import density, methods
 from dctps_jax import UserError
+from dctps_jax.cli import sweep
 from dctps_jax.runs.sweep import Sweep, plan_runs
 
 # Stands for train.py: takes the seed's place in the sweep, and fails or waits where it is told to.
