@@ -56,6 +56,7 @@ ENDINGS = {
     "memory": (MemoryError("Unable to allocate 9 TiB"), 71, ["memory", "Unable to allocate 9 TiB"]),
     "memory without text": (MemoryError(), 71, ["MemoryError"]),
     "device": (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes"), 71, ["allocating 5 bytes"]),
+    "extra": (ModuleNotFoundError("No module", name="sklearn"), 2, ["sklearn is not installed", "dctps_jax[data]"]),
     "threads": (RuntimeError("can't start new thread"), 71, ["can't start new thread"]),
 }  # fmt: skip
 
