@@ -19,7 +19,8 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from dctps_jax.cli import command
-from dctps_jax.config import TYPES, unknown_field
+from dctps_jax.config import unknown_field
+from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.training.run import run
 from dctps_jax.training.signals import listen_for_signals
@@ -47,7 +48,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             file = (value or following).partition(":")[0]
             if not Path(file).is_file():
                 raise UserError(f"--config: {file!r} does not exist; the configs are in configs/")
-        if argument.startswith("-") and name.startswith("config.") and name.removeprefix("config.") not in TYPES:
+        if argument.startswith("-") and name.startswith("config.") and name.removeprefix("config.") not in FIELDS:
             raise UserError(unknown_field(name.removeprefix("config.")))
     try:
         return flags.FLAGS(argv)
@@ -57,7 +58,9 @@ def parse_flags(argv: list[str]) -> list[str]:
         message = str(error).strip()
         override = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
         if override:
-            raise UserError(f"config.{override[1]} is {override[2]!r}; it must be {TYPES[override[1]][1]}") from error
+            raise UserError(
+                f"config.{override[1]} is {override[2]!r}; it must be {FIELDS[override[1]].type_words}"
+            ) from error
         if isinstance(error, flags.Error) and "config file" not in message:
             raise UserError(" ".join(message.split())) from error
         last_line = message.splitlines()[-1] if message else type(error).__name__
