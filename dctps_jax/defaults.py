@@ -131,7 +131,9 @@ FIELDS: dict[str, Field] = {
     # Which weights are trained.
     "pruning.method": Field(
         "epl",
-        "How the trained weights are chosen; `from_run`: the masks of the run in `pruning.run`.",
+        "How the trained weights are chosen. At random positions: equally many in each layer (`epl`) or filter (`epf`), by "
+        "the Erdős–Rényi kernel (`erk`), or with one density (`uniform`). `from_run`: the masks of the run in "
+        "`pruning.run`, whatever the density. The others are scores.",
         choices=(*pruning.METHODS, "from_run"),
     ),
     "pruning.density": Field(
