@@ -20,7 +20,7 @@ from flax import nnx
 from record import describe_run, save
 
 from dctps_jax import models, plan, pruning
-from dctps_jax.analysis.plan_table import planned
+from dctps_jax.accounts.plan_table import planned
 from dctps_jax.compiler import compiler_options
 from dctps_jax.convolution import convolve
 from dctps_jax.execution import apply_kernel

@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from dctps_jax.training.report import environment
+from dctps_jax.runs.summary import environment
 
 RESULTS = Path(__file__).parent / "results"
 

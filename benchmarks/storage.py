@@ -12,7 +12,7 @@ from flax import nnx
 from record import describe_run, save
 
 from dctps_jax import models, pruning
-from dctps_jax.analysis.storage import NAMES, Account, storage_account
+from dctps_jax.accounts.storage import NAMES, Account, storage_account
 from dctps_jax.optimizers import make_optimizer
 from dctps_jax.training.state import create_state
 

@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from dctps_jax.cli import command
+from dctps_jax.command import command
 from dctps_jax.config import check_value
 from dctps_jax.data.batches import Normalization, normalize
 from dctps_jax.errors import UserError
@@ -34,12 +34,12 @@ from dctps_jax.files import check_target, is_printable, parse_json, write_whole
 from dctps_jax.kernels import Mask, Support
 from dctps_jax.layers import prunable_layers
 from dctps_jax.npz import first_line
+from dctps_jax.runs.checkpoint import read_arrays
+from dctps_jax.runs.fields import check_data, check_object
+from dctps_jax.runs.packing import digest, flatten
+from dctps_jax.runs.workdir import identity, read_config, read_results
 from dctps_jax.target import portable
-from dctps_jax.training.checkpoint import read_arrays
-from dctps_jax.training.fields import check_data, check_object
-from dctps_jax.training.packing import digest, flatten
 from dctps_jax.training.setup import build_model
-from dctps_jax.training.workdir import identity, read_config, read_results
 
 FORMAT, FORMAT_VERSION = "dctps_jax", 2
 SECTIONS = ("params", "batch_stats", "supports", "frozen")

@@ -11,11 +11,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-import predict
 from dctps_jax import UserError, export
-from dctps_jax.analysis import curves, masks, report
-from dctps_jax.cli import command
+from dctps_jax.cli import predict
+from dctps_jax.command import command
 from dctps_jax.errors import DiskFull
+from dctps_jax.reports import curves, masks, report
 from dctps_jax.training.signals import NonFiniteLoss, Stopped
 from tests.analysis.fake_runs import make_run
 from tests.commands import assert_one_sentence, call, call_into_closed_pipe
@@ -151,7 +151,7 @@ def test_help_into_a_pipe(tmp_path):
 def test_an_output_that_cannot_be_written_is_told():
     if not os.path.exists("/dev/full"):
         pytest.skip("/dev/full is Linux's")
-    program = "from dctps_jax.cli import command\nwith command('program'): print('text')"
+    program = "from dctps_jax.command import command\nwith command('program'): print('text')"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", program], cwd=REPO, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 74 and done.stderr.startswith("program: the disk or the quota is full")
@@ -185,12 +185,12 @@ def test_full_and_read_only_disks(tmp_path):
         mount -t tmpfs -o size=16k none disk || exit 99
         for path in rep fig.png; do
             if [ $path = rep ]; then program=report; else program=curves; fi
-            {python} -m dctps_jax.analysis.$program run --output disk/$path; echo code $? >&2
+            {python} -m dctps_jax.reports.$program run --output disk/$path; echo code $? >&2
         done
         ls -A disk >&2
         mount -o remount,ro disk || exit 99
-        {python} -m dctps_jax.analysis.report run --output disk/rep; echo code $? >&2
-        {python} -m dctps_jax.analysis.report run --output disk/new; echo code $? >&2
+        {python} -m dctps_jax.reports.report run --output disk/rep; echo code $? >&2
+        {python} -m dctps_jax.reports.report run --output disk/new; echo code $? >&2
     """
     done = subprocess.run(
         [*probe[:-1], "sh", "-c", script.replace("{python}", sys.executable)],

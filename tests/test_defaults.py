@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dctps_jax.cli.configuration import page
 from dctps_jax.config import check_value
-from dctps_jax.config_page import page
 from dctps_jax.defaults import FIELDS, get_config
 from dctps_jax.field import flat_fields
 
@@ -37,8 +37,8 @@ def test_the_page_is_current():
 
 
 def test_the_page_is_what_the_command_in_it_prints():
-    assert "`python -m dctps_jax.config_page > docs/configuration.md`" in page()
-    command = [sys.executable, "-m", "dctps_jax.config_page"]
+    assert "`python -m dctps_jax.cli.configuration > docs/configuration.md`" in page()
+    command = [sys.executable, "-m", "dctps_jax.cli.configuration"]
     assert subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout == page()
 
 

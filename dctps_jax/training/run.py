@@ -9,13 +9,13 @@ from typing import Any
 import jax
 
 from dctps_jax.config import check_config, resolve
-from dctps_jax.training.bound_data import check_same_data, record_data
+from dctps_jax.runs.bound_data import check_same_data, record_data
+from dctps_jax.runs.mending import mend_finished_run
+from dctps_jax.runs.summary import last_line, summarize
+from dctps_jax.runs.workdir import claim, read_results, record_config
 from dctps_jax.training.memory import keep_freed_memory
-from dctps_jax.training.mending import mend_finished_run
-from dctps_jax.training.report import last_line, summarize
 from dctps_jax.training.signals import StopSignals, listen_for_signals
 from dctps_jax.training.train_seed import train_seed
-from dctps_jax.training.workdir import claim, read_results, record_config
 
 
 def run(config: Any, workdir: Path, signals: StopSignals | None = None) -> dict[str, Any]:

@@ -14,25 +14,25 @@ import numpy as np
 from tqdm import tqdm
 
 from dctps_jax import data, models, pruning
-from dctps_jax.analysis.flops import flops_account
-from dctps_jax.analysis.layer_table import layer_table
-from dctps_jax.analysis.plan_table import plan_table, planned
-from dctps_jax.analysis.storage import file_bytes, storage_account, storage_table
+from dctps_jax.accounts.flops import flops_account
+from dctps_jax.accounts.layer_table import layer_table
+from dctps_jax.accounts.plan_table import plan_table, planned
+from dctps_jax.accounts.storage import file_bytes, storage_account, storage_table
 from dctps_jax.data.batches import Split, split_training
 from dctps_jax.errors import UserError
 from dctps_jax.files import digest_of
+from dctps_jax.runs.bound_data import check_same_data, describe_data, describe_split
+from dctps_jax.runs.checkpoint import Checkpoints, as_tree
+from dctps_jax.runs.mending import check_not_begun, initial_supports_of, masks_of, mend_files, supports_of
+from dctps_jax.runs.metrics import MetricsLog, describe
+from dctps_jax.runs.summary import environment, last_line
+from dctps_jax.runs.workdir import identity, write_results
 from dctps_jax.training import loop
-from dctps_jax.training.bound_data import check_same_data, describe_data, describe_split
-from dctps_jax.training.checkpoint import Checkpoints, as_tree
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
-from dctps_jax.training.mending import check_not_begun, initial_supports_of, masks_of, mend_files, supports_of
-from dctps_jax.training.metrics import MetricsLog, describe
-from dctps_jax.training.report import environment, last_line
 from dctps_jax.training.setup import build_sparse_model, make_optimizer_and_schedule, make_step_spec
 from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
 from dctps_jax.training.step import zero_sums
-from dctps_jax.training.workdir import identity, write_results
 
 logger = logging.getLogger("dctps_jax")
 

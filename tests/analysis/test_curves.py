@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dctps_jax import UserError
-from dctps_jax.analysis import curves
-from dctps_jax.analysis.curves import draw_curves, panel_titles
-from dctps_jax.analysis.records import by_setting, read_run
+from dctps_jax.reports import curves
+from dctps_jax.reports.curves import draw_curves, panel_titles
+from dctps_jax.reports.records import by_setting, read_run
 
 
 def make_run(folder, density, offset, seed, accuracies, method="epl"):

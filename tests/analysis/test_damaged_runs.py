@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from dctps_jax.analysis import curves, masks, report
 from dctps_jax.pruning import load_masks, save_masks
+from dctps_jax.reports import curves, masks, report
 from tests.analysis.fake_runs import MASKS, make_run
 from tests.commands import assert_one_sentence, call
 

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from dctps_jax import pruning
-from dctps_jax.analysis.flops import flops_account, transform_flops
+from dctps_jax.accounts.flops import flops_account, transform_flops
 from dctps_jax.models import create_model, prunable_layers
 
 # Output positions an image and size of the kernel of LeNet's layers.

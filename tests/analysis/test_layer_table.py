@@ -1,6 +1,6 @@
 """The per-layer table."""
 
-from dctps_jax.analysis.layer_table import layer_table
+from dctps_jax.accounts.layer_table import layer_table
 
 SHAPES = {"conv1": (3, 3, 3, 16), "layer1.0.conv1": (3, 3, 16, 16), "fc": (64, 10)}
 SIZES = {"conv1": 432, "layer1.0.conv1": 2304, "fc": 640}

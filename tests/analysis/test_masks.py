@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dctps_jax import UserError
-from dctps_jax.analysis.figures import figure_files
-from dctps_jax.analysis.masks import density_table, draw_densities, jaccard, load_runs, overlap_table
 from dctps_jax.pruning import save_masks
+from dctps_jax.reports.figures import figure_files
+from dctps_jax.reports.masks import density_table, draw_densities, jaccard, load_runs, overlap_table
 
 FIRST = {"conv": np.array([True, True, False, False]), "fc": np.array([[True, False], [False, False]])}
 SECOND = {"conv": np.array([True, False, True, False]), "fc": np.zeros((2, 2), bool)}
@@ -53,7 +53,7 @@ def test_runs_must_fit_each_other(tmp_path):
 def test_command(tmp_path):
     (tmp_path / "a").mkdir()
     save_masks(tmp_path / "a" / "masks.npz", FIRST)
-    command = [sys.executable, "-m", "dctps_jax.analysis.masks", "--output", str(tmp_path / "figure.png")]
+    command = [sys.executable, "-m", "dctps_jax.reports.masks", "--output", str(tmp_path / "figure.png")]
     done = subprocess.run([*command, str(tmp_path / "a")], capture_output=True, text=True, check=True)
     assert "total  37.5 %" in done.stdout and (tmp_path / "figure.png").exists()
     failed = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True)

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from dctps_jax import plan
-from dctps_jax.analysis.plan_table import plan_table, planned
+from dctps_jax.accounts.plan_table import plan_table, planned
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.pruning import apply_masks
 

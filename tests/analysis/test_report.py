@@ -7,8 +7,8 @@ import re
 import pytest
 
 from dctps_jax import UserError
-from dctps_jax.analysis.records import method_name, read_records
-from dctps_jax.analysis.report import _scaled, summary, write_report
+from dctps_jax.reports.records import method_name, read_records
+from dctps_jax.reports.report import _scaled, summary, write_report
 from tests.analysis.fake_runs import make_run
 
 

@@ -4,7 +4,7 @@ import jax
 import pytest
 from flax import nnx
 
-from dctps_jax.analysis.storage import NAMES, file_bytes, num_bytes, storage_account, storage_table
+from dctps_jax.accounts.storage import NAMES, file_bytes, num_bytes, storage_account, storage_table
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.optimizers import make_optimizer
 from dctps_jax.pruning import apply_masks, prune

@@ -102,7 +102,7 @@ class Material:
             _done(program("dctps_jax.export", run, "--output", file))
             shutil.copy(self.sound / "images/test/cat/0.png", kind / "export/image.png")
         shutil.copytree(self.sound / "runs", sandbox / "runs")
-        _done(program("dctps_jax.analysis.report", sandbox / "runs"))
+        _done(program("dctps_jax.reports.report", sandbox / "runs"))
         (self.sound / "records").mkdir()
         shutil.copy(sandbox / "runs/runs.jsonl", self.sound / "records")
 

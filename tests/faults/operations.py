@@ -15,8 +15,8 @@ from safetensors import safe_open
 from dctps_jax import data
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
-from dctps_jax.training.checkpoint import Checkpoints, read_arrays
-from dctps_jax.training.workdir import free_fields, identity
+from dctps_jax.runs.checkpoint import Checkpoints, read_arrays
+from dctps_jax.runs.workdir import free_fields, identity
 from tests.faults.damage import IMAGES
 from tests.faults.material import Material
 from tests.faults.programs import Ended, program
@@ -255,7 +255,7 @@ def predicted_right(case: Case, found: Value, expected: Value) -> str:
 
 
 def report(material: Material, sandbox: Path) -> Value:
-    ended = _succeeded(program("dctps_jax.analysis.report", sandbox / "runs"))
+    ended = _succeeded(program("dctps_jax.reports.report", sandbox / "runs"))
     names = ("report.md", "report.csv", "runs.jsonl", "accuracy.svg", "curves.svg")
     return {"out": ended.out} | {name: _text(sandbox / "runs" / name) for name in names}
 
@@ -267,19 +267,19 @@ def reported_right(case: Case, found: Value, expected: Value) -> str:
 
 def report_of_records(material: Material, sandbox: Path) -> Value:
     source, output = sandbox / "records/runs.jsonl", sandbox / "report"
-    ended = _succeeded(program("dctps_jax.analysis.report", source, "--output", output))
+    ended = _succeeded(program("dctps_jax.reports.report", source, "--output", output))
     return {"out": ended.out} | {name: _text(output / name) for name in ("report.csv", "accuracy.svg", "curves.svg")}
 
 
 def curves(material: Material, sandbox: Path) -> Value:
     runs = [sandbox / "runs" / name for name in ("first", "second")]
-    ended = _succeeded(program("dctps_jax.analysis.curves", *runs, "--output", sandbox / "curves.png"))
+    ended = _succeeded(program("dctps_jax.reports.curves", *runs, "--output", sandbox / "curves.png"))
     return {"out": ended.out, "figure": _text(sandbox / "curves.svg")}
 
 
 def masks(material: Material, sandbox: Path) -> Value:
     runs = [sandbox / "runs" / name for name in ("first", "second")]
-    ended = _succeeded(program("dctps_jax.analysis.masks", *runs, "--output", sandbox / "masks.png"))
+    ended = _succeeded(program("dctps_jax.reports.masks", *runs, "--output", sandbox / "masks.png"))
     return {"out": ended.out, "figure": _text(sandbox / "masks.svg")}
 
 

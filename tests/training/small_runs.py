@@ -8,8 +8,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from configs import lenet_digits
 from dctps_jax import data
 from dctps_jax.optimizers import make_optimizer
+from dctps_jax.runs.checkpoint_files import read_checkpoint
 from dctps_jax.training import loop
-from dctps_jax.training.checkpoint_files import read_checkpoint
 from dctps_jax.training.run import run
 
 NUM_TRAIN = 180  # of 200 images, the other 20 validate

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dctps_jax.errors import DiskFull, UserError
-from dctps_jax.training import checkpoint_files
-from dctps_jax.training.checkpoint import Checkpoints, read_arrays
-from dctps_jax.training.packing import digest, flatten, pack, unpack
+from dctps_jax.runs import checkpoint_files
+from dctps_jax.runs.checkpoint import Checkpoints, read_arrays
+from dctps_jax.runs.packing import digest, flatten, pack, unpack
 from tests.training.small_runs import placement_on
 
 

@@ -15,9 +15,9 @@ import pytest
 
 from dctps_jax.errors import UserError
 from dctps_jax.pruning import load_masks
-from dctps_jax.training.checkpoint_files import read_checkpoint
-from dctps_jax.training.damage import Damaged
-from dctps_jax.training.workdir import record_config
+from dctps_jax.runs.checkpoint_files import read_checkpoint
+from dctps_jax.runs.damage import Damaged
+from dctps_jax.runs.workdir import record_config
 from tests.training.small_runs import arrays, rows, small_config, small_run, steps
 from tests.training.test_checkpoint import denied_permission, unreachable_file
 

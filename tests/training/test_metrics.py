@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dctps_jax.training.metrics import MetricsLog, describe, mean_and_std, read_rows
+from dctps_jax.runs.metrics import MetricsLog, describe, mean_and_std, read_rows
 
 ROW = {
     "epoch": 3, "step": 30, "train_loss": 1.25, "train_accuracy": 0.5, "val_loss": 2.5, "val_accuracy": 0.4375,

@@ -11,10 +11,10 @@ import pytest
 
 from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.pruning import load_masks
+from dctps_jax.runs.checkpoint import Checkpoints
+from dctps_jax.runs.metrics import MetricsLog
+from dctps_jax.runs.summary import last_line
 from dctps_jax.training import loop, train_seed
-from dctps_jax.training.checkpoint import Checkpoints
-from dctps_jax.training.metrics import MetricsLog
-from dctps_jax.training.report import last_line
 from dctps_jax.training.signals import NonFiniteLoss, Stopped
 from tests.training.small_runs import STEPS_PER_EPOCH, arrays, assert_same_end, results, rows, small_run, steps
 

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from dctps_jax.analysis.records import read_records, read_run, write_records
 from dctps_jax.errors import UserError
 from dctps_jax.pruning import load_masks, load_run_masks, save_masks
-from dctps_jax.training.workdir import read_results
+from dctps_jax.reports.records import read_records, read_run, write_records
+from dctps_jax.runs.workdir import read_results
 from tests.training.small_runs import small_run
 
 pytestmark = pytest.mark.usefixtures("small")

@@ -12,11 +12,11 @@ import time
 
 import pytest
 
-import sweep
 from configs import lenet_digits
 from configs.sweeps import density, methods
 from dctps_jax import UserError
-from dctps_jax.training.sweep import Sweep, plan_runs
+from dctps_jax.cli import sweep
+from dctps_jax.runs.sweep import Sweep, plan_runs
 
 # Stands for train.py: takes the seed's place in the sweep, and fails or waits where it is told to.
 CHILD = """
@@ -214,7 +214,7 @@ def test_a_directory_that_is_taken_at_the_last_moment_is_tried_again(tmp_path, c
             lock.close()
         return taken
 
-    monkeypatch.setattr("dctps_jax.training.sweep.is_in_use", in_use)
+    monkeypatch.setattr("dctps_jax.runs.sweep.is_in_use", in_use)
     done = Sweep(runs, command, folder)
     done.go()
     assert done.num_finished() == 1 and not done.failed and calls(folder / "seed=3") == 1

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dctps_jax.errors import UserError
-from dctps_jax.training.workdir import FREE_FIELDS, claim, read_json, read_results, record_config, write_json
+from dctps_jax.runs.workdir import FREE_FIELDS, claim, read_json, read_results, record_config, write_json
 from tests.training.small_runs import small_config
 
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.files import digest_of, parse_json, printable, read_file, write_whole
-from dctps_jax.training import seal
-from dctps_jax.training.fields import check_config_fields, check_object, check_results, check_row
-from dctps_jax.training.metrics import read_rows
-from dctps_jax.training.workdir import free_fields, read_config, read_results
+from dctps_jax.runs import seal
+from dctps_jax.runs.fields import check_config_fields, check_object, check_results, check_row
+from dctps_jax.runs.metrics import read_rows
+from dctps_jax.runs.workdir import free_fields, read_config, read_results
 
 Setting = tuple[tuple[str, Any], ...]
 # What the tables and legends name in their own way; of other fields they name those that differ.

@@ -1,4 +1,4 @@
-"""Tables and figures of many runs: ``python -m dctps_jax.analysis.report DIR [--output FOLDER]``.
+"""Tables and figures of many runs: ``python -m dctps_jax.reports.report DIR [--output FOLDER]``.
 
 DIR is what ``sweep.py`` or ``train.py`` wrote to, or a ``runs.jsonl`` of an earlier report. Written are
 
@@ -16,10 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dctps_jax.analysis.accuracy import draw_accuracy
-from dctps_jax.analysis.curves import draw_curves
-from dctps_jax.analysis.figures import figure_files
-from dctps_jax.analysis.records import (
+from dctps_jax.command import command
+from dctps_jax.errors import UserError
+from dctps_jax.files import write_whole
+from dctps_jax.reports.accuracy import draw_accuracy
+from dctps_jax.reports.curves import draw_curves
+from dctps_jax.reports.figures import figure_files
+from dctps_jax.reports.records import (
     Record,
     Setting,
     by_setting,
@@ -29,10 +32,7 @@ from dctps_jax.analysis.records import (
     read_records,
     write_records,
 )
-from dctps_jax.cli import command
-from dctps_jax.errors import UserError
-from dctps_jax.files import write_whole
-from dctps_jax.training.metrics import mean_and_std
+from dctps_jax.runs.metrics import mean_and_std
 
 Line = dict[str, Any]
 

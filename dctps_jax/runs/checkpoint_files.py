@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dctps_jax.errors import UserError
-from dctps_jax.training import checkpoint_format_2
-from dctps_jax.training.damage import Damaged, of_content, read_bytes, read_tree
-from dctps_jax.training.packing import digest, pack, unpack
+from dctps_jax.runs import checkpoint_format_2
+from dctps_jax.runs.damage import Damaged, of_content, read_bytes, read_tree
+from dctps_jax.runs.packing import digest, pack, unpack
 
 FORMAT_VERSION = 3
 DESCRIPTION = Path("meta", "metadata")

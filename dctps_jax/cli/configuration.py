@@ -1,14 +1,14 @@
-"""Print the page ``docs/configuration.md``: ``python -m dctps_jax.config_page > docs/configuration.md``."""
+"""Print the page ``docs/configuration.md``: ``python -m dctps_jax.cli.configuration > docs/configuration.md``."""
 
 from itertools import groupby
 
-from dctps_jax.cli import command
+from dctps_jax.command import command
 from dctps_jax.defaults import FIELDS
 from dctps_jax.field import Field
 
 HEAD = """# Configuration
 
-This page is made from `dctps_jax/defaults.py` by `python -m dctps_jax.config_page > docs/configuration.md`.
+This page is made from `dctps_jax/defaults.py` by `python -m dctps_jax.cli.configuration > docs/configuration.md`.
 
 A config file is a Python file with a function `get_config()`. It takes the defaults, which are the paper's protocol,
 and changes fields:
@@ -58,7 +58,7 @@ def _allowed(field: Field) -> str:
     return field.allowed.words if field.allowed else field.type_words
 
 
-@command("config_page")
+@command("configuration")
 def main() -> None:
     print(page(), end="")
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 
-from dctps_jax.training.metrics import mean_and_std
-from dctps_jax.training.workdir import write_results
+from dctps_jax.runs.metrics import mean_and_std
+from dctps_jax.runs.workdir import write_results
 
 
 def last_line(results: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from flax import nnx
 
-from dctps_jax.analysis.works import works_of
+from dctps_jax.accounts.works import works_of
 
 KINDS: tuple[str, ...] = ("dense", "sparse", "offset")
 

@@ -17,9 +17,8 @@ from pathlib import Path
 
 from absl import logging as absl_logging
 
-from dctps_jax.errors import SPENT_HANDLES, DiskFull, UserError
+from dctps_jax.errors import OUT_OF_MEMORY, SPENT_HANDLES, DiskFull, UserError
 from dctps_jax.npz import first_line
-from dctps_jax.training.signals import OUT_OF_MEMORY
 
 STOPPED, PIPE_CLOSED = 130, 141
 

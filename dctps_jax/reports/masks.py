@@ -1,4 +1,4 @@
-"""Compare the masks of runs: ``python -m dctps_jax.analysis.masks RUN [RUN …] [--output FILE]``.
+"""Compare the masks of runs: ``python -m dctps_jax.reports.masks RUN [RUN …] [--output FILE]``.
 
 Prints the density of each layer for every run and the overlap of their masks, and draws the densities.
 """
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.analysis.aligned import aligned
-from dctps_jax.analysis.figures import COLOURS, MARKERS, figure_files, label_of, new_figure, save_figure
-from dctps_jax.cli import command
+from dctps_jax.accounts.aligned import aligned
+from dctps_jax.command import command
 from dctps_jax.errors import UserError
 from dctps_jax.pruning import load_run_masks
+from dctps_jax.reports.figures import COLOURS, MARKERS, figure_files, label_of, new_figure, save_figure
 
 Masks = Mapping[str, np.ndarray]
 

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from dctps_jax.config import check_config, check_names, check_type, resolve, unknown_field
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
-from dctps_jax.training.report import last_line
-from dctps_jax.training.workdir import InUse, check_same, is_in_use, read_results
+from dctps_jax.runs.summary import last_line
+from dctps_jax.runs.workdir import InUse, check_same, is_in_use, read_results
 
 LOG = "log.txt"
 POLL_SECONDS = 0.5

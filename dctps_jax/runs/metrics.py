@@ -11,7 +11,7 @@ import jax
 
 from dctps_jax.errors import UserError
 from dctps_jax.files import parse_json, read_file, write_whole
-from dctps_jax.training.fields import check_row
+from dctps_jax.runs.fields import check_row
 
 
 class MetricsLog:

@@ -12,9 +12,9 @@ import numpy as np
 from dctps_jax import pruning
 from dctps_jax.errors import UserError
 from dctps_jax.files import read_file
-from dctps_jax.training.checkpoint import Checkpoints, Saved, set_aside
-from dctps_jax.training.metrics import content_of, read_rows, write_rows
-from dctps_jax.training.workdir import identity
+from dctps_jax.runs.checkpoint import Checkpoints, Saved, set_aside
+from dctps_jax.runs.metrics import content_of, read_rows, write_rows
+from dctps_jax.runs.workdir import identity
 
 logger = logging.getLogger("dctps_jax")
 

@@ -16,9 +16,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from dctps_jax.errors import DiskFull, UserError
-from dctps_jax.training.checkpoint_files import CONTENT, DESCRIPTION, Content, describe, encode, read_checkpoint
-from dctps_jax.training.damage import Damaged
-from dctps_jax.training.packing import flatten
+from dctps_jax.runs.checkpoint_files import CONTENT, DESCRIPTION, Content, describe, encode, read_checkpoint
+from dctps_jax.runs.damage import Damaged
+from dctps_jax.runs.packing import flatten
 
 KEPT = {"latest": 2, "best": 1}
 # Part of the names that Orbax gives to checkpoints while it writes them; it removes what a kill left of them.
@@ -47,7 +47,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, run: str = ""):
-        """``run`` is the :func:`~dctps_jax.training.workdir.identity` of the run: checkpoints of another one are refused."""
+        """``run`` is the :func:`~dctps_jax.runs.workdir.identity` of the run: checkpoints of another one are refused."""
         _check_file_handles()
         self.folder, self.run = folder, run
         self._managers: dict[str, ocp.CheckpointManager] = {}

@@ -15,8 +15,8 @@ from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.files import digest_of, read_json, write_whole
-from dctps_jax.training.fields import check_config_fields, check_object, check_results
-from dctps_jax.training.seal import check_seal, is_sealed_as, sealed
+from dctps_jax.runs.fields import check_config_fields, check_object, check_results
+from dctps_jax.runs.seal import check_seal, is_sealed_as, sealed
 
 # The fields that a resumed run may change. A run is known by the other fields (`identity`). A field that joins or
 # leaves these changes the identity of older runs.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dctps_jax.analysis.figures import COLOURS, DASHES, MARKERS, label_of, new_figure, save_figure
+from dctps_jax.reports.figures import COLOURS, DASHES, MARKERS, label_of, new_figure, save_figure
 
 MAX_TICKS = 10
 OFFSETS = {"dct": "DCT offset", "none": "no offset"}

@@ -2,7 +2,7 @@
 
 The field ``digests`` has a SHA-256 for each of:
 
-- ``config``: the fields of the config that a run is known by, see :func:`~dctps_jax.training.workdir.identity`;
+- ``config``: the fields of the config that a run is known by, see :func:`~dctps_jax.runs.workdir.identity`;
 - ``metrics.jsonl``: its rows; ``masks.npz``: its masks. A summary of several seeds has neither;
 - ``results.json``: all of its fields, and the digests above.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dctps_jax.training.packing import unpack
+from dctps_jax.runs.packing import unpack
 
 # A work directory with brackets in its name made Orbax leave the database in its folder of the process.
 ROOTS = ("", "ocdbt.process_0/")

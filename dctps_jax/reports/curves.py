@@ -1,4 +1,4 @@
-"""Draw the validation accuracy of runs by epoch: ``python -m dctps_jax.analysis.curves RUN [RUN …] --output FILE``.
+"""Draw the validation accuracy of runs by epoch: ``python -m dctps_jax.reports.curves RUN [RUN …] --output FILE``.
 
 Runs that differ in nothing but their seed share a line, the mean of those that are so far, and a band from the lowest to the highest. Each method
 has a panel of its own.
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.analysis.figures import COLOURS, DASHES, figure_files, label_of, new_figure, save_figure
-from dctps_jax.analysis.records import Record, Setting, by_setting, differing, method_name, read_run
-from dctps_jax.cli import command
+from dctps_jax.command import command
 from dctps_jax.errors import UserError
+from dctps_jax.reports.figures import COLOURS, DASHES, figure_files, label_of, new_figure, save_figure
+from dctps_jax.reports.records import Record, Setting, by_setting, differing, method_name, read_run
 
 MAX_COLUMNS = 3
 

@@ -3,8 +3,8 @@
 from flax import nnx
 
 from dctps_jax import plan
-from dctps_jax.analysis.aligned import aligned
-from dctps_jax.analysis.works import works_of
+from dctps_jax.accounts.aligned import aligned
+from dctps_jax.accounts.works import works_of
 from dctps_jax.layers import prunable_layers
 
 
