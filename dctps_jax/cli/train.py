@@ -9,7 +9,8 @@ from ml_collections import config_flags
 
 from dctps_jax.cli.experiments import find_experiment
 from dctps_jax.command import command
-from dctps_jax.config import TYPES, unknown_field
+from dctps_jax.config import unknown_field
+from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.training.run import run
 from dctps_jax.training.signals import listen_for_signals
@@ -46,7 +47,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             given, colon, parameter = (value if equals else argv[position + 1]).partition(":")
             file = str(find_experiment("--config", given))
             argv[position : position + (1 if equals else 2)] = [f"--config={file}{colon}{parameter}"]
-        if argument.startswith("-") and name.startswith("config.") and name.removeprefix("config.") not in TYPES:
+        if argument.startswith("-") and name.startswith("config.") and name.removeprefix("config.") not in FIELDS:
             raise UserError(unknown_field(name.removeprefix("config.")))
     try:
         return flags.FLAGS(argv)
@@ -56,7 +57,9 @@ def parse_flags(argv: list[str]) -> list[str]:
         message = str(error).strip()
         override = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
         if override:
-            raise UserError(f"config.{override[1]} is {override[2]!r}; it must be {TYPES[override[1]][1]}") from error
+            raise UserError(
+                f"config.{override[1]} is {override[2]!r}; it must be {FIELDS[override[1]].type_words}"
+            ) from error
         if isinstance(error, flags.Error) and "config file" not in message:
             raise UserError(" ".join(message.split())) from error
         last_line = message.splitlines()[-1] if message else type(error).__name__

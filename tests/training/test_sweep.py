@@ -92,6 +92,13 @@ def test_values_that_mean_the_same_are_one_run():
     assert [run.name for run in runs] == ["model.offset=none,pruning.density=1"]
 
 
+def test_config_without_a_field_is_refused():
+    config = lenet_digits.get_config()
+    del config.model
+    with pytest.raises(UserError, match=r"the config has no field config\.model\.name"):
+        plan_runs(config, {"model.name": ("lenet", "vgg11")})
+
+
 def test_what_is_set_for_all_runs():
     given = ["sweep.py", "--config", "a.py", "--sweep=b.py", "--config.num_epochs", "3", "--noconfig.tensorboard", "--config.data.augment", "--jobs", "2"]  # fmt: skip
     kept = ["--config", "a.py", "--config.num_epochs", "3", "--noconfig.tensorboard", "--config.data.augment"]
