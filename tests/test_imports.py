@@ -8,11 +8,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dctps_jax"
 # A name is a module or a folder of the package.
 GROUPS = [
-    ["errors", "seeds", "target", "compiler", "geometry", "dct", "fusion", "files", "npz", "command"],
+    ["errors", "field", "seeds", "target", "compiler", "geometry", "dct", "fusion", "files", "npz", "command"],
     ["convolution", "factored", "gathered", "rows", "sparse_part", "plan", "execution", "normalization", "kernels"],
     ["layers", "models", "data"],
     ["pruning", "conversion", "torch_compat"],
-    ["config", "defaults"],
+    ["optimizers", "config", "defaults"],
     ["runs", "accounts"],
     ["training"],
     ["export", "reports"],
