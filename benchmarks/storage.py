@@ -13,7 +13,7 @@ from record import describe_run, save
 
 from dctps_jax import models, pruning
 from dctps_jax.accounts.storage import NAMES, Account, storage_account
-from dctps_jax.training.optimizer import make_optimizer
+from dctps_jax.optimizers import make_optimizer
 from dctps_jax.training.state import create_state
 
 

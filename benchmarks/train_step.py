@@ -23,9 +23,9 @@ from record import describe_run, save
 from dctps_jax import models, pruning
 from dctps_jax.compiler import compiler_options
 from dctps_jax.data.batches import Normalization, Split
+from dctps_jax.optimizers import make_optimizer
 from dctps_jax.training import loop
 from dctps_jax.training.memory import keep_freed_memory
-from dctps_jax.training.optimizer import make_optimizer
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import zero_sums
 

@@ -19,10 +19,8 @@ import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
-import predict
-import sweep
-import train
 from benchmarks import tables
+from dctps_jax.cli import predict, sweep, train
 from dctps_jax.config import check_config
 from dctps_jax.defaults import get_config
 from dctps_jax.runs.sweep import plan_runs
@@ -30,6 +28,7 @@ from tests.commands import call
 from tests.documents import PAGES, REPO, blocks, code_spans, commands, links, prose, read
 from tests.training.small_runs import small_run
 
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 LANGUAGES = ("python", "bash", "text", "bibtex")
 # Programs of others, whose arguments are theirs.
 TOOLS = ("ruff", "pyright", "pytest", "mkdocs", "source", ".")
@@ -88,6 +87,8 @@ def do(command, finished_run):
             succeed(importlib.import_module(arguments[1]).main, *arguments[2:])
         else:
             do_script(*arguments, finished_run=finished_run)
+    elif program in PROJECT["scripts"]:
+        do_script(f"{program.removeprefix('dctps-')}.py", *arguments, finished_run=finished_run)
     elif program == "pip":
         check_pip(arguments)
     else:
@@ -100,7 +101,7 @@ def do_script(script, *arguments, finished_run):
             check_config(parse_flags(arguments)[0])
         case ("sweep.py",):
             config, workdir, grid = parse_flags(arguments)
-            assert len(plan_runs(config, sweep.load_sweep(Path(grid)))) > 1
+            assert len(plan_runs(config, sweep.load_sweep(grid))) > 1
             shutil.copytree(finished_run, Path(workdir) / "run", dirs_exist_ok=True)
         case ("predict.py",):
             succeed(predict.main, *arguments)
@@ -135,7 +136,7 @@ def check_arguments(script, arguments):
 
 
 def check_pip(arguments):
-    extras = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = PROJECT["optional-dependencies"]
     for argument in arguments[1:]:
         assert argument in ("-q", "-r", "-e", "requirements.txt") or argument[2:-1] in extras, arguments
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.cli import command
+from dctps_jax.command import command
 from dctps_jax.errors import UserError
 from dctps_jax.reports.figures import COLOURS, DASHES, figure_files, label_of, new_figure, save_figure
 from dctps_jax.reports.records import Record, Setting, by_setting, differing, method_name, read_run

@@ -16,10 +16,10 @@ from flax import nnx
 from dctps_jax import data, models, pruning
 from dctps_jax.data.batches import Normalization, Split, normalization_of
 from dctps_jax.errors import UserError
+from dctps_jax.optimizers import learning_rate_schedule, make_optimizer
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
 from dctps_jax.training import loop
-from dctps_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 
 def make_step_spec(config: Any, dataset: data.Dataset, train: Split) -> loop.StepSpec:

@@ -6,9 +6,9 @@ from flax import nnx
 
 from dctps_jax.accounts.storage import NAMES, file_bytes, num_bytes, storage_account, storage_table
 from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.optimizers import make_optimizer
 from dctps_jax.pruning import apply_masks, prune
 from dctps_jax.training.forms import to_compact
-from dctps_jax.training.optimizer import make_optimizer
 from dctps_jax.training.state import create_state
 
 WEIGHTS, KEPT, LAYERS = 61_510, 615, 5

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dctps_jax.models import create_model
+from dctps_jax.optimizers import make_optimizer
 from dctps_jax.pruning import apply_masks
 from dctps_jax.pruning.dynamic import UpdateSchedule, move_weights
 from dctps_jax.torch_compat import load_state_dict
-from dctps_jax.training.optimizer import make_optimizer
 from dctps_jax.training.state import create_state, supports_by_path
 from dctps_jax.training.step import mask_update_step, train_step
 from tests import reference_data as reference

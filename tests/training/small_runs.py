@@ -7,9 +7,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs import lenet_digits
 from dctps_jax import data
+from dctps_jax.optimizers import make_optimizer
 from dctps_jax.runs.checkpoint_files import read_checkpoint
 from dctps_jax.training import loop
-from dctps_jax.training.optimizer import make_optimizer
 from dctps_jax.training.run import run
 
 NUM_TRAIN = 180  # of 200 images, the other 20 validate
@@ -31,11 +31,7 @@ def small_config(**overrides):
     config.tensorboard = False
     config.execution.keep_memory = False  # a setting of the whole process
     config.data.augment = True
-    for field, value in overrides.items():
-        node, (*path, name) = config, field.split("__")
-        for part in path:
-            node = node[part]
-        node[name] = value
+    config.update_from_flattened_dict({field.replace("__", "."): value for field, value in overrides.items()})
     return config
 
 

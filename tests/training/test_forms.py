@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.optimizers import make_optimizer
 from dctps_jax.pruning import allocate, apply_masks, get_masks, random_masks, random_supports
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
-from dctps_jax.training.optimizer import make_optimizer
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import mask_update_step, train_step
 from tests.native import jit_unoptimised

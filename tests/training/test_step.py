@@ -11,7 +11,7 @@ from flax import nnx
 
 from dctps_jax.data.batches import Normalization, Split
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
-from dctps_jax.training.optimizer import make_optimizer
+from dctps_jax.optimizers import make_optimizer
 from dctps_jax.training.state import create_state, merge
 from dctps_jax.training.step import (
     NO_BAD_STEP,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dctps_jax.training.optimizer import make_optimizer
+from dctps_jax.optimizers import make_optimizer
 from dctps_jax.training.state import create_state, merge
 from dctps_jax.training.step import train_step
 from tests import reference_data as reference

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from dctps_jax.models import create_model
-from dctps_jax.training.optimizer import OPTIMIZERS, learning_rate_schedule, make_optimizer
+from dctps_jax.optimizers import OPTIMIZERS, learning_rate_schedule, make_optimizer
 from tests import reference_data as reference
 
 PARAMS = {"layer": {"kernel": jnp.array([2.0, -1.0]), "alpha": jnp.array(1.5)}, "bn": {"scale": jnp.array([4.0])}}

@@ -6,7 +6,12 @@ from typing import Any
 import jax
 import optax
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
+# Name → the transformations before the learning rate, made of L2 (`decay`) and the config's momentum.
+OPTIMIZERS: dict[str, Callable[[optax.GradientTransformation, float], list[optax.GradientTransformation]]] = {
+    "sgd": lambda decay, momentum: [decay, optax.trace(momentum)],
+    "adam": lambda decay, momentum: [decay, optax.scale_by_adam()],
+    "adamw": lambda decay, momentum: [optax.scale_by_adam(), decay],
+}
 
 # Fixup networks train these parameters at a tenth of the rate (Zhang et al. 2019, section 4).
 FIXUP_SLOWDOWN = 0.1
@@ -15,9 +20,9 @@ FIXUP_SLOWDOWN = 0.1
 def learning_rate_schedule(
     learning_rate: float, milestones: tuple[int, ...], decay_rate: float, steps_per_epoch: int
 ) -> Callable[[Any], Any]:
-    """Return ``step → rate``: multiplied by ``decay_rate`` at the end of each epoch in ``milestones`` (epochs count from 1).
+    """Return ``step → rate``: multiplied by ``decay_rate`` at the end of each epoch in ``milestones``.
 
-    With milestones (120, 160) the first 120 epochs run at the full rate. The original drops an epoch earlier.
+    Epochs count from 1. With milestones (120, 160) the first 120 epochs run at the full rate. The original drops an epoch earlier.
     """
     if not milestones:
         return optax.constant_schedule(learning_rate)
@@ -29,22 +34,15 @@ def learning_rate_schedule(
 def make_optimizer(
     name: str, learning_rate: optax.ScalarOrSchedule, *, momentum: float, weight_decay: float, fixup: bool
 ) -> optax.GradientTransformation:
-    """Return the optimiser ``name``.
+    """Return the optimiser ``name``, a key of :data:`OPTIMIZERS`; ``ValueError`` for another name.
 
     ``sgd``: gradient + L2, momentum without dampening, then the rate. ``adam``: L2 is added to the gradient before the
     moments, as PyTorch's Adam does (not AdamW). ``adamw``: decoupled decay. L2 acts on every trainable parameter, α and
     BatchNorm included. ``fixup`` scales the steps of parameters named bias or scale by 0.1.
     """
-    decay = optax.add_decayed_weights(weight_decay)
-    match name:
-        case "sgd":
-            steps = [decay, optax.trace(momentum)]
-        case "adam":
-            steps = [decay, optax.scale_by_adam()]
-        case "adamw":
-            steps = [optax.scale_by_adam(), decay]
-        case _:
-            raise ValueError(f"there is no optimizer {name!r}; choose one of: {', '.join(OPTIMIZERS)}")
+    if name not in OPTIMIZERS:
+        raise ValueError(f"there is no optimizer {name!r}; choose one of: {', '.join(OPTIMIZERS)}")
+    steps = OPTIMIZERS[name](optax.add_decayed_weights(weight_decay), momentum)
     if fixup:
         steps.append(optax.masked(optax.scale(FIXUP_SLOWDOWN), _is_bias_or_scale))
     return optax.chain(*steps, optax.scale_by_learning_rate(learning_rate))
