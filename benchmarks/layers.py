@@ -1,9 +1,11 @@
-"""Time every way of computing each layer of a network: ``python benchmarks/layers.py resnet50 0.001 --batch_size 32``.
+"""Time each method on each layer of a network: ``python benchmarks/layers.py resnet50 0.001 --batch_size 32``.
 
-For each distinct layer, in turns: the dense layer, and each method that can compute the compact one; beside the compact ones what the plan
-predicts, and which one it picks. The dense layer and the plan's choice are taken apart, too: the forward pass, the gradient of the inputs, and that of
-what is trained, each alone. The last lines add up the layers of the network, and compare the plan's choices with the best ones: its regret. With
-``--save NAME`` the figures are written to benchmarks/results/NAME.json. Needs the package installed, or ``PYTHONPATH=.``.
+For each distinct layer it times, in turns, the layer of a dense network and each method that can compute the compact
+layer. Beside the times of the methods stand the predicted times, and a star marks the method that "auto" chooses. The
+dense layer and the chosen method are taken apart, too: the forward pass, the gradient of the inputs and the gradient of
+what is trained, each alone. The last lines add up the layers of the network and compare the chosen methods with the
+best ones: the regret. With ``--save NAME`` the figures are written to benchmarks/results/NAME.json, which
+``fit_costs.py`` reads. Needs the package installed, or ``PYTHONPATH=.``.
 """
 
 import argparse
@@ -19,23 +21,23 @@ import jax.numpy as jnp
 from flax import nnx
 from record import describe_run, save
 
-from dctps_jax import models, plan, pruning
+from dctps_jax import models, pruning
 from dctps_jax.accounts.plan_table import planned
-from dctps_jax.compiler import compiler_options
-from dctps_jax.convolution import convolve
-from dctps_jax.execution import apply_kernel
+from dctps_jax.ops.compiler import compiler_options
+from dctps_jax.ops.convolution import convolve
+from dctps_jax.ops.cost_model import choose, predicted_seconds
+from dctps_jax.ops.methods import METHODS, apply_kernel, possible_methods
+from dctps_jax.ops.work import Work
 from dctps_jax.training.memory import keep_freed_memory
 
 DENSE_LAYER = "dense layer"
 OPERATIONS = ("forward", "inputs", "trained", "all")
 APART = ("dense_layer", "chosen")
-Program = tuple[plan.Work, str, str]  # a layer, the way of computing it, and which of the operations
+Program = tuple[Work, str, str]  # a layer, the method, and which of the operations
 
 
-def layers_of(
-    network: str, density: float, batch_size: int, num_classes: int, offset: str | None
-) -> Counter[plan.Work]:
-    """Return what the layers of a network have to compute, each with the number of layers that do."""
+def layers_of(network: str, density: float, batch_size: int, num_classes: int, offset: str | None) -> Counter[Work]:
+    """Return what the layers of a network have to compute, and how many layers compute the same."""
     model = models.create_model(
         network, num_classes=num_classes, offset=offset, rngs=nnx.Rngs(0),
         choose_support=lambda shapes: pruning.random_supports(
@@ -45,13 +47,13 @@ def layers_of(
     return Counter(work for _, work, _ in planned(model, (batch_size, 32, 32, 3)))
 
 
-def program_of(work: plan.Work, method: str, operation: str) -> Callable[..., Any]:
-    """Return a compiled function that does one of :data:`OPERATIONS` of a layer, for :func:`arguments_of` it."""
+def program_of(work: Work, method: str, operation: str) -> Callable[..., Any]:
+    """Return a compiled function of one of the :data:`OPERATIONS` of a layer, for what :func:`arguments_of` returns."""
 
     def layer(inputs: Any, trained: Any, support: Any) -> Any:
         if method == DENSE_LAYER:
             return convolve(inputs, trained, work.geometry)
-        return apply_kernel(method, work.geometry, inputs, *trained, support)
+        return apply_kernel(method, work, inputs, *trained, support)
 
     def program(inputs: Any, trained: Any, support: Any, gradient: Any) -> Any:
         outputs, pull = jax.vjp(lambda *arguments: layer(*arguments, support), inputs, trained)
@@ -63,25 +65,28 @@ def program_of(work: plan.Work, method: str, operation: str) -> Callable[..., An
     return jax.jit(program).lower(*shapes).compile(compiler_options())
 
 
-def arguments_of(work: plan.Work, method: str) -> tuple[Any, ...]:
+def arguments_of(work: Work, method: str) -> tuple[Any, ...]:
     """Return random inputs of a layer, what it trains, its support and a gradient of its outputs."""
     keys = jax.random.split(jax.random.key(0), 4)
     shape = work.geometry.kernel_shape
     if method == DENSE_LAYER:
         trained: Any = 0.1 * jax.random.normal(keys[1], shape)
     else:
-        trained = 0.1 * jax.random.normal(keys[1], (work.nnz,)), jnp.float32(1) if work.offset else None
+        trained = 0.1 * jax.random.normal(keys[1], (work.nnz,)), None if work.offset is None else jnp.float32(1)
     support = jnp.sort(jax.random.choice(keys[2], math.prod(shape), (work.nnz,), replace=False))
     outputs = (work.inputs[0], *work.geometry.output_spatial(work.inputs[1:-1]), shape[-1])
     return jax.random.normal(keys[0], work.inputs), trained, support, jax.random.normal(keys[3], outputs)
 
 
-def compile_all(works: Iterable[plan.Work], methods: Sequence[str], apart: bool) -> dict[Program, Callable[..., Any]]:
-    """Return the programs of all layers, compiled side by side: each method as a whole; dense and chosen ones apart, too."""
+def compile_all(works: Iterable[Work], methods: Sequence[str], apart: bool) -> dict[Program, Callable[..., Any]]:
+    """Return the programs of all layers, compiled side by side.
+
+    Each method is compiled as a whole, the dense layer and the chosen method also taken apart.
+    """
     wanted: list[Program] = []
     for work in works:
-        choice = plan.choose("auto", work, jnp.float32)
-        whole = [method for method in plan.possible_methods(work) if method in (*methods, choice)]
+        choice = choose("auto", work, jnp.float32)
+        whole = [method for method in possible_methods(work) if method in (*methods, choice)]
         wanted += [(work, method, "all") for method in (DENSE_LAYER, *whole)]
         taken_apart = (DENSE_LAYER, choice) if apart else ()
         wanted += [(work, method, operation) for method in taken_apart for operation in OPERATIONS[:-1]]
@@ -90,7 +95,10 @@ def compile_all(works: Iterable[plan.Work], methods: Sequence[str], apart: bool)
 
 
 def measure(programs: dict[Program, Callable[..., Any]], repeats: int) -> dict[Program, float]:
-    """Return the least seconds of each program, run in turns: of a CPU's cores, or on the clock of other devices."""
+    """Return the least seconds of each program. They run in turns.
+
+    The seconds of a CPU are the sum over its cores, those of other devices are wall time.
+    """
     arguments = {(work, method): arguments_of(work, method) for work, method, _ in programs}
     best = dict.fromkeys(programs, float("inf"))
     on_cpu = jax.default_backend() == "cpu"
@@ -107,29 +115,26 @@ def measure(programs: dict[Program, Callable[..., Any]], repeats: int) -> dict[P
     return best
 
 
-def figures_of(
-    work: plan.Work, count: int, programs: dict[Program, Callable[..., Any]], repeats: int
-) -> dict[str, Any]:
-    """Return what was measured of a layer, in seconds."""
+def figures_of(work: Work, count: int, programs: dict[Program, Callable[..., Any]], repeats: int) -> dict[str, Any]:
+    """Return what was measured of a layer and what was predicted, in seconds."""
     seconds = {
         (method, operation): best
         for (_, method, operation), best in measure(
             {name: program for name, program in programs.items() if name[0] == work}, repeats
         ).items()
     }
-    choice = plan.choose("auto", work, jnp.float32)
+    choice = choose("auto", work, jnp.float32)
     whole = {method: best for (method, operation), best in seconds.items() if operation == "all"}
     figures = {
         "layers": count,
         "kernel": list(work.geometry.kernel_shape),
-        "stride": max(work.geometry.strides, default=1),
+        "stride": work.geometry.largest_stride,
+        "pads": [list(pair) for pair in work.geometry.pads],
         "inputs": list(work.inputs),
         "nnz": work.nnz,
         "choice": choice,
         "seconds": whole,
-        "predicted_seconds": {
-            method: plan.predicted_seconds(work, method) for method in whole if method != DENSE_LAYER
-        },
+        "predicted_seconds": {method: predicted_seconds(work, method) for method in whole if method != DENSE_LAYER},
     }
     for label, method in ((APART[0], DENSE_LAYER), (APART[1], choice)):
         if (method, "forward") in seconds:
@@ -139,7 +144,7 @@ def figures_of(
 
 def table(layers: list[dict[str, Any]]) -> str:
     """Return the layers' figures as a Markdown table, in milliseconds."""
-    head = ["layers", "kernel", "stride", "inputs", "nnz", DENSE_LAYER, *plan.METHODS, "dense apart", "plan apart"]
+    head = ["layers", "kernel", "stride", "inputs", "nnz", DENSE_LAYER, *METHODS, "dense apart", "chosen apart"]
     rows = []
     for layer in layers:
         methods = [
@@ -147,16 +152,16 @@ def table(layers: list[dict[str, Any]]) -> str:
             + ("*" if method == layer["choice"] else "")
             if method in layer["seconds"]
             else ""
-            for method in plan.METHODS
+            for method in METHODS
         ]
         apart = [
             " + ".join(f"{1e3 * layer[kind][name]:.2f}" for name in OPERATIONS[:-1]) if kind in layer else ""
             for kind in APART
         ]
         shapes = ["×".join(map(str, layer[name])) for name in ("kernel", "inputs")]
-        rows.append(
-            [str(layer["layers"]), shapes[0], str(layer["stride"]), shapes[1], str(layer["nnz"]), f"{1e3 * layer['seconds'][DENSE_LAYER]:.2f}", *methods, *apart]
-        )  # fmt: skip
+        dense = f"{1e3 * layer['seconds'][DENSE_LAYER]:.2f}"
+        shown = [str(layer["layers"]), shapes[0], str(layer["stride"]), shapes[1], str(layer["nnz"]), dense]
+        rows.append([*shown, *methods, *apart])
     lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---:"] * len(head), *rows)]
     return "\n".join(lines)
 
@@ -170,7 +175,7 @@ def totals(layers: list[dict[str, Any]]) -> str:
     lines = []
     for name, kind, whole in (
         ("dense layers", APART[0], lambda layer: layer["seconds"][DENSE_LAYER]),
-        ("as planned", APART[1], lambda layer: layer["seconds"][layer["choice"]]),
+        ("as chosen", APART[1], lambda layer: layer["seconds"][layer["choice"]]),
     ):
         line = f"{name}: {total(whole):.1f} ms"
         if all(kind in layer for layer in layers):
@@ -194,7 +199,7 @@ def main() -> None:
     parser.add_argument("--num_classes", type=int, default=100)
     parser.add_argument("--offset", default="dct")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--methods", nargs="+", default=plan.METHODS, choices=plan.METHODS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--apart", type=int, default=1, help="0: do not take the layers apart")
     parser.add_argument("--save", default="", help="write benchmarks/results/NAME.json")
     arguments = parser.parse_args()
@@ -204,7 +209,7 @@ def main() -> None:
     programs = compile_all(works, arguments.methods, bool(arguments.apart))
     layers = [figures_of(work, count, programs, arguments.repeats) for work, count in works.items()]
     clock = "CPU milliseconds" if jax.default_backend() == "cpu" else "milliseconds"
-    print(f"{clock} of a step, measured (predicted); * the plan's choice; apart: forward + inputs + trained")
+    print(f'{clock} of a step, measured (predicted); * what "auto" chooses; apart: forward + inputs + trained')
     print(table(layers))
     print(totals(layers))
     save(arguments.save, describe_run(arguments) | {"layers": layers})

@@ -21,8 +21,8 @@ from flax import nnx
 from record import describe_run, save
 
 from dctps_jax import models, pruning
-from dctps_jax.compiler import compiler_options
 from dctps_jax.data.batches import Normalization, Split
+from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.optimizers import make_optimizer
 from dctps_jax.training import loop
 from dctps_jax.training.memory import keep_freed_memory

@@ -1,11 +1,11 @@
 """DCT plus Sparse: networks that train with 1 % down to 0.01 % of their weights, in JAX and Flax NNX."""
 
-from dctps_jax.compiler import compiler_options
 from dctps_jax.conversion import convert
 from dctps_jax.errors import UserError
-from dctps_jax.fusion import materialized
 from dctps_jax.kernels import Alpha, FrozenAlpha, Mask, SparseParam, Support
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
+from dctps_jax.ops.compiler import compiler_options
+from dctps_jax.ops.fusion import materialized
 from dctps_jax.pruning.transformation import keep_masked, sparse_optimizer
 
 __version__ = "0.1.0"

@@ -59,6 +59,8 @@ def check_value(name: str, value: Any) -> None:
     field = FIELDS[name]
     if value is None:
         return
+    if value in field.renamed:
+        raise UserError(f"config.{name} is {value!r}; it is now called {field.renamed[value]!r}, give this name")
     if field.choices and value not in field.choices:
         close = difflib.get_close_matches(value, list(field.choices), n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -119,6 +121,17 @@ def _no_weights_to_move(config: Any) -> str | None:
     return None
 
 
+def _old_name_of_method(config: Any) -> str | None:
+    renamed = FIELDS["execution.method"].renamed
+    for pattern, method in config.execution.layer_methods:
+        if method in renamed:
+            return (
+                f"config.execution.layer_methods has {(pattern, method)!r}; {method!r} is now called {renamed[method]!r}, "
+                "give this name"
+            )
+    return None
+
+
 def _options_without_resnet(config: Any) -> str | None:
     width, stable = FIELDS["model.width"].default, FIELDS["model.stable"].default
     if config.model.name not in models.RESNETS and (config.model.width != width or config.model.stable != stable):
@@ -134,6 +147,7 @@ CROSS_CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _moments_incomplete,
     _masks_without_run,
     _no_weights_to_move,
+    _old_name_of_method,
     _options_without_resnet,
 )
 

@@ -9,6 +9,7 @@ from flax import nnx
 
 from dctps_jax.errors import UserError
 from dctps_jax.layers import DCTpSConv, DCTpSLinear, prunable_layers
+from dctps_jax.offsets import Offset
 from dctps_jax.pruning import ALLOCATIONS, allocate, apply_masks, prune, random_supports
 
 SHARED = (
@@ -29,7 +30,7 @@ def convert(
     density: float,
     method: str = "epl",
     exclude: Iterable[str] = (),
-    offset: str | None = "dct",
+    offset: str | Offset | None = "dct",
     form: Literal["compact", "masked"] = "compact",
     key: jax.Array | None = None,
     alpha_init: float = 1.0,
@@ -40,14 +41,15 @@ def convert(
 ) -> nnx.Module:
     """Return a copy of ``model`` in which every ``nnx.Conv`` and ``nnx.Linear`` is a layer with ``K = α·D + M⊙S``.
 
-    ``density`` is that of all converted kernels together, divided among them by ``method``, at random positions from ``key``
-    (``jax.random.key(0)`` if not given), or chosen by a score, whose ``batch`` and other ``options`` are those of
-    :func:`dctps_jax.pruning.prune`. Layers whose dotted path matches a pattern of ``exclude`` stay as they are, e.g.
-    ``("head", "blocks.*.norm")``; so do subclasses and other layers with kernels, as ``nnx.LinearGeneral``. With the offset S starts
-    at zero; with ``offset=None`` at the kept weights of the model. Biases are kept. A layer that occurs twice stays one.
+    ``density`` is that of all converted kernels together, divided among them by ``method``, at random positions from
+    ``key`` (``jax.random.key(0)`` if not given), or chosen by a score, whose ``batch`` and other ``options`` are those
+    of :func:`dctps_jax.pruning.prune`. Layers whose dotted path matches a pattern of ``exclude`` stay as they are, e.g.
+    ``("head", "blocks.*.norm")``; so do subclasses and other layers with kernels, as ``nnx.LinearGeneral``. With an
+    offset S starts at zero; with ``offset=None`` at the kept weights of the model. Biases are kept. A layer that occurs
+    twice stays one.
 
-    Raises :class:`~dctps_jax.errors.UserError` where there is nothing to convert, for a pattern that matches no layer, and for
-    layers that have a mask or are stacked by ``nnx.vmap``; besides those of ``prune``.
+    Raises :class:`~dctps_jax.errors.UserError` where there is nothing to convert, for a pattern that matches no layer,
+    and for layers that have a mask or are stacked by ``nnx.vmap``; besides those of ``prune``.
     """
     key = jax.random.key(0) if key is None else key
     copy: Any = nnx.clone(model)

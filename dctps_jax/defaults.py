@@ -15,10 +15,11 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from dctps_jax import data, models, plan, pruning
+from dctps_jax import data, models, pruning
 from dctps_jax.data.dataset import MAX_PIXELS
 from dctps_jax.field import Allowed, Field, at_least
-from dctps_jax.kernels import OFFSETS
+from dctps_jax.offsets import OFFSETS
+from dctps_jax.ops import cost_model
 from dctps_jax.optimizers import OPTIMIZERS
 from dctps_jax.pruning import dynamic, schedules, scores
 
@@ -88,7 +89,7 @@ FIELDS: dict[str, Field] = {
     "model.offset": Field(
         "dct",
         "The fixed matrix D in the kernels K = α·D + M⊙S; None: kernels are K = M⊙S.",
-        choices=tuple(filter(None, OFFSETS)),
+        choices=OFFSETS,
         optional=True,
     ),
     "model.alpha_trainable": Field(True, "Train the α of each layer; False: it stays at its initial value."),
@@ -200,15 +201,16 @@ FIELDS: dict[str, Field] = {
     "execution.method": Field(
         "auto",
         "How compact layers are computed; `auto`: by predicted time.",
-        choices=plan.SETTINGS,
+        choices=cost_model.SETTINGS,
+        renamed=cost_model.RENAMED,
         resume=True,
     ),
     "execution.layer_methods": Field(
         (),
         "How single compact layers are computed.",
         allowed=Allowed(
-            lambda pairs: are_pairs(pairs, lambda method: method in plan.SETTINGS),
-            f"(pattern, method) pairs with a method of: {', '.join(plan.SETTINGS)}, e.g. (('layer1.*', 'dense'),)",
+            lambda pairs: are_pairs(pairs, lambda method: method in (*cost_model.SETTINGS, *cost_model.RENAMED)),
+            f"(pattern, method) pairs with a method of: {', '.join(cost_model.SETTINGS)}, e.g. (('layer1.*', 'on_support'),)",
         ),
         resume=True,
     ),

@@ -34,11 +34,12 @@ from dctps_jax.files import check_target, is_printable, parse_json, write_whole
 from dctps_jax.kernels import Mask, Support
 from dctps_jax.layers import prunable_layers
 from dctps_jax.npz import first_line
+from dctps_jax.ops.methods import AUTODIFF
+from dctps_jax.ops.target import portable
 from dctps_jax.runs.checkpoint import read_arrays
 from dctps_jax.runs.fields import check_data, check_object
 from dctps_jax.runs.packing import digest, flatten
 from dctps_jax.runs.workdir import identity, read_config, read_results
-from dctps_jax.target import portable
 from dctps_jax.training.setup import build_model
 
 FORMAT, FORMAT_VERSION = "dctps_jax", 2
@@ -172,7 +173,7 @@ def export_stablehlo(file: Path | str, output: Path) -> None:
     check_target("--stablehlo", output)
     description, model = read_exported(file)
     for layer in prunable_layers(model).values():
-        layer.method = "plain"
+        layer.method = AUTODIFF.name
     graph, state = nnx.split(model)
 
     @jax.jit

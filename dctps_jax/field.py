@@ -1,7 +1,7 @@
 """How a field of the config is declared, and how fields are read by dotted name."""
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 # The type of a default → the types that the field takes, and their name in a message.
@@ -28,6 +28,7 @@ class Field:
     - ``default``: the default value. Its type is the type of the field.
     - ``help``: what the field does, in one line.
     - ``choices``: the names that the field takes, usually the keys of a registry.
+    - ``renamed``: names of earlier versions, each with its present name.
     - ``allowed``: which values the field takes, where it has no list of names.
     - ``optional``: the field takes None, too.
     - ``resume``: a resumed run may change the field: it does not change the results, or changes them by rounding only.
@@ -36,6 +37,7 @@ class Field:
     default: Any
     help: str
     choices: Collection[str] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
     allowed: Allowed | None = None
     optional: bool = False
     resume: bool = False

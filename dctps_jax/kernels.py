@@ -1,8 +1,8 @@
 """The kernel of a layer, ``K = α·D + S``: what is trained of it, in which form it is stored, and the sum.
 
 The sparse part S is stored *masked*, as a dense array beside a boolean mask, or *compact*, as its trained values beside
-their positions. Both are the same function of the trained weights, with the same gradients; a compact layer has no
-array of its kernel's size. What a number is, its variable type says:
+their positions. Both are the same function of the trained weights, with the same gradients. A compact layer has no
+array of its kernel's size. The type of a variable says what its numbers are:
 
 ====================  =======================================================================
 ``SparseParam``       S, trainable, an ``nnx.Param``: of the kernel's shape, or compact ``[nnz]``
@@ -13,7 +13,7 @@ array of its kernel's size. What a number is, its variable type says:
 ====================  =======================================================================
 
 A layer without mask and support trains all weights. D is no state: it follows from the kernel's shape
-(:mod:`dctps_jax.dct`).
+(:mod:`dctps_jax.offsets`).
 """
 
 import math
@@ -25,18 +25,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dctps_jax import dct, plan
-from dctps_jax.convolution import convolve
 from dctps_jax.errors import UserError
-from dctps_jax.execution import apply_kernel
-from dctps_jax.geometry import Geometry
-from dctps_jax.sparse_part import add_at
-
-OFFSETS = (None, "dct")
+from dctps_jax.offsets import Offset, find_offset
+from dctps_jax.ops.convolution import convolve
+from dctps_jax.ops.cost_model import choose
+from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.methods import apply_kernel
+from dctps_jax.ops.sparse_part import add_at
+from dctps_jax.ops.work import Work
 
 
 class SparseParam(nnx.Param):
-    """The trainable part S of a kernel; its gradient is exactly zero where a weight is not trained."""
+    """The trainable part S of a kernel. Its gradient is exactly zero where a weight is not trained."""
 
 
 class Mask(nnx.Variable):
@@ -44,7 +44,7 @@ class Mask(nnx.Variable):
 
 
 class Support(nnx.Variable):
-    """The positions of the trained weights in the flattened kernel, int32, ascending; S then holds their values only."""
+    """The ascending positions of the trained weights in the flattened kernel, int32. S then holds only their values."""
 
 
 class Alpha(nnx.Param):
@@ -56,17 +56,17 @@ class FrozenAlpha(nnx.Variable):
 
 
 class KernelLayer(nnx.Module):
-    """What convolution and linear layer share: the parameters of ``K = α·D + S``, their two forms, and their sum.
+    """What a convolution and a linear layer share: the parameters of ``K = α·D + S``, their two forms, and their sum.
 
-    ``method`` says how a compact layer is computed: "auto" leaves it to :mod:`dctps_jax.plan`, or one of
-    :mod:`dctps_jax.execution`.
+    ``method`` says how a compact layer is computed. It is a name in :data:`dctps_jax.ops.methods.METHODS`, or "auto"
+    for the one that :mod:`dctps_jax.ops.cost_model` chooses.
     """
 
     def _init_parameters(
         self,
         kernel_shape: tuple[int, ...],
         *,
-        offset: str | None,
+        offset: str | Offset | None,
         alpha_init: float,
         alpha_trainable: bool,
         mask: jax.Array | None,
@@ -79,8 +79,6 @@ class KernelLayer(nnx.Module):
         kernel_metadata: Mapping[str, Any],
         bias_metadata: Mapping[str, Any],
     ) -> None:
-        if offset not in OFFSETS:
-            raise UserError(f'offset is {offset!r}; it must be None or "dct"')
         if min(kernel_shape) < 1:
             raise UserError(f"a kernel of shape {kernel_shape} is empty; every size must be at least 1")
         if isinstance(support, str) and support != "later":
@@ -88,17 +86,17 @@ class KernelLayer(nnx.Module):
         if mask is not None and support is not None:
             raise UserError("both mask and support are given; a layer takes one of them")
         self.kernel_shape = kernel_shape
-        self.offset = offset
+        self.offset = find_offset(offset)
         self.method = "auto"
         self.mask: Mask | None = nnx.data(None)
         self.support: Support | None = nnx.data(None)
-        init = nnx.initializers.zeros if offset else kernel_init
+        init = kernel_init if self.offset is None else nnx.initializers.zeros
         initial = InitialKernel(init, rngs.params(), kernel_shape, param_dtype)
         self.initial = None if support is None else initial
         nothing = jnp.zeros((0,), param_dtype)
         self.kernel = SparseParam(initial.dense() if support is None else nothing, **kernel_metadata)
         self.alpha: nnx.Variable | None = nnx.data(None)
-        if offset:
+        if self.offset is not None:
             alpha_type = Alpha if alpha_trainable else FrozenAlpha
             # jnp.array makes a buffer of its own for each layer: donation refuses a buffer that occurs twice.
             self.alpha = nnx.data(alpha_type(jnp.array(alpha_init, param_dtype)))
@@ -112,9 +110,9 @@ class KernelLayer(nnx.Module):
         self.use_bias = use_bias
 
     def set_mask(self, mask: jax.Array | np.ndarray) -> None:
-        """Train only the weights where ``mask`` (boolean, of the kernel's shape) is True; the others become zero.
+        """Train only the weights where ``mask`` (boolean, of the kernel's shape) is True. The others become zero.
 
-        The layer is masked from then on, whatever it was.
+        The layer is then masked, whatever it was before.
         """
         mask = jnp.asarray(mask)
         if mask.shape != self.kernel_shape:
@@ -125,9 +123,9 @@ class KernelLayer(nnx.Module):
         self.mask = nnx.data(Mask(mask))
 
     def set_support(self, positions: jax.Array | np.ndarray) -> None:
-        """Train only the weights at ``positions`` of the flattened kernel, ascending; keep their values only.
+        """Train only the weights at the ascending ``positions`` of the flattened kernel. Keep only their values.
 
-        The layer is compact from then on, whatever it was.
+        The layer is then compact, whatever it was before.
         """
         positions = np.asarray(positions)
         size = math.prod(self.kernel_shape)
@@ -144,7 +142,7 @@ class KernelLayer(nnx.Module):
         self.support = nnx.data(Support(support))
 
     def set_dense(self) -> None:
-        """Train all weights, from where they stand."""
+        """Train all weights, starting from their present values."""
         self.kernel.set_value(self.sparse_kernel())
         self.mask, self.support, self.initial = nnx.data(None), nnx.data(None), None
 
@@ -161,37 +159,35 @@ class KernelLayer(nnx.Module):
             return jnp.where(self.mask[...], kernel, 0)
         return kernel
 
-    def offset_kernel(self) -> jax.Array:
-        """Return D in the kernel's shape and dtype, whether or not the layer adds it."""
-        return dct.offset_kernel(self.kernel_shape, self.kernel[...].dtype)
-
     def scaled_offset(self) -> jax.Array | float:
         """Return α·D, or 0 for a layer without offset."""
-        if self.alpha is None:
+        if self.offset is None or self.alpha is None:
             return 0.0
-        return self.alpha[...].astype(self.kernel[...].dtype) * self.offset_kernel()
+        dtype = self.kernel[...].dtype
+        return self.alpha[...].astype(dtype) * self.offset.kernel(self.kernel_shape, dtype)
 
     def effective_kernel(self) -> jax.Array:
         """Return ``K = α·D + S``, the kernel that the layer applies, in the dtype of its parameters."""
         if self.initial is not None:
             raise UserError('the layer was built with support="later"; call set_support or set_mask before it is used')
-        return self.sparse_kernel() + self.scaled_offset() if self.offset else self.sparse_kernel()
+        return self.sparse_kernel() if self.offset is None else self.sparse_kernel() + self.scaled_offset()
 
     def _apply(self, inputs: jax.Array, geometry: Geometry) -> jax.Array:
-        """Return the convolution of ``inputs [batch, *spatial, in]``, a compact layer's by the method that is planned."""
+        """Return the convolution of ``inputs [batch, *spatial, in]``, of a compact layer by its method."""
         if self.support is None:
             return convolve(inputs, self.effective_kernel().astype(inputs.dtype), geometry)
-        method = plan.choose(self.method, self.work(inputs, geometry), inputs.dtype)
+        work = self.work(inputs, geometry)
+        method = choose(self.method, work, inputs.dtype)
         alpha = None if self.alpha is None else self.alpha[...]
-        return apply_kernel(method, geometry, inputs, self.kernel[...], alpha, self.support[...])
+        return apply_kernel(method, work, inputs, self.kernel[...], alpha, self.support[...])
 
-    def work(self, inputs: jax.Array, geometry: Geometry) -> plan.Work:
+    def work(self, inputs: jax.Array, geometry: Geometry) -> Work:
         """Return what a compact layer has to compute."""
-        return plan.Work(geometry, inputs.shape, self.kernel[...].size, self.alpha is not None)
+        return Work(geometry, inputs.shape, self.kernel[...].size, self.offset)
 
 
 class InitialKernel:
-    """A kernel as it starts, made only where it is needed."""
+    """The initial kernel of a layer, made only where it is needed."""
 
     def __init__(self, init: nnx.Initializer, key: jax.Array, shape: tuple[int, ...], dtype: Any):
         self.init, self.key, self.shape, self.dtype = init, key, shape, dtype
@@ -200,7 +196,7 @@ class InitialKernel:
         return self.init(self.key, self.shape, self.dtype)
 
     def at(self, positions: jax.Array) -> jax.Array:
-        """Return the initial weights at ``positions``; the whole kernel exists for that moment at most."""
+        """Return the initial weights at ``positions``. The whole kernel exists only for that moment, if at all."""
         if self.init is nnx.initializers.zeros:
             return jnp.zeros(positions.shape, self.dtype)
         return self.dense().ravel()[positions]

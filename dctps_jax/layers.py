@@ -1,7 +1,7 @@
 """DCT plus Sparse layers: ``K = α·D + S``, and the same layers without offset, ``K = S``.
 
-``DCTpSConv`` and ``DCTpSLinear`` take the arguments of ``nnx.Conv`` and ``nnx.Linear`` and stand in for them. Their kernels
-are described in :mod:`dctps_jax.kernels`.
+``DCTpSConv`` and ``DCTpSLinear`` take the arguments of ``nnx.Conv`` and ``nnx.Linear`` and stand in for them. Their
+kernels are described in :mod:`dctps_jax.kernels`.
 """
 
 import math
@@ -16,8 +16,9 @@ from flax.nnx.nn import dtypes
 from jax import lax
 
 from dctps_jax.errors import UserError
-from dctps_jax.geometry import Geometry
 from dctps_jax.kernels import KernelLayer
+from dctps_jax.offsets import Offset
+from dctps_jax.ops.geometry import Geometry
 
 DEFAULT_KERNEL_INIT = nnx.initializers.lecun_normal()  # that of nnx.Conv and nnx.Linear
 
@@ -26,16 +27,18 @@ class DCTpSConv(KernelLayer):
     """Convolve channels-last inputs with ``K = α·D + S``; a drop-in for ``nnx.Conv``.
 
     All arguments of ``nnx.Conv`` are there under their names and mean the same: ``kernel_size`` (an int is one spatial
-    dimension), ``strides``, ``padding`` ("SAME", "VALID", "CIRCULAR", "REFLECT", "CAUSAL", an int, or a sequence of ints
-    or pairs), dilations, ``feature_group_count``, ``use_bias``, ``mask``, dtypes, ``precision``, initialisers. The kernel
-    has shape ``(*kernel_size, in_features // feature_group_count, out_features)``. Besides:
+    dimension), ``strides``, ``padding`` ("SAME", "VALID", "CIRCULAR", "REFLECT", "CAUSAL", an int, or a sequence of
+    ints or pairs), dilations, ``feature_group_count``, ``use_bias``, ``mask``, dtypes, ``precision``, initialisers. The
+    kernel has shape ``(*kernel_size, in_features // feature_group_count, out_features)``. Besides:
 
-    - ``offset``: "dct" adds α·D (one summed kernel, one convolution); None leaves an ordinary, maskable convolution.
+    - ``offset``: a name in :data:`dctps_jax.offsets.OFFSETS` or an :class:`~dctps_jax.offsets.Offset` of your own adds
+      α·D (one summed kernel, one convolution); None gives an ordinary convolution that can be masked.
     - ``alpha_init``, ``alpha_trainable``: the initial α, and whether it is trained.
     - ``kernel_init`` initialises S where there is no offset; with one, S starts at zero.
     - ``mask``: boolean, of the kernel's shape, True where a weight is trained.
-    - ``support``: instead, the ascending positions of the trained weights in the flattened kernel: only their values are
-      stored. "later" leaves the kernel unmade until ``set_support`` says them. With neither all weights are trained.
+    - ``support``: instead, the ascending positions of the trained weights in the flattened kernel: only their values
+      are stored. "later" leaves the kernel unmade until ``set_support`` says them. With neither all weights are
+      trained.
 
     Raises :class:`~dctps_jax.errors.UserError` for an unknown offset, features that the groups do not divide, or a mask
     of another shape.
@@ -63,7 +66,7 @@ class DCTpSConv(KernelLayer):
         conv_general_dilated: Any = lax.conv_general_dilated,
         promote_dtype: Any = dtypes.promote_dtype,
         preferred_element_type: Any = None,
-        offset: str | None = "dct",
+        offset: str | Offset | None = "dct",
         alpha_init: float = 1.0,
         alpha_trainable: bool = True,
         rngs: nnx.Rngs,
@@ -108,11 +111,11 @@ class DCTpSConv(KernelLayer):
         )
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """Return the convolution of ``inputs [*batch, *spatial, in_features]``; the batch may be absent or of any rank."""
+        """Return the convolution of ``inputs [*batch, *spatial, in_features]``, with any number of batch axes."""
         batch_shape = inputs.shape[: inputs.ndim - len(self.kernel_size) - 1]
         inputs = inputs.reshape(math.prod(batch_shape), *inputs.shape[len(batch_shape) :])
         bias = None if self.bias is None else self.bias[...]
-        # Stands in for the kernel, which not every method makes.
+        # The values determine the common dtype in place of the kernel, which not every method builds.
         inputs, values, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
         inputs, padding = self._pad(inputs)
         geometry = self._geometry(inputs, padding) if out_sharding is None else None
@@ -127,7 +130,7 @@ class DCTpSConv(KernelLayer):
         return outputs.reshape(*batch_shape, *outputs.shape[1:])
 
     def _geometry(self, inputs: jax.Array, padding: Any) -> Geometry | None:
-        """Return the convolution as the methods know it, or None if something is asked that only the native one does."""
+        """Return the geometry for the methods, or None if only the native convolution can do what is asked."""
         dilated = max(*self.input_dilation, *self.kernel_dilation) > 1
         own = (
             self.conv_general_dilated is not lax.conv_general_dilated or self.promote_dtype is not dtypes.promote_dtype
@@ -159,7 +162,7 @@ class DCTpSConv(KernelLayer):
         )
 
     def _pad(self, inputs: jax.Array) -> tuple[jax.Array, str | tuple[tuple[int, int], ...]]:
-        """Pad here for the modes that ``lax`` does not know; return the inputs and the padding left to ``lax``."""
+        """Pad for the modes that ``lax`` does not know. Return the inputs and the padding that is left to ``lax``."""
         if self.padding not in ("CIRCULAR", "REFLECT", "CAUSAL"):
             return inputs, self.padding
         extents = [(size - 1) * dilation for size, dilation in zip(self.kernel_size, self.kernel_dilation, strict=True)]
@@ -173,7 +176,8 @@ class DCTpSLinear(KernelLayer):
     """Multiply the last axis by ``K = α·D + S``; a drop-in for ``nnx.Linear``.
 
     All arguments of ``nnx.Linear`` are there under their names; ``offset``, ``alpha_init``, ``alpha_trainable``,
-    ``kernel_init``, ``mask`` and ``support`` as in :class:`DCTpSConv`. The kernel has shape ``(in_features, out_features)``.
+    ``kernel_init``, ``mask`` and ``support`` as in :class:`DCTpSConv`. The kernel has shape
+    ``(in_features, out_features)``.
     """
 
     def __init__(
@@ -192,7 +196,7 @@ class DCTpSLinear(KernelLayer):
         dot_general: Any = lax.dot_general,
         promote_dtype: Any = dtypes.promote_dtype,
         preferred_element_type: Any = None,
-        offset: str | None = "dct",
+        offset: str | Offset | None = "dct",
         alpha_init: float = 1.0,
         alpha_trainable: bool = True,
         rngs: nnx.Rngs,
@@ -250,7 +254,7 @@ class DCTpSLinear(KernelLayer):
 
 
 class ResidualSum(nnx.Module):
-    """Add a residual branch to its shortcut; a module, so that a copy of the network can put another in its place."""
+    """Add a residual branch to its shortcut. It is a module so that a copy of the network can replace it."""
 
     def __call__(self, branch: jax.Array, shortcut: jax.Array) -> jax.Array:
         return branch + shortcut
@@ -285,9 +289,9 @@ def _canonical_padding(padding: Any, rank: int) -> str | tuple[tuple[int, int], 
 def prunable_layers(model: nnx.Module) -> dict[str, DCTpSConv | DCTpSLinear]:
     """Return the prunable layers of ``model`` by dotted path, e.g. ``"layer1.0.conv1"``, in order of definition.
 
-    A layer that occurs in several places goes by the first of them.
-    ``nnx.merge`` sorts attributes by name, so the order of definition is lost there; a model that carries it as a static
-    ``layer_order`` (as :func:`dctps_jax.models.create_model` sets it) keeps it.
+    A layer that occurs in several places goes by the first of them. ``nnx.merge`` sorts attributes by name, so the
+    order of definition is lost there; a model that carries it as a static ``layer_order`` (as
+    :func:`dctps_jax.models.create_model` sets it) keeps it.
     """
     layers = dict(_layers_below(model, ()))
     first = {id(layer): path for path, layer in reversed(layers.items())}

@@ -1,7 +1,9 @@
 """The original PyTorch code's checkpoints, in and out: its names, its layouts (OIHW kernels, transposed matrices)."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -9,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dctps_jax import dct
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.npz import first_line, read_npz, write_npz
+from dctps_jax.offsets import OFFSETS, Offset
 from dctps_jax.pruning.masks import mask_of_layer
 
 BATCH_NORM_NAMES = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -50,11 +52,11 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> 
 
     Names and layouts are the original's: ``layer1.0.conv1.weight`` OIHW without offset, ``layer1.0.conv1.conv.weight``,
     ``.scaling`` (α) and, optionally, ``.dct.weight`` (D, only compared) with one; BatchNorm's ``weight``, ``bias``,
-    ``running_mean``, ``running_var`` (``num_batches_tracked`` is ignored). Values keep the wider of their own float type
-    and the model's. Where the model has masks the loaded kernels must be zero outside them.
+    ``running_mean``, ``running_var`` (``num_batches_tracked`` is ignored). Values keep the wider of their own float
+    type and the model's. Where the model has masks the loaded kernels must be zero outside them.
 
-    Raises :class:`~dctps_jax.errors.UserError` that lists every missing, unknown and misshapen entry, before anything in
-    the model is changed.
+    Raises :class:`~dctps_jax.errors.UserError` that lists every missing, unknown and misshapen entry, before anything
+    in the model is changed, and for a model with an offset that the original does not have.
     """
     entries = list(_entries(model))
     offsets = dict(_offsets(model))
@@ -88,17 +90,21 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> 
 
 
 def to_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
-    """Return the model's numbers under the original's names and in its layouts; :func:`load_state_dict` reads them back.
+    """Return the model's numbers under the original's names and in its layouts.
+
+    :func:`load_state_dict` reads them back.
 
     The offsets are left in (``….dct.weight``, float32), as the original's own checkpoints hold them. Pruned weights are
     zeros; ``num_batches_tracked`` is left out, which PyTorch allows.
+
+    Raises :class:`~dctps_jax.errors.UserError` for a model with an offset that the original does not have.
     """
     state_dict = {entry.torch_name: entry.to_torch(entry.read()) for entry in _entries(model)}
     return state_dict | {name: offset() for name, offset in _offsets(model)}
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """Read a state dict from an ``.npz`` file, or from a ``.pt``, ``.pth`` or ``.model`` file where PyTorch is installed.
+    """Read a state dict from an ``.npz`` file, or with PyTorch from a ``.pt``, ``.pth`` or ``.model`` file.
 
     Raises :class:`~dctps_jax.errors.UserError` where the file is missing, damaged or no state dict.
     """
@@ -157,12 +163,20 @@ def _entries(model: nnx.Module) -> Iterator[_Entry]:
 def _offsets(model: nnx.Module):
     """Yield the name of every stored offset with a function that makes it, so that few exist at a time."""
     for path, node in _modules(model):
-        if isinstance(node, DCTpSConv | DCTpSLinear) and node.offset:
-            yield f"{path}.dct.weight", lambda node=node: _torch_offset(node)
+        if isinstance(node, DCTpSConv | DCTpSLinear) and node.offset is not None:
+            if node.offset.torch_name is None:
+                known = " or ".join(repr(offset.name) for offset in OFFSETS.values() if offset.torch_name is not None)
+                raise UserError(
+                    f"{path} has the offset {node.offset.name!r}; the original's checkpoints are for networks with the "
+                    f"offset {known} or without one"
+                )
+            yield f"{path}.{node.offset.torch_name}.weight", partial(_torch_offset, node, node.offset)
 
 
-def _torch_offset(layer: DCTpSConv | DCTpSLinear) -> np.ndarray:
-    return np.transpose(dct.conv_kernel(layer.kernel_shape).astype(np.float32), np.argsort(_axes(layer)))
+def _torch_offset(layer: DCTpSConv | DCTpSLinear, offset: Offset) -> np.ndarray:
+    shape = layer.kernel_shape
+    kernel = offset.matrix(math.prod(shape[:-1]), shape[-1]).astype(np.float32).reshape(shape)
+    return np.transpose(kernel, np.argsort(_axes(layer)))
 
 
 def _same(array: np.ndarray, expected: np.ndarray) -> bool:
@@ -182,7 +196,7 @@ def _modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
 
 def _inner_name(path: str, layer: DCTpSConv | DCTpSLinear) -> str:
     """The original wraps an ordinary layer in each DCT layer, under one of two names."""
-    if not layer.offset:
+    if layer.offset is None:
         return path
     return f"{path}.conv" if isinstance(layer, DCTpSConv) else f"{path}.linear"
 

@@ -1,6 +1,7 @@
 """Settings that hold for every test: eight fake CPU devices, strict rank promotion, programs compiled once for all tests
 and the processes that they start, and quickly. And D as the original holds it."""
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -20,7 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dctps_jax import dct, models
+from dctps_jax import models
+from dctps_jax.offsets import OFFSETS
+from dctps_jax.offsets.dct import conv_kernel
 from tests import small_networks
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -42,12 +45,9 @@ def small_families():
 
 @pytest.fixture
 def original_offset(monkeypatch):
-    """The original rounds D to float32 in every precision; ours is exact.
+    """The original rounds D to float32 in every precision; ours is exact. Networks must be built within the test."""
 
-    What was traced before keeps the offset it was traced with: jit within the test.
-    """
+    def rounded(shape, dtype):
+        return jnp.asarray(conv_kernel(shape).astype(np.float32), dtype)
 
-    def rounded(shape, dtype=jnp.float32):
-        return jnp.asarray(dct.conv_kernel(shape).astype(np.float32), dtype)
-
-    monkeypatch.setattr(dct, "offset_kernel", rounded)
+    monkeypatch.setitem(OFFSETS, "dct", dataclasses.replace(OFFSETS["dct"], kernel=rounded))

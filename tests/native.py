@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from dctps_jax.compiler import are_known
+from dctps_jax.ops.compiler import are_known
 
 # Most of a small test is the compiler's time, which these options halve twice.
 FAST_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}

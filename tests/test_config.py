@@ -13,6 +13,7 @@ from dctps_jax import defaults
 from dctps_jax.config import check_config, resolve, unknown_field
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
+from dctps_jax.ops import cost_model
 
 CHOICES = [(name, field.choices) for name, field in FIELDS.items() if field.choices and not field.optional]
 RANGES = [(name, field.allowed) for name, field in FIELDS.items() if field.allowed and field.default != ()]
@@ -98,14 +99,28 @@ def test_close_names_are_suggested():
     assert "did you mean 'resnet50'?" in message_of(config_with(model__name="resnet_50"))
     assert "did you mean 'erk'?" in message_of(config_with(pruning__method="ekr"))
     assert "'dct'" in message_of(config_with(model__offset="dtc"))
+    assert "did you mean 'per_weight'?" in message_of(config_with(execution__method="per_weights"))
 
 
-@pytest.mark.parametrize("pairs", [(("a",),), (("a", "fast"),), ("dense",), ((1, "dense"),)])
+@pytest.mark.parametrize("pairs", [(("a",),), (("a", "fast"),), ("on_support",), ((1, "on_support"),)])
 def test_layer_methods(pairs):
     message = message_of(config_with(execution__layer_methods=pairs))
     assert (
-        "config.execution.layer_methods" in message and "plain, dense, dense_rows, factored, factored_rows" in message
+        "config.execution.layer_methods" in message
+        and "autodiff, on_support, on_support_rows, per_weight, per_weight_rows" in message
     )
+
+
+@pytest.mark.parametrize(("old", "name"), cost_model.RENAMED.items())
+def test_old_names_of_methods_are_answered_with_the_present_ones(old, name):
+    sentence = f"{old!r}; it is now called {name!r}, give this name"
+    assert message_of(config_with(execution__method=old)) == f"config.execution.method is {sentence}"
+    pairs = (("conv*", "auto"), ("fc*", old))
+    message = message_of(config_with(execution__layer_methods=pairs))
+    assert message == (
+        f"config.execution.layer_methods has ('fc*', {old!r}); {old!r} is now called {name!r}, give this name"
+    )
+    check_config(config_with(execution__method=name, execution__layer_methods=(("fc*", name),)))
 
 
 @pytest.mark.parametrize("milestones", [(0, 1), (5, 3), (3, 3), (1.5,), ("a",), (-1,)])

@@ -20,7 +20,7 @@ from absl.testing import flagsaver
 from PIL import Image
 
 from benchmarks import tables
-from dctps_jax.cli import predict, sweep, train
+from dctps_jax.cli import sweep, train
 from dctps_jax.config import check_config
 from dctps_jax.defaults import get_config
 from dctps_jax.runs.sweep import plan_runs
@@ -78,39 +78,38 @@ def do(command, finished_run):
     """Run a command of a page, or check that it could be run."""
     program, *arguments = command
     program = program.removeprefix(".venv/bin/")
-    if program in ("python", "python3"):
-        if arguments[:2] == ["-m", "venv"]:
-            return
-        if arguments[0] == "-m":
-            for run in re.findall(r"runs/\w+", " ".join(arguments)):
-                shutil.copytree(finished_run, run, dirs_exist_ok=True)
-            succeed(importlib.import_module(arguments[1]).main, *arguments[2:])
-        else:
-            do_script(*arguments, finished_run=finished_run)
-    elif program in PROJECT["scripts"]:
-        do_script(f"{program.removeprefix('dctps-')}.py", *arguments, finished_run=finished_run)
-    elif program == "pip":
-        check_pip(arguments)
-    else:
-        assert program in TOOLS, f"nobody knows how to check {command}"
+    match program, *arguments:
+        case "python3", "-m", "venv", _:
+            pass
+        case "python", "-m", module, *arguments:
+            do_program(module, arguments, finished_run)
+        case "python", "train.py" | "sweep.py" | "predict.py" as script, *arguments:
+            do_program(f"dctps_jax.cli.{script.removesuffix('.py')}", arguments, finished_run)
+        case "python", script if script.startswith("examples/"):
+            assert (REPO / script).is_file()  # tests/test_examples.py runs them
+        case "python", script, *arguments if script.startswith("benchmarks/"):
+            check_arguments(script, arguments)
+        case "pip", "install", *arguments:
+            check_installation(arguments)
+        case _ if program in PROJECT["scripts"]:
+            do_program(PROJECT["scripts"][program].removesuffix(":main"), arguments, finished_run)
+        case _:
+            assert program in TOOLS, f"nobody knows how to check {command}"
 
 
-def do_script(script, *arguments, finished_run):
-    match Path(script).parts:
-        case ("train.py",):
+def do_program(module, arguments, finished_run):
+    """Check what trains; run the others, with the finished run wherever they expect one."""
+    for run in re.findall(r"runs/\w+", " ".join(arguments)):
+        shutil.copytree(finished_run, run, dirs_exist_ok=True)
+    match module.rpartition(".")[2]:
+        case "train":
             check_config(parse_flags(arguments)[0])
-        case ("sweep.py",):
+        case "sweep":
             config, workdir, grid = parse_flags(arguments)
             assert len(plan_runs(config, sweep.load_sweep(grid))) > 1
             shutil.copytree(finished_run, Path(workdir) / "run", dirs_exist_ok=True)
-        case ("predict.py",):
-            succeed(predict.main, *arguments)
-        case ("examples", _):
-            assert (REPO / script).is_file() and not arguments  # tests/test_examples.py runs them
-        case ("benchmarks", _):
-            check_arguments(script, arguments)
         case _:
-            raise AssertionError(f"nobody knows how to check {script}")
+            succeed(importlib.import_module(module).main, *arguments)
 
 
 def succeed(main, *arguments):
@@ -135,10 +134,13 @@ def check_arguments(script, arguments):
     assert done.code == 2 and "unrecognized arguments: --no-such-option\n" in done.err, done
 
 
-def check_pip(arguments):
-    extras = PROJECT["optional-dependencies"]
-    for argument in arguments[1:]:
-        assert argument in ("-q", "-r", "-e", "requirements.txt") or argument[2:-1] in extras, arguments
+def check_installation(arguments):
+    for argument in arguments:
+        if argument.startswith("."):
+            extras = argument[2:-1].split(",")
+            assert set(extras) <= set(PROJECT["optional-dependencies"]), f"pyproject.toml does not have all of {extras}"
+        else:
+            assert argument in ("-q", "-r", "-e", "requirements.txt"), arguments
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -10,10 +10,14 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from dctps_jax import DCTpSConv, compiler_options, dct, plan
-from dctps_jax.execution import MIN_ALPHA, apply_kernel
-from dctps_jax.geometry import Geometry
+from dctps_jax import DCTpSConv, compiler_options, dct
 from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.offsets.dct import DCT
+from dctps_jax.ops.cost_model import SETTINGS
+from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.methods import METHODS, apply_kernel, possible_methods
+from dctps_jax.ops.on_support import MIN_ALPHA
+from dctps_jax.ops.work import Work
 from dctps_jax.pruning import allocate
 from dctps_jax.pruning.scores import cross_entropy
 from tests.native import jit_unoptimised, native, normal
@@ -62,11 +66,12 @@ class Layer:
         self.values = normal(2, nnz)
 
     def methods(self, offset):
-        work = plan.Work(self.geometry, self.inputs.shape, self.values.size, offset)
-        return [method for method in plan.METHODS if method in plan.possible_methods(work)]
+        work = Work(self.geometry, self.inputs.shape, self.values.size, DCT if offset else None)
+        return [method for method in METHODS if method in possible_methods(work)]
 
     def apply(self, method, inputs, values, alpha):
-        return apply_kernel(method, self.geometry, inputs, values, alpha, jnp.asarray(self.support))
+        work = Work(self.geometry, inputs.shape, self.values.size, None if alpha is None else DCT)
+        return apply_kernel(method, work, inputs, values, alpha, jnp.asarray(self.support))
 
     def outputs_and_gradients(self, methods, offset=True):
         """Return a function of α that returns, for each method, the outputs and all gradients."""
@@ -96,7 +101,7 @@ def assert_same(found, expected, noise=0.0):
 def test_the_methods_agree(case, offset):
     layer = Layer(case)
     methods = layer.methods(offset)
-    assert methods[:2] == ["plain", "dense"]
+    assert methods[:2] == ["autodiff", "on_support"]
     compute = layer.outputs_and_gradients(methods, offset)
     for alpha in ALPHAS if offset else (0.0,):
         expected, *others = compute(alpha)
@@ -104,13 +109,13 @@ def test_the_methods_agree(case, offset):
             assert_same(found, expected)
 
 
-def test_factored_is_among_the_methods_compared():
-    assert sum("factored" in Layer(case).methods(True) for case in CASES) >= 6
-    assert sum("factored" in Layer(case).methods(False) for case in CASES) >= 10
+def test_per_weight_is_among_the_methods_compared():
+    assert sum("per_weight" in Layer(case).methods(True) for case in CASES) >= 6
+    assert sum("per_weight" in Layer(case).methods(False) for case in CASES) >= 10
 
 
 @pytest.mark.parametrize("case", ["3x3", "strides", "depthwise", "linear"])
-def test_plain_is_the_convolution_with_the_kernel(case):
+def test_autodiff_is_the_convolution_with_the_kernel(case):
     layer = Layer(case)
     shape = layer.geometry.kernel_shape
     kernel = np.zeros(math.prod(shape))
@@ -119,15 +124,15 @@ def test_plain_is_the_convolution_with_the_kernel(case):
     expected, pull_back = jax.vjp(partial(native, geometry=layer.geometry), jnp.asarray(layer.inputs), kernel)
     to_inputs, to_kernel = pull_back(jnp.asarray(normal(3, *expected.shape)))
     gradients = to_inputs, to_kernel.ravel()[layer.support], jnp.sum(to_kernel * dct.conv_kernel(shape))
-    (found,) = layer.outputs_and_gradients(["plain"])(0.7)
+    (found,) = layer.outputs_and_gradients(["autodiff"])(0.7)
     assert_same(found, (expected, *gradients))
 
 
 @pytest.mark.parametrize("alpha", [0.7, 0.0])
-@pytest.mark.parametrize("method", plan.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_frozen_alpha_needs_no_gradient(method, alpha):
     layer = Layer("3x3")
-    ((_, to_inputs, to_values, _),) = layer.outputs_and_gradients(["plain"])(alpha)
+    ((_, to_inputs, to_values, _),) = layer.outputs_and_gradients(["autodiff"])(alpha)
 
     @jit_unoptimised
     @partial(jax.grad, argnums=(0, 1))
@@ -141,7 +146,7 @@ def test_a_frozen_alpha_needs_no_gradient(method, alpha):
 def test_without_jit_too():
     layer = Layer("linear")
     with jax.disable_jit():
-        expected, found = layer.outputs_and_gradients(["plain", "dense"])(0.7)
+        expected, found = layer.outputs_and_gradients(["autodiff", "on_support"])(0.7)
     assert_same(found, expected)
 
 
@@ -166,7 +171,7 @@ def test_products_with_the_hessian(case, offset):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("method", plan.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_results_have_the_types_of_what_was_given(method, dtype):
     layer = Layer("3x3")
 
@@ -177,13 +182,13 @@ def test_results_have_the_types_of_what_was_given(method, dtype):
 
     found = compute(jnp.asarray(layer.inputs, dtype), jnp.asarray(layer.values, jnp.float32), jnp.float32(0.7))
     assert [array.dtype for array in found] == [dtype, dtype, jnp.float32, jnp.float32]
-    (exact,) = layer.outputs_and_gradients(["plain"])(0.7)
+    (exact,) = layer.outputs_and_gradients(["autodiff"])(0.7)
     for one, other in zip(found, exact, strict=True):
         assert np.linalg.norm(one.astype(jnp.float64) - other) < 8 * jnp.finfo(dtype).eps * np.linalg.norm(other)
 
 
 @pytest.mark.parametrize("varying", ["nothing", "values", "values and alpha"])
-@pytest.mark.parametrize("method", plan.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_devices_that_share_a_batch(method, varying):
     # Training makes the parameters vary from device to device before it takes their gradients; a frozen α is left as it is.
     layer = Layer("3x3")
@@ -245,9 +250,9 @@ def test_no_method_needs_much_more_memory_than_another():
         gradients = jax.jit(jax.grad(loss, allow_int=True))
         return gradients.lower(state, images).compile(compiler_options()).memory_analysis().temp_size_in_bytes
 
-    needed = {method: temporary_bytes(method) for method in plan.METHODS}
+    needed = {method: temporary_bytes(method) for method in METHODS}
     # What weights see is not to be kept from the forward pass on: it would be twice the inputs of each of the eight layers.
-    assert max(needed.values()) <= needed["plain"] + 8 * 4 * 16**4, needed
+    assert max(needed.values()) <= needed["autodiff"] + 8 * 4 * 16**4, needed
 
 
 def random_number(path, shape):
@@ -274,7 +279,7 @@ def network(name, offset):
             name, num_classes=10, offset=offset, image_size=size, param_dtype=jnp.float64, rngs=nnx.Rngs(0),
             choose_support=some_positions, **options,
         )  # fmt: skip
-        for method in plan.SETTINGS:
+        for method in SETTINGS:
             for layer in prunable_layers(model).values():
                 layer.method = method
             graphs[method], params, rest = nnx.split(model, nnx.Param, ...)
@@ -298,14 +303,14 @@ def loss_and_gradients(name, offset, method):
     return compute(params)
 
 
-reference = cache(partial(loss_and_gradients, method="plain"))
+reference = cache(partial(loss_and_gradients, method="autodiff"))
 
 
 @pytest.mark.parametrize(
     ("name", "offset", "method"),
     [
-        # Layers that have no factors are "dense", and "dense_rows".
-        *((name, offset, method) for name in FAMILIES for offset in OFFSETS for method in ("factored", "factored_rows", "auto")),
+        # Layers that cannot be computed per weight fall back to "on_support" and "on_support_rows".
+        *((name, offset, method) for name in FAMILIES for offset in OFFSETS for method in ("per_weight", "per_weight_rows", "auto")),
         *((name, "dct", "auto") for name in NETWORKS),
     ],
 )  # fmt: skip

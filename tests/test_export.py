@@ -32,6 +32,7 @@ SETTINGS = {
     "dct": {},
     "frozen": {"model__alpha_trainable": False, "execution__form": "masked"},
     "dense": {"pruning__density": 1.0, "model__offset": None},
+    "hadamard": {"model__offset": "hadamard", "num_epochs": 1},
     "resnet": {"model__name": "small_resnet", "model__offset": None, "num_epochs": 1},
 }
 
@@ -79,6 +80,33 @@ def test_the_network_is_the_run_s(runs, name, checkpoint):
         logits = model(description.prepare(jnp.asarray(digits.test_images)))
         accuracy = float((logits.argmax(-1) == digits.test_labels).mean())
         assert accuracy == pytest.approx(json.loads((runs / name / "results.json").read_text())["test_accuracy_final"])
+
+
+def test_a_network_with_another_offset_is_shipped(runs, tmp_path):
+    model, image = tmp_path / "model.safetensors", tmp_path / "image.png"
+    done = call(export.main, runs / "hadamard", "--output", model, "--stablehlo", tmp_path / "program")
+    assert (done.code, done.err) == (0, "")
+    Image.fromarray(small_digits().test_images[0]).save(image)
+    done = call(predict.main, model, image, "--top", "1")
+    assert (done.code, done.err) == (0, "")
+    description, network = describe_exported(model), load_exported(model)
+    images = jnp.asarray(small_digits().test_images[:3])
+    logits = network(description.prepare(images))
+    assert f"{image}: {int(logits[0].argmax())} " in done.out
+    program = jax_export.deserialize(bytearray((tmp_path / "program").read_bytes()))
+    np.testing.assert_allclose(program.call(images), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_old_names_of_methods_in_a_run_or_an_export_are_no_fault(runs, file, tmp_path):
+    run, exported = tmp_path / "run", tmp_path / "old.safetensors"
+    shutil.copytree(runs / "dct", run)
+    config = edited((run / "config.json").read_text(), "execution", "method", value="factored_rows")
+    (run / "config.json").write_text(edited(config, "execution", "layer_methods", value=[["fcs.*", "dense"]]))
+    export_run(run, exported)
+    assert "factored_rows" in metadata_of(exported)["config"]
+    images = jnp.asarray(small_digits().test_images[:3])
+    expected, found = (load_exported(path)(describe_exported(path).prepare(images)) for path in (file, exported))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_only_the_sparse_part_is_stored(runs, file):

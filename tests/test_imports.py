@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dctps_jax"
 # A name is a module or a folder of the package.
 GROUPS = [
-    ["errors", "field", "seeds", "target", "compiler", "geometry", "dct", "fusion", "files", "npz", "command"],
-    ["convolution", "factored", "gathered", "rows", "sparse_part", "plan", "execution", "normalization", "kernels"],
+    ["errors", "field", "seeds", "files", "npz", "command"],
+    ["offsets", "dct", "ops", "kernels"],
     ["layers", "models", "data"],
     ["pruning", "conversion", "torch_compat"],
     ["optimizers", "config", "defaults"],

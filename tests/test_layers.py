@@ -269,7 +269,10 @@ def test_split_and_merge_round_trip(offset, mask):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: conv(offset="dft"), "offset is 'dft'; it must be None or \"dct\""),
+        (
+            lambda: conv(offset="dft"),
+            r"offset is 'dft' \(did you mean 'dct'\?\); it must be None or one of: dct, hadamard",
+        ),
         (lambda: conv(mask=jnp.ones((3, 3, 4, 2), bool)), r"mask has shape \(3, 3, 4, 2\).*\(3, 3, 2, 4\)"),
         (lambda: conv().set_mask(np.ones((72,), bool)), r"mask has shape \(72,\).*\(3, 3, 2, 4\)"),
         (lambda: conv(feature_group_count=3), r"feature_group_count is 3; it must divide in_features \(2\)"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dctps_jax import convolution
+from dctps_jax.ops import convolution
 from tests import reference_data as reference
 from tests.native import jit_unoptimised
 

@@ -117,6 +117,15 @@ def test_offsets_are_compared(model, state_dict):
         load_state_dict(build("resnet18", None, width=2), {"conv1.dct.weight": kernel})
 
 
+def test_other_offsets_are_not_the_originals(state_dict):
+    model = build("resnet18", "hadamard", width=2)
+    before = numbers(model)
+    for use in (to_state_dict, lambda model: load_state_dict(model, state_dict)):
+        with pytest.raises(UserError, match=r"conv1 has the offset 'hadamard'; .*'dct' or without one"):
+            use(model)
+    assert_untouched(model, before)
+
+
 def test_num_batches_tracked_is_accepted(model, state_dict):
     load_state_dict(
         model, state_dict | {"bn1.num_batches_tracked": np.array(7), "layer1.0.bn1.num_batches_tracked": np.array(7)}

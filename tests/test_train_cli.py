@@ -215,6 +215,14 @@ MISTAKES = {
     "out of range": ([*DIGITS, "--config.pruning.density=1.5"], ["config.pruning.density is 1.5", "at most 1"]),
     "unknown method": ([*DIGITS, "--config.pruning.method=epll"], ["config.pruning.method", "'epl'", "erk"]),
     "unknown network": ([*DIGITS, "--config.model.name=lennet"], ["config.model.name", "'lenet'", "vgg16"]),
+    "unknown offset": (
+        [*DIGITS, "--config.model.offset=hadamar"],
+        ["config.model.offset", "'hadamar'", "dct, hadamard"],
+    ),
+    "old method": (
+        [*DIGITS, "--config.execution.method=dense"],
+        ["config.execution.method is 'dense'; it is now called 'on_support'"],
+    ),
     "unknown data": ([*DIGITS, "--config.data.name=digit"], ["config.data.name", "'digits'", "cifar10"]),
     "devices cannot share": ([*DIGITS, "--config.batch_size=65"], ["config.batch_size is 65", "2 devices", "64"]),
     "more than there are": ([*DIGITS, "--config.batch_size=5000"], ["config.batch_size is 5000", "1293"]),
@@ -240,8 +248,13 @@ def outcomes(environment, tmp_path_factory):
         commands.append([argument.format(folder=folder) for argument in arguments] + workdir)
     diverging = ["--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e20", "--config.num_epochs=1"]
     commands.append([*DIGITS, *diverging, "--workdir", str(folder / "diverging")])
+    hadamard = folder / "hadamard"
+    options = ["--config.model.offset=hadamard", "--config.num_epochs=2", "--config.optimizer.learning_rate=0.01"]
+    commands.append([*DIGITS, *options, "--workdir", str(hadamard)])
     found = run_many(environment, folder, commands)
-    return {"diverging": found[-1]} | dict(zip(MISTAKES, zip(found, workdirs, strict=False), strict=True))
+    return {"diverging": found[-2], "hadamard": (found[-1], hadamard)} | dict(
+        zip(MISTAKES, zip(found, workdirs, strict=False), strict=True)
+    )
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -253,6 +266,15 @@ def test_mistake_is_one_sentence(outcomes, mistake):
     for part in MISTAKES[mistake][1]:
         assert part in err
     assert not workdir.exists() or not {entry.name for entry in workdir.iterdir()} - {".lock"}
+
+
+def test_a_network_with_another_offset_trains(outcomes):
+    (code, out, err), workdir = outcomes["hadamard"]
+    assert (code, err) == (0, "") and "epoch 2/2" in out
+    results = json.loads((workdir / "results.json").read_text())
+    assert json.loads((workdir / "config.json").read_text())["model"]["offset"] == "hadamard"
+    assert results["flops"]["training_step"]["offset"] > 0
+    assert results["test_accuracy_final"] > 0.4  # a tenth by chance
 
 
 def test_loss_that_is_not_finite(outcomes):

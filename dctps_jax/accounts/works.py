@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dctps_jax.geometry import Geometry
 from dctps_jax.layers import prunable_layers
 from dctps_jax.models.blocks import Running
-from dctps_jax.plan import Work
+from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.work import Work
 
 
 def works_of(model: nnx.Module, inputs: tuple[int, ...]) -> list[tuple[str, Work, Any]]:
-    """Return (path, work, dtype of the inputs) of the prunable layers in the order of their use, for inputs of that shape.
+    """Return (path, work, dtype of the inputs) of the prunable layers in the order of their use.
 
-    Nothing is computed. The ``nnz`` of a layer that is not compact is the size of its kernel.
+    ``inputs`` is the shape of the network's inputs. Nothing is computed. The ``nnz`` of a layer that is not compact is
+    the size of its kernel.
     """
     rows: list[tuple[str, Work, Any]] = []
     copy = nnx.clone(model)

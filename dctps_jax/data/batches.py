@@ -9,7 +9,7 @@ import numpy as np
 
 from dctps_jax.data.dataset import Dataset
 from dctps_jax.errors import UserError
-from dctps_jax.fusion import materialized
+from dctps_jax.ops.fusion import materialized
 from dctps_jax.seeds import stream
 
 CROP_PADDING = 4

@@ -1,4 +1,4 @@
-"""The networks of the paper, each written once: ``offset=None | "dct"`` is handed down to its layers."""
+"""The networks of the paper. Each is written once: the argument ``offset`` is handed down to its layers."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -18,6 +18,7 @@ from dctps_jax.models.mobilenet import MobileNetV2
 from dctps_jax.models.parts import INITIALIZERS, make_parts
 from dctps_jax.models.resnet import BLOCKS, ResNet
 from dctps_jax.models.vgg import STAGES, VGG
+from dctps_jax.offsets import Offset
 
 __all__ = ["INITIALIZERS", "MODELS", "RESNETS", "create_model", "prunable_layers"]
 
@@ -37,7 +38,7 @@ def create_model(
     name: str,
     *,
     num_classes: int,
-    offset: str | None = None,
+    offset: str | Offset | None = None,
     image_size: int = 32,
     rngs: nnx.Rngs,
     alpha_trainable: bool = True,
@@ -50,7 +51,7 @@ def create_model(
     choose_support: Callable[[dict[str, tuple[int, ...]]], Mapping[str, np.ndarray]] | None = None,
     **options: Any,
 ) -> nnx.Module:
-    """Build a network by name, with (``offset="dct"``) or without the DCT offset in its prunable layers.
+    """Build a network by name, with an offset in its prunable layers (``offset="dct"``) or without one (None).
 
     ``model(x)`` maps ``[batch, height, width, 3]`` to logits ``[batch, num_classes]``; ``model.train()`` and
     ``model.eval()`` switch BatchNorm. The weights do not depend on ``image_size``, which is only checked.
@@ -60,9 +61,10 @@ def create_model(
     - ``dtype``: of the computation (None: as the inputs and parameters); ``param_dtype``: of the parameters.
     - ``min_loop``: so many equal blocks in a row or more are one loop, compiled once; 0: never.
     - ``remat``: True keeps the inputs of blocks only and computes what is inside again for the gradient: less memory.
-    - ``choose_support``: a function of the prunable layers' kernel shapes that returns, by path, the ascending positions of
-      their trained weights. The network is then compact: only these are stored, and no dense kernel is ever made, e.g.
-      ``lambda shapes: random_supports(key, shapes, allocate(shapes, 0.001, "epl"))`` (of ``dctps_jax.pruning``).
+    - ``choose_support``: a function of the prunable layers' kernel shapes that returns, by path, the ascending
+      positions of their trained weights. The network is then compact: only these are stored, and no dense kernel is
+      ever made, e.g. ``lambda shapes: random_supports(key, shapes, allocate(shapes, 0.001, "epl"))`` (of
+      ``dctps_jax.pruning``).
     - ResNets also take ``width`` (channels of the first stage, 64) and ``stable`` (residual branches over √blocks).
 
     Raises :class:`~dctps_jax.errors.UserError` for a name, option or size that does not exist, listing what there is.

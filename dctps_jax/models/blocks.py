@@ -1,4 +1,4 @@
-"""How a network runs its blocks: one after another, many equal ones as a loop, and with their activations kept or not."""
+"""How a network runs its blocks: one by one, or equal ones as a loop; with their activations kept or recomputed."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dctps_jax.convolution import in_loop
+from dctps_jax.ops.convolution import in_loop
 
 # A loop needs the arrays of its blocks in one piece, copied in every step: up to so many bytes a block this is nothing.
 MAX_LOOPED_BYTES = 2**20
@@ -79,8 +79,8 @@ def _pure(graph: nnx.GraphDef) -> Any:
 def _stack(*arrays: jax.Array) -> jax.Array:
     """Stack the same array of several blocks.
 
-    Compact layers may differ in their number of weights. The shorter lists are filled up by their last number: a position
-    that is there already. The values must be 0 there.
+    Compact layers may differ in their number of weights. The shorter lists are filled up by their last number: a
+    position that is there already. The values must be 0 there.
     """
     longest = max(array.shape[:1] for array in arrays)
     if all(array.shape[:1] == longest for array in arrays):

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dctps_jax import dct
-from dctps_jax.fusion import materialized
 from dctps_jax.layers import ResidualSum
 from dctps_jax.models.blocks import run_blocks
 from dctps_jax.models.parts import Parts, global_average_pool
+from dctps_jax.offsets import Offset
+from dctps_jax.ops.fusion import materialized
 
 BLOCKS_PER_STAGE = {
     "fixup_resnet20": 3,
@@ -40,7 +40,7 @@ class FixupBlock(nnx.Module):
             strides=stride,
             padding=1,
             kernel_init=nnx.initializers.normal(std),
-            alpha_init=fixup_alpha(in_features, features, std),
+            alpha_init=1.0 if parts.offset is None else fixup_alpha(parts.offset, in_features, features, std),
         )
         self.bias1b = parts.scalar(0.0)
         self.bias2a = parts.scalar(0.0)
@@ -61,21 +61,21 @@ class FixupBlock(nnx.Module):
         return materialized(nnx.relu(self.add(out, x)))
 
 
-def fixup_alpha(in_features: int, features: int, std: float) -> float:
+def fixup_alpha(offset: Offset, in_features: int, features: int, std: float) -> float:
     """Return the initial α of a block's first convolution, as in the original.
 
-    ``√(E‖column of the Fixup kernel‖ / mean ‖column of D‖)``, where a column of n = 9·in_features normal numbers has the
-    expected norm ``√2 · std · Γ((n+1)/2) / Γ(n/2)``. To make the norms equal the outer root would have to go; it is kept
+    ``√(E‖column of the Fixup kernel‖ / mean ‖column of D‖)``, where a column of n = 9·in_features normal numbers has
+    the expected norm ``√2 · std · Γ((n+1)/2) / Γ(n/2)``. Without the outer root the norms would be equal. It is kept
     because the published results were made with it.
     """
     n = 9 * in_features
     column_norm = math.sqrt(2) * std * math.exp(math.lgamma((n + 1) / 2) - math.lgamma(n / 2))
-    offset_norm = np.linalg.norm(dct.dct_matrix(n, features), axis=0).mean()
+    offset_norm = np.linalg.norm(offset.matrix(n, features), axis=0).mean()
     return math.sqrt(column_norm / offset_norm)
 
 
 class FixupResNet(nnx.Module):
-    """A 3×3 stem, three stages of 16, 32 and 64 channels, the average over positions, a linear layer that starts at 0."""
+    """A 3×3 stem, stages of 16, 32 and 64 channels, the average over positions, a linear layer that starts at 0."""
 
     MIN_IMAGE_SIZE = 4
 

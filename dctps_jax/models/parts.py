@@ -10,8 +10,9 @@ from flax import nnx
 
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.models.blocks import Running
-from dctps_jax.normalization import BatchNorm
-from dctps_jax.target import on_cpu
+from dctps_jax.models.normalization import BatchNorm
+from dctps_jax.offsets import Offset, find_offset
+from dctps_jax.ops.target import on_cpu
 
 # Untruncated normals with the gains of PyTorch's functions of these names.
 INITIALIZERS: dict[str, nnx.Initializer] = {
@@ -30,12 +31,13 @@ class Parts(NamedTuple):
     linear: Callable[..., DCTpSLinear]
     norm: Callable[..., BatchNorm]
     scalar: Callable[[float], nnx.Param]
+    offset: Offset | None
     running: Running
 
 
 def make_parts(
     *,
-    offset: str | None,
+    offset: str | Offset | None,
     alpha_trainable: bool,
     init: str,
     dtype: Any,
@@ -49,8 +51,9 @@ def make_parts(
 
     With ``compact`` no kernel is made: the layers wait for their supports.
     """
+    found = find_offset(offset)
     shared = {
-        "offset": offset,
+        "offset": found,
         "alpha_trainable": alpha_trainable,
         "kernel_init": INITIALIZERS[init],
         "dtype": dtype,
@@ -65,6 +68,7 @@ def make_parts(
         norm=partial(BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs),
         # jnp.array makes a buffer of its own for each: donation refuses one that occurs twice.
         scalar=lambda value: nnx.Param(jnp.array(value, param_dtype)),
+        offset=found,
         running=running,
     )
 

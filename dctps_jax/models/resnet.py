@@ -5,10 +5,10 @@ import math
 import jax
 from flax import nnx
 
-from dctps_jax.fusion import materialized
 from dctps_jax.layers import ResidualSum
 from dctps_jax.models.blocks import run_blocks
 from dctps_jax.models.parts import Parts, global_average_pool
+from dctps_jax.ops.fusion import materialized
 
 
 class BasicBlock(nnx.Module):

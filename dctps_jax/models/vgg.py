@@ -5,8 +5,8 @@ from flax import nnx
 
 from dctps_jax.layers import DCTpSConv
 from dctps_jax.models.blocks import run_block
+from dctps_jax.models.normalization import BatchNorm
 from dctps_jax.models.parts import Parts, global_average_pool, halve_by_maximum
-from dctps_jax.normalization import BatchNorm
 
 # Channels of the 3×3 convolutions between the max-pools.
 STAGES = {
@@ -28,7 +28,7 @@ class ConvNormReLU(nnx.Module):
 
 
 class VGG(nnx.Module):
-    """3×3 convolutions, each with BatchNorm and ReLU, a max-pool between stages, the average of what is left, linear."""
+    """3×3 convolutions with BatchNorm and ReLU, max-pools between stages, an average over positions, a linear layer."""
 
     MIN_IMAGE_SIZE = 16
 

@@ -34,8 +34,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from dctps_jax.compiler import compiler_options
 from dctps_jax.layers import ResidualSum, prunable_layers
+from dctps_jax.ops.compiler import compiler_options
 
 Arrays = dict[str, jax.Array]
 Batch = tuple[jax.Array, jax.Array]

@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dctps_jax.reports.figures import COLOURS, DASHES, MARKERS, label_of, new_figure, save_figure
+from dctps_jax.offsets import OFFSETS
+from dctps_jax.reports.figures import COLOURS, MARKERS, label_of, new_figure, offset_line, save_figure
 
 MAX_TICKS = 10
-OFFSETS = {"dct": "DCT offset", "none": "no offset"}
 
 
 def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
-    """Draw a line for each method and offset, with bars and bands of a standard deviation; save it with ``.png`` and ``.svg``.
+    """Draw a line for each method and offset. Save the figure with ``.png`` and ``.svg``.
 
-    ``lines`` are those of the report. The colour and the marker stand for the method, full lines for the DCT offset and
-    dashed ones for none. The dense network without offset is a horizontal line with a band.
+    Bars and bands show a standard deviation. ``lines`` are those of the report. The colour and the marker stand for the
+    method, the kind of line for the offset. Networks without offset have dashes and hollow markers. The dense network
+    without offset is a horizontal line with a band.
     """
     from matplotlib.ticker import NullLocator
 
@@ -44,11 +45,14 @@ def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
         densities = [100 * line["density_kept"] for line in points]
         means = [100 * line["test_accuracy_final"] for line in points]
         deviations = [100 * line["test_accuracy_final_std"] for line in points]
-        label = label_of(", ".join(filter(None, [method, OFFSETS[offset], rest])))
+        has_offset = offset != "none"
+        name = f"{OFFSETS[offset].label} offset" if has_offset else "no offset"
+        label = label_of(", ".join(filter(None, [method, name, rest])))
         colour = COLOURS[number % len(COLOURS)]
         axes.errorbar(
-            densities, means, deviations, capsize=2, elinewidth=1, color=colour, linestyle=DASHES[offset == "dct"], marker=MARKERS[number % len(MARKERS)],
-            markersize=5, markerfacecolor=colour if offset == "dct" else "white", label=label,
+            densities, means, deviations, capsize=2, elinewidth=1, color=colour, label=label,
+            linestyle=offset_line(offset if has_offset else None), marker=MARKERS[number % len(MARKERS)],
+            markersize=5, markerfacecolor=colour if has_offset else "white",
         )  # fmt: skip
         lower = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
         upper = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]

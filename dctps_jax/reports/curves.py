@@ -12,7 +12,8 @@ import numpy as np
 
 from dctps_jax.command import command
 from dctps_jax.errors import UserError
-from dctps_jax.reports.figures import COLOURS, DASHES, figure_files, label_of, new_figure, save_figure
+from dctps_jax.offsets import OFFSETS
+from dctps_jax.reports.figures import COLOURS, figure_files, label_of, new_figure, offset_line, save_figure
 from dctps_jax.reports.records import Record, Setting, by_setting, differing, method_name, read_run
 
 MAX_COLUMNS = 3
@@ -21,7 +22,7 @@ MAX_COLUMNS = 3
 def draw_curves(records: Sequence[Record], output: Path) -> None:
     """Draw one line for each setting among the runs and save it as ``output``, with ``.png`` and ``.svg``.
 
-    The colour stands for the density, full lines for the DCT offset and dashed ones for none. Raises
+    The colour stands for the density, the kind of line for the offset; without offset it is dashed. Raises
     :class:`~dctps_jax.errors.UserError` where a run has no epochs yet.
     """
     from matplotlib.ticker import MaxNLocator
@@ -46,10 +47,10 @@ def draw_curves(records: Sequence[Record], output: Path) -> None:
                 line[: len(record.rows)] = [100 * row["val_accuracy"] for row in record.rows]
             epochs = np.arange(1, values.shape[1] + 1)
             colour = COLOURS[ranks.index(densities[setting]) % len(COLOURS)]
-            has_offset = bool(dict(setting)["model.offset"])
+            offset = dict(setting)["model.offset"]
             axes.plot(
-                epochs, np.nanmean(values, 0), color=colour, linestyle=DASHES[has_offset],
-                label=_label(densities[setting], has_offset),
+                epochs, np.nanmean(values, 0), color=colour, linestyle=offset_line(offset),
+                label=_label(densities[setting], offset),
             )  # fmt: skip
             axes.fill_between(epochs, np.nanmin(values, 0), np.nanmax(values, 0), color=colour, alpha=0.15, linewidth=0)
         axes.set(xlabel="epoch", ylabel="validation accuracy (%)")
@@ -73,9 +74,9 @@ def panel_titles(settings: Sequence[Setting]) -> dict[Setting, str]:
     }
 
 
-def _label(density: float, has_offset: bool) -> str:
+def _label(density: float, offset: str | None) -> str:
     trained = "dense" if density == 1 else "sparse"
-    return f"{100 * density:.3g} %, {f'α·DCT + {trained}' if has_offset else trained}"
+    return f"{100 * density:.3g} %, {f'α·{OFFSETS[offset].label} + {trained}' if offset else trained}"
 
 
 def _density(members: Sequence[Record]) -> float:

@@ -5,12 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from dctps_jax.files import check_target, printable, write_whole
+from dctps_jax.offsets import OFFSETS
 
 # Okabe and Ito's colours, which the colour-blind tell apart; dashes serve where there is no colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-# Full with the DCT offset, dashed without.
-DASHES = {True: "-", False: (0, (4, 2))}
+# A network without offset has dashes; each offset, in the order of the registry, has another line.
+NO_OFFSET_LINE = (0, (4, 2))
+OFFSET_LINES = ("-", (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 1, 1, 1)))
+
+
+def offset_line(name: str | None) -> Any:
+    """Return the line style of an offset by its name, or of networks without offset (None)."""
+    return NO_OFFSET_LINE if name is None else OFFSET_LINES[list(OFFSETS).index(name) % len(OFFSET_LINES)]
 
 
 def figure_files(output: Path) -> list[Path]:

@@ -103,7 +103,8 @@ def markdown(lines: Sequence[Line], records: Sequence[Record], again: Sequence[R
     notes = (
         "Accuracies are means ± sample standard deviations over the seeds. Operations are theoretical, of an image's inference "
         "and of a training step on a batch, in the prunable layers: with whole kernels (dense), and of the trained weights "
-        "and the offset as a fast cosine transform, where that is less (sparse). Checkpoints are counted before compression. Images a second are measured, the median of all epochs."
+        "and the offset as a fast transform, where that is less (sparse). Checkpoints are counted before compression. "
+        "Images a second are measured, the median of all epochs."
     )
     if unfinished:
         notes += f"\n\nNot finished, and left out: {', '.join(unfinished)}."

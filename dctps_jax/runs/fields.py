@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dctps_jax.field import find_field
+from dctps_jax.offsets import OFFSETS
 
 # A test of a value, and what is allowed.
 Rule = tuple[Callable[[Any], bool], str]
@@ -41,7 +42,7 @@ FROM_ONE: Rule = (lambda value: is_whole(value, 1), "a whole number of at least 
 
 CONFIG: Rules = {
     "model.name": TEXT,
-    "model.offset": (lambda value: value in (None, "dct"), "null or 'dct'"),
+    "model.offset": (lambda value: value in (None, *OFFSETS), f"null or one of: {', '.join(OFFSETS)}"),
     "pruning.density": DENSITY,
     "pruning.method": TEXT,
     "data.name": TEXT,

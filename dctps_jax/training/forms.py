@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dctps_jax.sparse_part import add_at
+from dctps_jax.ops.sparse_part import add_at
 from dctps_jax.training.state import TrainState, nested, supports_by_path
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dctps_jax.compiler import compiler_options
 from dctps_jax.data.batches import Normalization, Split, epoch_order, make_batch, training_batch
+from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
 from dctps_jax.training.signals import NonFiniteLoss

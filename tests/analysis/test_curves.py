@@ -59,6 +59,18 @@ def test_nothing_lies_outside_the_panels(tmp_path, monkeypatch):
     np.testing.assert_allclose(panels[0].lines[0].get_ydata(), [15, 40, 70])
 
 
+def test_each_offset_has_a_line_of_its_own(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, output: drawn.append(figure))
+    offsets = ("dct", "hadamard", None)
+    runs = [make_run(tmp_path / str(offset), 0.01, offset, 0, [0.1, 0.3]) for offset in offsets]
+    draw_curves([read_run(run) for run in runs], tmp_path / "curves.png")
+    (panel,) = drawn[0].axes
+    labels = [line.get_label() for line in panel.lines]
+    assert labels == ["1 %, α·DCT + sparse", "1 %, α·Hadamard + sparse", "1 %, sparse"]
+    assert len({str(line._unscaled_dash_pattern) for line in panel.lines}) == 3
+
+
 def test_masks_of_another_run_have_their_own_density(tmp_path):
     run = make_run(tmp_path / "a", 0.01, "dct", 0, [0.1], method="from_run")
     record = read_run(run)._replace(results={"density": 0.2})

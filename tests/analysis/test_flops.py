@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from dctps_jax import pruning
-from dctps_jax.accounts.flops import flops_account, transform_flops
+from dctps_jax.accounts.flops import flops_account
 from dctps_jax.models import create_model, prunable_layers
 
 # Output positions an image and size of the kernel of LeNet's layers.
@@ -61,7 +61,3 @@ def test_depthwise_layers_count_a_group_s_inputs_only():
     whole = {path: math.prod(layer.kernel_shape) for path, layer in layers.items()}
     account = flops_account(model, (1, 32, 32, 3), whole)["inference_of_an_image"]
     assert account["dense"] == account["sparse"]
-
-
-def test_a_transform_of_one_number_is_free():
-    assert transform_flops(1) == 0 and transform_flops(8) == 48

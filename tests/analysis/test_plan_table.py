@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dctps_jax import plan
 from dctps_jax.accounts.plan_table import plan_table, planned
 from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.offsets import find_offset
+from dctps_jax.ops.cost_model import choose, predicted_seconds
+from dctps_jax.ops.methods import METHODS
 from dctps_jax.pruning import apply_masks
 
 LENET = {
@@ -35,9 +37,9 @@ def test_every_layer_once_with_its_inputs(offset):
     assert [path for path, _, _ in rows] == list(LENET)
     for path, work, method in rows:
         assert (work.inputs, work.geometry.kernel_shape) == LENET[path]
-        assert work.nnz == 4 and work.offset == (offset == "dct")
+        assert work.nnz == 4 and work.offset == find_offset(offset)
         assert work.geometry.strides == (1,) * len(work.geometry.size)
-        assert method == plan.choose("auto", work, jnp.float32)
+        assert method == choose("auto", work, jnp.float32)
 
 
 @pytest.mark.parametrize(
@@ -56,11 +58,11 @@ def test_deep_networks_too(name, options, sizes):
 def test_a_method_that_was_set_shows():
     model = compact("lenet")
     layers = prunable_layers(model)
-    layers["convs.3"].method = "factored"
-    layers["convs.0"].method = "factored"  # three channels: not possible
-    layers["fcs.0"].method = "plain"
+    layers["convs.3"].method = "per_weight"
+    layers["convs.0"].method = "per_weight"  # three channels: not possible
+    layers["fcs.0"].method = "autodiff"
     methods = {path: method for path, _, method in planned(model, (1, 32, 32, 3))}
-    assert (methods["convs.3"], methods["convs.0"], methods["fcs.0"]) == ("factored", "dense", "plain")
+    assert (methods["convs.3"], methods["convs.0"], methods["fcs.0"]) == ("per_weight", "on_support", "autodiff")
 
 
 def test_the_model_stays_as_it_was():
@@ -87,16 +89,16 @@ def test_only_compact_layers_are_planned():
 def test_whole_table():
     model = compact("lenet")
     prunable_layers(model)["convs.6"].set_support(np.arange(1234))
-    prunable_layers(model)["convs.6"].method = "dense"
+    prunable_layers(model)["convs.6"].method = "on_support"
     rows = planned(model, (8, 32, 32, 3))
     header, *lines = plan_table(rows).splitlines()
-    assert header.split() == ["layer", "kernel", "stride", "inputs", "nnz", "method", *plan.METHODS]
+    assert header.split() == ["layer", "kernel", "stride", "inputs", "nnz", "method", *METHODS]
     assert [line.split()[0] for line in lines] == list(LENET)
     cells = lines[2].split()
-    assert cells[:6] == ["convs.6", "5×5×16×120", "1", "8×5×5×16", "1,234", "dense"]
-    assert cells[6:] == [f"{1e3 * plan.predicted_seconds(rows[2][1], method):.2f}" for method in plan.METHODS]
+    assert cells[:6] == ["convs.6", "5×5×16×120", "1", "8×5×5×16", "1,234", "on_support"]
+    assert cells[6:] == [f"{1e3 * predicted_seconds(rows[2][1], method):.2f}" for method in METHODS]
     assert len(lines[0].split()) == len(cells) - 2  # no time for what is not possible
-    for title in ("kernel", "inputs", "method", "plain"):
+    for title in ("kernel", "inputs", "method", "autodiff"):
         start = header.index(title)
         assert all(line[start - 2 : start] == "  " and line[start] != " " for line in lines)
 

@@ -36,6 +36,13 @@ def test_a_line_a_setting_with_mean_and_deviation(runs):
     assert lines["epl", "none"]["test_accuracy_best_std"] == 0
 
 
+def test_another_offset_has_a_label_in_the_figure(runs, tmp_path):
+    make_run(runs / "hadamard", offset="hadamard")
+    write_report(runs, tmp_path / "out")
+    figure = (tmp_path / "out" / "accuracy.svg").read_text()
+    assert all(f"<!-- epl, {label} -->" in figure for label in ("DCT offset", "Hadamard offset", "no offset"))
+
+
 def test_the_files(runs, tmp_path):
     output = tmp_path / "reports" / "out"
     files = write_report(runs, output)

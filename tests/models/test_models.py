@@ -327,7 +327,7 @@ def test_only_training_mode_changes_the_statistics(drawn):
         ("resnet18", {"depth": 4}, "resnet18 has no option 'depth'; .*choose_support, width, stable$"),
         ("resnet18", {"width": 0}, "width is 0; it must be at least 1"),
         ("lenet", {"init": "he"}, "no initialiser 'he'; choose one of: kaiming_normal, .*zeros$"),
-        ("lenet", {"offset": "DCT"}, "offset is 'DCT'; it must be None or \"dct\""),
+        ("lenet", {"offset": "DCT"}, "offset is 'DCT'; it must be None or one of: dct, hadamard"),
         ("lenet", {"num_classes": 0}, "num_classes is 0; a network needs at least one class"),
         ("lenet", {"image_size": 28}, "image_size is 28; lenet needs images of at least 32×32"),
         ("vgg11", {"image_size": 15}, "vgg11 needs images of at least 16×16"),

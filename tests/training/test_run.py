@@ -92,6 +92,27 @@ def test_resumed_in_the_middle_of_an_epoch_of_several_steps_a_dispatch(tmp_path)
     assert_same_end(tmp_path / "killed", tmp_path / "plain")
 
 
+def test_a_run_with_another_offset_is_resumed(tmp_path):
+    options = {"model__offset": "hadamard", "checkpoint_every_steps": 2}
+    small_run(tmp_path / "plain", **options)
+    run_through_kills(tmp_path / "killed", [3], **options)
+    assert_same_end(tmp_path / "killed", tmp_path / "plain")
+
+
+def test_a_run_whose_config_has_the_old_names_of_methods_goes_on(tmp_path, plain):
+    options = {"checkpoint_every_steps": 2, "execution__layer_methods": (("fcs.*", "autodiff"),)}
+    run_until_killed(tmp_path, 3, execution__method="autodiff", **options)
+    path = tmp_path / "config.json"
+    assert path.read_text().count('"autodiff"') == 2
+    path.write_text(path.read_text().replace('"autodiff"', '"plain"'))
+    config = path.read_text()
+    small_run(tmp_path, execution__method="autodiff", **options)
+    assert_same_end(tmp_path, plain)  # "auto" is "autodiff" for layers as small as these
+    small_run(tmp_path, checkpoint_every_steps=2)
+    assert_same_end(tmp_path, plain)
+    assert path.read_text() == config
+
+
 def test_number_of_saves_is_what_was_asked_for(tmp_path, monkeypatch):
     saved, save = [], Checkpoints.save
 
@@ -198,14 +219,14 @@ def test_checkpoints_hold_the_trained_weights_and_their_moments_only(tmp_path, p
 
 
 def test_the_plan_is_printed_on_request(tmp_path, capsys):
-    small_run(tmp_path, num_epochs=1, execution__explain=True, execution__layer_methods=(("fcs.0", "plain"),))
+    small_run(tmp_path, num_epochs=1, execution__explain=True, execution__layer_methods=(("fcs.0", "autodiff"),))
     printed = capsys.readouterr().out
     assert re.search(
-        r"^layer +kernel +stride +inputs +nnz +method +plain +dense +dense_rows +factored +factored_rows$",
+        r"^layer +kernel +stride +inputs +nnz +method +autodiff +on_support +on_support_rows +per_weight +per_weight_rows$",
         printed,
         re.MULTILINE,
     )
-    assert re.search(r"^fcs\.0 .* plain ", printed, re.MULTILINE)
+    assert re.search(r"^fcs\.0 .* autodiff ", printed, re.MULTILINE)
 
 
 @pytest.mark.parametrize("batch_size", [32, 176])

@@ -28,13 +28,13 @@ def test_only_the_masked_form_makes_dense_kernels_of_a_random_support(form, monk
 
 
 def test_layers_take_the_method_of_the_first_pattern_that_matches():
-    config = small_config(execution__method="dense")
-    config.execution.layer_methods = (("convs.0", "plain"), ("convs.*", "factored"))
+    config = small_config(execution__method="on_support")
+    config.execution.layer_methods = (("convs.0", "autodiff"), ("convs.*", "per_weight"))
     model, _ = build_sparse_model(config, 10, 32, None, None)
     methods = {path: layer.method for path, layer in prunable_layers(model).items()}
     assert methods == {
-        "convs.0": "plain", "convs.3": "factored", "convs.6": "factored", "fcs.0": "dense", "fcs.2": "dense"
+        "convs.0": "autodiff", "convs.3": "per_weight", "convs.6": "per_weight", "fcs.0": "on_support", "fcs.2": "on_support"
     }  # fmt: skip
-    config.execution.layer_methods = (("conv1", "plain"),)
+    config.execution.layer_methods = (("conv1", "autodiff"),)
     with pytest.raises(UserError, match=r"layer_methods: no layer matches 'conv1'; the layers are: convs\.0, "):
         build_sparse_model(config, 10, 32, None, None)

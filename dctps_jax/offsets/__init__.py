@@ -1,0 +1,29 @@
+"""The offsets that a layer can add to its trained kernel, by name.
+
+To add an offset, write a file with an :class:`Offset` beside ``hadamard.py`` and add the object to :data:`OFFSETS`.
+"""
+
+import difflib
+
+from dctps_jax.errors import UserError
+from dctps_jax.offsets.dct import DCT
+from dctps_jax.offsets.hadamard import HADAMARD
+from dctps_jax.offsets.offset import Factors, Offset
+
+__all__ = ["OFFSETS", "Factors", "Offset", "find_offset"]
+
+OFFSETS: dict[str, Offset] = {offset.name: offset for offset in (DCT, HADAMARD)}
+
+
+def find_offset(offset: str | Offset | None) -> Offset | None:
+    """Return the offset of a name; an :class:`Offset` and None (no offset) are returned as they are.
+
+    Raises :class:`~dctps_jax.errors.UserError` for a name that is not in :data:`OFFSETS`.
+    """
+    if offset is None or isinstance(offset, Offset):
+        return offset
+    if not isinstance(offset, str) or offset not in OFFSETS:
+        close = difflib.get_close_matches(str(offset), OFFSETS, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UserError(f"offset is {offset!r}{hint}; it must be None or one of: {', '.join(OFFSETS)}")
+    return OFFSETS[offset]

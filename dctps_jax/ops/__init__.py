@@ -1,0 +1,1 @@
+"""How a layer is computed. ``README.md`` beside this file describes the methods."""

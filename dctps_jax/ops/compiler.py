@@ -1,0 +1,35 @@
+"""Options for XLA under which these networks run fastest."""
+
+from collections.abc import Mapping
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+
+# The XLA of JAX 0.10.2 hands convolutions on a CPU to the library YNNPACK, which runs most of them on one core. This
+# list leaves convolutions out, so that they go to XLA's own code, which takes all cores. `benchmarks/layers.py` and
+# `train_step.py` compile with these options; tests/ops/test_compiler.py checks that XLA knows them.
+CPU: dict[str, str | bool] = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+}
+
+
+@cache
+def compiler_options() -> dict[str, str | bool]:
+    """Return the options for ``jax.jit(function, compiler_options=…)`` on the current platform.
+
+    They change the speed of convolutions, and their rounding. They are empty on GPU and TPU, and where this version of
+    XLA does not know them.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    return CPU if are_known(CPU) else {}
+
+
+def are_known(options: Mapping[str, str | bool | int]) -> bool:
+    """Return whether this version of XLA has all of the options."""
+    try:
+        jax.jit(lambda x: x, compiler_options=dict(options))(jnp.zeros(()))
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True

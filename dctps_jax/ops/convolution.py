@@ -1,0 +1,256 @@
+"""Convolutions with a given kernel. On a CPU some are computed as matrix products and shifted sums.
+
+The functions and gradients are those of ``lax.conv_general_dilated``, to rounding. On a CPU, XLA computes some of these
+convolutions slowly: it copies the weight gradient of a 1×1 convolution around, and maps smaller than the kernel and
+depthwise kernels leave its fast path. Forward pass and gradients then take 2 to 50 times as long. On GPU and TPU the
+native operation is always taken. Depthwise convolutions: https://github.com/jax-ml/jax/issues/23713.
+
+``tests/ops/test_convolution.py`` shows which convolutions are native; ``benchmarks/layers.py`` times them.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dctps_jax.ops.costs import Costs
+from dctps_jax.ops.fusion import varying_as
+from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.target import on_cpu
+from dctps_jax.ops.work import Work
+
+# Up to this many output positions of an image, the matrix of patches is small and its product is fast.
+MAX_PATCH_POSITIONS = 4
+# With fewer channels than NARROW a vector register is not full if one position is computed at a time. The other side
+# may have more channels, up to MAX_NARROW_WEIGHTS weights at a position.
+NARROW, MAX_NARROW_WEIGHTS = 8, 128
+
+# True while the body of a loop is traced.
+in_loop: ContextVar[bool] = ContextVar("in_loop", default=False)
+
+
+def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry, out_sharding: Any = None) -> jax.Array:
+    """Return the convolution of ``inputs [batch, *spatial, in]`` with ``kernel``, or ``inputs @ kernel``."""
+    looped = in_loop.get() and _is_native(inputs, geometry)
+    if out_sharding is None and (looped or _is_depthwise(inputs, geometry)):
+        return _with_own_gradients(geometry, inputs, varying_as(inputs, kernel))
+    return convolve_once(inputs, kernel, geometry, out_sharding)
+
+
+def convolve_once(inputs: jax.Array, kernel: jax.Array, geometry: Geometry, out_sharding: Any = None) -> jax.Array:
+    """Return the same as :func:`convolve`, for code that brings its own gradients."""
+    if not geometry.size:
+        return jnp.matmul(inputs, kernel, precision=geometry.precision)
+    if on_cpu() and out_sharding is None and inputs.size:
+        outputs = _fast_convolution(inputs, kernel, geometry)
+        if outputs is not None:
+            return outputs
+    channels_last = (0, inputs.ndim - 1, *range(1, inputs.ndim - 1))
+    return lax.conv_general_dilated(
+        inputs,
+        kernel,
+        geometry.strides,
+        geometry.pads,
+        dimension_numbers=lax.ConvDimensionNumbers(
+            channels_last, (inputs.ndim - 1, inputs.ndim - 2, *range(inputs.ndim - 2)), channels_last
+        ),
+        feature_group_count=geometry.groups,
+        precision=geometry.precision,
+        out_sharding=out_sharding,
+    )
+
+
+def gradient_of_inputs(
+    gradient: jax.Array, kernel: jax.Array, geometry: Geometry, inputs: jax.Array | jax.ShapeDtypeStruct
+) -> jax.Array:
+    """Return the gradient of ``inputs`` for the ``gradient`` of the outputs: the transpose of the convolution."""
+    if _is_native(inputs, geometry):
+        back = geometry._replace(
+            kernel_shape=(*geometry.size, *geometry.kernel_shape[:-3:-1]), pads=geometry.transposed_pads()
+        )
+        return convolve_once(gradient, jnp.flip(kernel, range(len(geometry.size))).swapaxes(-1, -2), back)
+    if not _is_depthwise(inputs, geometry):
+        return jax.linear_transpose(lambda x: convolve_once(x, kernel, geometry), inputs)(gradient)[0]
+    # A sum of shifted outputs, as the convolution is a sum of shifted inputs. JAX's transpose of that sum would pad
+    # each term by itself.
+    spatial, zero = inputs.shape[1:-1], jnp.zeros((), gradient.dtype)
+    widths = [
+        (width - 1 - low, length + low - 1 - (count - 1) * stride, stride - 1)
+        for width, (low, _), length, count, stride in zip(
+            geometry.size, geometry.pads, spatial, gradient.shape[1:-1], geometry.strides, strict=True
+        )
+    ]
+    spread = lax.pad(gradient, zero, [(0, 0, 0), *widths, (0, 0, 0)])
+    flipped = jnp.flip(kernel, range(len(geometry.size)))
+    return _shifted_sum(shifted_views(spread, geometry.size, spatial, (1,) * len(spatial)), flipped)
+
+
+def _fast_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array | None:
+    """Return the convolution, or None where the native operation is faster."""
+    if geometry.num_positions == 1 and geometry.groups == 1:
+        return _pointwise(_strided(pad_spatial(inputs, geometry.pads), geometry.strides), kernel, geometry.precision)
+    outputs = geometry.output_spatial(inputs.shape[1:-1])
+    if min(outputs) < 1:
+        return None
+    depthwise = _is_depthwise(inputs, geometry)
+    if depthwise or (_is_small_map(outputs) and geometry.groups == 1):
+        views = shifted_views(pad_spatial(inputs, geometry.pads), geometry.size, outputs, geometry.strides)
+        if depthwise:
+            return _shifted_sum(views, kernel)
+        return _pointwise(jnp.concatenate(views, axis=-1), kernel, geometry.precision)
+    return _narrow_convolution(inputs, kernel, geometry)
+
+
+def _narrow_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array | None:
+    """Return a convolution of few channels, several columns at a time; None where there are more channels.
+
+    The columns that are computed together become output channels. The kernel of each is shifted to where it sees its
+    inputs.
+    """
+    out_features = kernel.shape[-1]
+    outputs = geometry.output_spatial(inputs.shape[1:-1])
+    columns = next((count for count in (4, 2) if outputs[-1] % count == 0), 1)
+    if not is_narrow(geometry) or columns == 1:
+        return None
+    no_padding = [(0, 0, 0)]
+    shifted = [
+        lax.pad(
+            kernel,
+            jnp.zeros((), kernel.dtype),
+            no_padding * (kernel.ndim - 3) + [(column, columns - 1 - column, 0)] + no_padding * 2,
+        )
+        for column in range(columns)
+    ]
+    together = jnp.concatenate(shifted, axis=-1)
+    strides = (*geometry.strides[:-1], columns)
+    wide = convolve_once(
+        inputs, together, Geometry(together.shape, strides, geometry.pads, precision=geometry.precision)
+    )
+    return wide.reshape(*wide.shape[:-2], outputs[-1], out_features)
+
+
+def cost_of_multiply_add(work: Work, costs: Costs) -> tuple[float, float]:
+    """Return the nanoseconds of a multiply-add: of the convolution or its input gradient, and of its kernel's gradient.
+
+    The branches are those of :func:`_fast_convolution` and of the native convolution.
+    """
+    geometry = work.geometry
+    if geometry.groups > 1:
+        return costs.depthwise, costs.depthwise_gradient
+    if geometry.num_positions == 1 or _is_small_map(geometry.output_spatial(work.inputs[1:-1])):
+        return costs.product, costs.product_gradient
+    narrow = costs.narrow / work.in_channels
+    if is_narrow(geometry):
+        narrow /= 2
+    return costs.convolution + narrow, costs.convolution_gradient + narrow
+
+
+def is_narrow(geometry: Geometry) -> bool:
+    """Return whether a convolution has so few channels that several columns are computed at a time."""
+    *_, in_features, out_features = geometry.kernel_shape
+    few = min(in_features, out_features) < NARROW and in_features * out_features <= MAX_NARROW_WEIGHTS
+    return few and geometry.groups == max(geometry.strides) == 1
+
+
+def _is_small_map(outputs: Sequence[int]) -> bool:
+    """Return whether there are so few output positions that patches are gathered."""
+    return math.prod(outputs) <= MAX_PATCH_POSITIONS
+
+
+def _is_depthwise(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:
+    """Return whether a convolution is depthwise and is computed as a shifted sum."""
+    return (
+        on_cpu()
+        and bool(geometry.size)
+        and geometry.groups == inputs.shape[-1] == geometry.kernel_shape[-1] > 1
+        and inputs.size > 0
+        and min(geometry.output_spatial(inputs.shape[1:-1])) >= 1
+    )
+
+
+def _is_native(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:
+    """Return whether the gradients can be convolutions in the one layout that XLA computes fast on a CPU.
+
+    JAX's own gradients have other layouts. XLA (JAX 0.10.2) brings them into the fast one, but not inside a loop, where
+    it computes them number by number (https://github.com/jax-ml/jax/issues/12868). ``tests/models/test_blocks.py`` runs
+    blocks in a loop.
+    """
+    if not on_cpu() or not geometry.size or not inputs.size or geometry.groups > 1:
+        return False
+    outputs = geometry.output_spatial(inputs.shape[1:-1])
+    return (
+        geometry.num_positions > 1 and max(geometry.strides) == 1 and min(outputs) >= 1 and not _is_small_map(outputs)
+    )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _with_own_gradients(geometry: Geometry, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    return convolve_once(inputs, kernel, geometry)
+
+
+def _forward(geometry: Geometry, inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return convolve_once(inputs, kernel, geometry), (inputs, kernel)
+
+
+def _backward(
+    geometry: Geometry, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    inputs, kernel = saved
+    to_inputs = gradient_of_inputs(gradient, kernel, geometry, inputs)
+    if geometry.groups > 1:
+        views = shifted_views(pad_spatial(inputs, geometry.pads), geometry.size, gradient.shape[1:-1], geometry.strides)
+        sums = [jnp.sum(view * gradient, axis=range(gradient.ndim - 1)) for view in views]
+        return to_inputs, jnp.stack(sums).reshape(kernel.shape)
+    # A convolution over the batch: channels take the place of images, images that of channels, and the outputs'
+    # gradient that of the kernel.
+    images, filters = jnp.swapaxes(inputs, 0, -1), jnp.moveaxis(gradient, 0, -2)
+    over = Geometry(filters.shape, geometry.strides, geometry.pads, precision=geometry.precision)
+    return to_inputs, jnp.moveaxis(convolve_once(images, filters, over), 0, -2)
+
+
+_with_own_gradients.defvjp(_forward, _backward)
+
+
+def _shifted_sum(views: Sequence[jax.Array], kernel: jax.Array) -> jax.Array:
+    """Return the sum of the views of a depthwise convolution, each times its position of the kernel."""
+    taps = kernel.reshape(-1, *(1,) * (views[0].ndim - 1), kernel.shape[-1])
+    return sum((view * tap for view, tap in zip(views[1:], taps[1:], strict=True)), views[0] * taps[0])
+
+
+def _pointwise(inputs: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
+    """Multiply the channels of each position by the kernel, all its rows flattened."""
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    product = jnp.matmul(rows, kernel.reshape(-1, kernel.shape[-1]), precision=precision)
+    return product.reshape(*inputs.shape[:-1], kernel.shape[-1])
+
+
+def _strided(inputs: jax.Array, strides: Sequence[int]) -> jax.Array:
+    return inputs[:, *(slice(None, None, stride) for stride in strides)]
+
+
+def pad_spatial(inputs: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
+    """Pad the spatial dimensions of ``inputs [batch, *spatial, channels]`` by zeros."""
+    if not any(low or high for low, high in pads):
+        return inputs
+    # lax.pad, unlike jnp.pad, crops where a padding is negative, as a convolution does.
+    return lax.pad(inputs, jnp.zeros((), inputs.dtype), [(0, 0, 0), *((*pair, 0) for pair in pads), (0, 0, 0)])
+
+
+def shifted_views(
+    inputs: jax.Array, size: Sequence[int], outputs: Sequence[int], strides: Sequence[int]
+) -> list[jax.Array]:
+    """Return, for each position of a kernel in C order, the inputs under it: arrays ``[batch, *outputs, channels]``."""
+    views = []
+    for offsets in itertools.product(*map(range, size)):
+        view = [
+            slice(offset, offset + (count - 1) * stride + 1, stride)
+            for offset, count, stride in zip(offsets, outputs, strides, strict=True)
+        ]
+        views.append(inputs[:, *view])
+    return views

@@ -1,0 +1,81 @@
+"""Which method computes a compact layer, by what each is predicted to take.
+
+A prediction counts multiply-adds and the numbers that are read and written, and multiplies each count by its measured
+cost on the platform (:mod:`dctps_jax.ops.costs`). Each method counts its own work, in its ``cost``. A prediction
+depends on shapes and the number of trained weights alone, so it is made once, when a program is traced.
+"""
+
+import difflib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dctps_jax.errors import UserError
+from dctps_jax.ops.costs import FILES, Costs, read_costs
+from dctps_jax.ops.methods import AUTODIFF, METHODS, possible_methods
+from dctps_jax.ops.work import Work
+
+SETTINGS = ("auto", *METHODS)
+# What the methods were called in version 0.1.0.
+RENAMED = {
+    "plain": "autodiff",
+    "dense": "on_support",
+    "dense_rows": "on_support_rows",
+    "factored": "per_weight",
+    "factored_rows": "per_weight_rows",
+}
+# The costs of each platform that was measured.
+COSTS: dict[str, Costs] = {platform: read_costs(file) for platform, file in FILES.items()}
+# "auto" leaves "autodiff" only for a method that is predicted to take at most this part of its time. Predictions of
+# small differences are not reliable.
+MARGIN = 0.9
+
+
+def predicted_seconds(work: Work, method: str, platform: str | None = None) -> float:
+    """Return the predicted seconds of a layer's part of a training step, forward and all gradients.
+
+    They are seconds of one core of a CPU, or of a GPU. ``platform`` is by default the platform of this process. A
+    platform that was not measured has the costs of a CPU.
+    """
+    costs = COSTS.get(platform or jax.default_backend(), COSTS["cpu"])
+    return 1e-9 * METHODS[method].cost(work, costs)
+
+
+def check_setting(name: str, setting: Any) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` where ``setting`` is not in :data:`SETTINGS`.
+
+    ``name`` is what the message calls it. A name of version 0.1.0 is answered with the present one.
+    """
+    if setting in SETTINGS:
+        return
+    if setting in tuple(RENAMED):
+        raise UserError(f"{name} is {setting!r}; that method is now called {RENAMED[setting]!r}, give this name")
+    close = difflib.get_close_matches(str(setting), SETTINGS, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise UserError(f"{name} is {setting!r}{hint}; it must be one of: {', '.join(SETTINGS)}")
+
+
+def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) -> str:
+    """Return the name of the method for a layer: the one that ``setting`` names, or the predicted best one for "auto".
+
+    A method that is not possible is replaced by its fallback. "auto" keeps "autodiff" where there is little to gain, in
+    half precision, and on platforms without measured costs. It takes a method only if that needs no more memory than a
+    layer that trains all weights.
+
+    Raises :class:`~dctps_jax.errors.UserError` for a setting that does not exist.
+    """
+    check_setting("the method", setting)
+    if setting != "auto":
+        method = METHODS[setting]
+        return method.name if method.is_possible(work) else method.fallback
+    platform = platform or jax.default_backend()
+    if platform not in COSTS or jnp.dtype(dtype).itemsize < 4:
+        return AUTODIFF.name
+    seconds = {
+        name: predicted_seconds(work, name, platform) for name in possible_methods(work) if METHODS[name].is_lean(work)
+    }
+    best = min(seconds, key=lambda name: seconds[name])
+    now = seconds[AUTODIFF.name]
+    gains_enough = seconds[best] < min(MARGIN * now, now - 1e-9 * COSTS[platform].least_gain)
+    return best if gains_enough else AUTODIFF.name

@@ -1,0 +1,45 @@
+"""What each kind of work takes on a platform, measured: one JSON file for each machine.
+
+A file holds the costs and where they come from: machine, versions, date, which costs were fitted and which were set by
+hand, and how far the predictions are from measured times. ``benchmarks/fit_costs.py`` fits costs to the results of
+``benchmarks/layers.py`` and writes such a file.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+FILES = {"cpu": Path(__file__).with_name("cpu.json"), "gpu": Path(__file__).with_name("h100.json")}
+
+
+class Costs(NamedTuple):
+    """The costs of a platform in nanoseconds: of one core of a CPU, or of a whole GPU.
+
+    Every predicted time is linear in these numbers. That is what makes them fit by least squares.
+    """
+
+    product: float  # a multiply-add of a matrix product
+    product_gradient: float  # a multiply-add of the product that is the gradient of a product's kernel
+    convolution: float  # a multiply-add of a native convolution, forward or to its inputs
+    convolution_gradient: float  # a multiply-add of the gradient of a native convolution's kernel
+    narrow: float  # what a multiply-add of a native convolution takes more, times its number of input channels
+    depthwise: float  # a multiply-add of a sum of shifted inputs
+    depthwise_gradient: float  # a multiply-add of the gradient of that sum's kernel
+    move: float  # reading or writing a number of an activation
+    weight: float  # making a weight of a kernel, or adding up its gradient
+    tap: float  # both multiply-adds of the factored offset for one output and one position of the kernel
+    pointwise_pair: float  # gathering, multiplying and adding what a trained weight of a 1×1 kernel sees at a position
+    pair: float  # the same for a weight of a larger kernel
+    large_pair: float  # what a pair takes more where the gathered arrays do not fit the caches
+    unfold: float  # copying a number of an activation to where a kernel sees it
+    row: float  # laying out a number of an activation in rows, or back
+    row_pair: float  # adding a number of a row, times a weight, to another row
+    inner: float  # a multiply-add of the inner product of two rows
+    loop: float  # what each step of a loop over the weights takes besides
+    layer: float  # what each layer takes besides
+    least_gain: float  # the least gain for which "auto" leaves "autodiff"; no part of a predicted time
+
+
+def read_costs(file: Path) -> Costs:
+    """Return the costs of a file that ``benchmarks/fit_costs.py`` wrote, or of the package."""
+    return Costs(**json.loads(file.read_text())["nanoseconds"])

@@ -1,0 +1,71 @@
+"""What an operation with a gradient of its own asks of the compiler: stored arrays, in the right order, on every
+device.
+
+XLA decides by itself what it fuses, what it computes twice and what it keeps from the forward to the backward pass. The
+functions here write programs in which it decides well. Each is a workaround for what XLA's CPU backend does in JAX
+0.10.2, measured in eight compact 3×3 layers of 16 channels (``test_no_method_needs_much_more_memory_than_another`` in
+``tests/test_execution.py``, which fails if any of them is left out) and in Fixup-ResNet20 with 0.1 % of its weights.
+``benchmarks/train_step.py`` measures time and memory of whole steps.
+
+``jax.lax.optimization_barrier`` can't take their place: XLA's CPU backend removes it before it fuses. With a barrier in
+place of :func:`materialized` the compiled programs take exactly the operations and the memory that they take with
+nothing. (A related report: https://github.com/openxla/xla/issues/20440.)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def materialized(x: jax.Array) -> jax.Array:
+    """Return ``x``, computed once and stored.
+
+    A compiler that fuses computes an elementwise result again in every operation that reads it, back to the last
+    convolution, and once more for each number that a gather picks. It does not fuse across a write into an array, so
+    this function adds zero to the first number. Without it the eight layers took 11.6 MB of temporary memory instead of
+    6.6 ("per_weight"), and Fixup-ResNet20 81 instead of 61 MB and a fifth more operations.
+    """
+    return x.at[(0,) * x.ndim].add(0) if x.size else x
+
+
+def zero_after(x: jax.Array) -> jax.Array:
+    """Return an integer 0 that depends on ``x`` for the compiler, so that what is computed with it comes after ``x``.
+
+    XLA computes early what depends on nothing else, and keeps it: gathered channels in the forward pass, or the zeros
+    of all layers at the start of the program. With a plain 0 the eight layers took 11.5 MB instead of 5.7
+    ("on_support").
+    """
+    if not x.size:
+        return jnp.zeros((), jnp.int32)
+    return jnp.minimum((x[(0,) * x.ndim] > 0).astype(jnp.int32), 0)
+
+
+def made_apart(make: Callable[[], jax.Array], after: jax.Array) -> jax.Array:
+    """Return ``make()``, computed by itself and stored, not before ``after`` is there.
+
+    XLA fuses nothing into or out of a branch whose condition it cannot foresee. Without the branch it computes an array
+    in the order in which it is read. For an array that is transposed afterwards that is number by number, far apart.
+    The eight layers took 8.1 MB instead of 5.3 ("per_weight_rows").
+    """
+    made = jax.eval_shape(make)
+    nothing = varying_as(after, jnp.zeros(made.shape, made.dtype))
+    return jax.lax.cond(zero_after(after) == 0, make, lambda: nothing)
+
+
+def varying_as(like: jax.Array, x: Any) -> Any:
+    """Return ``x`` (an array or None) as a value of each device alone, where ``like`` is one in a ``shard_map``.
+
+    JAX then sums the gradient of ``x`` over these devices, as it does for operations without gradients of their own.
+    """
+    if x is None:
+        return None
+    missing = tuple(_varying_axes(like) - _varying_axes(x))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _varying_axes(x: Any) -> frozenset[str]:
+    kind: Any = jax.typeof(x)
+    # JAX 0.10.2 has `manual_axis_type`, other versions have `vma`.
+    return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma

@@ -1,0 +1,80 @@
+"""The sparse part S one weight after the other, on activations that are laid out in rows: for many weights."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dctps_jax.ops.costs import Costs
+from dctps_jax.ops.rows import Layout, Places, add_rows, inner_rows
+from dctps_jax.ops.sparse_part import weights_at
+from dctps_jax.ops.work import Work
+
+
+class InRows:
+    """A :class:`~dctps_jax.ops.sparse_part.SparsePart` in rows, one for each channel (:mod:`dctps_jax.ops.rows`).
+
+    Each weight takes one multiply-add of two rows. The time of laying out grows with the number of channels, and each
+    weight then takes little. Sums are computed in float32 at least.
+    """
+
+    def __init__(self, work: Work, support: jax.Array):
+        geometry, in_channels = work.geometry, work.inputs[-1]
+        self.layout = Layout(geometry, work.inputs)
+        position, source, target = weights_at(support, geometry)
+        phase, start, width = 0, jnp.zeros_like(source), geometry.num_positions
+        for extent, stride, step in zip(geometry.size, geometry.strides, self.layout.steps, strict=True):
+            width //= extent
+            offset = position // width % extent
+            phase, start = phase * stride + offset % stride, start + offset // stride * step
+        self.in_inputs = Places(phase * in_channels + source, start)
+        self.in_outputs = Places(target, jnp.zeros_like(target))
+        phases, length = math.prod(geometry.strides), self.layout.length
+        self.inputs_shape = (phases * in_channels, self.layout.reach + length)
+        self.outputs_shape = (geometry.kernel_shape[-1], length)
+
+    def convolve(self, inputs: jax.Array, values: jax.Array) -> jax.Array:
+        rows = self.layout.rows_of_inputs(_wide(inputs), after=inputs)
+        sums = add_rows(self.outputs_shape, self.layout.length, _wide(values), rows, self.in_inputs, self.in_outputs)
+        return self.layout.outputs_of_rows(sums).astype(inputs.dtype)
+
+    def gradient_of_values(self, inputs: jax.Array, gradient: jax.Array) -> jax.Array:
+        return self._inner_products(inputs, gradient, self.layout.rows_of_outputs(_wide(gradient)))
+
+    def gradients(self, inputs: jax.Array, gradient: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        across = self.layout.rows_of_outputs(_wide(gradient))
+        to_values = self._inner_products(inputs, gradient, across)
+        sums = add_rows(self.inputs_shape, self.layout.length, _wide(values), across, self.in_outputs, self.in_inputs)
+        return self.layout.inputs_of_rows(sums).astype(inputs.dtype), to_values
+
+    def _inner_products(self, inputs: jax.Array, gradient: jax.Array, across: jax.Array) -> jax.Array:
+        # The rows are made after the gradient. Rows made in the forward pass would have to be kept until here.
+        rows = self.layout.rows_of_inputs(_wide(inputs), after=gradient)
+        return inner_rows(self.layout.length, rows, across, self.in_inputs, self.in_outputs)
+
+    @staticmethod
+    def is_lean(work: Work) -> bool:
+        """Return True: the rows do not grow with the number of weights."""
+        return True
+
+    @staticmethod
+    def product_cost(work: Work, costs: Costs) -> float:
+        positions, inputs, outputs = _sizes(work)
+        return costs.row * (2 * inputs + outputs) + 2 * work.nnz * (positions * costs.row_pair + costs.loop)
+
+    @staticmethod
+    def gradient_cost(work: Work, costs: Costs) -> float:
+        positions, inputs, outputs = _sizes(work)
+        return costs.row * (inputs + outputs) + work.nnz * (positions * costs.inner + costs.loop)
+
+
+def _sizes(work: Work) -> tuple[int, int, int]:
+    """Return the length of a row, and how many numbers the rows of inputs and of outputs hold."""
+    positions = Layout(work.geometry, work.inputs).positions
+    return positions, positions * math.prod(work.geometry.strides) * work.in_channels, positions * work.out_channels
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    dtype: Any = jnp.promote_types(x.dtype, jnp.float32)
+    return x.astype(dtype)

@@ -1,0 +1,110 @@
+"""What a method of computing a compact layer is, and how a method brings its own gradients."""
+
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from dctps_jax.ops.costs import Costs
+from dctps_jax.ops.fusion import varying_as
+from dctps_jax.ops.sparse_part import add_at
+from dctps_jax.ops.work import Work
+
+
+class Method(Protocol):
+    """One way of computing ``Y = X ∗ (α·D + S)`` and its gradients. All methods compute the same function.
+
+    X are inputs ``[batch, *spatial, in]``. S holds the trained ``values`` at ``support``, the ascending positions in
+    the flattened kernel. D is the offset of the work; ``alpha`` is None where it has none.
+    """
+
+    @property
+    def name(self) -> str:
+        """The value of ``config.execution.method`` and of a layer's attribute ``method``."""
+        ...
+
+    @property
+    def fallback(self) -> str:
+        """The name of the method that is taken where this one is not possible."""
+        ...
+
+    def is_possible(self, work: Work) -> bool:
+        """Return whether the method can compute the layer."""
+        ...
+
+    def is_lean(self, work: Work) -> bool:
+        """Return whether the method needs no more memory than a layer that trains all weights."""
+        ...
+
+    def cost(self, work: Work, costs: Costs) -> float:
+        """Return the predicted nanoseconds of the layer's part of a training step, forward and all gradients."""
+        ...
+
+    def apply(
+        self, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
+    ) -> jax.Array:
+        """Return Y."""
+        ...
+
+
+class MethodWithGradients(Method, Protocol):
+    """A method whose gradients are written by hand, for :func:`apply_with_gradients`."""
+
+    def forward(
+        self, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        """Return Y and what :meth:`gradients` needs."""
+        ...
+
+    def gradients(self, work: Work, saved: Any, gradient: jax.Array) -> tuple[Any, Any, Any]:
+        """Return the gradients of inputs, values and α (None without offset) for the ``gradient`` of Y."""
+        ...
+
+
+def apply_with_gradients(
+    method: MethodWithGradients,
+    work: Work,
+    inputs: jax.Array,
+    values: jax.Array,
+    alpha: jax.Array | None,
+    support: jax.Array,
+) -> jax.Array:
+    """Return Y by ``method.forward``, to be differentiated by ``method.gradients``."""
+    return _apply(method, work, inputs, varying_as(inputs, values), varying_as(inputs, alpha), support)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _apply(method: MethodWithGradients, work: Work, *arrays: Any) -> jax.Array:
+    return method.forward(work, *arrays)[0]
+
+
+def _forward(method: MethodWithGradients, work: Work, *arrays: Any) -> tuple[jax.Array, Any]:
+    return method.forward(work, *arrays)
+
+
+def _backward(method: MethodWithGradients, work: Work, saved: Any, gradient: jax.Array) -> tuple[Any, Any, Any, None]:
+    return *method.gradients(work, saved, gradient), None
+
+
+_apply.defvjp(_forward, _backward)
+
+
+def kernel_of(work: Work, values: jax.Array, alpha: jax.Array | None, support: jax.Array) -> jax.Array:
+    """Return ``α·D + S`` in the dtype of ``values``."""
+    # The values are added into α·D. Adding α·D to an array of S would write and read one more array.
+    if alpha is None:
+        scaled = jnp.zeros(work.geometry.kernel_shape, values.dtype)
+    else:
+        scaled = alpha.astype(values.dtype) * work.offset_kernel(values.dtype)
+    return add_at(scaled, support, values)
+
+
+def inner_product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return ⟨a, b⟩. The leading axes are summed first: a single sum over millions of numbers would lose digits."""
+    return jnp.sum(jnp.sum(a.astype(b.dtype) * b, axis=range(b.ndim - 1)))
+
+
+def moving_cost(work: Work, costs: Costs) -> float:
+    """Return the nanoseconds that every method takes: a layer's own, and reading and writing inputs and outputs."""
+    return costs.layer + 2 * (work.input_size + work.output_size) * costs.move

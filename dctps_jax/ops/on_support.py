@@ -1,0 +1,98 @@
+"""The methods "on_support" and "on_support_rows": convolve with the whole kernel, take its gradient at the support."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dctps_jax.ops.convolution import convolve_once, cost_of_multiply_add, gradient_of_inputs
+from dctps_jax.ops.costs import Costs
+from dctps_jax.ops.fusion import materialized
+from dctps_jax.ops.method import apply_with_gradients, inner_product, kernel_of, moving_cost
+from dctps_jax.ops.sparse_part import SparsePart
+from dctps_jax.ops.work import Work
+
+# Where |α| is smaller, the gradient of α is computed without dividing by α.
+MIN_ALPHA = 0.01
+
+
+class Saved(NamedTuple):
+    """What the gradients need. ``outputs`` is None unless ⟨Y, ∂Y⟩ is taken instead of ⟨X, ∂X⟩."""
+
+    inputs: jax.Array
+    values: jax.Array
+    alpha: jax.Array | None
+    support: jax.Array
+    outputs: jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True)
+class OnSupport:
+    """Build ``K = α·D + S`` and convolve with it, forward and to the inputs. Compute ``∂v`` at the support only.
+
+    The gradient of α is ``⟨∂K, D⟩``, which needs no ∂K. Since ``⟨Y, ∂Y⟩ = ⟨X, ∂X⟩ = ⟨K, ∂K⟩ = α⟨D, ∂K⟩ + ⟨v, ∂v⟩``::
+
+        ∂α = (⟨Y, ∂Y⟩ − ⟨v, ∂v⟩) / α
+
+    This loses digits as α vanishes. For ``|α| < MIN_ALPHA`` it is ``∂α = ⟨D∗X, ∂Y⟩``, at the price of a convolution.
+    """
+
+    name: str
+    sparse_part: type[SparsePart]
+
+    @property
+    def fallback(self) -> str:
+        return self.name
+
+    def is_possible(self, work: Work) -> bool:
+        return True
+
+    def is_lean(self, work: Work) -> bool:
+        return self.sparse_part.is_lean(work)
+
+    def apply(
+        self, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
+    ) -> jax.Array:
+        return apply_with_gradients(self, work, inputs, values, alpha, support)
+
+    def forward(
+        self, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
+    ) -> tuple[jax.Array, Saved]:
+        kernel = kernel_of(work, values, alpha, support).astype(inputs.dtype)
+        outputs = convolve_once(inputs, kernel, work.geometry)
+        # ⟨Y, ∂Y⟩ or ⟨X, ∂X⟩: whichever reads less.
+        kept = outputs if alpha is not None and outputs.size < inputs.size else None
+        return outputs, Saved(inputs, values, alpha, support, kept)
+
+    def gradients(self, work: Work, saved: Saved, gradient: jax.Array) -> tuple[Any, Any, Any]:
+        inputs, values, alpha, support, outputs = saved
+        gradient = materialized(gradient)
+        sparse_part = self.sparse_part(work, support)
+        kernel = kernel_of(work, values, alpha, support).astype(inputs.dtype)
+        to_inputs = gradient_of_inputs(gradient, kernel, work.geometry, inputs)
+        to_values = sparse_part.gradient_of_values(inputs, gradient)
+        to_alpha = None
+        if alpha is not None:
+            total = inner_product(inputs, to_inputs) if outputs is None else inner_product(outputs, gradient)
+
+            def by_difference() -> jax.Array:
+                return (total - inner_product(values, to_values)) / alpha
+
+            def by_convolution() -> jax.Array:
+                offset = work.offset_kernel(values.dtype).astype(inputs.dtype)
+                direct = inner_product(convolve_once(inputs, offset, work.geometry), gradient)
+                return direct.astype(jnp.result_type(total, values, alpha))
+
+            to_alpha = lax.cond(jnp.abs(alpha) >= MIN_ALPHA, by_difference, by_convolution).astype(alpha.dtype)
+        return to_inputs, to_values.astype(values.dtype), to_alpha
+
+    def cost(self, work: Work, costs: Costs) -> float:
+        forward, _ = cost_of_multiply_add(work, costs)
+        # Images need no gradient, except where ∂α takes ⟨X, ∂X⟩.
+        to_images = work.offset is not None and work.output_size >= work.input_size
+        passes = (1 if work.reads_images and not to_images else 2) * forward
+        inner = 0 if work.offset is None else 2 * min(work.input_size, work.output_size) * costs.move
+        nanoseconds = moving_cost(work, costs) + self.sparse_part.gradient_cost(work, costs)
+        return nanoseconds + work.multiply_adds * passes + work.kernel_size * costs.weight + inner

@@ -1,0 +1,158 @@
+"""Activations in rows: one row for each channel, which holds the positions of the whole batch one after another.
+
+A weight of a convolution then connects a row of the inputs, from some start on, with a row of the outputs. The work for
+one weight is one multiply-add of two long rows. With strides there is a row for each channel and phase, where inputs
+that are a stride apart lie side by side.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dctps_jax.ops.fusion import made_apart, varying_as, zero_after
+from dctps_jax.ops.geometry import Geometry
+
+# Inner products are added up in this many sums. A processor computes them at once, and they lose fewer digits than one
+# sum.
+SUMS = 64
+
+
+class Places(NamedTuple):
+    """The row of each weight and its first number in that row, int32 ``[nnz]`` each."""
+
+    row: jax.Array
+    start: jax.Array
+
+
+class Layout(NamedTuple):
+    """How the inputs ``[batch, *spatial, channels]`` and the outputs of a convolution lie in rows.
+
+    An image takes :attr:`extents` positions in both kinds of rows. The outputs fill only some of them. The others are
+    zero or never read.
+    """
+
+    geometry: Geometry
+    inputs: tuple[int, ...]
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        return self.geometry.output_spatial(self.inputs[1:-1])
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """The positions of each dimension: those of the outputs, and by how many strides a kernel reaches beyond."""
+        zipped = zip(self.outputs, self.geometry.size, self.geometry.strides, strict=True)
+        return tuple(count + (width - 1) // stride for count, width, stride in zipped)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The distance in a row between neighbours in each dimension."""
+        return tuple(math.prod(self.extents[dimension + 1 :]) for dimension in range(len(self.extents)))
+
+    @property
+    def positions(self) -> int:
+        return self.inputs[0] * math.prod(self.extents)
+
+    @property
+    def reach(self) -> int:
+        """The largest start of a weight in a row of inputs."""
+        widths = zip(self.geometry.size, self.geometry.strides, self.steps, strict=True)
+        return sum((width - 1) // stride * step for width, stride, step in widths)
+
+    @property
+    def length(self) -> int:
+        """How many numbers of a row each weight reads: all up to the last output, rounded up to whole sums."""
+        return ((self.positions - self.reach) // SUMS + 1) * SUMS
+
+    def rows_of_inputs(self, inputs: jax.Array, after: jax.Array) -> jax.Array:
+        """Return the rows ``[phases · channels, reach + length]``. They are made after the array ``after``."""
+        strides, rank = self.geometry.strides, len(self.extents)
+        widths = [
+            (low, stride * extent - length - low, 0)
+            for (low, _), stride, extent, length in zip(
+                self.geometry.pads, strides, self.extents, self.inputs[1:-1], strict=True
+            )
+        ]
+
+        def padded() -> jax.Array:
+            images = lax.pad(inputs, jnp.zeros((), inputs.dtype), [(0, 0, 0), *widths, (0, 0, 0)])
+            apart = [size for pair in zip(self.extents, strides, strict=True) for size in pair]
+            phases = images.reshape(self.inputs[0], *apart, self.inputs[-1])
+            phases = phases.transpose(0, *range(1, 2 * rank + 1, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1)
+            return self._columns(phases, self.reach + self.length)
+
+        return made_apart(padded, after).T
+
+    def inputs_of_rows(self, rows: jax.Array) -> jax.Array:
+        """Return the inputs that lie in ``rows``."""
+        strides, rank, zero = self.geometry.strides, len(self.extents), jnp.zeros((), rows.dtype)
+        phases = rows[:, : self.positions].reshape(*strides, self.inputs[-1], self.inputs[0], *self.extents)
+        order = [index for pair in zip(range(rank + 2, 2 * rank + 2), range(rank), strict=True) for index in pair]
+        padded = phases.transpose(rank + 1, *order, rank)
+        extents = [stride * extent for stride, extent in zip(strides, self.extents, strict=True)]
+        padded = padded.reshape(self.inputs[0], *extents, self.inputs[-1])
+        widths = [
+            (-low, low + length - extent, 0)
+            for (low, _), extent, length in zip(self.geometry.pads, extents, self.inputs[1:-1], strict=True)
+        ]
+        return lax.pad(padded, zero, [(0, 0, 0), *widths, (0, 0, 0)])
+
+    def rows_of_outputs(self, outputs: jax.Array) -> jax.Array:
+        """Return the rows ``[channels, length]``."""
+        widths = [(0, extent - count, 0) for extent, count in zip(self.extents, self.outputs, strict=True)]
+
+        def padded() -> jax.Array:
+            images = lax.pad(outputs, jnp.zeros((), outputs.dtype), [(0, 0, 0), *widths, (0, 0, 0)])
+            return self._columns(images, self.length)
+
+        return made_apart(padded, outputs).T
+
+    def outputs_of_rows(self, rows: jax.Array) -> jax.Array:
+        """Return the outputs that lie in ``rows``."""
+        rank, zero = len(self.extents), jnp.zeros((), rows.dtype)
+        rows = lax.pad(rows, zero, [(0, 0, 0), (0, self.positions - self.length, 0)])
+        images = rows.reshape(len(rows), self.inputs[0], *self.extents)
+        images = images[:, :, *(slice(count) for count in self.outputs)]
+        return images.transpose(*range(1, rank + 2), 0)
+
+    def _columns(self, images: jax.Array, count: int) -> jax.Array:
+        """Return ``count`` positions of all images in a row, with their channels; missing positions are zero."""
+        columns = images.reshape(self.positions, math.prod(images.shape) // max(1, self.positions))
+        return lax.pad(columns, jnp.zeros((), columns.dtype), [(0, count - self.positions, 0), (0, 0, 0)])
+
+
+def add_rows(
+    shape: tuple[int, int], length: int, values: jax.Array, source: jax.Array, taken: Places, put: Places
+) -> jax.Array:
+    """Return rows of ``shape``. Each weight adds ``length`` numbers of ``source``, times its value, to one of them.
+
+    It takes them at ``taken`` and puts them at ``put``.
+    """
+
+    def add(rows: jax.Array, weight: tuple[jax.Array, Places, Places]) -> tuple[jax.Array, None]:
+        value, take_at, put_at = weight
+        row = lax.dynamic_slice(source, take_at, (1, length))
+        before = lax.dynamic_slice(rows, put_at, (1, length))
+        return lax.dynamic_update_slice(rows, before + value * row, put_at), None
+
+    dtype = jnp.result_type(values, source)
+    # Zeros that depend on nothing are made for all layers at the start of the program and kept until they are used.
+    zeros = jnp.full(shape, zero_after(source).astype(dtype))
+    return lax.scan(add, varying_as(values, zeros), (values, taken, put))[0]
+
+
+def inner_rows(length: int, inputs: jax.Array, outputs: jax.Array, in_inputs: Places, in_outputs: Places) -> jax.Array:
+    """Return for each weight the inner product of ``length`` numbers at its places in both kinds of rows."""
+
+    def multiply(_: None, places: tuple[Places, Places]) -> tuple[None, jax.Array]:
+        row, across = (
+            lax.dynamic_slice(rows, place, (1, length)) for rows, place in zip((inputs, outputs), places, strict=True)
+        )
+        products = (row * across).reshape(length // SUMS, SUMS)
+        # XLA's CPU backend computes a product with ones faster than a sum.
+        return None, jnp.sum(jnp.ones(len(products), products.dtype) @ products)
+
+    return lax.scan(multiply, None, (in_inputs, in_outputs))[1]

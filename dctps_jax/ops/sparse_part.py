@@ -1,0 +1,73 @@
+"""The sparse part S of a kernel as a list of trained weights.
+
+Each weight has a position p in the kernel, an input channel c and an output channel m. With ``x_p`` the inputs shifted
+to p, ``(S∗x)[m] = Σ_{i: m_i = m} v_i x_{p_i}[c_i]`` and ``∂v_i = ⟨x_{p_i}[c_i], ∂Y[m_i]⟩``. No array here has the size
+of the kernel.
+"""
+
+from typing import NamedTuple, Protocol
+
+import jax
+
+from dctps_jax.ops.costs import Costs
+from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.work import Work
+
+
+class SparsePart(Protocol):
+    """The trained weights of the layer that computes ``work``, at the positions ``support`` of its flattened kernel."""
+
+    def __init__(self, work: Work, support: jax.Array): ...
+
+    def convolve(self, inputs: jax.Array, values: jax.Array) -> jax.Array:
+        """Return ``S∗inputs``."""
+        ...
+
+    def gradient_of_values(self, inputs: jax.Array, gradient: jax.Array) -> jax.Array:
+        """Return the gradient of the values for the ``gradient`` of the outputs."""
+        ...
+
+    def gradients(self, inputs: jax.Array, gradient: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the gradients of the inputs (``Sᵀ∗gradient``) and of the values. The strides must be 1."""
+        ...
+
+    @staticmethod
+    def is_lean(work: Work) -> bool:
+        """Return whether the weights need no more memory than a layer that trains all weights."""
+        ...
+
+    @staticmethod
+    def product_cost(work: Work, costs: Costs) -> float:
+        """Return the nanoseconds of the products with S, forward and to the inputs."""
+        ...
+
+    @staticmethod
+    def gradient_cost(work: Work, costs: Costs) -> float:
+        """Return the nanoseconds of the gradient of the values."""
+        ...
+
+
+class Weights(NamedTuple):
+    """The position in the kernel (C order), input and output channel of each trained weight, int32 ``[nnz]`` each."""
+
+    position: jax.Array
+    source: jax.Array
+    target: jax.Array
+
+
+def weights_at(support: jax.Array, geometry: Geometry) -> Weights:
+    """Return where the weights at the positions ``support`` of the flattened kernel are."""
+    *_, in_features, out_features = geometry.kernel_shape
+    rows, target = support // out_features, support % out_features
+    group = target // (out_features // geometry.groups)
+    return Weights(rows // in_features, rows % in_features + group * in_features, target)
+
+
+def add_at(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
+    """Return ``array`` with ``values`` added at the ascending ``positions`` of the flattened array."""
+    # Indexed by row and column: if the array were flattened, whatever computes it would have to divide for each number.
+    rows = array.reshape(-1, array.shape[-1])
+    at = rows.at[positions // array.shape[-1], positions % array.shape[-1]]
+    # The positions are not declared unique: in a loop over blocks, shorter lists are filled up by zeros at their last
+    # position.
+    return at.add(values, indices_are_sorted=True, mode="promise_in_bounds").reshape(array.shape)

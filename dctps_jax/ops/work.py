@@ -1,0 +1,74 @@
+"""What a layer has to compute, as far as it is known when a program is traced."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+
+from dctps_jax.offsets import Factors, Offset
+from dctps_jax.ops.geometry import Geometry
+
+# Inputs with at most this many channels are taken for images. Training asks for no gradient of images.
+IMAGE_CHANNELS = 4
+
+
+class Work(NamedTuple):
+    """The convolution of a layer, the shape of its inputs, its number of trained weights, and its offset or None."""
+
+    geometry: Geometry
+    inputs: tuple[int, ...]
+    nnz: int
+    offset: Offset | None
+
+    @property
+    def input_positions(self) -> int:
+        """The number of positions of the inputs, of the whole batch."""
+        return math.prod(self.inputs[:-1])
+
+    @property
+    def output_positions(self) -> int:
+        """The number of positions of the outputs, of the whole batch."""
+        return self.inputs[0] * math.prod(self.geometry.output_spatial(self.inputs[1:-1]))
+
+    @property
+    def in_channels(self) -> int:
+        """The number of input channels of all groups."""
+        return self.geometry.kernel_shape[-2] * self.geometry.groups
+
+    @property
+    def out_channels(self) -> int:
+        return self.geometry.kernel_shape[-1]
+
+    @property
+    def input_size(self) -> int:
+        """The number of numbers in the inputs."""
+        return self.input_positions * self.in_channels
+
+    @property
+    def output_size(self) -> int:
+        """The number of numbers in the outputs."""
+        return self.output_positions * self.out_channels
+
+    @property
+    def kernel_size(self) -> int:
+        """The number of weights of the kernel, trained or not."""
+        return math.prod(self.geometry.kernel_shape)
+
+    @property
+    def multiply_adds(self) -> int:
+        """The number of multiply-adds of a convolution with the whole kernel."""
+        return self.output_size * self.geometry.num_positions * self.geometry.kernel_shape[-2]
+
+    @property
+    def reads_images(self) -> bool:
+        return self.in_channels <= IMAGE_CHANNELS
+
+    @property
+    def factors(self) -> Factors | None:
+        """The factors of the offset, or None where there is no offset or it has none for this kernel."""
+        return None if self.offset is None else self.offset.factors(self.geometry.kernel_shape)
+
+    def offset_kernel(self, dtype: Any) -> jax.Array:
+        """Return D in the kernel's shape. The layer must have an offset."""
+        assert self.offset is not None
+        return self.offset.kernel(self.geometry.kernel_shape, dtype)

@@ -1,0 +1,206 @@
+"""The CPU's own ways of a convolution: equal to the native one, gradients too, and taken where they should be."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from dctps_jax.ops import convolution
+from dctps_jax.ops.convolution import _fast_convolution, convolve, pad_spatial, shifted_views
+from dctps_jax.ops.geometry import Geometry
+from tests.native import jit_unoptimised, native, normal
+
+
+def geometry_of(inputs, kernel, strides, padding, groups):
+    """The geometry as a layer makes it, with the padding as pairs."""
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(inputs.shape[1:-1], kernel.shape[:-2], strides, padding)
+    return Geometry(kernel.shape, strides, tuple((low, high) for low, high in padding), groups)
+
+
+def fast(inputs, kernel, *rest):
+    return _fast_convolution(inputs, kernel, geometry_of(inputs, kernel, *rest))
+
+
+def is_native(inputs, kernel, *rest):
+    """Whether ``convolve`` asks for the native operation."""
+    geometry = geometry_of(inputs, kernel, *rest)
+    return "conv_general_dilated" in str(jax.make_jaxpr(lambda *arrays: convolve(*arrays, geometry))(inputs, kernel))
+
+
+def assert_equal_with_gradients(inputs, kernel, *rest):
+    geometry = geometry_of(inputs, kernel, *rest)
+
+    @jit_unoptimised
+    def compute(inputs, kernel):
+        expected, expected_pull_back = jax.vjp(partial(native, geometry=geometry), inputs, kernel)
+        outputs, pull_back = jax.vjp(partial(convolve, geometry=geometry), inputs, kernel)
+        cotangent = jnp.asarray(normal(1, *expected.shape))
+        return (outputs, *pull_back(cotangent)), (expected, *expected_pull_back(cotangent))
+
+    for found, expected in zip(*compute(inputs, kernel), strict=True):
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def arrays(*shapes):
+    return [jnp.asarray(normal(seed, *shape)) for seed, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kernel", "strides", "padding", "groups"),
+    [
+        ((2, 5, 6, 4), (1, 1, 4, 3), (1, 1), "VALID", 1),
+        ((2, 5, 6, 4), (1, 1, 4, 3), (2, 1), "SAME", 1),
+        ((2, 5, 6, 4), (1, 1, 4, 3), (2, 2), ((1, 0), (0, 2)), 1),
+        ((2, 5, 6, 4), (1, 1, 4, 3), (1, 1), ((-1, 0), (0, -2)), 1),
+        ((2, 2, 2, 4), (3, 3, 4, 5), (1, 1), ((1, 1), (1, 1)), 1),
+        ((2, 1, 1, 4), (3, 3, 4, 5), (1, 1), "SAME", 1),
+        ((2, 5, 5, 4), (5, 5, 4, 5), (1, 1), "VALID", 1),
+        ((2, 4, 4, 4), (3, 2, 4, 5), (2, 2), "SAME", 1),
+        ((2, 5, 6, 4), (3, 3, 1, 4), (1, 1), ((1, 1), (1, 1)), 4),
+        ((2, 5, 6, 4), (3, 3, 1, 4), (2, 2), ((1, 1), (1, 1)), 4),
+        ((2, 5, 6, 4), (3, 2, 1, 4), (1, 2), "SAME", 4),
+        ((2, 5, 6, 4), (1, 1, 1, 4), (1, 1), "VALID", 4),
+        ((2, 7, 6, 4), (3, 3, 1, 4), (1, 1), ((-1, 2), (3, -2)), 4),
+        ((2, 7, 4), (3, 1, 4), (3,), ((1, 0),), 4),
+        ((2, 2, 2, 2, 4), (3, 3, 3, 4, 3), (1, 1, 1), ((1, 1), (0, 1), (1, 0)), 1),
+    ],
+)
+def test_equals_the_native_convolution(inputs, kernel, strides, padding, groups):
+    with jax.enable_x64(True):
+        inputs, kernel = arrays(inputs, kernel)
+        assert not is_native(inputs, kernel, strides, padding, groups)
+        assert_equal_with_gradients(inputs, kernel, strides, padding, groups)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kernel", "strides", "padding", "groups"),
+    [
+        ((2, 5, 6, 4), (3, 3, 4, 3), (1, 1), "SAME", 1),
+        ((2, 5, 6, 4), (3, 2, 4, 3), (1, 1), "VALID", 1),
+        ((3, 5, 6, 4), (3, 3, 4, 3), (1, 1), ((0, 2), (1, 0)), 1),
+        ((2, 7, 6, 4), (3, 3, 4, 3), (1, 1), ((-1, 1), (2, -2)), 1),
+        ((2, 2, 3, 4), (3, 2, 4, 3), (1, 1), ((3, 4), (2, 2)), 1),
+        ((2, 5, 6, 4), (3, 3, 4, 3), (2, 1), "SAME", 1),
+        ((2, 5, 6, 4), (3, 3, 2, 6), (1, 1), "SAME", 2),
+        ((2, 7, 4), (3, 4, 3), (1,), ((1, 1),), 1),
+        ((2, 3, 4, 5, 4), (2, 3, 1, 4, 3), (1, 1, 1), ((1, 0), (1, 1), (0, 0)), 1),
+        # Four or two columns at a time; the last ones have too many channels or an odd number of columns for it.
+        ((2, 9, 12, 3), (5, 5, 3, 6), (1, 1), "VALID", 1),
+        ((2, 9, 10, 3), (5, 5, 3, 6), (1, 1), "VALID", 1),
+        ((2, 5, 8, 7), (2, 3, 7, 16), (1, 1), ((0, 2), (-1, 3)), 1),
+        ((2, 24, 3), (4, 3, 2), (1,), ((2, 1),), 1),
+        ((2, 3, 4, 12), (2, 2, 12, 12), (1, 1), "SAME", 1),
+        ((2, 3, 7, 3), (3, 3, 3, 6), (1, 1), "SAME", 1),
+    ],
+)
+def test_gradients_of_native_convolutions(inputs, kernel, strides, padding, groups):
+    with jax.enable_x64(True):
+        inputs, kernel = arrays(inputs, kernel)
+        assert is_native(inputs, kernel, strides, padding, groups)
+        assert_equal_with_gradients(inputs, kernel, strides, padding, groups)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "groups"), [((3, 3, 4, 3), 1), ((3, 3, 1, 4), 4), ((1, 1, 4, 3), 1), ((5, 5, 4, 3), 1)]
+)
+def test_gradients_have_gradients(kernel, groups):
+    with jax.enable_x64(True):
+        inputs, kernel = arrays((2, 5, 6, 4), kernel)
+        geometry = geometry_of(inputs, kernel, (1, 1), "VALID", groups)
+
+        def twice(convolution, *point):
+            """Return a Hessian's product with a direction, forward over reverse and reverse over reverse."""
+            gradient = jax.grad(lambda *point: jnp.sin(convolution(*point, geometry)).sum(), argnums=(0, 1))
+            direction = tuple(jnp.flip(array) for array in point)
+            return jax.jvp(gradient, point, direction)[1], jax.vjp(gradient, *point)[1](direction)
+
+        @jit_unoptimised
+        def compute(*point):
+            return twice(convolve, *point), twice(native, *point)
+
+        for found, expected in zip(*map(jax.tree.leaves, compute(inputs, kernel)), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-10)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    spatial=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.sampled_from(["SAME", "VALID", "SAME_LOWER", ((1, 2), (0, 1)), ((2, 2), (2, 2))]),
+    depthwise=st.booleans(),
+)
+def test_any_geometry(spatial, size, strides, padding, depthwise):
+    with jax.enable_x64(True):
+        inputs, kernel = arrays((2, *spatial, 3), (*size, 1 if depthwise else 3, 3))
+        groups = 3 if depthwise else 1
+        if fast(inputs, kernel, strides, padding, groups) is None:
+            outputs = geometry_of(inputs, kernel, strides, padding, groups).output_spatial(spatial)
+            assert min(outputs) < 1 or math.prod(outputs) > convolution.MAX_PATCH_POSITIONS
+        else:
+            assert_equal_with_gradients(inputs, kernel, strides, padding, groups)
+
+
+def test_the_rest_is_native(monkeypatch):
+    inputs, kernel = arrays((2, 8, 8, 16), (3, 3, 16, 9))
+    assert fast(inputs, kernel, (1, 1), "SAME", 1) is None
+    assert fast(inputs[..., :4], kernel[:, :, :2, :4], (1, 1), "SAME", 2) is None
+    assert is_native(inputs, kernel, (1, 1), "SAME", 1)
+    assert is_native(inputs[:0], kernel[:1, :1], (1, 1), "SAME", 1)
+    assert not is_native(inputs, kernel[:1, :1], (1, 1), "SAME", 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert is_native(inputs, kernel[:1, :1], (1, 1), "SAME", 1)
+
+
+def test_without_spatial_dimensions_it_is_a_product():
+    with jax.enable_x64(True):
+        inputs, kernel = arrays((3, 4), (4, 5))
+        outputs = convolve(inputs, kernel, Geometry(kernel.shape))
+        np.testing.assert_allclose(outputs, np.asarray(inputs) @ np.asarray(kernel), rtol=1e-12)
+
+
+def test_padding_adds_zeros_or_crops():
+    x = jnp.arange(1, 13).reshape(1, 3, 4, 1)
+    padded = pad_spatial(x, ((1, -1), (-2, 1)))[0, :, :, 0]
+    assert padded.tolist() == [[0, 0, 0], [3, 4, 0], [7, 8, 0]]
+    assert pad_spatial(x, ((0, 0), (0, 0))) is x
+
+
+def test_views_are_in_the_order_of_the_kernel():
+    x = jnp.arange(20).reshape(1, 4, 5, 1)
+    views = shifted_views(x, (2, 3), (2, 2), (2, 1))
+    assert [view[0, :, :, 0].tolist() for view in views] == [
+        [[0, 1], [10, 11]], [[1, 2], [11, 12]], [[2, 3], [12, 13]],
+        [[5, 6], [15, 16]], [[6, 7], [16, 17]], [[7, 8], [17, 18]],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("spatial", "size", "strides", "pads", "outputs"),
+    [
+        ((8, 8), (3, 3), (1, 1), ((1, 1), (1, 1)), (8, 8)),
+        ((8, 7), (3, 2), (2, 3), ((0, 1), (2, 0)), (4, 3)),
+        ((9,), (4,), (1,), ((-1, 0),), (5,)),
+        ((2, 5), (3, 3), (1, 1), ((0, 0), (0, 0)), (0, 3)),
+        ((1, 5), (3, 3), (1, 1), ((0, 0), (0, 0)), (0, 3)),
+        ((), (), (), (), ()),
+    ],
+)
+def test_the_shape_of_the_outputs(spatial, size, strides, pads, outputs):
+    assert Geometry((*size, 1, 1), strides, pads).output_spatial(spatial) == outputs
+
+
+def test_the_gradient_of_the_inputs_is_a_convolution_with_the_transposed_padding():
+    geometry = Geometry((3, 2, 4, 5), (1, 1), ((0, 1), (2, -1)))
+    back = geometry._replace(pads=geometry.transposed_pads())
+    assert back.pads == ((2, 1), (-1, 2))
+    assert back.output_spatial(geometry.output_spatial((6, 7))) == (6, 7)
+    assert back.transposed_pads() == geometry.pads
