@@ -21,7 +21,7 @@ from PIL import Image
 
 from benchmarks import tables
 from dctps_jax.cli import sweep, train
-from dctps_jax.config import check_config
+from dctps_jax.config import check_config, resolve
 from dctps_jax.defaults import get_config
 from dctps_jax.runs.sweep import plan_runs
 from tests.commands import call
@@ -103,7 +103,7 @@ def do_program(module, arguments, finished_run):
         shutil.copytree(finished_run, run, dirs_exist_ok=True)
     match module.rpartition(".")[2]:
         case "train":
-            check_config(parse_flags(arguments)[0])
+            check_config(resolve(parse_flags(arguments)[0]))
         case "sweep":
             config, workdir, grid = parse_flags(arguments)
             assert len(plan_runs(config, sweep.load_sweep(grid))) > 1
