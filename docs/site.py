@@ -20,7 +20,11 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Turn links between docs/ and the root into links of the site, where both lie in one folder."""
+    """Turn links between docs/ and the root into links of the site, where both lie in one folder.
+
+    In the cells of a table Markdown on the web needs ``\\|`` within code; the Markdown of the site shows the backslash.
+    """
+    markdown = markdown.replace("\\|", "|")
     if page.file.src_uri in PAGES:
         return markdown.replace("](docs/", "](")
     is_below_docs = "/" in page.file.src_uri

@@ -12,6 +12,7 @@ PAGES = sorted(
     for path in REPO.glob(pattern)
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 
 
@@ -38,7 +39,7 @@ def prose(page):
 
 
 def code_spans(page):
-    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
+    return [" ".join(span[2].split()) for span in SPAN.finditer(prose(page))]
 
 
 def links(page):

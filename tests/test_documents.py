@@ -23,6 +23,7 @@ from benchmarks import tables
 from dctps_jax.cli import sweep, train
 from dctps_jax.config import check_config, resolve
 from dctps_jax.defaults import get_config
+from dctps_jax.pruning.scores import markdown_table
 from dctps_jax.runs.sweep import plan_runs
 from tests.commands import call
 from tests.documents import PAGES, REPO, blocks, code_spans, commands, links, prose, read
@@ -179,6 +180,10 @@ def test_every_document_is_listed():
     navigation = read("mkdocs.yml")
     for page in PAGES:
         assert page == "README.md" or page.removeprefix("docs/") in navigation, f"mkdocs.yml does not list {page}"
+
+
+def test_the_table_of_scores_is_that_of_the_package():
+    assert markdown_table() in prose("docs/experiments.md")
 
 
 def test_tables_are_made_from_the_saved_figures():
