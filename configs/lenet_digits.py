@@ -5,11 +5,11 @@
 About 95 % of the test digits are recognised after half a minute on two CPU cores.
 """
 
-from configs import common
+from dctps_jax import defaults
 
 
 def get_config():
-    config = common.get_config()
+    config = defaults.get_config()
     config.num_epochs = 30
     config.batch_size = 64
     config.model.name = "lenet"

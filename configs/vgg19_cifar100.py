@@ -5,11 +5,11 @@
 The baseline without offset: ``--config.model.offset=None``. Another density: ``--config.pruning.density=0.001``.
 """
 
-from configs import common
+from dctps_jax import defaults
 
 
 def get_config():
-    config = common.get_config()
+    config = defaults.get_config()
     config.model.name = "vgg19"
     config.data.name = "cifar100"
     return config

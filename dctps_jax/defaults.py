@@ -1,88 +1,272 @@
-"""The protocol of the paper, on which every config builds: defaults and what the fields mean.
+"""The fields of a config, each declared once, and the config of the paper's protocol, on which every config builds.
 
-200 epochs of Adam (0.001) or SGD (0.1, momentum 0.9) at batch 128, L2 of 5e-4 added to the gradient of every trainable
-parameter, 90 % of the training images to train and 10 % to validate, random crops and flips. SGD with its schedule is
+The protocol: 200 epochs of Adam (0.001) or SGD (0.1, momentum 0.9) at batch 128, L2 of 5e-4 added to the gradient of
+every trainable parameter, 90 % of the training images to train and 10 % to validate, random crops and flips. SGD with
+its schedule is
 
     --config.optimizer.name=sgd --config.optimizer.learning_rate=0.1 "--config.optimizer.milestones=(120, 160)"
+
+:mod:`dctps_jax.config` checks a config by these declarations, and ``docs/configuration.md`` is made from them.
 """
 
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from dctps_jax import data, models, pruning
 from dctps_jax.data.dataset import MAX_PIXELS
+from dctps_jax.field import Allowed, Field, at_least
+from dctps_jax.losses import LOSSES
+from dctps_jax.offsets import OFFSETS
+from dctps_jax.ops import cost_model
+from dctps_jax.optimizers import OPTIMIZERS
+from dctps_jax.pruning import dynamic, schedules
+
+DTYPES = ("float32", "bfloat16")
+
+
+def are_epochs(values: Iterable[Any]) -> bool:
+    """Return whether values are whole epochs from 1 in increasing order."""
+    epochs = list(values)
+    return all(type(epoch) is int and epoch >= 1 for epoch in epochs) and sorted(set(epochs)) == epochs
+
+
+def are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def are_pairs(values: Iterable[Any], is_allowed: Callable[[Any], bool]) -> bool:
+    """Return whether values are pairs of a path pattern and something allowed."""
+    return all(
+        isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str) and is_allowed(pair[1])
+        for pair in values
+    )
+
+
+def is_density(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value <= 1
+
+
+FROM_0_TO_1 = Allowed(lambda value: 0 <= value <= 1, "from 0 to 1")
+
+# Dotted name → declaration.
+FIELDS: dict[str, Field] = {
+    "seed": Field(
+        0,
+        "All random numbers of the run come from it.",
+        allowed=Allowed(lambda value: 0 <= value < 2**32, "a whole number from 0 to 2^32 - 1"),
+    ),
+    "num_seeds": Field(
+        1,
+        "Above 1: runs with `seed`, `seed + 1`, … in a directory each, and their mean and deviation.",
+        allowed=at_least(1),
+    ),
+    "batch_size": Field(128, "Images in a training step, over all devices.", allowed=at_least(1)),
+    "eval_batch_size": Field(256, "Images in an evaluation step, over all devices.", allowed=at_least(1)),
+    "num_epochs": Field(200, "Passes over the training images.", allowed=at_least(1)),
+    "steps_per_dispatch": Field(
+        0,
+        "Training steps in one call to the device; 0: 1 on a CPU, 50 elsewhere.",
+        allowed=at_least(1, zero="to choose by platform"),
+    ),
+    "log_every_steps": Field(
+        50, "The loss is looked at after so many steps, and at the end of each epoch.", allowed=at_least(1), resume=True
+    ),
+    "checkpoint_every_steps": Field(
+        0,
+        "A checkpoint is written after so many steps, and at the end of each epoch.",
+        allowed=at_least(1, zero="for the end of each epoch only"),
+    ),
+    "tensorboard": Field(True, "Write the metrics for TensorBoard, too, if tensorboardX is installed.", resume=True),
+    "multi_host": Field(
+        False,
+        "Call `jax.distributed.initialize()` first; all hosts need the same `--workdir`.",
+        resume=True,
+    ),
+    # The network.
+    "model.name": Field("lenet", "The network.", choices=models.MODELS),
+    "model.offset": Field(
+        "dct",
+        "The fixed matrix D in the kernels K = α·D + M⊙S; None: kernels are K = M⊙S.",
+        choices=OFFSETS,
+        optional=True,
+    ),
+    "model.alpha_trainable": Field(True, "Train the α of each layer; False: it stays at its initial value."),
+    "model.init": Field(
+        "kaiming_normal",
+        "Initial kernels without offset. With an offset S starts at zero. Fixup networks have their own start.",
+        choices=models.INITIALIZERS,
+    ),
+    "model.width": Field(64, "Channels of the first stage of a ResNet.", allowed=at_least(1)),
+    "model.stable": Field(False, "Divide the residual branches of a ResNet by √(number of blocks)."),
+    "model.dtype": Field("float32", "Type of the computation. Parameters are always float32.", choices=DTYPES),
+    # The images.
+    "data.name": Field("cifar10", "The data set.", choices=data.SOURCES),
+    "data.dir": Field(
+        "",
+        'Folder of the data set\'s files; "": `~/.cache/dctps_jax/data`. A run on an `image_folder` must keep it.',
+        resume=True,
+    ),
+    "data.cache_dir": Field("", 'Folder for decoded copies of the images; "": beside the files.', resume=True),
+    "data.image_size": Field(
+        0,
+        "Resize the images of `image_folder` and `synthetic` to so many pixels.",
+        allowed=at_least(1, zero="for the size the images have"),
+    ),
+    "data.max_pixels": Field(
+        MAX_PIXELS,
+        "An image file with more pixels is refused before it is decoded.",
+        allowed=Allowed(lambda value: 1 <= value <= 2**27, "at least 1 and at most 2^27"),
+        resume=True,
+    ),
+    "data.download": Field(True, "Download an official archive that is missing.", resume=True),
+    "data.mean": Field((), "Mean of each channel, of pixels in [0, 1]: three numbers; (): the data set's own."),
+    "data.std": Field((), "Standard deviation of each channel: three numbers; (): the data set's own."),
+    "data.augment": Field(True, "Train on random crops (padding 4) and flips."),
+    "data.train_fraction": Field(
+        0.9,
+        "The part of the training images that trains; the others validate.",
+        allowed=Allowed(lambda value: 0 < value < 1, "above 0 and below 1, e.g. 0.9"),
+    ),
+    # Which weights are trained.
+    "pruning.method": Field(
+        "epl",
+        "How the trained weights are chosen. At random positions: equally many in each layer (`epl`) or filter (`epf`), by "
+        "the Erdős–Rényi kernel (`erk`), or with one density (`uniform`). `from_run`: the masks of the run in "
+        "`pruning.run`, whatever the density. The others are scores.",
+        choices=(*pruning.METHODS, "from_run"),
+    ),
+    "pruning.density": Field(
+        0.01,
+        "Trained weights ÷ all weights of the prunable kernels; 1.0 trains the dense network.",
+        allowed=Allowed(is_density, "above 0 and at most 1, e.g. 0.01 to train 1 % of the weights"),
+    ),
+    "pruning.num_steps": Field(
+        0,
+        "Steps of a score; 1: one shot, 0: the method's own number.",
+        allowed=at_least(1, zero="for the method's own number"),
+    ),
+    "pruning.schedule": Field("exp", "How the density falls over the steps of a score.", choices=schedules.SCHEDULES),
+    "pruning.num_batches": Field(
+        1, "Batches over which a score averages its gradients in each step.", allowed=at_least(1)
+    ),
+    "pruning.scope": Field(
+        "global",
+        "A score compares the weights of all layers, or of one layer: then each layer has the same density.",
+        choices=schedules.SCOPES,
+    ),
+    "pruning.allocation": Field(
+        "",
+        'A score fills the counts of this allocation; "": it sets the counts itself.',
+        choices=("", *pruning.ALLOCATIONS),
+    ),
+    "pruning.loss": Field(
+        "cross_entropy", "The loss of a score; `nll_logits`: as in the original code.", choices=LOSSES
+    ),
+    "pruning.run": Field("", "Directory of the run whose masks `from_run` takes."),
+    "pruning.dense_layers": Field(
+        (),
+        "Path patterns of layers that keep all their weights. The density of the whole network stays as asked.",
+        allowed=Allowed(are_texts, "path patterns, e.g. ('conv1',)"),
+    ),
+    "pruning.layer_densities": Field(
+        (),
+        "Densities of single layers. The density of the whole network stays as asked.",
+        allowed=Allowed(
+            lambda pairs: are_pairs(pairs, is_density),
+            "(pattern, density) pairs with densities above 0 and at most 1, e.g. (('fc', 0.5),)",
+        ),
+    ),
+    # Weights that move while training.
+    "sparse_training.method": Field(
+        "static", "`static` keeps the support; `rigl` and `set` move weights while training.", choices=dynamic.METHODS
+    ),
+    "sparse_training.update_every": Field(100, "Steps between two moves of weights.", allowed=at_least(1)),
+    "sparse_training.stop_fraction": Field(
+        0.75, "Weights move up to this part of the training steps.", allowed=FROM_0_TO_1
+    ),
+    "sparse_training.drop_fraction": Field(
+        0.3,
+        "The part of a layer's trained weights that moves at the start; it falls to 0 by a cosine.",
+        allowed=FROM_0_TO_1,
+    ),
+    # How the network is computed.
+    "execution.form": Field(
+        "auto",
+        "How trained weights are stored: dense with a mask, or their values only; `auto`: as takes less memory.",
+        choices=("auto", *pruning.FORMS),
+        resume=True,
+    ),
+    "execution.method": Field(
+        "auto",
+        "How compact layers are computed; `auto`: by predicted time.",
+        choices=cost_model.SETTINGS,
+        renamed=cost_model.RENAMED,
+        resume=True,
+    ),
+    "execution.layer_methods": Field(
+        (),
+        "How single compact layers are computed.",
+        allowed=Allowed(
+            lambda pairs: are_pairs(pairs, lambda method: method in (*cost_model.SETTINGS, *cost_model.RENAMED)),
+            f"(pattern, method) pairs with a method of: {', '.join(cost_model.SETTINGS)}, e.g. (('layer1.*', 'on_support'),)",
+        ),
+        resume=True,
+    ),
+    "execution.explain": Field(
+        False, "Print the method of each layer and the predicted times of all methods.", resume=True
+    ),
+    "execution.min_loop": Field(
+        64,
+        "At least this many equal blocks in a row are one loop, which is compiled once.",
+        allowed=at_least(2, zero="for no loops"),
+        resume=True,
+    ),
+    "execution.remat": Field(
+        False, "Compute the inside of each block again for the gradient: less memory, more time.", resume=True
+    ),
+    "execution.keep_memory": Field(
+        True, "On a CPU, keep freed memory for the next step, which is faster.", resume=True
+    ),
+    # The optimiser.
+    "optimizer.name": Field("adam", "The optimiser.", choices=OPTIMIZERS),
+    "optimizer.learning_rate": Field(
+        0.001,
+        "The learning rate at the start.",
+        allowed=Allowed(lambda value: 0 < value < math.inf, "above 0 and finite"),
+    ),
+    "optimizer.momentum": Field(
+        0.9, "The momentum of `sgd`.", allowed=Allowed(lambda value: 0 <= value < 1, "at least 0 and below 1")
+    ),
+    "optimizer.weight_decay": Field(
+        5e-4,
+        "L2 on every trainable parameter; decoupled with `adamw`.",
+        allowed=Allowed(lambda value: 0 <= value < math.inf, "at least 0 and finite"),
+    ),
+    "optimizer.milestones": Field(
+        (),
+        "At the end of each of these epochs the learning rate is multiplied by `decay_rate`.",
+        allowed=Allowed(are_epochs, "whole epochs of at least 1 in increasing order, e.g. (120, 160)"),
+    ),
+    "optimizer.decay_rate": Field(
+        0.1,
+        "The learning rate is multiplied by it at each milestone.",
+        allowed=Allowed(lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    ),
+}
 
 
 def get_config() -> Any:
     """Return the config of a run, every field at its default."""
     config: Any = ConfigDict()
-    config.seed = 0
-    config.num_seeds = 1  # more than one: runs with seed, seed + 1, … in a directory each, and their mean
-    config.batch_size = 128  # over all devices
-    config.eval_batch_size = 256
-    config.num_epochs = 200
-
-    config.model = ConfigDict()
-    config.model.name = "lenet"
-    config.model.offset = config_dict.placeholder(str)  # a name in dctps_jax.offsets ("dct", "hadamard"), or None
-    config.model.offset = "dct"
-    config.model.alpha_trainable = True
-    config.model.init = "kaiming_normal"  # without offset (Fixup has its own); with one the start is zero
-    config.model.width = 64  # ResNets: channels of the first stage
-    config.model.stable = False  # ResNets: residual branches over √blocks
-    config.model.dtype = "float32"  # of the computation, or "bfloat16"; parameters are float32
-
-    config.data = ConfigDict()
-    config.data.name = "cifar10"
-    config.data.dir = ""  # folder of the files; "": ~/.cache/dctps_jax/data
-    config.data.cache_dir = ""  # folder for decoded copies; "": beside the files
-    config.data.image_size = 0  # image_folder and synthetic: bring images to this size; 0: as they are
-    config.data.max_pixels = MAX_PIXELS  # of an image file before it is resized; one with more is refused undecoded
-    config.data.download = True  # fetch an official archive that is missing
-    config.data.mean = ()  # a channel, of pixels in [0, 1]; (): the data set's own
-    config.data.std = ()
-    config.data.augment = True  # random crops (padding 4) and flips
-    config.data.train_fraction = 0.9
-
-    config.pruning = ConfigDict()
-    config.pruning.method = "epl"
-    config.pruning.density = 0.01  # trained ÷ all kernel weights; 1.0 trains the dense network
-    config.pruning.num_steps = 0  # of scores; 1: one shot, 0: the method's own number
-    config.pruning.schedule = "exp"  # or "linear"
-    config.pruning.num_batches = 1  # that a score averages its gradients over, at every step
-    config.pruning.scope = "global"  # scores compare all layers, or "layer": the density is that of each layer
-    config.pruning.allocation = ""  # scores fill the counts of an allocation, e.g. "epl"
-    config.pruning.loss = "cross_entropy"  # or "nll_logits", the original's
-    config.pruning.run = ""  # directory of the run whose masks "from_run" takes
-    config.pruning.dense_layers = ()  # path patterns of layers that keep all weights, e.g. ("conv1",)
-    config.pruning.layer_densities = ()  # (pattern, density) pairs, e.g. (("fc", 0.5),)
-
-    config.sparse_training = ConfigDict()
-    config.sparse_training.method = "static"  # or "rigl", "set"
-    config.sparse_training.update_every = 100
-    config.sparse_training.stop_fraction = 0.75
-    config.sparse_training.drop_fraction = 0.3
-
-    config.execution = ConfigDict()
-    config.execution.form = "auto"  # of the trained weights: "masked", "compact"; "auto": the one that takes less room
-    config.execution.method = "auto"  # of compact layers: a name in dctps_jax/ops/README.md; "auto": by predicted time
-    config.execution.layer_methods = ()  # (pattern, method) pairs, e.g. (("layer1.*", "on_support"),)
-    config.execution.explain = False  # print the method of each layer and the predicted times of all methods
-    config.execution.min_loop = 64  # so many equal blocks in a row are one loop, compiled once; 0: never
-    config.execution.remat = False  # compute the insides of blocks again for the gradient: less memory, more time
-    config.execution.keep_memory = True  # on a CPU: keep freed memory for the next step, which is faster
-
-    config.optimizer = ConfigDict()
-    config.optimizer.name = "adam"
-    config.optimizer.learning_rate = 0.001
-    config.optimizer.momentum = 0.9  # of sgd
-    config.optimizer.weight_decay = 5e-4
-    config.optimizer.milestones = ()  # epochs at whose end the rate is multiplied by decay_rate
-    config.optimizer.decay_rate = 0.1
-
-    config.steps_per_dispatch = 0  # steps in one call to the device; 0: 1 on CPU, 50 elsewhere
-    config.log_every_steps = 50  # how often the loss is looked at between the ends of epochs
-    config.checkpoint_every_steps = 0  # besides the end of every epoch; 0: only there
-    config.tensorboard = True  # if tensorboardX is installed
-    config.multi_host = False  # True: jax.distributed.initialize() first; all hosts need the same --workdir
+    for name, field in FIELDS.items():
+        section, _, last = name.rpartition(".")
+        if section and section not in config:
+            config[section] = ConfigDict()
+        node = config[section] if section else config
+        if field.optional:
+            node[last] = config_dict.placeholder(type(field.default))  # takes None from the command line
+        node[last] = field.default
     return config

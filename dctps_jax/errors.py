@@ -16,6 +16,9 @@ class UserError(ValueError):
     exit_code = 2
 
 
+# The exit code of a process that ran out of memory, threads or file handles.
+OUT_OF_MEMORY = 71
+
 # Why the system opens no file: a limit of the process, or its own.
 SPENT_HANDLES = (errno.EMFILE, errno.ENFILE)
 

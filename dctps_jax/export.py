@@ -25,10 +25,11 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from dctps_jax.cli import command
-from dctps_jax.config import check_value, flat_fields
+from dctps_jax.command import command
+from dctps_jax.config import check_value
 from dctps_jax.data.batches import Normalization, normalize
 from dctps_jax.errors import UserError
+from dctps_jax.field import flat_fields
 from dctps_jax.files import check_target, is_printable, parse_json, write_whole
 from dctps_jax.kernels import Mask, Support
 from dctps_jax.layers import prunable_layers

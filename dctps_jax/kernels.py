@@ -148,12 +148,17 @@ class KernelLayer(nnx.Module):
             return jnp.where(self.mask[...], kernel, 0)
         return kernel
 
+    def offset_kernel(self) -> jax.Array:
+        """Return D in the kernel's shape and dtype. A layer without offset has none: :class:`~dctps_jax.errors.UserError`."""
+        if self.offset is None:
+            raise UserError("offset is None; only a layer with an offset has a kernel D")
+        return self.offset.kernel(self.kernel_shape, self.kernel[...].dtype)
+
     def scaled_offset(self) -> jax.Array | float:
         """Return α·D, or 0 for a layer without offset."""
         if self.offset is None or self.alpha is None:
             return 0.0
-        dtype = self.kernel[...].dtype
-        return self.alpha[...].astype(dtype) * self.offset.kernel(self.kernel_shape, dtype)
+        return self.alpha[...].astype(self.kernel[...].dtype) * self.offset_kernel()
 
     def effective_kernel(self) -> jax.Array:
         """Return ``K = α·D + S``, the kernel that the layer applies, in the dtype of its parameters."""

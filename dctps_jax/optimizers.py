@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-# Name → the steps from a gradient to an update before the learning rate, of L2 (`decay`) and the momentum of the config.
+# Name → the transformations before the learning rate, made of L2 (`decay`) and the config's momentum.
 OPTIMIZERS: dict[str, Callable[[optax.GradientTransformation, float], list[optax.GradientTransformation]]] = {
     "sgd": lambda decay, momentum: [decay, optax.trace(momentum)],
     "adam": lambda decay, momentum: [decay, optax.scale_by_adam()],
@@ -20,9 +20,9 @@ FIXUP_SLOWDOWN = 0.1
 def learning_rate_schedule(
     learning_rate: float, milestones: tuple[int, ...], decay_rate: float, steps_per_epoch: int
 ) -> Callable[[Any], Any]:
-    """Return ``step → rate``: multiplied by ``decay_rate`` at the end of each epoch in ``milestones`` (epochs count from 1).
+    """Return ``step → rate``: multiplied by ``decay_rate`` at the end of each epoch in ``milestones``.
 
-    With milestones (120, 160) the first 120 epochs run at the full rate. The original drops an epoch earlier.
+    Epochs count from 1. With milestones (120, 160) the first 120 epochs run at the full rate. The original drops an epoch earlier.
     """
     if not milestones:
         return optax.constant_schedule(learning_rate)

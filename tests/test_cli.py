@@ -11,9 +11,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-import predict
 from dctps_jax import UserError, export
-from dctps_jax.cli import command
+from dctps_jax.cli import predict
+from dctps_jax.command import command
 from dctps_jax.errors import DiskFull
 from dctps_jax.reports import curves, masks, report
 from dctps_jax.training.signals import NonFiniteLoss, Stopped
@@ -56,6 +56,7 @@ ENDINGS = {
     "memory": (MemoryError("Unable to allocate 9 TiB"), 71, ["memory", "Unable to allocate 9 TiB"]),
     "memory without text": (MemoryError(), 71, ["MemoryError"]),
     "device": (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes"), 71, ["allocating 5 bytes"]),
+    "extra": (ModuleNotFoundError("No module", name="sklearn"), 2, ["sklearn is not installed", "dctps_jax[data]"]),
     "threads": (RuntimeError("can't start new thread"), 71, ["can't start new thread"]),
 }  # fmt: skip
 
@@ -151,7 +152,7 @@ def test_help_into_a_pipe(tmp_path):
 def test_an_output_that_cannot_be_written_is_told():
     if not os.path.exists("/dev/full"):
         pytest.skip("/dev/full is Linux's")
-    program = "from dctps_jax.cli import command\nwith command('program'): print('text')"
+    program = "from dctps_jax.command import command\nwith command('program'): print('text')"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", program], cwd=REPO, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 74 and done.stderr.startswith("program: the disk or the quota is full")

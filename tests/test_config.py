@@ -1,5 +1,6 @@
 """The check of a config: every mistake is one sentence that names the field, what was found, and what is allowed."""
 
+import contextlib
 import math
 
 import jax
@@ -9,9 +10,13 @@ from hypothesis import strategies as st
 
 from configs import lenet_digits
 from dctps_jax import defaults
-from dctps_jax.config import CHOICES, RANGES, check_config, unknown_field
+from dctps_jax.config import check_config, resolve, unknown_field
+from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.ops import cost_model
+
+CHOICES = [(name, field.choices) for name, field in FIELDS.items() if field.choices and not field.optional]
+RANGES = [(name, field.allowed) for name, field in FIELDS.items() if field.allowed and field.default != ()]
 
 
 def config_with(**fields):
@@ -23,11 +28,8 @@ def config_with(**fields):
 
 
 def set_field(config, field, value):
-    *path, name = field.split(".")
-    for part in path:
-        config = config[part]
     with config.ignore_type():
-        config[name] = value
+        config.update_from_flattened_dict({field: value})
 
 
 def message_of(config):
@@ -45,17 +47,26 @@ def test_defaults_pass():
 
 @pytest.mark.parametrize("value", ["none", "None", "", "NONE", None])
 def test_no_offset_has_one_spelling(value):
-    config = config_with(model__offset=value)
+    config = resolve(config_with(model__offset=value))
     check_config(config)
     assert config.model.offset is None
 
 
+@pytest.mark.parametrize("offset", ["dct", "none", "fourier"])
+def test_the_check_changes_nothing(offset):
+    config = config_with(model__offset=offset)
+    with contextlib.suppress(UserError):
+        check_config(config)
+    assert config.model.offset == offset and config == config_with(model__offset=offset)
+
+
 BAD_NUMBERS = [
     ("seed", -1), ("seed", 2**32), ("num_seeds", 0), ("batch_size", 0), ("batch_size", -128), ("eval_batch_size", 0),
-    ("num_epochs", 0), ("steps_per_dispatch", -1), ("execution.min_loop", 1), ("execution.min_loop", -1), ("log_every_steps", 0), ("checkpoint_every_steps", -1),
-    ("model.width", 0), ("data.train_fraction", 0.0), ("data.train_fraction", 1.0), ("data.image_size", -1), ("data.max_pixels", 0),
-    ("pruning.density", 0.0), ("pruning.density", 1.01), ("pruning.density", math.nan), ("pruning.num_steps", -1),
-    ("pruning.num_batches", 0), ("sparse_training.update_every", 0), ("sparse_training.stop_fraction", 1.5),
+    ("num_epochs", 0), ("steps_per_dispatch", -1), ("execution.min_loop", 1), ("execution.min_loop", -1),
+    ("log_every_steps", 0), ("checkpoint_every_steps", -1), ("model.width", 0), ("data.train_fraction", 0.0),
+    ("data.train_fraction", 1.0), ("data.image_size", -1), ("data.max_pixels", 0), ("pruning.density", 0.0),
+    ("pruning.density", 1.01), ("pruning.density", math.nan), ("pruning.num_steps", -1), ("pruning.num_batches", 0),
+    ("sparse_training.update_every", 0), ("sparse_training.stop_fraction", 1.5),
     ("sparse_training.drop_fraction", -0.1), ("optimizer.learning_rate", 0.0), ("optimizer.learning_rate", -1.0),
     ("optimizer.learning_rate", math.inf), ("optimizer.learning_rate", math.nan), ("optimizer.momentum", 1.0),
     ("optimizer.weight_decay", -1e-4), ("optimizer.weight_decay", math.inf), ("optimizer.decay_rate", 0.0),
@@ -102,11 +113,13 @@ def test_layer_methods(pairs):
 
 @pytest.mark.parametrize(("old", "name"), cost_model.RENAMED.items())
 def test_old_names_of_methods_are_answered_with_the_present_ones(old, name):
-    sentence = f" is {old!r}; that method is now called {name!r}, give this name"
-    assert message_of(config_with(execution__method=old)) == f"config.execution.method{sentence}"
+    sentence = f"{old!r}; it is now called {name!r}, give this name"
+    assert message_of(config_with(execution__method=old)) == f"config.execution.method is {sentence}"
     pairs = (("conv*", "auto"), ("fc*", old))
     message = message_of(config_with(execution__layer_methods=pairs))
-    assert message == f"the method of 'fc*' in config.execution.layer_methods{sentence}"
+    assert message == (
+        f"config.execution.layer_methods has ('fc*', {old!r}); {old!r} is now called {name!r}, give this name"
+    )
     check_config(config_with(execution__method=name, execution__layer_methods=(("fc*", name),)))
 
 

@@ -16,7 +16,7 @@ from dctps_jax.runs.sweep import plan_runs
 from dctps_jax.training.setup import build_model
 
 FOLDER = Path(__file__).parents[1] / "configs"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "common"))
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
 SWEEPS = sorted(path.stem for path in (FOLDER / "sweeps").glob("*.py") if path.stem != "__init__")
 
 
@@ -28,10 +28,6 @@ def test_there_are_some():
     assert "lenet_digits" in NAMES and len(NAMES) > 5
 
 
-def test_common_is_that_of_the_package():
-    assert load("common").get_config().to_json() == defaults.get_config().to_json()
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_header_has_the_command(name):
     header = load(name).__doc__
@@ -41,7 +37,7 @@ def test_header_has_the_command(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_config_is_sound_and_on_common(name):
-    config, common = load(name).get_config(), load("common").get_config()
+    config, common = load(name).get_config(), defaults.get_config()
     check_config(config)
     assert config.to_dict().keys() == common.to_dict().keys()
     for group, fields in common.to_dict().items():

@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-import predict
 from dctps_jax import UserError, data, export
+from dctps_jax.cli import predict
 from dctps_jax.export import describe_exported, export_run, export_stablehlo, load_exported
 from dctps_jax.models import prunable_layers
 from dctps_jax.runs.checkpoint import read_arrays

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from dctps_jax import Alpha, DCTpSConv, DCTpSLinear, FrozenAlpha, Mask, SparseParam, UserError, dct
+from dctps_jax.offsets import OFFSETS
 
 
 def inputs(shape, dtype=np.float32, seed=7):
@@ -164,6 +165,17 @@ def test_metadata_reaches_the_variables():
 def test_no_array_is_kept_for_the_offset():
     layer = DCTpSLinear(300, 301, rngs=nnx.Rngs(0))
     assert sorted(leaf.size for leaf in jax.tree.leaves(nnx.state(layer))) == [1, 301, 300 * 301]
+
+
+@pytest.mark.parametrize("name", OFFSETS)
+def test_the_parts_of_a_kernel(name):
+    layer = DCTpSLinear(12, 8, offset=name, support=np.arange(9), rngs=nnx.Rngs(0))
+    offset = layer.offset_kernel()
+    np.testing.assert_allclose(offset, OFFSETS[name].matrix(12, 8), atol=1e-6)
+    layer.alpha[...] = jnp.float32(0.5)
+    np.testing.assert_allclose(layer.effective_kernel(), 0.5 * offset + layer.sparse_kernel(), atol=1e-6)
+    with pytest.raises(UserError, match="offset is None"):
+        DCTpSLinear(12, 8, offset=None, rngs=nnx.Rngs(0)).offset_kernel()
 
 
 def test_gradients_of_alpha_and_kernel():

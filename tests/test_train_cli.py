@@ -164,9 +164,7 @@ def test_a_second_signal_is_survived_and_a_third_is_not(tmp_path, environment):
 # Runs train.py once for each command of a list, in a fork of a process that has imported everything already.
 MANY = """
 import json, os, runpy, sys
-import train  # what takes long is imported once; the backend of JAX is not started by it
-for name in ("config", "workdir"):
-    delattr(train.flags.FLAGS, name)  # each fork defines them anew
+import dctps_jax.cli.train  # what takes long is imported once; the backend of JAX is not started by it
 outcomes = []
 for number, command in enumerate(json.loads(sys.argv[1])):
     child = os.fork()
@@ -198,7 +196,11 @@ MISTAKES = {
     "no arguments": ([], ["--config", "--workdir"]),
     "no directory": (DIGITS, ["--workdir"]),
     "stray argument": ([*DIGITS, "stray"], ["stray"]),
-    "no such config file": (["--config", "configs/nothing.py"], ["configs/nothing.py"]),
+    "no such config file": (
+        ["--config", "configs/nothing.py"],
+        ["configs/nothing.py", "lenet_digits", "resnet50_cifar100"],
+    ),
+    "no such experiment": (["--config", "resnet5_cifar100"], ["resnet5_cifar100", "resnet50_cifar100"]),
     "config file with a mistake": (["--config", "{folder}/broken.py"], ["broken.py"]),
     "config file without get_config": (["--config", "{folder}/empty.py"], ["empty.py", "get_config"]),
     "config file with a wrong type": (["--config", "{folder}/wrong_type.py"], ["batch_size"]),
@@ -219,13 +221,13 @@ MISTAKES = {
     ),
     "old method": (
         [*DIGITS, "--config.execution.method=dense"],
-        ["config.execution.method is 'dense'; that method is now called 'on_support'"],
+        ["config.execution.method is 'dense'; it is now called 'on_support'"],
     ),
     "unknown data": ([*DIGITS, "--config.data.name=digit"], ["config.data.name", "'digits'", "cifar10"]),
     "devices cannot share": ([*DIGITS, "--config.batch_size=65"], ["config.batch_size is 65", "2 devices", "64"]),
     "more than there are": ([*DIGITS, "--config.batch_size=5000"], ["config.batch_size is 5000", "1293"]),
 }
-COMMON = "from configs import common\ndef get_config():\n    c = common.get_config()\n"
+COMMON = "from dctps_jax import defaults\ndef get_config():\n    c = defaults.get_config()\n"
 FILES = {
     "broken.py": "def get_config(:\n",
     "empty.py": "x = 1\n",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.cli import command
+from dctps_jax.command import command
 from dctps_jax.errors import UserError
 from dctps_jax.offsets import OFFSETS
 from dctps_jax.reports.figures import COLOURS, figure_files, label_of, new_figure, offset_line, save_figure

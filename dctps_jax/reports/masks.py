@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dctps_jax.accounts.aligned import aligned
-from dctps_jax.cli import command
+from dctps_jax.command import command
 from dctps_jax.errors import UserError
 from dctps_jax.pruning import load_run_masks
 from dctps_jax.reports.figures import COLOURS, MARKERS, figure_files, label_of, new_figure, save_figure

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
+from dctps_jax.field import flat_fields
 from dctps_jax.files import digest_of, parse_json, printable, read_file, write_whole
 from dctps_jax.runs import seal
 from dctps_jax.runs.fields import check_config_fields, check_object, check_results, check_row

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dctps_jax.cli import command
+from dctps_jax.command import command
 from dctps_jax.errors import UserError
 from dctps_jax.files import write_whole
 from dctps_jax.reports.accuracy import draw_accuracy

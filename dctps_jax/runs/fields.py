@@ -1,10 +1,14 @@
-"""What the files of a run hold: their fields, with kinds and ranges. What breaks a rule is a ``ValueError`` that names the field."""
+"""What the files of a run hold: their fields, with kinds and ranges.
+
+What breaks a rule is a ``ValueError`` that names the field.
+"""
 
 import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dctps_jax.field import find_field
 from dctps_jax.offsets import OFFSETS
 
 # A test of a value, and what is allowed.
@@ -121,12 +125,12 @@ def check_results(values: Any) -> None:
 
 
 def check_data(values: Any) -> None:
-    """Raise ``ValueError`` for what does not describe the data of a network: classes, size of the images, normalisation."""
+    """Raise ``ValueError`` for what does not describe a network's data: classes, image size, normalisation."""
     _check(values, DATA)
 
 
 def check_row(row: Any, before: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ``ValueError`` for what is no row of a ``metrics.jsonl``, or not the one that follows the rows ``before``."""
+    """Raise ``ValueError`` for what is no row of a ``metrics.jsonl``, or does not follow the rows ``before``."""
     _check(row, ROW, ROW_IF_THERE)
     if row["epoch"] != len(before) + 1:
         raise ValueError(f"epoch is {row['epoch']}, but the epochs before it are {len(before)}")
@@ -138,19 +142,8 @@ def _check(values: Any, rules: Rules, if_there: Rules | None = None) -> None:
     """Check the fields that must be there, ``rules``, and those that may be."""
     check_object(values)
     for field, (is_allowed, allowed) in {**(if_there or {}), **rules}.items():
-        value, is_there = _find(values, field)
+        value, is_there = find_field(values, field)
         if is_there and not is_allowed(value):
             raise ValueError(f"{field} is {reprlib.repr(value)}; it must be {allowed}")
         if not is_there and field in rules:
             raise ValueError(f"there is no field {field}")
-
-
-def _find(values: Any, field: str) -> tuple[Any, bool]:
-    """Return the value of a dotted field of nested or flat objects, and whether there is one."""
-    if isinstance(values, dict) and field in values:
-        return values[field], True
-    for name in field.split("."):
-        if not isinstance(values, dict) or name not in values:
-            return None, False
-        values = values[name]
-    return values, True

@@ -1,4 +1,4 @@
-"""Many runs of one config: a grid over its fields, a directory and a process for each, claimed by one sweep at a time."""
+"""Many runs of one config: a grid over its fields, a directory and a process for each run."""
 
 import contextlib
 import itertools
@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from dctps_jax.config import TYPES, check_config, check_type, unknown_field
+from dctps_jax.config import check_config, check_names, check_type, resolve, unknown_field
+from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.runs.summary import last_line
 from dctps_jax.runs.workdir import InUse, check_same, is_in_use, read_results
@@ -26,7 +27,7 @@ POLL_SECONDS = 0.5
 
 
 class Run(NamedTuple):
-    """One point of a grid: its directory's name, the fields that it sets, its whole config and the epochs that it takes."""
+    """One point of a grid: its directory's name, the fields that it sets, its whole config and its number of epochs."""
 
     name: str
     fields: dict[str, Any]
@@ -45,12 +46,15 @@ def plan_runs(config: Any, grids: Any) -> list[Run]:
     :class:`~dctps_jax.errors.UserError` for anything that is no grid, fields that do not exist and values not allowed.
     """
     runs: dict[str, Run] = {}
+    check_names(config)
     for grid in _checked(grids):
         for values in itertools.product(*grid.values()):
             fields = dict(zip(grid, values, strict=True))
-            single = config.copy_and_resolve_references()
             for field, value in fields.items():
-                _set(single, field, value)
+                check_type(field, value)
+            single = config.copy_and_resolve_references()
+            single.update_from_flattened_dict(fields)
+            single = resolve(single)
             check_config(single, devices=False)
             name = ",".join(f"{field}={_as_name(value)}" for field, value in sorted(fields.items()))
             run = Run(name, fields, json.loads(single.to_json()), single.num_epochs * single.num_seeds)
@@ -77,18 +81,10 @@ def _check_grid(grid: Any) -> None:
             f"the sweep holds {grid!r}; it must be grids of fields and values: {{'pruning.density': (0.1, 0.01)}}"
         )
     for field, values in grid.items():
-        if field not in TYPES:
+        if field not in FIELDS:
             raise UserError(unknown_field(field))
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise UserError(f"the sweep has {values!r} for config.{field}; it must be a list of values, e.g. (0, 1, 2)")
-
-
-def _set(config: Any, field: str, value: Any) -> None:
-    check_type(field, value)
-    *folders, name = field.split(".")
-    for folder in folders:
-        config = config[folder]
-    config[name] = float(value) if isinstance(config[name], float) and not isinstance(value, bool) else value
 
 
 def _as_name(value: Any) -> str:
@@ -99,8 +95,8 @@ def _as_name(value: Any) -> str:
 class Sweep:
     """Does runs, up to ``jobs`` at a time, each by a process of ``command`` with the run's fields and directory.
 
-    Runs that are finished are skipped, runs that another process works on are waited for, and taken over where it dies. A
-    signal stops the processes, which save their states first. The processors are divided among the jobs.
+    Runs that are finished are skipped, runs that another process works on are waited for, and taken over where it dies.
+    A signal stops the processes, which save their states first. The processors are divided among the jobs.
     """
 
     def __init__(self, runs: Sequence[Run], command: Sequence[str], workdir: Path, jobs: int = 1):
@@ -113,7 +109,8 @@ class Sweep:
     def go(self) -> None:
         """Do what is not finished; afterwards ``failed`` has a reason for each run that failed.
 
-        Raises :class:`~dctps_jax.errors.UserError`, before anything is started, where a run of another config, or a damaged one, is in the way.
+        Raises :class:`~dctps_jax.errors.UserError`, before anything is started, where a run of another config or a
+        damaged run is in the way.
         """
         finished = [run for run in self.runs if self._is_finished(run)]
         for run in finished:
@@ -124,9 +121,12 @@ class Sweep:
         print(f"{len(self.runs)} runs, {len(finished)} of them finished")
         previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         bar = tqdm(
-            total=sum(run.epochs for run in self.runs), unit="epoch", disable=not sys.stderr.isatty(), leave=False,
+            total=sum(run.epochs for run in self.runs),
+            unit="epoch",
+            disable=not sys.stderr.isatty(),
+            leave=False,
             initial=sum(run.epochs for run in finished),
-        )  # fmt: skip
+        )
         try:
             while self.working or (waiting and self.signal_number is None):
                 for slot in range(self.jobs):
@@ -162,10 +162,13 @@ class Sweep:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / LOG).open("a") as log, _pinned(slot, self.jobs):
                 process = subprocess.Popen(
-                    [*self.command, *run.options(), "--workdir", str(folder)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    [*self.command, *run.options(), "--workdir", str(folder)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
                     # Out of reach of the terminal's Ctrl-C: this process passes it on, once.
                     start_new_session=True,
-                )  # fmt: skip
+                )
             self.working[slot] = (run, process, time.monotonic())
             return
 

@@ -11,30 +11,18 @@ from typing import Any
 
 import jax
 
-from dctps_jax.config import flat_fields
+from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
+from dctps_jax.field import flat_fields
 from dctps_jax.files import digest_of, read_json, write_whole
 from dctps_jax.runs.fields import check_config_fields, check_object, check_results
 from dctps_jax.runs.seal import check_seal, is_sealed_as, sealed
 
-# A run is known by the other fields (`identity`): a field that joins or leaves these is another identity for older runs.
-# Where the files lie and how often the screen is written does not change what a run computes (but see `check_same`); how it computes does to rounding only.
+# The fields that a resumed run may change. A run is known by the other fields (`identity`). A field that joins or
+# leaves these changes the identity of older runs.
 FREE_FIELDS: tuple[str, ...] = (
     "parallel_seeds",  # in configs of version 0.1.0 only
-    "data.dir",
-    "data.cache_dir",
-    "data.max_pixels",  # refuses images or takes them as they are
-    "data.download",
-    "execution.form",
-    "execution.method",
-    "execution.layer_methods",
-    "execution.explain",
-    "execution.min_loop",
-    "execution.remat",
-    "execution.keep_memory",
-    "log_every_steps",
-    "tensorboard",
-    "multi_host",
+    *(name for name, field in FIELDS.items() if field.resume),
 )
 
 # What a run writes; none of it may be there before the run's config.json.
@@ -143,7 +131,8 @@ def read_results(workdir: Path) -> dict[str, Any]:
     results = _read_fields(workdir / "results.json", check, "is not what a finished run leaves")
     if not is_sealed_as(results, "config", identity(read_config(workdir))):
         raise UserError(
-            f"{workdir} holds a config.json and a results.json of different runs, or one of them is damaged; restore them"
+            f"{workdir} holds a config.json and a results.json of different runs, or one of them is damaged; restore "
+            "them"
         )
     return results
 
@@ -163,7 +152,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def free_fields(config: dict[str, Any]) -> set[str]:
-    """Return :data:`FREE_FIELDS` as far as they are free in a config by dotted field: an image folder is known by its place alone."""
+    """Return those of :data:`FREE_FIELDS` that are free in a config by dotted field.
+
+    ``data.dir`` is not free where the data are an image folder: nothing else tells which images they are.
+    """
     return set(FREE_FIELDS) - ({"data.dir"} if config.get("data.name") == "image_folder" else set())
 
 
@@ -175,7 +167,7 @@ def identity(config: dict[str, Any]) -> str:
 
 
 def check_same(workdir: Path, config: dict[str, Any]) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` where a directory belongs to a run with another config, naming what differs."""
+    """Raise :class:`~dctps_jax.errors.UserError`, naming what differs, where a directory is of another config."""
     found = dict(flat_fields(_read_fields(workdir / "config.json", check_object, "is no config of a run")))
     asked = dict(flat_fields(config))
     free = free_fields(asked)

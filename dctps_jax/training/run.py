@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from dctps_jax.config import check_config
+from dctps_jax.config import check_config, resolve
 from dctps_jax.runs.bound_data import check_same_data, record_data
 from dctps_jax.runs.mending import mend_finished_run
 from dctps_jax.runs.summary import last_line, summarize
@@ -33,7 +33,7 @@ def run(config: Any, workdir: Path, signals: StopSignals | None = None) -> dict[
         keep_freed_memory()
     if config.get("multi_host", False):
         jax.distributed.initialize()
-    config = config.copy_and_resolve_references()
+    config = resolve(config)
     check_config(config)
     workdir = workdir.absolute()
     with contextlib.ExitStack() as stack:

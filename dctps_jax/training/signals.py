@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
+from dctps_jax.errors import OUT_OF_MEMORY
 from dctps_jax.files import remove_unfinished
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A third signal ends the process at once.
 PATIENCE = 3
-OUT_OF_MEMORY = 71
 # Kept free for the sentence that says that memory ran out.
 RESERVED_BYTES = 2**24
 

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dctps_jax.cli import sentence
+from dctps_jax.command import sentence
 from tests.faults import damage, operations
 from tests.faults.material import Material, counterpart, label_of
 from tests.faults.operations import OPERATIONS, Case

@@ -13,8 +13,8 @@ import numpy as np
 from safetensors import safe_open
 
 from dctps_jax import data
-from dctps_jax.config import flat_fields
 from dctps_jax.errors import UserError
+from dctps_jax.field import flat_fields
 from dctps_jax.runs.checkpoint import Checkpoints, read_arrays
 from dctps_jax.runs.workdir import free_fields, identity
 from tests.faults.damage import IMAGES

@@ -127,7 +127,9 @@ def _restored() -> Iterator[None]:
 
 
 def _forget_flags() -> None:
-    """A script defines its flags anew each time that it runs; those of absl itself stay."""
+    """A program defines its flags anew each time that it runs; those of absl itself stay."""
+    for name in ("train", "sweep"):
+        sys.modules.pop(f"dctps_jax.cli.{name}", None)
     for name in list(flags.FLAGS):
         if name.partition(".")[0] in ("config", "workdir", "sweep", "jobs"):
             delattr(flags.FLAGS, name)

@@ -31,11 +31,7 @@ def small_config(**overrides):
     config.tensorboard = False
     config.execution.keep_memory = False  # a setting of the whole process
     config.data.augment = True
-    for field, value in overrides.items():
-        node, (*path, name) = config, field.split("__")
-        for part in path:
-            node = node[part]
-        node[name] = value
+    config.update_from_flattened_dict({field.replace("__", "."): value for field, value in overrides.items()})
     return config
 
 

@@ -12,10 +12,10 @@ import time
 
 import pytest
 
-import sweep
 from configs import lenet_digits
 from configs.sweeps import density, methods
 from dctps_jax import UserError
+from dctps_jax.cli import sweep
 from dctps_jax.runs.sweep import Sweep, plan_runs
 
 # Stands for train.py: takes the seed's place in the sweep, and fails or waits where it is told to.
@@ -90,6 +90,13 @@ def test_a_grid_is_all_combinations_and_a_list_their_union():
 def test_values_that_mean_the_same_are_one_run():
     runs = runs_of({"pruning.density": (1, 1.0), "model.offset": ("none", None)})
     assert [run.name for run in runs] == ["model.offset=none,pruning.density=1"]
+
+
+def test_config_without_a_field_is_refused():
+    config = lenet_digits.get_config()
+    del config.model
+    with pytest.raises(UserError, match=r"the config has no field config\.model\.name"):
+        plan_runs(config, {"model.name": ("lenet", "vgg11")})
 
 
 def test_what_is_set_for_all_runs():

@@ -1,7 +1,7 @@
 """How every program of the command line ends: what a user can mend is one sentence and an exit code, no traceback.
 
-The README lists the exit codes. ``DCTPS_DEBUG=1`` in the environment prints the traceback before the sentence. An exception
-that is a mistake of this package always shows its traceback.
+docs/troubleshooting.md lists the exit codes. ``DCTPS_DEBUG=1`` in the environment prints the traceback before the
+sentence. An exception that is a mistake of this package always shows its traceback.
 """
 
 import contextlib
@@ -17,9 +17,8 @@ from pathlib import Path
 
 from absl import logging as absl_logging
 
-from dctps_jax.errors import SPENT_HANDLES, DiskFull, UserError
+from dctps_jax.errors import OUT_OF_MEMORY, SPENT_HANDLES, DiskFull, UserError
 from dctps_jax.npz import first_line
-from dctps_jax.training.signals import OUT_OF_MEMORY
 
 STOPPED, PIPE_CLOSED = 130, 141
 
@@ -32,6 +31,8 @@ LIMITS = (
     "Too many open files",
     "can't start new thread",
 )
+# The extra of pyproject.toml that brings a package.
+EXTRAS = {"sklearn": "data", "tensorflow_datasets": "data", "matplotlib": "plots"}
 LIMIT_ERRORS = (*SPENT_HANDLES, errno.ENOMEM, errno.EAGAIN)
 MAX_REASON = 300
 
@@ -79,6 +80,8 @@ def sentence(error: BaseException) -> tuple[str, int] | None:
         return str(error), reason[1] if reason and exit_code == UserError.exit_code else exit_code
     if isinstance(error, KeyboardInterrupt):
         return "stopped by SIGINT", STOPPED
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        return f"{error.name} is not installed; pip install 'dctps_jax[{EXTRAS[error.name]}]'", UserError.exit_code
     reason = first_line(error)[:MAX_REASON]
     number, file = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
     name = os.fsdecode(file) if isinstance(file, str | bytes) else None

@@ -1,0 +1,83 @@
+"""``sweep.py`` and ``dctps-sweep``: train every combination of values, each in a process and a directory of its own."""
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from dctps_jax.cli.experiments import find_experiment
+from dctps_jax.cli.train import CONFIG, WORKDIR, parse_flags
+from dctps_jax.command import command
+from dctps_jax.errors import UserError
+from dctps_jax.runs.sweep import Sweep, plan_runs
+
+SWEEP = flags.DEFINE_string("sweep", None, "File with the values to combine, as a function get_sweep().")
+JOBS = flags.DEFINE_integer("jobs", 1, "How many runs at a time; they divide the processors among themselves.")
+
+
+class Unfinished(Exception):
+    """A sweep that ended before all its runs were finished."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def main() -> None:
+    with command("sweep.py"):
+        app.run(_main, flags_parser=parse_flags)
+
+
+def _main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise UserError(f"there is no argument {argv[1]!r}; options look like --config.seed=1")
+    if CONFIG.value is None or not SWEEP.value or not WORKDIR.value:
+        raise UserError(
+            "give a config, a sweep and a directory: --config configs/NAME.py --sweep configs/sweeps/NAME.py --workdir DIR"
+        )
+    if JOBS.value < 1:
+        raise UserError(f"--jobs is {JOBS.value}; it must be at least 1")
+    runs = plan_runs(CONFIG.value, load_sweep(SWEEP.value))
+    train = [sys.executable, "-m", "dctps_jax.cli.train", *options_for_all(sys.argv)]
+    sweep = Sweep(runs, train, Path(WORKDIR.value).absolute(), JOBS.value)
+    sweep.go()
+    finished = f"{sweep.num_finished()} of {len(runs)} runs are finished"
+    if sweep.signal_number is not None:
+        raise Unfinished(f"stopped; {finished}; the same command goes on from there", 128 + sweep.signal_number)
+    print(finished)
+    if sweep.failed:
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in sweep.failed.items())
+        raise Unfinished(f"{len(sweep.failed)} runs failed; the same command tries them again\n{reasons}", 1)
+
+
+def load_sweep(name: str) -> Any:
+    """Return the grids of a file with a function ``get_sweep()``, or of an experiment by its name."""
+    file = find_experiment("--sweep", name, "sweeps")
+    try:
+        program = runpy.run_path(str(file))
+        if "get_sweep" not in program:
+            raise UserError(f"--sweep: {file} has no function get_sweep()")
+        return program["get_sweep"]()
+    except UserError:
+        raise
+    except Exception as error:  # the file is a Python program
+        raise UserError(f"--sweep: {file} cannot be used: {type(error).__name__}: {error}") from error
+
+
+def options_for_all(argv: list[str]) -> list[str]:
+    """Return those arguments that are the config and its fields, for ``train.py``."""
+    options, may_be_value = [], False
+    for argument in argv[1:]:
+        name = argument.lstrip("-").partition("=")[0]
+        is_option = argument.startswith("-")
+        is_config = is_option and (name == "config" or name.startswith(("config.", "noconfig.")))
+        if is_config or (may_be_value and not is_option):
+            options.append(argument)
+        may_be_value = is_config and "=" not in argument
+    return options
+
+
+if __name__ == "__main__":
+    main()

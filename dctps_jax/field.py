@@ -1,0 +1,81 @@
+"""How a field of the config is declared, and how fields are read by dotted name."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+# The type of a default → the types that the field takes, and their name in a message.
+TYPES: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "True or False"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a text"),
+    tuple: ((tuple, list), "a tuple"),
+}
+
+
+class Allowed(NamedTuple):
+    """Which values of its type a field takes: a test, and words for it that follow "it must be"."""
+
+    test: Callable[[Any], bool]
+    words: str
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of the config.
+
+    - ``default``: the default value. Its type is the type of the field.
+    - ``help``: what the field does, in one line.
+    - ``choices``: the names that the field takes, usually the keys of a registry.
+    - ``renamed``: names of earlier versions, each with its present name.
+    - ``allowed``: which values the field takes, where it has no list of names.
+    - ``optional``: the field takes None, too.
+    - ``resume``: a resumed run may change the field: it does not change the results, or changes them by rounding only.
+    """
+
+    default: Any
+    help: str
+    choices: Collection[str] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    allowed: Allowed | None = None
+    optional: bool = False
+    resume: bool = False
+
+    @property
+    def type_words(self) -> str:
+        """What values the field takes by their type, in words that follow "it must be"."""
+        return TYPES[type(self.default)][1] + (" or None" if self.optional else "")
+
+    def has_type(self, value: Any) -> bool:
+        """Return whether a value is of the field's type. True and False are no numbers."""
+        if value is None:
+            return self.optional
+        types = TYPES[type(self.default)][0]
+        return isinstance(value, types) and (bool in types or not isinstance(value, bool))
+
+
+def at_least(low: int, zero: str = "") -> Allowed:
+    """Return the rule "at least ``low``"; ``zero`` says what 0 means, where 0 is allowed, too."""
+    words = f"at least {low}" + (f", or 0 {zero}" if zero else "")
+    return Allowed(lambda value: value >= low or (zero != "" and value == 0), words)
+
+
+def flat_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every field of a config, or of nested JSON objects, with its dotted name."""
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            yield from flat_fields(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def find_field(values: Any, name: str) -> tuple[Any, bool]:
+    """Return the value of a dotted field of a JSON object, nested or by dotted name, and whether there is one."""
+    if isinstance(values, dict) and name in values:
+        return values[name], True
+    for part in name.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return None, False
+        values = values[part]
+    return values, True
