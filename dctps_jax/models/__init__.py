@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -137,7 +137,7 @@ def _layers_as_built(model: nnx.Module, parts: Parts) -> dict[str, DCTpSConv | D
     return layers
 
 
-def _find_network(name: str, num_classes: int, options: Mapping[str, Any]) -> Callable[..., nnx.Module]:
+def _find_network(name: str, num_classes: int, options: Mapping[str, Any]) -> Any:
     """Return the constructor of a network; a name, option or number that does not exist raises ``UserError``."""
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1)

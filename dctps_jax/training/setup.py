@@ -16,7 +16,7 @@ from flax import nnx
 from dctps_jax import data, models, pruning
 from dctps_jax.data.batches import Normalization, Split, normalization_of
 from dctps_jax.errors import UserError
-from dctps_jax.optimizers import learning_rate_schedule, make_optimizer
+from dctps_jax.optimizers import SCHEDULES, make_optimizer
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
 from dctps_jax.training import loop
@@ -55,7 +55,7 @@ def make_optimizer_and_schedule(
 ) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
     """Return the optimiser of ``config.optimizer``, and its learning rate as a function of the step."""
     options = config.optimizer
-    schedule = learning_rate_schedule(options.learning_rate, options.milestones, options.decay_rate, steps_per_epoch)
+    schedule = SCHEDULES[options.schedule](options, steps_per_epoch, config.num_epochs)
     optimizer = make_optimizer(
         options.name,
         schedule,
