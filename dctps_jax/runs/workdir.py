@@ -128,7 +128,8 @@ def read_results(workdir: Path) -> dict[str, Any]:
         check_results(values)
         check_seal(values)
 
-    results = _read_fields(workdir / "results.json", check, "is not what a finished run leaves")
+    advice = "restore it, or remove it and give the command of the run again, which makes it anew from the checkpoint"
+    results = _read_fields(workdir / "results.json", check, "is not what a finished run leaves", advice)
     if not is_sealed_as(results, "config", identity(read_config(workdir))):
         raise UserError(
             f"{workdir} holds a config.json and a results.json of different runs, or one of them is damaged; restore "
@@ -137,12 +138,14 @@ def read_results(workdir: Path) -> dict[str, Any]:
     return results
 
 
-def _read_fields(path: Path, check: Callable[[Any], None], otherwise: str) -> dict[str, Any]:
+def _read_fields(
+    path: Path, check: Callable[[Any], None], otherwise: str, advice: str = "restore it or choose another directory"
+) -> dict[str, Any]:
     values = read_json(path)
     try:
         check(values)
     except ValueError as error:
-        raise UserError(f"{path} {otherwise}: {error}; restore it or choose another directory") from error
+        raise UserError(f"{path} {otherwise}: {error}; {advice}") from error
     return values
 
 
