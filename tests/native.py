@@ -21,9 +21,13 @@ def native(inputs, kernel, geometry):
         return inputs @ kernel
     space = "DHW"[3 - len(geometry.size) :]
     return lax.conv_general_dilated(
-        inputs, kernel, geometry.strides, geometry.pads, feature_group_count=geometry.groups,
+        inputs,
+        kernel,
+        geometry.strides,
+        geometry.pads,
+        feature_group_count=geometry.groups,
         dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
-    )  # fmt: skip
+    )
 
 
 def normal(seed, *shape):

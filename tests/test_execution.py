@@ -310,10 +310,15 @@ reference = cache(partial(loss_and_gradients, method="autodiff"))
     ("name", "offset", "method"),
     [
         # Layers that cannot be computed per weight fall back to "on_support" and "on_support_rows".
-        *((name, offset, method) for name in FAMILIES for offset in OFFSETS for method in ("per_weight", "per_weight_rows", "auto")),
+        *(
+            (name, offset, method)
+            for name in FAMILIES
+            for offset in OFFSETS
+            for method in ("per_weight", "per_weight_rows", "auto")
+        ),
         *((name, "dct", "auto") for name in NETWORKS),
     ],
-)  # fmt: skip
+)
 @pytest.mark.usefixtures("small_families")
 def test_networks_compute_the_same_by_every_method(name, offset, method):
     loss, gradients = loss_and_gradients(name, offset, method)

@@ -26,9 +26,14 @@ def make_run(
     }
     (folder / "config.json").write_text(json.dumps(config))
     row = {
-        "epoch": 1, "step": 9, "train_loss": 2.0, "val_loss": 2.1, "val_accuracy": accuracy, "learning_rate": 0.001,
+        "epoch": 1,
+        "step": 9,
+        "train_loss": 2.0,
+        "val_loss": 2.1,
+        "val_accuracy": accuracy,
+        "learning_rate": 0.001,
         "images_per_second": 1000.0 + seed,
-    }  # fmt: skip
+    }
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     results = {
         "best_val_accuracy": accuracy, "best_epoch": 1, "test_accuracy_best": accuracy,

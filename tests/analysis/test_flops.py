@@ -13,9 +13,12 @@ from dctps_jax.models import create_model, prunable_layers
 
 # Output positions an image and size of the kernel of LeNet's layers.
 LENET = {
-    "convs.0": (28 * 28, (75, 6)), "convs.3": (10 * 10, (150, 16)), "convs.6": (1, (400, 120)), "fcs.0": (1, (120, 82)),
+    "convs.0": (28 * 28, (75, 6)),
+    "convs.3": (10 * 10, (150, 16)),
+    "convs.6": (1, (400, 120)),
+    "fcs.0": (1, (120, 82)),
     "fcs.2": (1, (82, 10)),
-}  # fmt: skip
+}
 
 
 def lenet(offset, **options):

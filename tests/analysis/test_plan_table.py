@@ -26,9 +26,14 @@ LENET = {
 def compact(name, offset="dct", **options):
     """A network with four weights a layer."""
     return create_model(
-        name, num_classes=10, offset=offset, rngs=nnx.Rngs(0), init="zeros",
-        choose_support=lambda shapes: {path: np.arange(4) for path in shapes}, **options,
-    )  # fmt: skip
+        name,
+        num_classes=10,
+        offset=offset,
+        rngs=nnx.Rngs(0),
+        init="zeros",
+        choose_support=lambda shapes: {path: np.arange(4) for path in shapes},
+        **options,
+    )
 
 
 @pytest.mark.parametrize("offset", ["dct", None])

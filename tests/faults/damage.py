@@ -338,9 +338,11 @@ def other_digit(random: Random, path: Path, other: Path | None) -> None:
 
     def edit(value: Any) -> Any:
         def has_digits(member: Any) -> bool:
-            return not isinstance(member, bool | None) and isinstance(member, int | float | str) and any(
-                character.isdigit() for character in str(member)
-            )  # fmt: skip
+            return (
+                not isinstance(member, bool | None)
+                and isinstance(member, int | float | str)
+                and any(character.isdigit() for character in str(member))
+            )
 
         container, key = _pick(random, _places(value, has_digits))
         text = json.dumps(container[key])

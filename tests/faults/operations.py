@@ -362,9 +362,13 @@ def tfds_right(case: Case, found: Value, expected: Value) -> str:
 
 
 RUN_FILES = {
-    "run/config.json": "config.json", "run/data.json": "data.json", "run/metrics.jsonl": "metrics.jsonl", "run/masks.npz": "masks.npz",
-    "run/masks_initial.npz": "masks.npz", "run/.lock": ".lock",
-}  # fmt: skip
+    "run/config.json": "config.json",
+    "run/data.json": "data.json",
+    "run/metrics.jsonl": "metrics.jsonl",
+    "run/masks.npz": "masks.npz",
+    "run/masks_initial.npz": "masks.npz",
+    "run/.lock": ".lock",
+}
 CHECKPOINTS = {"run/checkpoints": "checkpoint", "run/checkpoints/**/*": "checkpoint"}
 RESULTS = {"run/results.json": "results.json"}
 RUN_PARTS = {"data": "images", "cache": "cache"}

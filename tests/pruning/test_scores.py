@@ -78,8 +78,10 @@ def test_masks_equal_the_authors_bit_for_bit(network, identity):
         masks = thin_out(
             scores_of(network, method, loss),
             lambda scores, step: top_k_global(scores, counts[step], allow_zero=step < len(counts) - 1),
-            len(counts), shapes, regrow=method == "force",
-        )  # fmt: skip
+            len(counts),
+            shapes,
+            regrow=method == "force",
+        )
     expected = reference.network_masks(stored.get(f"{identity}/mask_f64", stored[f"{identity}/mask"]), entry["layers"])
     differing = {path: int((masks[path] != expected[path]).sum()) for path in shapes}
     assert not any(differing.values()), differing

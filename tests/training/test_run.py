@@ -178,9 +178,14 @@ def test_finished_run_reports_and_does_nothing(plain, monkeypatch, capsys):
 def test_results_and_rows_hold_what_is_promised(plain):
     found = results(plain)
     assert {
-        "best_val_accuracy", "test_accuracy_best", "test_accuracy_final", "density", "layer_densities",
-        "trainable_parameters", "seed",
-    } <= found.keys()  # fmt: skip
+        "best_val_accuracy",
+        "test_accuracy_best",
+        "test_accuracy_final",
+        "density",
+        "layer_densities",
+        "trainable_parameters",
+        "seed",
+    } <= found.keys()
     assert [(row["epoch"], row["step"]) for row in rows(plain)] == [(1, STEPS_PER_EPOCH), (2, 2 * STEPS_PER_EPOCH)]
     assert found["best_val_accuracy"] == max(row["val_accuracy"] for row in rows(plain))
     masks = load_masks(plain / "masks.npz")

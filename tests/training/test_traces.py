@@ -22,9 +22,12 @@ def run_trace(entry, run, dtype):
     stored = reference.arrays(entry["file"])
     settings = entry["runs"][run]
     optimizer = make_optimizer(
-        settings["optimiser"], settings["lr"], momentum=0.9, weight_decay=settings["weight_decay"],
+        settings["optimiser"],
+        settings["lr"],
+        momentum=0.9,
+        weight_decay=settings["weight_decay"],
         fixup=entry["network"].startswith("fixup"),
-    )  # fmt: skip
+    )
     graphs, state = create_state(reference.model_for(entry, stored, "init/", dtype), optimizer)
     images = reference.normalised(reference.arrays("images")["x"]).astype(dtype)
 
