@@ -1,4 +1,4 @@
-"""Print the tables of README.md and benchmarks/README.md, out of benchmarks/results/: ``python benchmarks/tables.py``.
+"""Print the tables of docs/execution.md and benchmarks/README.md, out of benchmarks/results/: ``python benchmarks/tables.py``.
 
 ``step_NETWORK.json`` (benchmarks/train_step.py) gives a row a network: the dense step in milliseconds, and how many times as fast, with which peak
 memory, a DCT plus Sparse step is; ``h100_step_NETWORK.json`` the same of a GPU. With ``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) the CPU time of a step is taken apart.

@@ -1,7 +1,7 @@
 """How every program of the command line ends: what a user can mend is one sentence and an exit code, no traceback.
 
-The README lists the exit codes. ``DCTPS_DEBUG=1`` in the environment prints the traceback before the sentence. An exception
-that is a mistake of this package always shows its traceback.
+docs/troubleshooting.md lists the exit codes. ``DCTPS_DEBUG=1`` in the environment prints the traceback before the
+sentence. An exception that is a mistake of this package always shows its traceback.
 """
 
 import contextlib

@@ -18,10 +18,11 @@ from ml_collections import ConfigDict, config_dict
 from dctps_jax import data, models, pruning
 from dctps_jax.data.dataset import MAX_PIXELS
 from dctps_jax.field import Allowed, Field, at_least
+from dctps_jax.losses import LOSSES
 from dctps_jax.offsets import OFFSETS
 from dctps_jax.ops import cost_model
 from dctps_jax.optimizers import OPTIMIZERS
-from dctps_jax.pruning import dynamic, schedules, scores
+from dctps_jax.pruning import dynamic, schedules
 
 DTYPES = ("float32", "bfloat16")
 
@@ -162,7 +163,7 @@ FIELDS: dict[str, Field] = {
         choices=("", *pruning.ALLOCATIONS),
     ),
     "pruning.loss": Field(
-        "cross_entropy", "The loss of a score; `nll_logits`: as in the original code.", choices=scores.LOSSES
+        "cross_entropy", "The loss of a score; `nll_logits`: as in the original code.", choices=LOSSES
     ),
     "pruning.run": Field("", "Directory of the run whose masks `from_run` takes."),
     "pruning.dense_layers": Field(

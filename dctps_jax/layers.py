@@ -307,3 +307,18 @@ def _layers_below(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, DCTpS
     elif isinstance(node, nnx.Module | nnx.List):
         for name, child in vars(node).items():
             yield from _layers_below(child, (*path, name))
+
+
+def unmasked_copy(model: nnx.Module) -> nnx.Module:
+    """Return a copy of ``model`` that trains all weights and computes in the precision of its parameters.
+
+    The copy shares the arrays of ``model`` where a layer has no mask and no support.
+    """
+    graph, state = nnx.split(model)
+    copy = nnx.merge(graph, nnx.to_pure_dict(state))
+    for layer in prunable_layers(copy).values():
+        layer.set_dense()
+    for _, module in nnx.iter_modules(copy):
+        if hasattr(module, "dtype"):
+            setattr(module, "dtype", None)  # noqa: B010 (the type of modules does not know it)
+    return copy

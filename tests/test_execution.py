@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from dctps_jax import DCTpSConv, compiler_options, dct
+from dctps_jax.losses import cross_entropy
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.offsets.dct import DCT
 from dctps_jax.ops.cost_model import SETTINGS
@@ -19,7 +20,6 @@ from dctps_jax.ops.methods import METHODS, apply_kernel, possible_methods
 from dctps_jax.ops.on_support import MIN_ALPHA
 from dctps_jax.ops.work import Work
 from dctps_jax.pruning import allocate
-from dctps_jax.pruning.scores import cross_entropy
 from tests.native import jit_unoptimised, native, normal
 from tests.small_networks import FAMILIES
 from tests.training.small_runs import placement_on

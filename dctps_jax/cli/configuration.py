@@ -13,20 +13,26 @@ This page is made from `dctps_jax/defaults.py` by `python -m dctps_jax.cli.confi
 A config file is a Python file with a function `get_config()`. It takes the defaults, which are the paper's protocol,
 and changes fields:
 
-    from dctps_jax.defaults import get_config as get_defaults
+```python
+from dctps_jax.defaults import get_config as get_defaults
 
-    def get_config():
-        config = get_defaults()
-        config.model.name = "resnet50"
-        return config
 
-`configs/` has one file for each experiment. The command line of `train.py` and `sweep.py` sets single fields:
+def get_config():
+    config = get_defaults()
+    config.model.name = "resnet50"
+    return config
+```
 
-    --config.pruning.density=0.001
-    --config.model.offset=None
-    --config.data.augment=False
-    --config.optimizer.name=sgd --config.optimizer.learning_rate=0.1 "--config.optimizer.milestones=(120, 160)"
+`configs/` has one file for each experiment. The command line of `train.py` and `sweep.py` sets any field:
+
+```bash
+python train.py --config configs/resnet50_cifar100.py --workdir runs/sparse --config.pruning.density=0.001
+python train.py --config configs/resnet50_cifar100.py --workdir runs/no_offset --config.model.offset=None
+python train.py --config configs/resnet50_cifar100.py --workdir runs/sgd --config.optimizer.name=sgd \\
+    --config.optimizer.learning_rate=0.1 "--config.optimizer.milestones=(120, 160)"
+python train.py --config configs/resnet50_cifar100.py --workdir runs/layers \\
     "--config.pruning.layer_densities=(('fc', 0.5), ('layer1.*', 0.01))"
+```
 
 All fields are checked before anything is compiled or written. Path patterns are as in the shell: `layer1.*` matches
 every layer whose path begins with `layer1.`; a run prints the paths.

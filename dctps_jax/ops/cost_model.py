@@ -5,7 +5,6 @@ cost on the platform (:mod:`dctps_jax.ops.costs`). Each method counts its own wo
 depends on shapes and the number of trained weights alone, so it is made once, when a program is traced.
 """
 
-import difflib
 from typing import Any
 
 import jax
@@ -42,20 +41,6 @@ def predicted_seconds(work: Work, method: str, platform: str | None = None) -> f
     return 1e-9 * METHODS[method].cost(work, costs)
 
 
-def check_setting(name: str, setting: Any) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` where ``setting`` is not in :data:`SETTINGS`.
-
-    ``name`` is what the message calls it. A name of version 0.1.0 is answered with the present one.
-    """
-    if setting in SETTINGS:
-        return
-    if setting in tuple(RENAMED):
-        raise UserError(f"{name} is {setting!r}; that method is now called {RENAMED[setting]!r}, give this name")
-    close = difflib.get_close_matches(str(setting), SETTINGS, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise UserError(f"{name} is {setting!r}{hint}; it must be one of: {', '.join(SETTINGS)}")
-
-
 def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) -> str:
     """Return the name of the method for a layer: the one that ``setting`` names, or the predicted best one for "auto".
 
@@ -65,7 +50,10 @@ def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) ->
 
     Raises :class:`~dctps_jax.errors.UserError` for a setting that does not exist.
     """
-    check_setting("the method", setting)
+    if setting in tuple(RENAMED):
+        raise UserError(f"the method is {setting!r}; it is now called {RENAMED[setting]!r}, give this name")
+    if setting not in SETTINGS:
+        raise UserError(f"the method is {setting!r}; it must be one of: {', '.join(SETTINGS)}")
     if setting != "auto":
         method = METHODS[setting]
         return method.name if method.is_possible(work) else method.fallback

@@ -1,6 +1,7 @@
 """Which weights are trained: how many per layer, and which ones."""
 
 import difflib
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from flax import nnx
 from dctps_jax.errors import UserError
 from dctps_jax.layers import prunable_layers
 from dctps_jax.pruning.allocation import ALLOCATIONS, allocate, check_density, report_empty_layers
+from dctps_jax.pruning.batches import Batches
 from dctps_jax.pruning.masks import (
     FORMS,
     apply_masks,
@@ -23,12 +25,14 @@ from dctps_jax.pruning.masks import (
     save_masks,
 )
 from dctps_jax.pruning.random import random_masks, random_supports
-from dctps_jax.pruning.schedules import SCORE_METHODS, Batches, score_masks
+from dctps_jax.pruning.schedules import score_masks
+from dctps_jax.pruning.scores import SCORES
 
 __all__ = [
     "ALLOCATIONS",
     "FORMS",
     "METHODS",
+    "SCORES",
     "SCORE_METHODS",
     "allocate",
     "apply_masks",
@@ -43,6 +47,7 @@ __all__ = [
     "save_masks",
 ]
 
+SCORE_METHODS = tuple(SCORES)
 METHODS = (*ALLOCATIONS, *SCORE_METHODS)
 
 
@@ -60,12 +65,13 @@ def prune(
     """Choose the weights that stay: a boolean mask for every prunable layer, by dotted path. The model is unchanged.
 
     ``method`` is an allocation (``uniform``, ``epf``, ``epl``, ``erk``), whose counts are placed at random from ``key``,
-    or a score (see :mod:`dctps_jax.pruning.scores`), whose highest ``round(density · total)`` stay. Options of scores:
+    or a score (:data:`dctps_jax.pruning.scores.SCORES`), whose highest ``round(density · total)`` stay. Options of scores:
 
     - ``batch``: images as the network takes them and integer labels, the same at every step; or a function from the step
       to a list of such pairs, over which gradients are averaged.
-    - ``num_steps``: 1 is one shot; 0 the method's own (10 for force, iter_snip and grasp_it, 100 for synflow, else 1).
-    - ``schedule``: "exp" or "linear"; ``loss``: "cross_entropy" or the original's "nll_logits".
+    - ``num_steps``: 1 is one shot; 0 takes the method's own number, ``SCORES[method].default_steps``.
+    - ``schedule``: a key of :data:`~dctps_jax.pruning.schedules.SCHEDULES`, "exp" by default.
+    - ``loss``: a key of :data:`~dctps_jax.losses.LOSSES`, "cross_entropy" by default.
     - ``scope``: "global" compares all layers, "layer" keeps the density in each; ``allocation``: the counts of an
       allocation in each layer, filled by score.
 
@@ -74,11 +80,12 @@ def prune(
     and fewer scores above 0 than weights to keep.
     """
     check_density(density, "density")
-    if method not in METHODS:
-        close = difflib.get_close_matches(method, METHODS, n=1)
+    methods = (*ALLOCATIONS, *SCORES)
+    if method not in methods:
+        close = difflib.get_close_matches(method, methods, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise UserError(f"there is no pruning method {method!r}{hint}; the methods are: {', '.join(METHODS)}")
-    known = ("num_steps", "schedule", "loss", "scope", "allocation") if method in SCORE_METHODS else ()
+        raise UserError(f"there is no pruning method {method!r}{hint}; the methods are: {', '.join(methods)}")
+    known = SCORE_OPTIONS if method in SCORES else ()
     for option in options:
         if option not in known:
             has = f"its options are: {', '.join(known)}" if known else "random methods have none"
@@ -89,7 +96,7 @@ def prune(
         raise UserError("the model has no prunable layers; build it with DCTpSConv and DCTpSLinear")
     if round(density * size) == 0:
         raise UserError(f"density {density:g} keeps none of {size} weights; choose at least {1 / size:.2g}")
-    if method in SCORE_METHODS:
+    if method in SCORES:
         masks = score_masks(
             model, method, density, key=key, batch=batch, dense_layers=dense_layers, layer_densities=layer_densities,
             **options,
@@ -98,3 +105,9 @@ def prune(
         return masks
     counts = allocate(shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities)
     return random_masks(key, shapes, counts)
+
+
+# What score_masks takes besides the arguments of prune.
+SCORE_OPTIONS = tuple(
+    name for name in inspect.signature(score_masks).parameters if name not in inspect.signature(prune).parameters
+)

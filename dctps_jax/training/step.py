@@ -9,8 +9,8 @@ import optax
 from flax import nnx
 
 from dctps_jax.data.batches import Normalization, Split, normalize
+from dctps_jax.losses import cross_entropy
 from dctps_jax.pruning.dynamic import keep_only, move_weights, skip_optimizer_step
-from dctps_jax.pruning.scores import cross_entropy
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.state import Graphs, TrainState, merge, nested, place_of, supports_by_path
 

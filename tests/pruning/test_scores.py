@@ -13,6 +13,8 @@ from dctps_jax import UserError
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.pruning import prune
 from dctps_jax.pruning.schedules import score_function, thin_out
+from dctps_jax.pruning.scored_network import ScoredNetwork
+from dctps_jax.pruning.scores import SCORES, Score, markdown_table
 from dctps_jax.pruning.selection import top_k_global
 from dctps_jax.torch_compat import load_state_dict, to_state_dict
 from tests import reference_data as reference
@@ -225,3 +227,28 @@ def test_a_missing_batch_and_an_unknown_option_are_named():
         prune(SmallNet(None), "snip", 0.1, key=jax.random.key(0), batch=small_batch(), steps=3)
     with pytest.raises(UserError, match="schedule is 'cosine'"):
         prune(SmallNet(None), "snip", 0.1, key=jax.random.key(0), batch=small_batch(), schedule="cosine")
+
+
+def test_a_new_score_is_one_function_and_one_line(monkeypatch):
+    def gradient_magnitude(network, masks, batches):
+        for path, gradient in network.mean_gradients(masks, batches).items():
+            yield path, jnp.abs(gradient)
+
+    monkeypatch.setitem(SCORES, "gradient", Score(gradient_magnitude, "this test"))
+    model, options = SmallNet(None), {"key": jax.random.key(0), "batch": small_batch()}
+    masks = prune(model, "gradient", 0.05, **options)
+    network = ScoredNetwork(model, jax.random.key(0), loss="cross_entropy")
+    dense = {path: jnp.ones(mask.shape, bool) for path, mask in masks.items()}
+    gradients = network.mean_gradients(dense, [small_batch()])
+    kept, removed = (
+        np.concatenate([np.abs(gradients[path])[mask == is_kept] for path, mask in masks.items()])
+        for is_kept in (True, False)
+    )
+    assert kept.min() >= removed.max()
+
+
+def test_the_table_of_scores_is_made_from_the_registry():
+    table = markdown_table().splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == [f"| `{name}`" for name in SCORES]
+    assert "| `grasp` | ``K ⊙ H ∂L/∂K``" in table[3] and "of the logits ÷ 200" in table[3]
+    assert all(line.replace("\\|", "").count("|") == 7 for line in table)

@@ -11,12 +11,12 @@ from flax import nnx
 
 from dctps_jax.data.batches import Normalization, Split
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
+from dctps_jax.losses import cross_entropy
 from dctps_jax.optimizers import make_optimizer
 from dctps_jax.training.state import create_state, merge
 from dctps_jax.training.step import (
     NO_BAD_STEP,
     add_metrics,
-    cross_entropy,
     eval_step,
     train_step,
     zero_sums,

@@ -1,0 +1,27 @@
+"""Losses of a batch of logits and integer labels, one number for each example."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return ``-log softmax(logits)[label]``, the loss of training, in float32 or a wider type."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def nll_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Return ``-logits[label]``.
+
+    The original's scores use it: they call PyTorch's ``F.nll_loss`` without a softmax. It exists to reproduce them.
+    """
+    return -jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+
+
+LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "cross_entropy": cross_entropy,
+    "nll_logits": nll_logits,
+}

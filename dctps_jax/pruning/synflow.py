@@ -1,0 +1,55 @@
+"""SynFlow (Tanaka et al. 2020): how much of a positive signal flows through each weight of a network."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dctps_jax.layers import ResidualSum, prunable_layers
+from dctps_jax.pruning.scored_network import Arrays, ScoredNetwork
+
+
+def flow_scores(network: ScoredNetwork, masks: Arrays, image_shape: tuple[int, ...]) -> Arrays:
+    """Return ``|K| ⊙ ∂R/∂|K|``. R sums the outputs for an image of ones, with the absolute values of all arrays.
+
+    R grows by orders of magnitude from layer to layer and leaves the range of float32 in a deep residual network.
+    Therefore every residual sum is divided by its largest entry, which counts as a constant. All paths through the
+    network cross the sum, so that all scores shrink by the same factor and keep their order.
+    """
+    image = jnp.ones((1, *image_shape))
+    return network.compiled(_flow_scores)(network.kernels, network.initial_weights, masks, network.state, image)
+
+
+def _flow_scores(
+    network: ScoredNetwork, kernels: Arrays, initial_weights: Arrays, masks: Arrays, state: Any, image: jax.Array
+) -> Arrays:
+    positive_state = jax.tree.map(jnp.abs, state)
+    thinned = {path: initial_weights[path] - jnp.where(masks[path], 0, kernels[path]) for path in kernels}
+    positive_weights = {path: jnp.abs(weights) for path, weights in thinned.items()}
+
+    def sum_outputs(positive_weights: Arrays) -> jax.Array:
+        model = nnx.merge(network.graph, positive_state)
+        _rescale_sums(model)
+        for path, layer in prunable_layers(model).items():
+            # The layer adds its offset to this kernel, so that its effective kernel is |K|.
+            layer.kernel.set_value(positive_weights[path] - layer.scaled_offset())
+        return model(image).sum()
+
+    gradients = jax.grad(sum_outputs)(positive_weights)
+    return {path: jnp.abs(gradients[path] * positive_weights[path]) for path in positive_weights}
+
+
+class _RescaledSum(ResidualSum):
+    """A residual sum divided by its largest entry, which counts as a constant."""
+
+    def __call__(self, branch: jax.Array, shortcut: jax.Array) -> jax.Array:
+        total = branch + shortcut
+        return total / jax.lax.stop_gradient(jnp.max(total))
+
+
+def _rescale_sums(model: nnx.Module) -> None:
+    for _, module in list(nnx.iter_modules(model)):
+        for name, child in list(vars(module).items()):
+            if isinstance(child, ResidualSum):
+                setattr(module, name, _RescaledSum())

@@ -1,0 +1,192 @@
+"""What the documents say works: their code runs, their commands and options exist, their links lead somewhere.
+
+The blocks of a page run from its top to its bottom in one folder. There `train.py` and `sweep.py` are only checked: flags,
+fields and values by the real definitions. A run of one epoch stands in for what they would leave, and other commands really
+use it. Benchmarks are checked up to the parsing of their arguments.
+"""
+
+import copy
+import importlib
+import re
+import runpy
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from PIL import Image
+
+from benchmarks import tables
+from dctps_jax.cli import sweep, train
+from dctps_jax.config import check_config, resolve
+from dctps_jax.defaults import get_config
+from dctps_jax.runs.sweep import plan_runs
+from tests.commands import call
+from tests.documents import PAGES, REPO, blocks, code_spans, commands, links, prose, read
+from tests.training.small_runs import small_run
+
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+LANGUAGES = ("python", "bash", "text", "bibtex")
+# Programs of others, whose arguments are theirs.
+TOOLS = ("ruff", "pyright", "pytest", "mkdocs", "source", ".")
+GROUPS = tuple(name for name, value in get_config().items() if hasattr(value, "items"))
+FOLDERS = ("configs", "dctps_jax", "docs", "examples", "notebooks", "benchmarks", "results", "tests", ".ci")
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jax.device_count", lambda: 1)
+        small_run(workdir, num_epochs=1, batch_size=128)
+    return workdir
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to work in that has the repository's folders, with the package as it was before whatever a page registers."""
+    for name in FOLDERS:
+        (tmp_path / name).symlink_to(REPO / name)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "IMAGE.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("jax.device_count", lambda: 1)
+    modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "dctps_jax"]
+    tables = {id(table): table for module in modules for table in vars(module).values() if isinstance(table, dict)}
+    before = [(table, copy.copy(table)) for table in tables.values() if "__name__" not in table]
+    yield tmp_path
+    for table, content in before:
+        table.clear()
+        table.update(content)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+def test_blocks_work(page, folder, finished_run):
+    names = {"__name__": "page"}
+    for block in blocks(page):
+        assert block.language in LANGUAGES, f"{page}:{block.line} is in {block.language!r}"
+        if block.language == "python":
+            exec(compile("\n" * (block.line - 1) + block.code, REPO / page, "exec"), names)
+        if block.language == "bash":
+            for command in commands(block.code):
+                do(command, finished_run)
+
+
+def do(command, finished_run):
+    """Run a command of a page, or check that it could be run."""
+    program, *arguments = command
+    program = program.removeprefix(".venv/bin/")
+    match program, *arguments:
+        case "python3", "-m", "venv", _:
+            pass
+        case "python", "-m", module, *arguments:
+            do_program(module, arguments, finished_run)
+        case "python", "train.py" | "sweep.py" | "predict.py" as script, *arguments:
+            do_program(f"dctps_jax.cli.{script.removesuffix('.py')}", arguments, finished_run)
+        case "python", script if script.startswith("examples/"):
+            assert (REPO / script).is_file()  # tests/test_examples.py runs them
+        case "python", script, *arguments if script.startswith("benchmarks/"):
+            check_arguments(script, arguments)
+        case "pip", "install", *arguments:
+            check_installation(arguments)
+        case _ if program in PROJECT["scripts"]:
+            do_program(PROJECT["scripts"][program].removesuffix(":main"), arguments, finished_run)
+        case _:
+            assert program in TOOLS, f"nobody knows how to check {command}"
+
+
+def do_program(module, arguments, finished_run):
+    """Check what trains; run the others, with the finished run wherever they expect one."""
+    for run in re.findall(r"runs/\w+", " ".join(arguments)):
+        shutil.copytree(finished_run, run, dirs_exist_ok=True)
+    match module.rpartition(".")[2]:
+        case "train":
+            check_config(resolve(parse_flags(arguments)[0]))
+        case "sweep":
+            config, workdir, grid = parse_flags(arguments)
+            assert len(plan_runs(config, sweep.load_sweep(grid))) > 1
+            shutil.copytree(finished_run, Path(workdir) / "run", dirs_exist_ok=True)
+        case _:
+            succeed(importlib.import_module(module).main, *arguments)
+
+
+def succeed(main, *arguments):
+    done = call(main, *arguments)
+    assert done.code == 0, done.err
+
+
+def parse_flags(arguments):
+    """Return the config, the directory and the sweep that a command line of train.py or sweep.py gives."""
+    argv = ["train.py", *arguments]
+    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", argv)  # where ml_collections looks for fields
+        assert train.parse_flags(argv) == ["train.py"], f"{arguments} has a word that is no option"
+        return train.CONFIG.value, train.WORKDIR.value, sweep.SWEEP.value
+
+
+def check_arguments(script, arguments):
+    """Check the arguments of an argparse program without running it: only the one added here is unknown."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REPO / "benchmarks"))
+        done = call(lambda: runpy.run_path(str(REPO / script), run_name="__main__"), *arguments, "--no-such-option")
+    assert done.code == 2 and "unrecognized arguments: --no-such-option\n" in done.err, done
+
+
+def check_installation(arguments):
+    for argument in arguments:
+        if argument.startswith("."):
+            extras = argument[2:-1].split(",")
+            assert set(extras) <= set(PROJECT["optional-dependencies"]), f"pyproject.toml does not have all of {extras}"
+        else:
+            assert argument in ("-q", "-r", "-e", "requirements.txt"), arguments
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_fields_and_paths_in_the_text_exist(page, folder):
+    for span in code_spans(page):
+        if span.lstrip('"').startswith("--config."):
+            for command in commands(span):
+                parse_flags(["--config", "configs/lenet_digits.py", *command])
+        if re.fullmatch(rf"(config\.)?({'|'.join(GROUPS)})\.[a-z_]+(=\S+)?", span) and not span.endswith(".json"):
+            node = get_config()
+            for name in span.removeprefix("config.").partition("=")[0].split("."):
+                assert name in node, f"{page}: there is no field {span}"
+                node = node[name]
+        if span.startswith(tuple(f"{name}/" for name in FOLDERS)) and not re.search(
+            "[A-Z<*]", span.replace("README", "")
+        ):
+            places = REPO / span, (REPO / page).parent / span
+            assert any(place.exists() for place in places), f"{page}: {span} does not exist"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    for target in links(page):
+        assert (REPO / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+
+
+def test_the_readme_is_short_and_shows_the_example_as_it_is():
+    assert len(read("README.md").splitlines()) <= 120
+    (python,) = (block.code for block in blocks("README.md") if block.language == "python")
+    assert python in read("examples/optax_only.py")
+
+
+def test_every_document_is_listed():
+    pages = [page for page in PAGES if page.startswith("docs/") and page.count("/") == 1]
+    assert set(pages) <= set(links("README.md"))
+    navigation = read("mkdocs.yml")
+    for page in PAGES:
+        assert page == "README.md" or page.removeprefix("docs/") in navigation, f"mkdocs.yml does not list {page}"
+
+
+def test_tables_are_made_from_the_saved_figures():
+    for table in (tables.table(), tables.table("h100_", tables.DENSITIES[1:])):
+        assert len(table.splitlines()) > 3
+        assert table in prose("docs/execution.md")
+    assert len(tables.profile().splitlines()) > 10
+    assert tables.profile() in prose("benchmarks/README.md")
+    beside_torch = tables.versus_torch(tables.saved_cases("h200_versus_torch_vgg19"))
+    assert len(beside_torch.splitlines()) > 10
+    assert beside_torch in prose("benchmarks/README.md")
