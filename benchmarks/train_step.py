@@ -1,11 +1,12 @@
-"""Time training steps side by side: ``python benchmarks/train_step.py resnet50:none:1 resnet50:dct:0.001 --batch_size 32``.
+"""Time training steps side by side: ``python benchmarks/train_step.py resnet50:none:1 resnet50:dct:0.001``.
 
-A case is NETWORK:OFFSET:DENSITY, NETWORK:OFFSET:DENSITY:FORM or NETWORK:OFFSET:DENSITY:FORM:METHOD, with the forms "compact"
-(the default) and "masked" and the methods of ``config.execution.method``. All cases are compiled first; then their steps take
-turns, so that what else the machine does falls on all of them. Reported are the compile time, minimum and median of the wall
-seconds a step, the least CPU seconds, the bytes of parameters and optimiser, the bytes that the step holds at its peak (its
-arguments and temporaries, as the compiler allocates them), and the ratio of the minima to the first case's. With ``--save NAME`` the figures are
-written to benchmarks/results/NAME.json, too. Needs the package installed, or ``PYTHONPATH=.``.
+A case is NETWORK:OFFSET:DENSITY, NETWORK:OFFSET:DENSITY:FORM or NETWORK:OFFSET:DENSITY:FORM:METHOD, with the forms
+"compact" (the default) and "masked" and the methods of ``config.execution.method``. All cases are compiled first; then
+their steps take turns, so that what else the machine does falls on all of them. Reported are the compile time, minimum
+and median of the wall seconds a step, the least CPU seconds, the bytes of parameters and optimiser, the bytes that the
+step holds at its peak (its arguments and temporaries, as the compiler allocates them), and the ratio of the minima to
+the first case's. With ``--save NAME`` the figures are written to benchmarks/results/NAME.json, too. Needs the package
+installed, or ``PYTHONPATH=.``.
 """
 
 import argparse
@@ -127,7 +128,8 @@ def table(result: dict[str, Any]) -> str:
     for case in result["cases"]:
         lines.append(
             f"| {case['case']} | {case['compile_seconds']:.1f} | {case['wall_seconds_minimum']:.4f} | "
-            f"{case['wall_seconds_median']:.4f} | {case['cpu_seconds_minimum']:.4f} | {case['state_bytes'] / 1e6:.3f} | "
+            f"{case['wall_seconds_median']:.4f} | {case['cpu_seconds_minimum']:.4f} | "
+            f"{case['state_bytes'] / 1e6:.3f} | "
             f"{case['peak_bytes'] / 1e6:,.0f} | {first / case['wall_seconds_minimum']:.2f}× |"
         )
     return "\n".join(lines)

@@ -1,5 +1,5 @@
-"""Settings that hold for every test: eight fake CPU devices, strict rank promotion, programs compiled once for all tests
-and the processes that they start, and quickly. And D as the original holds it."""
+"""Settings for every test: eight fake CPU devices, strict rank promotion, programs that compile fast and only once for
+all tests and the processes that they start. And D as the original holds it."""
 
 import dataclasses
 import os

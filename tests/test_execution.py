@@ -1,4 +1,4 @@
-"""Every way of computing a compact layer is the same function with the same gradients: single layers and whole networks."""
+"""All methods compute a compact layer as the same function, with the same gradients: layers and whole networks."""
 
 import math
 from functools import cache, partial
@@ -190,7 +190,8 @@ def test_results_have_the_types_of_what_was_given(method, dtype):
 @pytest.mark.parametrize("varying", ["nothing", "values", "values and alpha"])
 @pytest.mark.parametrize("method", METHODS)
 def test_devices_that_share_a_batch(method, varying):
-    # Training makes the parameters vary from device to device before it takes their gradients; a frozen α is left as it is.
+    # Training makes the parameters vary from device to device before it takes their gradients; a frozen α is left as it
+    # is.
     layer = Layer("3x3")
     inputs = jnp.asarray(normal(0, 8, *layer.inputs.shape[1:]))
 
@@ -251,7 +252,8 @@ def test_no_method_needs_much_more_memory_than_another():
         return gradients.lower(state, images).compile(compiler_options()).memory_analysis().temp_size_in_bytes
 
     needed = {method: temporary_bytes(method) for method in METHODS}
-    # What weights see is not to be kept from the forward pass on: it would be twice the inputs of each of the eight layers.
+    # What weights see is not to be kept from the forward pass on: it would be twice the inputs of each of the eight
+    # layers.
     assert max(needed.values()) <= needed["autodiff"] + 8 * 4 * 16**4, needed
 
 
@@ -269,7 +271,7 @@ def some_positions(shapes):
 
 @cache
 def network(name, offset):
-    """Return a compact network with 1 % of its weights: its graph for each method, its parameters, the rest, and a batch."""
+    """Return a compact network with 1 % of its weights: a graph for each method, parameters, the rest, a batch."""
     options, size = {"width": 8} if name == "resnet18" else {}, IMAGE_SIZES.get(name, 8)
     graphs, shapes = {}, {}
 

@@ -25,7 +25,8 @@ from tests.commands import assert_one_sentence, call, call_into_closed_pipe
 from tests.training.small_runs import small_digits, small_run
 
 REPO = Path(__file__).parents[1]
-# Written by version 0.1.0: LeNet-5 with 0.3 % of its weights after 8 epochs of configs/lenet_digits.py, and its test accuracy.
+# Written by version 0.1.0: LeNet-5 with 0.3 % of its weights after 8 epochs of configs/lenet_digits.py, and its test
+# accuracy.
 VERSION_1 = REPO / "tests" / "reference" / "export_version_1.safetensors"
 VERSION_1_ACCURACY = 0.16944444444444445
 SETTINGS = {

@@ -42,7 +42,10 @@ def make_run(
         "layer_densities": {path: float(mask.mean()) for path, mask in MASKS.items()},
         "storage_bytes": {kind: {"this": 1000, "dense": 9000} for kind in ("parameters", "supports", "optimizer_state")}
         | {"checkpoint": {"this": 12345, "dense": 99999}},
-        "flops": {kind: {"dense": 2_500_000, "sparse": 20_000, "offset": 1_000} for kind in ("inference_of_an_image", "training_step")},
+        "flops": {
+            kind: {"dense": 2_500_000, "sparse": 20_000, "offset": 1_000}
+            for kind in ("inference_of_an_image", "training_step")
+        },
     }  # fmt: skip
     save_masks(folder / "masks.npz", MASKS)
     if finished:

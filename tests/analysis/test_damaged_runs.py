@@ -1,4 +1,4 @@
-"""Runs with a damaged file: every program that reads them says in one sentence which file, and what is wrong with it."""
+"""Runs with a damaged file: every program that reads them names the file and what is wrong with it in one sentence."""
 
 import json
 import shutil
@@ -125,7 +125,8 @@ RESULTS = {
     "no kinds": (lambda values: values | {"storage_bytes": {}}, "no field storage_bytes.parameters.this"),
     "text for an account": (lambda values: values | {"flops": "many"}, "no field flops.inference_of_an_image.dense"),
     "text in an account": (
-        lambda values: json.loads(json.dumps(values).replace("2500000", '"2.5 M"')), "flops.inference_of_an_image.dense is",
+        lambda values: json.loads(json.dumps(values).replace("2500000", '"2.5 M"')),
+        "flops.inference_of_an_image.dense is",
     ),
     "text for seeds": (lambda values: values | {"seeds": "0, 1"}, "seeds is '0, 1'"),
     "a list": (lambda values: [values], "it is no JSON object"),
@@ -227,18 +228,24 @@ MASK_FILES = {
     "empty": (lambda file: file.write_bytes(b""), "cannot be read as .npz"),
     "text": (lambda file: file.write_text("masks"), "cannot be read as .npz"),
     "pickle": (lambda file: np.savez(file, fc=np.array([{}], object)), "cannot be read as .npz"),
-    "weights": (lambda file: np.savez(file, fc=np.ones((4, 2), np.float32)), "float32 of shape (4, 2), which is no mask"),
+    "weights": (
+        lambda file: np.savez(file, fc=np.ones((4, 2), np.float32)), "float32 of shape (4, 2), which is no mask"
+    ),
     "no weights": (other(fc=np.zeros((0, 2), bool)), "holds fc as bool of shape (0, 2), which is no mask"),
     "other density": (other(fc=np.ones((4, 2), bool)), "holds other masks than"),
     "other layer": (other(conv2=np.ones((4, 2), bool)), "holds other masks than"),
     "lost layer": (lambda file: save_masks(file, {"fc": MASKS["fc"]}), "holds other masks than"),
     "folder": (lambda file: (file.unlink(), file.mkdir()), "does not exist"),
     "nothing": (lambda file: file.unlink(), "does not exist"),
-    "results": (lambda file: file.with_name("results.json").write_text("{}"), "results.json is not what a finished run"),
+    "results": (
+        lambda file: file.with_name("results.json").write_text("{}"), "results.json is not what a finished run"
+    ),
     "results that are a list": (
         lambda file: file.with_name("results.json").write_text('{"layer_densities": [1]}'), "holds other masks",
     ),
-    "results that are no text": (lambda file: file.with_name("results.json").write_bytes(b"\xff"), "results.json cannot be read"),
+    "results that are no text": (
+        lambda file: file.with_name("results.json").write_bytes(b"\xff"), "results.json cannot be read"
+    ),
     "config": (
         lambda file: (file.with_name("results.json").unlink(), file.with_name("config.json").write_text("[]")),
         "config.json is no config of a run",

@@ -1,4 +1,4 @@
-"""The networks: the original's layers, sizes and counts, and the options of create_model. Mostly shapes, no arithmetic."""
+"""The networks: the original's layers, sizes and counts; the options of create_model. Mostly shapes, no arithmetic."""
 
 import math
 
