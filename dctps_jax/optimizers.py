@@ -22,7 +22,8 @@ def learning_rate_schedule(
 ) -> Callable[[Any], Any]:
     """Return ``step → rate``: multiplied by ``decay_rate`` at the end of each epoch in ``milestones``.
 
-    Epochs count from 1. With milestones (120, 160) the first 120 epochs run at the full rate. The original drops an epoch earlier.
+    Epochs count from 1. With milestones (120, 160) the first 120 epochs run at the full rate. The original drops an
+    epoch earlier.
     """
     if not milestones:
         return optax.constant_schedule(learning_rate)

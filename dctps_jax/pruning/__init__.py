@@ -64,10 +64,12 @@ def prune(
 ) -> dict[str, np.ndarray]:
     """Choose the weights that stay: a boolean mask for every prunable layer, by dotted path. The model is unchanged.
 
-    ``method`` is an allocation (``uniform``, ``epf``, ``epl``, ``erk``), whose counts are placed at random from ``key``,
-    or a score (:data:`dctps_jax.pruning.scores.SCORES`), whose highest ``round(density · total)`` stay. Options of scores:
+    ``method`` is an allocation (``uniform``, ``epf``, ``epl``, ``erk``), whose counts are placed at random from
+    ``key``, or a score (:data:`dctps_jax.pruning.scores.SCORES`), whose highest ``round(density · total)`` stay.
+    Options of scores:
 
-    - ``batch``: images as the network takes them and integer labels, the same at every step; or a function from the step
+    - ``batch``: images as the network takes them and integer labels, the same at every step; or a function from the
+    step
       to a list of such pairs, over which gradients are averaged.
     - ``num_steps``: 1 is one shot; 0 takes the method's own number, ``SCORES[method].default_steps``.
     - ``schedule``: a key of :data:`~dctps_jax.pruning.schedules.SCHEDULES`, "exp" by default.

@@ -39,7 +39,8 @@ def allocate(
     - ``shapes``: kernel shapes by path, HWIO or (in, out).
     - ``density``: kept ÷ all weights, in (0, 1].
     - ``dense_layers``: path patterns (``fnmatch``: "conv1", "layer1.*") of layers that keep all their weights.
-    - ``layer_densities``: a density in (0, 1] for the layers that match a pattern; the first match counts. The weights of
+    - ``layer_densities``: a density in (0, 1] for the layers that match a pattern; the first match counts. The weights
+    of
       such layers are taken from the same total, so that the density of the whole network stays as asked. It goes before
       ``dense_layers`` for a pattern that is in both.
 

@@ -46,14 +46,16 @@ def move_weights(
 ) -> tuple[jax.Array, jax.Array]:
     """Drop and grow in one layer; return (new mask, kept), of the kernel's shape.
 
-    ``kept`` marks weights that were active and stay so: all others, the regrown ones too, have a weight and an optimiser
-    state of zero. The ``num_drop`` active weights smallest by magnitude go; among everything not kept the ``num_drop``
-    positions with the highest ``growth`` come. One that was dropped may come straight back, as in the authors' code:
-    it was never off, and counts as kept. Ties go to the earlier position. The number of active weights stays.
+    ``kept`` marks weights that were active and stay so: all others, the regrown ones too, have a weight and an
+    optimiser state of zero. The ``num_drop`` active weights smallest by magnitude go; among everything not kept the
+    ``num_drop`` positions with the highest ``growth`` come. One that was dropped may come straight back, as in the
+    authors' code: it was never off, and counts as kept. Ties go to the earlier position. The number of active weights
+    stays.
     """
     # A gradient that is not a number is none to grow by; sorting would put it behind what is kept.
     active, growth = mask.ravel(), jnp.where(jnp.isnan(growth), 0, growth).ravel()
-    # Active weights come before all others, the larger first; a weight of exactly 0 that is active still counts as such.
+    # Active weights come before all others, the larger first; a weight of exactly 0 that is active still counts as
+    # such.
     magnitude = jnp.where(active, jnp.abs(kernel.ravel()), -1)
     num_keep = active.sum() - num_drop
     stays = _ranks(magnitude) < num_keep

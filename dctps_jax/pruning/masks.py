@@ -93,8 +93,8 @@ def digest_of_masks(masks: Mapping[str, np.ndarray]) -> str:
 def load_run_masks(folder: str | Path) -> dict[str, np.ndarray]:
     """Return the masks of a run's directory.
 
-    Raises :class:`~dctps_jax.errors.UserError` where they are damaged, are not the masks that the run's results describe, or
-    are not final since the run still moves its weights.
+    Raises :class:`~dctps_jax.errors.UserError` where they are damaged, are not the masks that the run's results
+    describe, or are not final since the run still moves its weights.
     """
     folder = Path(folder)
     if folder.is_file():

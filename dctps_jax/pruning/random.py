@@ -16,7 +16,8 @@ def random_masks(
 ) -> dict[str, np.ndarray]:
     """Return a boolean mask of each shape with exactly ``counts[path]`` entries True, uniformly at random.
 
-    Layer i draws from ``jax.random.fold_in(key, i)``, so that a layer's mask depends on its place, shape and count only.
+    Layer i draws from ``jax.random.fold_in(key, i)``, so that a layer's mask depends on its place, shape and count
+    only.
     """
     supports = random_supports(key, shapes, counts)
     return {path: mask_of_support(support, shapes[path]) for path, support in supports.items()}

@@ -22,8 +22,8 @@ def keep_masked(tree: Any, masks: Any) -> Any:
 def sparse_optimizer(optimizer: optax.GradientTransformation, masks: Any) -> optax.GradientTransformation:
     """Return ``optimizer`` for the weights that ``masks`` keep (see :func:`keep_masked`); the others are never changed.
 
-    Their gradients are zero before the optimiser sees them, so that its moments stay zero, and so are their updates after
-    it, whatever it adds. Start from ``keep_masked(params, masks)``.
+    Their gradients are zero before the optimiser sees them, so that its moments stay zero, and so are their updates
+    after it, whatever it adds. Start from ``keep_masked(params, masks)``.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

@@ -73,8 +73,8 @@ def choose_normalization(config: Any, dataset: data.Dataset, train: Split) -> No
     return normalization_of(dataset, train)
 
 
-# Up to this density values, positions and two moments (16 bytes) of the kept weights take less than half of what kernel,
-# mask and two moments (13 bytes) of all weights do.
+# Up to this density values, positions and two moments (16 bytes) of the kept weights take less than half of what
+# kernel, mask and two moments (13 bytes) of all weights do.
 MAX_COMPACT_DENSITY = 0.4
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -113,8 +113,8 @@ def build_sparse_model(
 ) -> tuple[nnx.Module, Supports]:
     """Return the network with the support that ``config.pruning`` asks for, and the support, empty for a dense network.
 
-    A run that goes on takes the support of its checkpoint, ``own_supports``, and chooses nothing again. Only scores make
-    dense kernels; for a random support, or that of a run, there are none in the compact form.
+    A run that goes on takes the support of its checkpoint, ``own_supports``, and chooses nothing again. Only scores
+    make dense kernels; for a random support, or that of a run, there are none in the compact form.
     """
     settings = config.pruning
     build = partial(build_model, config, num_classes, image_size)
