@@ -114,13 +114,15 @@ def _passed_through(error: BaseException, *packages: str) -> bool:
 def _plain_warnings() -> Iterator[None]:
     logger, handler = logging.getLogger("dctps_jax"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
-    before, logger.propagate = logger.propagate, False
+    before, logger.propagate = (logger.propagate, logger.level), False
+    # A level of its own: absl's app.run lowers that of the root logger, which would swallow the warnings.
+    logger.setLevel(logging.WARNING)
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.propagate = before
+        logger.propagate, logger.level = before
 
 
 def _flush() -> None:

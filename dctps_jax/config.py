@@ -59,7 +59,7 @@ def check_value(name: str, value: Any) -> None:
     field = FIELDS[name]
     if value is None:
         return
-    if value in field.renamed:
+    if field.renamed and value in field.renamed:  # a list cannot be looked up
         raise UserError(f"config.{name} is {value!r}; it is now called {field.renamed[value]!r}, give this name")
     if field.choices and value not in field.choices:
         close = difflib.get_close_matches(value, list(field.choices), n=1)

@@ -7,11 +7,10 @@ kernels are described in :mod:`dctps_jax.kernels`.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
@@ -37,10 +36,9 @@ class DCTpSConv(KernelLayer):
     - ``alpha_init``, ``alpha_trainable``: the initial α, and whether it is trained.
     - ``kernel_init`` initialises S where there is no offset; with one, S starts at zero.
     - ``mask``: boolean, of the kernel's shape, True where a weight is trained.
-    - ``support``: instead of a mask, the ascending positions of the trained weights in the flattened kernel. The layer
-      stores only their values.
-
-    A layer with neither mask nor support trains all weights.
+    - ``support``: instead, the ascending positions of the trained weights in the flattened kernel: only their values
+      are stored. "later" leaves the kernel unmade until ``set_support`` says them. With neither all weights are
+      trained.
 
     Raises :class:`~dctps_jax.errors.UserError` for an unknown offset, features that the groups do not divide, or a mask
     of another shape.
@@ -59,7 +57,7 @@ class DCTpSConv(KernelLayer):
         feature_group_count: int = 1,
         use_bias: bool = True,
         mask: jax.Array | None = None,
-        support: jax.Array | np.ndarray | None = None,
+        support: jax.Array | Literal["later"] | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         precision: lax.PrecisionLike = None,
@@ -189,7 +187,7 @@ class DCTpSLinear(KernelLayer):
         *,
         use_bias: bool = True,
         mask: jax.Array | None = None,
-        support: jax.Array | np.ndarray | None = None,
+        support: jax.Array | Literal["later"] | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         precision: lax.PrecisionLike = None,

@@ -145,6 +145,11 @@ def test_layer_densities(pairs):
     assert "config.pruning.layer_densities" in message_of(config_with(pruning__layer_densities=pairs))
 
 
+def test_lists_are_as_good_as_tuples():
+    check_config(config_with(pruning__layer_densities=(["fc", 0.5],)))
+    check_config(config_with(execution__layer_methods=(["fc", "auto"],), optimizer__milestones=[1, 2]))
+
+
 def test_dense_layers():
     assert "config.pruning.dense_layers" in message_of(config_with(pruning__dense_layers=(1,)))
 

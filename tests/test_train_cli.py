@@ -96,6 +96,11 @@ def test_a_run_through_kills_and_signals_ends_as_one_undisturbed(tmp_path, envir
     code, out, err = finish(start(environment, workdir))
     assert (code, err) == (0, "") and len(out.splitlines()) == 1 and f"{workdir} is finished. test accuracy" in out
 
+    (workdir / "masks.npz").unlink()
+    code, _, err = finish(start(environment, workdir))
+    assert code == 0 and err.startswith("warning: ") and "masks.npz is missing and is written anew" in err
+    assert err.count("\n") == 1
+
 
 def wait_for_line(process, text):
     for line in process.stdout:

@@ -44,8 +44,8 @@ def read_run(folder: Path, name: str | None = None) -> Record:
     config, rows = _hashable(read_config(folder)), read_rows(folder / "metrics.jsonl")
     if results is not None and not seal.is_sealed_as(results, "metrics.jsonl", digest_of(rows)):
         raise UserError(
-            f"{folder / 'metrics.jsonl'} is not what the run left there; the run's own command writes it anew from the last "
-            "checkpoint"
+            f"{folder / 'metrics.jsonl'} is not what the run left there; the command of the run, given again, writes it "
+            "anew from the last checkpoint, or says what can be done"
         )
     record = Record(printable(name or str(folder)), config, results, rows)
     try:
@@ -92,6 +92,8 @@ def read_records(source: Path) -> list[Record]:
         # A run that lost its config is refused rather than left out.
         names = ("config.json", "metrics.jsonl", "results.json")
         folders = sorted({file.parent for name in names for file in source.rglob(name)})
+        # What a run set aside, when it wrote a damaged file anew.
+        folders = [folder for folder in folders if folder.name != "damaged"]
         records = [read_run(folder, str(folder.relative_to(source))) for folder in folders]
         records = [record for record in records if record.config.get("num_seeds", 1) == 1]
     else:

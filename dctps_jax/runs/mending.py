@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from dctps_jax import pruning
 from dctps_jax.errors import UserError
-from dctps_jax.files import read_file
+from dctps_jax.files import digest_of, read_file
 from dctps_jax.runs.checkpoint import Checkpoints, Saved, set_aside
 from dctps_jax.runs.metrics import content_of, read_rows, write_rows
+from dctps_jax.runs.seal import is_sealed_as
 from dctps_jax.runs.workdir import identity
 
 logger = logging.getLogger("dctps_jax")
@@ -82,8 +83,11 @@ def mend_files(
             pruning.save_masks(workdir / name, expected)
 
 
-def mend_finished_run(workdir: Path, config: Any) -> None:
-    """Mend the files of a finished run by its last checkpoint; where that is gone, warn of files that cannot be read."""
+def mend_finished_run(workdir: Path, config: Any, results: Mapping[str, Any]) -> None:
+    """Mend the files of a finished run by its last checkpoint.
+
+    Where that is gone, warn of it, and of files that cannot be read or are not what ``results`` have the digests of.
+    """
     saved = Checkpoints(workdir / "checkpoints", identity(json.loads(config.to_json()))).newest("latest")
     if saved is not None and len(saved.record.get("rows", [])) == config.num_epochs:
         shapes = saved.record["kernel_shapes"]
@@ -93,13 +97,22 @@ def mend_finished_run(workdir: Path, config: Any) -> None:
         }
         mend_files(workdir, saved.step, saved.record["rows"], masks, is_finished=True)
         return
-    for name, read in (
-        ("metrics.jsonl", read_rows),
-        ("masks_initial.npz", pruning.load_masks),
-        ("masks.npz", pruning.load_masks),
-    ):
+    if saved is None:
+        remedy = "no checkpoint is left that could make it anew"
+    else:
+        remedy = (
+            "remove results.json and give the same command, which trains what comes after the older checkpoint again"
+        )
+        logger.warning("the last checkpoint of %s is gone or damaged; to make it anew, %s", workdir, remedy)
+    readers: dict[str, Callable[[], str]] = {
+        "metrics.jsonl": lambda: digest_of(read_rows(workdir / "metrics.jsonl")),
+        "masks_initial.npz": lambda: pruning.digest_of_masks(pruning.load_masks(workdir / "masks_initial.npz")),
+        "masks.npz": lambda: pruning.digest_of_masks(pruning.load_masks(workdir / "masks.npz")),
+    }
+    for name, read_digest in readers.items():
         try:
-            read(workdir / name)
+            if not is_sealed_as(results, name, read_digest()):
+                logger.warning("%s is not what the run left there; %s", workdir / name, remedy)
         except UserError as error:
             logger.warning("%s", error)
 

@@ -25,9 +25,6 @@ FREE_FIELDS: tuple[str, ...] = (
     *(name for name, field in FIELDS.items() if field.resume),
 )
 
-# The fields that configs of earlier versions lack, with what these configs mean.
-ADDED_FIELDS: dict[str, Any] = {name: field.default for name, field in FIELDS.items() if field.added}
-
 # What a run writes; none of it may be there before the run's config.json.
 FILES = ("results.json", "data.json", "metrics.jsonl", "masks.npz", "masks_initial.npz", "checkpoints", "tensorboard")
 
@@ -131,7 +128,8 @@ def read_results(workdir: Path) -> dict[str, Any]:
         check_results(values)
         check_seal(values)
 
-    results = _read_fields(workdir / "results.json", check, "is not what a finished run leaves")
+    advice = "restore it, or remove it and give the command of the run again, which makes it anew from the checkpoint"
+    results = _read_fields(workdir / "results.json", check, "is not what a finished run leaves", advice)
     if not is_sealed_as(results, "config", identity(read_config(workdir))):
         raise UserError(
             f"{workdir} holds a config.json and a results.json of different runs, or one of them is damaged; restore "
@@ -140,12 +138,14 @@ def read_results(workdir: Path) -> dict[str, Any]:
     return results
 
 
-def _read_fields(path: Path, check: Callable[[Any], None], otherwise: str) -> dict[str, Any]:
+def _read_fields(
+    path: Path, check: Callable[[Any], None], otherwise: str, advice: str = "restore it or choose another directory"
+) -> dict[str, Any]:
     values = read_json(path)
     try:
         check(values)
     except ValueError as error:
-        raise UserError(f"{path} {otherwise}: {error}; restore it or choose another directory") from error
+        raise UserError(f"{path} {otherwise}: {error}; {advice}") from error
     return values
 
 
@@ -163,19 +163,16 @@ def free_fields(config: dict[str, Any]) -> set[str]:
 
 
 def identity(config: dict[str, Any]) -> str:
-    """Return a digest of the fields of a config, as a JSON object, that its run is known by.
-
-    A field that earlier versions lack is left out at its default, so that their runs keep their identity.
-    """
+    """Return a digest of the fields of a config, as a JSON object, that its run is known by."""
     fields = dict(flat_fields(config))
-    left_out = free_fields(fields) | {field for field, default in ADDED_FIELDS.items() if fields.get(field) == default}
-    return digest_of({field: value for field, value in fields.items() if field not in left_out})
+    free = free_fields(fields)
+    return digest_of({field: value for field, value in fields.items() if field not in free})
 
 
 def check_same(workdir: Path, config: dict[str, Any]) -> None:
     """Raise :class:`~dctps_jax.errors.UserError`, naming what differs, where a directory is of another config."""
-    there = dict(flat_fields(_read_fields(workdir / "config.json", check_object, "is no config of a run")))
-    found, asked = ADDED_FIELDS | there, ADDED_FIELDS | dict(flat_fields(config))
+    found = dict(flat_fields(_read_fields(workdir / "config.json", check_object, "is no config of a run")))
+    asked = dict(flat_fields(config))
     free = free_fields(asked)
     different = [
         f"{field} ({found.get(field, 'absent')!r} there, {asked.get(field, 'absent')!r} now)"

@@ -68,7 +68,7 @@ def _finish_seed(
         if (workdir / "results.json").exists():
             results = read_results(workdir)
             print(f"{workdir} is finished. {last_line(results)}")
-            mend_finished_run(workdir, config)
+            mend_finished_run(workdir, config, results)
             return results
 
         def bind(data: dict[str, Any], split: dict[str, str]) -> None:

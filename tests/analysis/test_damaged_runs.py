@@ -263,3 +263,11 @@ def test_flipped_bytes_of_masks(run):
             }
     (run / "masks.npz").write_bytes(content)
     assert load_masks(run / "masks.npz").keys() == MASKS.keys()
+
+
+def test_what_a_run_set_aside_is_no_run(tmp_path):
+    make_run(tmp_path / "runs" / "a")
+    (tmp_path / "runs" / "a" / "damaged").mkdir()
+    (tmp_path / "runs" / "a" / "damaged" / "metrics.jsonl").write_text("{}\n")
+    done = call(report.main, tmp_path / "runs", "--output", tmp_path)
+    assert (done.code, done.err) == (0, "") and "written" in done.out

@@ -139,6 +139,11 @@ def test_finished_run_without_checkpoints_names_what_nothing_can_mend(plain, tmp
     run_again(workdir, "plain")
     assert all(f"{name} " in caplog.text for name in (*MASKS, "metrics.jsonl")) and "Traceback" not in caplog.text
     assert not (workdir / "damaged").exists()
+    shutil.copy(plain / "metrics.jsonl", workdir)
+    METRICS_FAULTS["an altered digit"](workdir / "metrics.jsonl")
+    caplog.clear()
+    run_again(workdir, "plain")
+    assert "metrics.jsonl is not what the run left there; no checkpoint is left" in caplog.text
 
 
 def test_finished_run_with_an_older_checkpoint_only_is_left_alone(plain, tmp_path, caplog):
@@ -147,7 +152,11 @@ def test_finished_run_with_an_older_checkpoint_only_is_left_alone(plain, tmp_pat
     flip_content(workdir, 10)
     run_again(workdir, "plain")
     assert (workdir / "metrics.jsonl").read_bytes() == (plain / "metrics.jsonl").read_bytes()
-    assert caplog.text.count("passed over") == 1 and "written anew" not in caplog.text
+    assert caplog.text.count("passed over") == 1 and "is written anew" not in caplog.text
+    assert "the last checkpoint" in caplog.text and "remove results.json and give the same command" in caplog.text
+    (workdir / "results.json").unlink()
+    run_again(workdir, "plain")
+    assert_same_end(workdir, plain)
 
 
 @pytest.mark.parametrize("lost", ["damaged", "latest removed", "checkpoints removed"])
