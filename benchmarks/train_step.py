@@ -96,11 +96,9 @@ class Times(NamedTuple):
 
 def build(network: str, offset: str | None, density: float, form: str, method: str, arguments: Any) -> nnx.Module:
     """Return a network with a random support of equally many weights a layer."""
-
-    def choose(shapes: Any) -> dict[str, np.ndarray]:
-        return pruning.random_supports(jax.random.key(0), shapes, pruning.allocate(shapes, density, "epl"))
-
-    options = {} if density == 1 else {"choose_support": choose}
+    shapes = models.kernel_shapes(network, num_classes=arguments.num_classes)
+    counts = pruning.allocate(shapes, density, "epl")
+    supports = None if density == 1 else pruning.random_supports(jax.random.key(0), shapes, counts)
     model = models.create_model(
         network,
         num_classes=arguments.num_classes,
@@ -108,7 +106,7 @@ def build(network: str, offset: str | None, density: float, form: str, method: s
         image_size=arguments.image_size,
         dtype=None if arguments.dtype == "float32" else jnp.dtype(arguments.dtype),
         rngs=nnx.Rngs(0),
-        **options,
+        supports=supports,
     )
     for layer in models.prunable_layers(model).values():
         layer.method = method

@@ -140,9 +140,8 @@ def _build(file: Path, description: Description, tensors: dict[str, np.ndarray])
     supports = {
         ".".join(name.split("/")[1:-1]): array for name, array in tensors.items() if name.startswith("supports/")
     }
-    options = {"choose_support": lambda shapes: supports} if supports else {}
     try:
-        model = build_model(config, len(description.class_names), description.image_size, **options)
+        model = build_model(config, len(description.class_names), description.image_size, supports=supports or None)
     except UserError as error:
         raise UserError(
             f"{file} does not hold the network that it describes ({error}); export the run again"

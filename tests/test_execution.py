@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from dctps_jax import DCTpSConv, compiler_options, dct
 from dctps_jax.losses import cross_entropy
-from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.models import create_model, kernel_shapes, prunable_layers
 from dctps_jax.offsets.dct import DCT
 from dctps_jax.ops.cost_model import SETTINGS
 from dctps_jax.ops.geometry import Geometry
@@ -277,7 +277,7 @@ def network(name, offset):
     def create():
         model = create_model(
             name, num_classes=10, offset=offset, image_size=size, param_dtype=jnp.float64, rngs=nnx.Rngs(0),
-            choose_support=some_positions, **options,
+            supports=some_positions(kernel_shapes(name, num_classes=10, **options)), **options,
         )  # fmt: skip
         for method in SETTINGS:
             for layer in prunable_layers(model).values():
