@@ -116,12 +116,20 @@ def _abstract_shapes(
     shapes: dict[str, tuple[int, ...]] = {}
 
     def build() -> None:
-        parts = make_parts(running=Running(), rngs=nnx.Rngs(0))
+        same_key: Any = _SameKey()
+        parts = make_parts(running=Running(), rngs=same_key)
         model = constructor(parts, num_classes=num_classes, **dict(options))
         shapes.update({path: layer.kernel_shape for path, layer in _layers_as_built(model, parts).items()})
 
     jax.eval_shape(build)
     return shapes
+
+
+class _SameKey:
+    """Stands in for ``nnx.Rngs`` where no number is drawn: to trace its counter takes quadratic time."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
 
 
 def _layers_as_built(model: nnx.Module, parts: Parts) -> dict[str, DCTpSConv | DCTpSLinear]:
