@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
@@ -81,10 +82,9 @@ def create_model(
         raise UserError(f"image_size is {image_size}; {name} needs images of at least {smallest}×{smallest}")
     in_order = None
     if supports is not None:
-        paths = kernel_shapes(name, num_classes=num_classes, **options)
-        if set(supports) != set(paths):
-            raise UserError(f"supports names {len(supports)} layers; it must name these: {', '.join(paths)}")
-        in_order = [supports[path] for path in paths]
+        shapes = kernel_shapes(name, num_classes=num_classes, **options)
+        _check_supports(supports, shapes)
+        in_order = [supports[path] for path in shapes]
     parts = make_parts(
         offset=offset,
         alpha_trainable=alpha_trainable,
@@ -99,6 +99,18 @@ def create_model(
     model: Any = constructor(parts, num_classes=num_classes, **options)
     model.layer_order = tuple(_layers_as_built(model, parts))
     return model
+
+
+def _check_supports(supports: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for supports of other layers or of larger kernels."""
+    if set(supports) != set(shapes):
+        raise UserError(f"supports names {len(supports)} layers; it must name these: {', '.join(shapes)}")
+    for path, positions in supports.items():
+        if np.size(positions) and np.max(positions) >= math.prod(shapes[path]):
+            raise UserError(
+                f"supports has position {np.max(positions)} for {path}, whose kernel has shape {shapes[path]}; choose the "
+                "supports for the shapes that kernel_shapes returns for the same network, with the same options"
+            )
 
 
 def kernel_shapes(name: str, *, num_classes: int, **options: Any) -> dict[str, tuple[int, ...]]:

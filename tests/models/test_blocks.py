@@ -14,7 +14,7 @@ from tests.native import jit_unoptimised
 
 def loss_and_state(name, density, *, size=8, train=True, **options):
     """Return the loss, its gradients and the new batch statistics of a network on two images, in float64."""
-    shapes = kernel_shapes(name, num_classes=3)
+    shapes = kernel_shapes(name, num_classes=3, **{key: options[key] for key in ("width",) if key in options})
     counts = allocate(shapes, density, "epl")
     supports = random_supports(jax.random.key(0), shapes, counts) if density < 1 else None
     model = create_model(

@@ -1,5 +1,7 @@
 """Networks are built with their supports: shapes first, without arrays, then layers that are complete."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -34,6 +36,15 @@ def test_shapes_are_found_without_an_array():
 def test_supports_must_name_the_layers_of_the_network():
     with pytest.raises(UserError, match=r"supports names 1 layers; it must name these: convs\.0, "):
         create_model("lenet", num_classes=3, rngs=nnx.Rngs(0), supports={"conv1": np.arange(3)})
+
+
+def test_supports_of_a_larger_network_are_refused():
+    supports = {
+        path: np.array([math.prod(shape) - 1]) for path, shape in kernel_shapes("resnet18", num_classes=3).items()
+    }
+    message = r"position 1727 for conv1, whose kernel has shape \(3, 3, 3, 4\); .* with the same options"
+    with pytest.raises(UserError, match=message):
+        create_model("resnet18", num_classes=3, width=4, rngs=nnx.Rngs(0), supports=supports)
 
 
 def test_a_network_that_builds_its_layers_in_another_order_is_refused(monkeypatch):
