@@ -9,7 +9,7 @@ import jax
 
 from dctps_jax import models
 from dctps_jax.defaults import FIELDS
-from dctps_jax.errors import UserError
+from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.field import flat_fields
 
 
@@ -62,11 +62,9 @@ def check_value(name: str, value: Any) -> None:
     if field.renamed and value in field.renamed:  # a list cannot be looked up
         raise UserError(f"config.{name} is {value!r}; it is now called {field.renamed[value]!r}, give this name")
     if field.choices and value not in field.choices:
-        close = difflib.get_close_matches(value, list(field.choices), n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
         names = ", ".join(choice or "''" for choice in field.choices)
         allowed = f"None or one of: {names}" if field.optional else f"one of: {names}"
-        raise UserError(f"config.{name} is {value!r}{hint}; it must be {allowed}")
+        raise UserError(f"config.{name} is {value!r}{did_you_mean(value, field.choices)}; it must be {allowed}")
     if field.allowed and not field.allowed.test(value):
         raise UserError(f"config.{name} is {value!r}; it must be {field.allowed.words}")
 

@@ -1,8 +1,10 @@
 """The exceptions that stand for a mistake the user can mend."""
 
 import contextlib
+import difflib
 import errno
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -14,6 +16,12 @@ class UserError(ValueError):
     """
 
     exit_code = 2
+
+
+def did_you_mean(name: object, names: Iterable[str]) -> str:
+    """Return what to add to a message about an unknown name: the closest of ``names`` in brackets, or nothing."""
+    close = difflib.get_close_matches(str(name), list(names), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 # The exit code of a process that ran out of memory, threads or file handles.

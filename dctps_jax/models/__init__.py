@@ -1,6 +1,5 @@
 """The networks of the paper. Each is written once: the argument ``offset`` is handed down to its layers."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dctps_jax.errors import UserError
+from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.layers import prunable_layers
 from dctps_jax.models.blocks import Running
 from dctps_jax.models.fixup_resnet import BLOCKS_PER_STAGE, FixupResNet
@@ -70,8 +69,7 @@ def create_model(
     Raises :class:`~dctps_jax.errors.UserError` for a name, option or size that does not exist, listing what there is.
     """
     if name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = did_you_mean(name, MODELS)
         raise UserError(f"there is no network {name!r}{hint}; the networks are: {', '.join(MODELS)}")
     if init not in INITIALIZERS:
         raise UserError(f"there is no initialiser {init!r}; choose one of: {', '.join(INITIALIZERS)}")

@@ -3,9 +3,7 @@
 To add an offset, write a file with an :class:`Offset` beside ``hadamard.py`` and add the object to :data:`OFFSETS`.
 """
 
-import difflib
-
-from dctps_jax.errors import UserError
+from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.offsets.dct import DCT
 from dctps_jax.offsets.hadamard import HADAMARD
 from dctps_jax.offsets.offset import Factors, Offset
@@ -23,7 +21,6 @@ def find_offset(offset: str | Offset | None) -> Offset | None:
     if offset is None or isinstance(offset, Offset):
         return offset
     if not isinstance(offset, str) or offset not in OFFSETS:
-        close = difflib.get_close_matches(str(offset), OFFSETS, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = did_you_mean(offset, OFFSETS)
         raise UserError(f"offset is {offset!r}{hint}; it must be None or one of: {', '.join(OFFSETS)}")
     return OFFSETS[offset]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dctps_jax.offsets.offset import Offset
+from dctps_jax.offsets.offset import Offset, check_sizes
 
 # A kernel of at most this size (256 KiB in float32) takes less room in a program than the arithmetic that would make
 # it.
@@ -35,7 +35,7 @@ def dct_matrix(n_in: int, n_out: int) -> np.ndarray:
     which is ``scipy.fft.dct(np.eye(N), norm="ortho")[:n_in, :n_out]``. Columns are orthonormal when
     ``n_in >= n_out``; otherwise they are cut short and not rescaled.
     """
-    _check_positive(n_in, n_out)
+    check_sizes("DCT", n_in, n_out)
     return np.cos(angles(2 * np.arange(n_in)[:, None] + 1, n_in, n_out)) * column_scale(n_in, n_out)
 
 
@@ -90,7 +90,7 @@ def _angle_tables(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
     The column scale s_m is part of the fine tables.
     """
-    _check_positive(n_in, n_out)
+    check_sizes("DCT", n_in, n_out)
     radix = math.isqrt(n_in - 1) + 1
     coarse = angles(2 * radix * np.arange(-(-n_in // radix))[:, None], n_in, n_out)
     fine = angles(2 * np.arange(radix)[:, None] + 1, n_in, n_out)
@@ -134,11 +134,6 @@ def dct_operations(n_in: int, n_out: int) -> float:
     """
     n = max(n_in, n_out)
     return min(2 * n_in * n_out, 2 * n * math.log2(n))
-
-
-def _check_positive(n_in: int, n_out: int) -> None:
-    if n_in < 1 or n_out < 1:
-        raise ValueError(f"a DCT matrix needs at least one row and one column, got {n_in} × {n_out}")
 
 
 DCT = Offset(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dctps_jax.offsets.offset import Offset
+from dctps_jax.offsets.offset import Offset, check_sizes
 
 
 def hadamard_matrix(n_in: int, n_out: int) -> np.ndarray:
@@ -24,7 +24,7 @@ def hadamard_matrix(n_in: int, n_out: int) -> np.ndarray:
     multiple of the smallest power of two that is at least ``n_out``; a corner that cuts through these blocks is not
     orthogonal.
     """
-    _check_positive(n_in, n_out)
+    check_sizes("Hadamard", n_in, n_out)
     shared_bits = np.bitwise_count(np.arange(n_in)[:, None] & np.arange(n_out))
     return np.where(shared_bits % 2 == 1, -1.0, 1.0) / math.sqrt(max(n_in, n_out))
 
@@ -36,7 +36,7 @@ def hadamard_kernel(shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array
     D: no array of the kernel's size is part of the program.
     """
     n_in, n_out = math.prod(shape[:-1]), shape[-1]
-    _check_positive(n_in, n_out)
+    check_sizes("Hadamard", n_in, n_out)
     shared_bits = jax.lax.population_count(jnp.arange(n_in)[:, None] & jnp.arange(n_out)[None])
     entry = jnp.asarray(1 / math.sqrt(max(n_in, n_out)), dtype)
     return jnp.where(shared_bits % 2 == 1, -entry, entry).reshape(tuple(shape))
@@ -49,11 +49,6 @@ def hadamard_operations(n_in: int, n_out: int) -> float:
     """
     exponent = (max(n_in, n_out) - 1).bit_length()
     return min(2 * n_in * n_out, 2**exponent * exponent)
-
-
-def _check_positive(n_in: int, n_out: int) -> None:
-    if n_in < 1 or n_out < 1:
-        raise ValueError(f"a Hadamard matrix needs at least one row and one column, got {n_in} × {n_out}")
 
 
 HADAMARD = Offset(

@@ -28,6 +28,12 @@ class Factors(Protocol):
         ...
 
 
+def check_sizes(label: str, n_in: int, n_out: int) -> None:
+    """Raise ``ValueError`` where an offset has no row or no column."""
+    if n_in < 1 or n_out < 1:
+        raise ValueError(f"a {label} matrix needs at least one row and one column, got {n_in} × {n_out}")
+
+
 def no_factors(shape: Sequence[int]) -> None:
     """Return None: an offset without factors."""
 

@@ -42,6 +42,8 @@ class OnSupport:
     name: str
     sparse_part: type[SparsePart]
 
+    apply = apply_with_gradients
+
     @property
     def fallback(self) -> str:
         return self.name
@@ -51,11 +53,6 @@ class OnSupport:
 
     def is_lean(self, work: Work) -> bool:
         return self.sparse_part.is_lean(work)
-
-    def apply(
-        self, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
-    ) -> jax.Array:
-        return apply_with_gradients(self, work, inputs, values, alpha, support)
 
     def forward(
         self, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array

@@ -35,6 +35,8 @@ class PerWeight:
     fallback: str
     sparse_part: type[SparsePart]
 
+    apply = apply_with_gradients
+
     def is_possible(self, work: Work) -> bool:
         geometry = work.geometry
         if geometry.groups > 1 or geometry.largest_stride > 1 or work.output_positions == 0:
@@ -43,11 +45,6 @@ class PerWeight:
 
     def is_lean(self, work: Work) -> bool:
         return self.sparse_part.is_lean(work)
-
-    def apply(
-        self, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
-    ) -> jax.Array:
-        return apply_with_gradients(self, work, inputs, values, alpha, support)
 
     def forward(
         self, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array

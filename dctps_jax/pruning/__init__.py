@@ -1,6 +1,5 @@
 """Which weights are trained: how many per layer, and which ones."""
 
-import difflib
 import inspect
 import math
 from collections.abc import Iterable, Mapping
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from dctps_jax.errors import UserError
+from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.layers import prunable_layers
 from dctps_jax.pruning.allocation import ALLOCATIONS, allocate, check_density, report_empty_layers
 from dctps_jax.pruning.batches import Batches
@@ -82,8 +81,7 @@ def prune(
     check_density(density, "density")
     methods = (*ALLOCATIONS, *SCORES)
     if method not in methods:
-        close = difflib.get_close_matches(method, methods, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        hint = did_you_mean(method, methods)
         raise UserError(f"there is no pruning method {method!r}{hint}; the methods are: {', '.join(methods)}")
     known = SCORE_OPTIONS if method in SCORES else ()
     for option in options:

@@ -42,7 +42,7 @@ class ScoredNetwork:
 
     def weights(self, path: str, masks: Arrays) -> jax.Array:
         """Return the effective kernel K = α·D + M⊙S of a layer."""
-        return self.initial_weights[path] - jnp.where(masks[path], 0, self.kernels[path])
+        return thinned_weights(self.initial_weights[path], self.kernels[path], masks[path])
 
     def sum_gradients(self, masks: Arrays, batches: list[Batch]) -> Arrays:
         """Return ∂L/∂K at the thinned kernels, summed over the batches. Layers are linear in K, so ∂L/∂K = ∂L/∂S."""
@@ -74,6 +74,11 @@ class ScoredNetwork:
         for path, layer in prunable_layers(model).items():
             layer.kernel.set_value(kernels[path])
         return self.loss(model(images) / self.temperature, labels).mean()
+
+
+def thinned_weights(initial: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:
+    """Return ``α·D + M⊙S``, given the initial weights ``α·D + S``, the trainable kernel S and the mask M."""
+    return initial - jnp.where(mask, 0, kernel)
 
 
 def _gradient(network: ScoredNetwork, kernels: Arrays, masks: Arrays, state: Any, batch: Batch) -> Arrays:

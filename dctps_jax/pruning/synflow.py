@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dctps_jax.layers import ResidualSum, prunable_layers
-from dctps_jax.pruning.scored_network import Arrays, ScoredNetwork
+from dctps_jax.pruning.scored_network import Arrays, ScoredNetwork, thinned_weights
 
 
 def flow_scores(network: ScoredNetwork, masks: Arrays, image_shape: tuple[int, ...]) -> Arrays:
@@ -25,8 +25,9 @@ def _flow_scores(
     network: ScoredNetwork, kernels: Arrays, initial_weights: Arrays, masks: Arrays, state: Any, image: jax.Array
 ) -> Arrays:
     positive_state = jax.tree.map(jnp.abs, state)
-    thinned = {path: initial_weights[path] - jnp.where(masks[path], 0, kernels[path]) for path in kernels}
-    positive_weights = {path: jnp.abs(weights) for path, weights in thinned.items()}
+    positive_weights = {
+        path: jnp.abs(thinned_weights(initial_weights[path], kernels[path], masks[path])) for path in kernels
+    }
 
     def sum_outputs(positive_weights: Arrays) -> jax.Array:
         model = nnx.merge(network.graph, positive_state)

@@ -104,17 +104,25 @@ def mend_finished_run(workdir: Path, config: Any, results: Mapping[str, Any]) ->
             "remove results.json and give the same command, which trains what comes after the older checkpoint again"
         )
         logger.warning("the last checkpoint of %s is gone or damaged; to make it anew, %s", workdir, remedy)
-    readers: dict[str, Callable[[], str]] = {
-        "metrics.jsonl": lambda: digest_of(read_rows(workdir / "metrics.jsonl")),
-        "masks_initial.npz": lambda: pruning.digest_of_masks(pruning.load_masks(workdir / "masks_initial.npz")),
-        "masks.npz": lambda: pruning.digest_of_masks(pruning.load_masks(workdir / "masks.npz")),
+    digests: dict[str, Callable[[Path], str]] = {
+        "metrics.jsonl": _digest_of_rows,
+        "masks_initial.npz": _digest_of_masks,
+        "masks.npz": _digest_of_masks,
     }
-    for name, read_digest in readers.items():
+    for name, digest_in in digests.items():
         try:
-            if not is_sealed_as(results, name, read_digest()):
+            if not is_sealed_as(results, name, digest_in(workdir / name)):
                 logger.warning("%s is not what the run left there; %s", workdir / name, remedy)
         except UserError as error:
             logger.warning("%s", error)
+
+
+def _digest_of_rows(path: Path) -> str:
+    return digest_of(read_rows(path))
+
+
+def _digest_of_masks(path: Path) -> str:
+    return pruning.digest_of_masks(pruning.load_masks(path))
 
 
 def make_way(path: Path, fault: str) -> None:
