@@ -443,6 +443,10 @@ def huge_npy(random: Random, path: Path, other: Path | None) -> None:
 
 # Archives.
 
+# A name that is no UTF-8. zipfile does not write such names: it gets one of the same length, which the bytes replace.
+NO_UTF8 = os.fsdecode(b"no \xff\xff text")
+PLACEHOLDER = "no \xe9 text"
+
 
 def _edit_members(random: Random, path: Path, edit: Callable[[list[tuple[str, bytes]]], None]) -> None:
     """Change the members of a sound .zip, .npz or .tar.gz file."""
@@ -461,14 +465,15 @@ def _edit_members(random: Random, path: Path, edit: Callable[[list[tuple[str, by
     edit(members)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members:
-            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+            archive.writestr(zipfile.ZipInfo(name.replace(NO_UTF8, PLACEHOLDER)), content, zipfile.ZIP_DEFLATED)
+    path.write_bytes(path.read_bytes().replace(PLACEHOLDER.encode(), os.fsencode(NO_UTF8)))
 
 
 def rename_member(random: Random, path: Path, other: Path | None) -> None:
     def edit(members: list[tuple[str, bytes]]) -> None:
         number = random.randrange(len(members))
         name, content = members[number]
-        members[number] = (random.choice((f"{name}x", f"x{name}", "", "/etc/x", f"../../{name}", "\udcff")), content)
+        members[number] = (random.choice((f"{name}x", f"x{name}", "", "/etc/x", f"../../{name}", NO_UTF8)), content)
 
     _edit_members(random, path, edit)
 

@@ -39,6 +39,7 @@ GOOD = ("right", "refused")
 BAD = ("traceback", "wrong", "lost", "unclear", "executed", "hung", "memory", "died")
 MEMORY_KB = 1_500_000  # more than any case needs
 MAX_MESSAGE = 600
+CASES_PER_LINE = 200  # a line of progress after so many
 # How many cases of each operation there are, of a hundred or so: the costly ones come less often.
 SHARES = {
     "resume": 4,
@@ -335,22 +336,25 @@ def main() -> None:
         outcomes = []
         for outcome in _watched(folder, arguments):
             outcomes.append(outcome)
-            if outcome.word in BAD and arguments.bad:
-                with arguments.bad.open("a") as file:
-                    file.write(json.dumps(outcome._asdict()) + "\n")
+            if outcome.word in BAD:
+                last_line = (outcome.note.strip().splitlines() or [""])[-1]
+                print(f"{outcome.word}: {outcome.case}\n    {last_line[:300]}", flush=True)
+                if arguments.bad:
+                    with arguments.bad.open("a") as file:
+                        file.write(json.dumps(outcome._asdict()) + "\n")
+            if len(outcomes) % CASES_PER_LINE == 0:
+                print(_summary(outcomes, started, arguments.seed), flush=True)
         print(table(outcomes))
-        bad = [outcome for outcome in outcomes if outcome.word in BAD]
-        for outcome in bad:
-            print(
-                f"{outcome.word}: {outcome.case}\n    {outcome.note.strip().splitlines()[-1][:300] if outcome.note.strip() else ''}"
-            )
-        print(
-            f"{len(outcomes)} cases, {len(bad)} of them bad, {time.monotonic() - started:.0f} s, seed {arguments.seed}"
-        )
-        sys.exit(bool(bad))
+        print(_summary(outcomes, started, arguments.seed))
+        sys.exit(any(outcome.word in BAD for outcome in outcomes))
     finally:
         if not arguments.material:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _summary(outcomes: Sequence[Outcome], started: float, seed: int) -> str:
+    bad = sum(outcome.word in BAD for outcome in outcomes)
+    return f"{len(outcomes)} cases, {bad} of them bad, {time.monotonic() - started:.0f} s, seed {seed}"
 
 
 def _watched(folder: Path, arguments: argparse.Namespace) -> Iterator[Outcome]:
