@@ -1,4 +1,4 @@
-"""The files of benchmarks/results/: what was measured, by which command, when, and on which machine with which versions."""
+"""The files of benchmarks/results/: what was measured, by which command, when, on which machine."""
 
 import argparse
 import datetime

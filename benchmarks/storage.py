@@ -1,8 +1,8 @@
 """What training stores and sends, in bytes: ``python benchmarks/storage.py resnet50 vgg19 --densities 0.01 0.001``.
 
-For each network and density: parameters, positions, Adam's state, gradients that a device sends in a step and a checkpoint before
-compression, beside the dense network's. Nothing is trained. With ``--save NAME`` the bytes are written to
-benchmarks/results/NAME.json, too. Needs the package installed, or ``PYTHONPATH=.``.
+For each network and density: parameters, positions, Adam's state, gradients that a device sends in a step and a
+checkpoint before compression, beside the dense network's. Nothing is trained. With ``--save NAME`` the bytes are
+written to benchmarks/results/NAME.json, too. Needs the package installed, or ``PYTHONPATH=.``.
 """
 
 import argparse
@@ -19,11 +19,10 @@ from dctps_jax.training.state import create_state
 
 def account_of(network: str, density: float, num_classes: int) -> Account:
     """Return the storage account of a network with the offset and equally many weights a layer."""
+    shapes = models.kernel_shapes(network, num_classes=num_classes)
     model = models.create_model(
         network, num_classes=num_classes, offset="dct", rngs=nnx.Rngs(0),
-        choose_support=lambda shapes: pruning.random_supports(
-            jax.random.key(0), shapes, pruning.allocate(shapes, density, "epl")
-        ),
+        supports=pruning.random_supports(jax.random.key(0), shapes, pruning.allocate(shapes, density, "epl")),
     )  # fmt: skip
     optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=network.startswith("fixup"))
     graphs, state = create_state(model, optimizer)

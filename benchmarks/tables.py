@@ -1,7 +1,10 @@
-"""Print the tables of docs/execution.md and benchmarks/README.md, out of benchmarks/results/: ``python benchmarks/tables.py``.
+"""Print the tables of docs/execution.md and benchmarks/README.md: ``python benchmarks/tables.py``.
 
-``step_NETWORK.json`` (benchmarks/train_step.py) gives a row a network: the dense step in milliseconds, and how many times as fast, with which peak
-memory, a DCT plus Sparse step is; ``h100_step_NETWORK.json`` the same of a GPU. With ``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) the CPU time of a step is taken apart.
+The figures are in benchmarks/results/.
+
+``step_NETWORK.json`` (benchmarks/train_step.py) gives a row a network: the dense step in milliseconds, and how many
+times as fast, with which peak memory, a DCT plus Sparse step is; ``h100_step_NETWORK.json`` the same of a GPU. With
+``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) the CPU time of a step is taken apart.
 ``h200_versus_torch_vgg19.json`` (benchmarks/versus_torch.py) has the steps beside PyTorch's.
 """
 
@@ -70,7 +73,7 @@ def profile() -> str:
 
 
 def versus_torch(cases: Sequence[dict[str, Any]]) -> str:
-    """Return the cases of benchmarks/versus_torch.py as a Markdown table; the ratio is to the fastest dense network in PyTorch.
+    """Return the cases of versus_torch.py as a Markdown table. The ratio is to the fastest dense network in PyTorch.
 
     A case that was not timed is left out.
     """
@@ -107,7 +110,7 @@ def _kind(layer: dict[str, Any]) -> str:
 
 
 def _spent(way: str, layers: list[dict[str, Any]]) -> str:
-    """Return the time of the layers as text: forward and backward in one program, and in brackets each operation alone."""
+    """Return the time of the layers as text: forward and backward in one program, in brackets each operation alone."""
 
     def total(seconds: Callable[[dict[str, Any]], float]) -> float:
         return 1000 * sum(layer["layers"] * seconds(layer) for layer in layers)

@@ -1,7 +1,7 @@
 """The package's networks in plain PyTorch, for ``versus_torch.py``: each takes its layers from ``conv`` and ``linear``.
 
-``Dense`` makes PyTorch's own layers. ``TwoConvolutions`` computes a DCT layer as the original code does: one convolution
-with the fixed DCT kernel, times α, plus one with the masked trainable kernel.
+``Dense`` makes PyTorch's own layers. ``TwoConvolutions`` computes a DCT layer as the original code does: one
+convolution with the fixed DCT kernel, times α, plus one with the masked trainable kernel.
 """
 
 import math

@@ -1,11 +1,12 @@
-"""Time training steps side by side: ``python benchmarks/train_step.py resnet50:none:1 resnet50:dct:0.001 --batch_size 32``.
+"""Time training steps side by side: ``python benchmarks/train_step.py resnet50:none:1 resnet50:dct:0.001``.
 
-A case is NETWORK:OFFSET:DENSITY, NETWORK:OFFSET:DENSITY:FORM or NETWORK:OFFSET:DENSITY:FORM:METHOD, with the forms "compact"
-(the default) and "masked" and the methods of ``config.execution.method``. All cases are compiled first; then their steps take
-turns, so that what else the machine does falls on all of them. Reported are the compile time, minimum and median of the wall
-seconds a step, the least CPU seconds, the bytes of parameters and optimiser, the bytes that the step holds at its peak (its
-arguments and temporaries, as the compiler allocates them), and the ratio of the minima to the first case's. With ``--save NAME`` the figures are
-written to benchmarks/results/NAME.json, too. Needs the package installed, or ``PYTHONPATH=.``.
+A case is NETWORK:OFFSET:DENSITY, NETWORK:OFFSET:DENSITY:FORM or NETWORK:OFFSET:DENSITY:FORM:METHOD, with the forms
+"compact" (the default) and "masked" and the methods of ``config.execution.method``. All cases are compiled first; then
+their steps take turns, so that what else the machine does falls on all of them. Reported are the compile time, minimum
+and median of the wall seconds a step, the least CPU seconds, the bytes of parameters and optimiser, the bytes that the
+step holds at its peak (its arguments and temporaries, as the compiler allocates them), and the ratio of the minima to
+the first case's. With ``--save NAME`` the figures are written to benchmarks/results/NAME.json, too. Needs the package
+installed, or ``PYTHONPATH=.``.
 """
 
 import argparse
@@ -96,11 +97,9 @@ class Times(NamedTuple):
 
 def build(network: str, offset: str | None, density: float, form: str, method: str, arguments: Any) -> nnx.Module:
     """Return a network with a random support of equally many weights a layer."""
-
-    def choose(shapes: Any) -> dict[str, np.ndarray]:
-        return pruning.random_supports(jax.random.key(0), shapes, pruning.allocate(shapes, density, "epl"))
-
-    options = {} if density == 1 else {"choose_support": choose}
+    shapes = models.kernel_shapes(network, num_classes=arguments.num_classes)
+    counts = pruning.allocate(shapes, density, "epl")
+    supports = None if density == 1 else pruning.random_supports(jax.random.key(0), shapes, counts)
     model = models.create_model(
         network,
         num_classes=arguments.num_classes,
@@ -108,7 +107,7 @@ def build(network: str, offset: str | None, density: float, form: str, method: s
         image_size=arguments.image_size,
         dtype=None if arguments.dtype == "float32" else jnp.dtype(arguments.dtype),
         rngs=nnx.Rngs(0),
-        **options,
+        supports=supports,
     )
     for layer in models.prunable_layers(model).values():
         layer.method = method
@@ -127,7 +126,8 @@ def table(result: dict[str, Any]) -> str:
     for case in result["cases"]:
         lines.append(
             f"| {case['case']} | {case['compile_seconds']:.1f} | {case['wall_seconds_minimum']:.4f} | "
-            f"{case['wall_seconds_median']:.4f} | {case['cpu_seconds_minimum']:.4f} | {case['state_bytes'] / 1e6:.3f} | "
+            f"{case['wall_seconds_median']:.4f} | {case['cpu_seconds_minimum']:.4f} | "
+            f"{case['state_bytes'] / 1e6:.3f} | "
             f"{case['peak_bytes'] / 1e6:,.0f} | {first / case['wall_seconds_minimum']:.2f}× |"
         )
     return "\n".join(lines)

@@ -1,17 +1,19 @@
-"""Time training steps of this package and of PyTorch side by side: ``python benchmarks/versus_torch.py resnet50 vgg19``.
+"""Time training steps of this package and of PyTorch: ``python benchmarks/versus_torch.py resnet50 vgg19``.
 
 Variants of each network, each in a process of its own, all on random images that stay on the device:
 
-- PyTorch dense: contiguous in float32 (TF32 on a GPU); on a CPU also channels_last, without and with ``torch.compile``; on
+- PyTorch dense: contiguous in float32 (TF32 on a GPU); on a CPU also channels_last, without and with ``torch.compile``;
+on
   a GPU also autocast to bfloat16, channels_last and ``torch.compile``, without and with CUDA graphs;
 - PyTorch with DCT layers as the original code computes them (``torch_networks.py``);
 - this package, dense and with the DCT offset at ``--densities``, in ``--dtypes``.
 
-All train with Adam (0.001, L2 of 5e-4), random crops and flips. The processes of a network compile first, ``--compile_jobs``
-at once; then their steps take turns, so that what else the machine does falls on all of them. On a CPU all have the same
-``--threads`` processors. Reported are milliseconds a step (minimum and median; a GPU is waited for after 50 steps), the
-peak memory of a step (PyTorch on a CPU: of the process), and the compile seconds (PyTorch: of the first step). With ``--save NAME`` the figures so far are in benchmarks/results/NAME.json after every turn. Needs PyTorch
-(``pip install -e '.[versus]'``) and the package installed, or ``PYTHONPATH=.``.
+All train with Adam (0.001, L2 of 5e-4), random crops and flips. The processes of a network compile first,
+``--compile_jobs`` at once; then their steps take turns, so that what else the machine does falls on all of them. On a
+CPU all have the same ``--threads`` processors. Reported are milliseconds a step (minimum and median; a GPU is waited
+for after 50 steps), the peak memory of a step (PyTorch on a CPU: of the process), and the compile seconds (PyTorch: of
+the first step). With ``--save NAME`` the figures so far are in benchmarks/results/NAME.json after every turn. Needs
+PyTorch (``pip install -e '.[versus]'``) and the package installed, or ``PYTHONPATH=.``.
 """
 
 import argparse

@@ -1,26 +1,19 @@
 """Turn the layers of any NNX network into DCT plus Sparse layers."""
 
 import fnmatch
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from flax import nnx
 
 from dctps_jax.errors import UserError
-from dctps_jax.layers import DCTpSConv, DCTpSLinear, prunable_layers
+from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.offsets import Offset
 from dctps_jax.pruning import ALLOCATIONS, allocate, apply_masks, prune, random_supports
 
-SHARED = (
-    "in_features", "out_features", "use_bias", "dtype", "param_dtype", "precision", "promote_dtype",
-    "preferred_element_type",
-)  # fmt: skip
-OF_CONV = (
-    "kernel_size", "strides", "padding", "input_dilation", "kernel_dilation", "feature_group_count",
-    "conv_general_dilated",
-)  # fmt: skip
-OF_LINEAR = ("dot_general",)
 LAYERS = (DCTpSConv, DCTpSLinear)
 
 
@@ -52,65 +45,89 @@ def convert(
     and for layers that have a mask or are stacked by ``nnx.vmap``; besides those of ``prune``.
     """
     key = jax.random.key(0) if key is None else key
-    copy: Any = nnx.clone(model)
-    # The paths in the order of their definition, which the copy has lost; a layer in several places by the first.
-    originals = {path: getattr(parent, name) for path, parent, name in _layers_below(model, ())}
-    first: dict[int, str] = {}
-    for path in (*getattr(model, "layer_order", ()), *originals):
-        first.setdefault(id(originals[path]), path)
-    places = [place for place in _layers_below(copy, ()) if not isinstance(getattr(*place[1:]), LAYERS)]
-    paths = [path for path, _, _ in places]
-    patterns = [exclude] if isinstance(exclude, str) else list(exclude)
-    for pattern in patterns:
-        if not fnmatch.filter(paths, pattern):
-            raise UserError(f"exclude: no layer matches {pattern!r}; the layers are: {', '.join(paths)}")
-    random = method in ALLOCATIONS
-    if random and options:
+    is_random = method in ALLOCATIONS
+    if is_random and options:
         raise UserError(f"{method} has no option {next(iter(options))!r}; random methods have none")
-    converted: dict[int, nnx.Module] = {}
-    for path, parent, name in places:
-        if any(fnmatch.fnmatch(path, pattern) for pattern in patterns):
-            continue
-        layer = getattr(parent, name)
-        if id(layer) not in converted:
-            later = random and offset is not None and form == "compact" and density < 1
-            converted[id(layer)] = _converted(
-                path, layer, offset=offset, alpha_init=alpha_init, alpha_trainable=alpha_trainable,
-                support="later" if later else None,
-            )  # fmt: skip
-        setattr(parent, name, converted[id(layer)])
-    if not converted:
+    # Shapes and counts. The copy has lost the order of the layers, so it comes from the model.
+    copy: Any = nnx.clone(model)
+    places = {path: (parent, name) for path, parent, name in _layers_below(copy, ())}
+    first_paths = _first_paths(model, exclude)
+    layers = {path: getattr(*places[path]) for path in dict.fromkeys(first_paths.values())}
+    if all(isinstance(layer, LAYERS) for layer in layers.values()):
         raise UserError("the model has no nnx.Conv or nnx.Linear to convert")
-    settings: dict[str, Any] = {"dense_layers": dense_layers, "layer_densities": layer_densities}
-    everywhere = {path: getattr(parent, name) for path, parent, name in _layers_below(copy, ())}
-    copy.layer_order = tuple(path for path in first.values() if isinstance(everywhere[path], LAYERS))
-    layers = prunable_layers(copy)
-    if density == 1 and not layer_densities:
-        return copy
-    if random and form == "compact":
-        shapes = {path: layer.kernel_shape for path, layer in layers.items()}
-        for path, support in random_supports(key, shapes, allocate(shapes, density, method, **settings)).items():
-            layers[path].set_support(support)
-    else:
-        apply_masks(copy, prune(copy, method, density, key=key, **settings, **options), form)
+    shapes = {path: _kernel_shape(path, layer) for path, layer in layers.items()}
+    fixed_layers: dict[str, Any] = {"dense_layers": dense_layers, "layer_densities": layer_densities}
+    is_dense = density == 1 and not layer_densities
+    # Random supports, without dense kernels.
+    supports: dict[str, np.ndarray] = {}
+    if is_random and form == "compact" and not is_dense:
+        supports = random_supports(key, shapes, allocate(shapes, density, method, **fixed_layers))
+    # The layers with their supports.
+    alpha = {"offset": offset, "alpha_init": alpha_init, "alpha_trainable": alpha_trainable}
+    for path, layer in layers.items():
+        if not isinstance(layer, LAYERS):
+            layers[path] = _converted(layer, supports.get(path), **alpha)
+        elif supports:
+            layer.set_support(supports[path])
+    for path, first_path in first_paths.items():
+        setattr(*places[path], layers[first_path])
+    copy.layer_order = tuple(layers)
+    if not supports and not is_dense:
+        apply_masks(copy, prune(copy, method, density, key=key, **fixed_layers, **options), form)
     return copy
 
 
-def _converted(path: str, layer: Any, **settings: Any) -> DCTpSConv | DCTpSLinear:
-    is_conv = isinstance(layer, nnx.Conv)
-    if is_conv and layer.mask is not None:
-        raise UserError(f"{path} has a mask of its own; exclude it, or build it without")
-    fields = {name: getattr(layer, name) for name in (*SHARED, *(OF_CONV if is_conv else OF_LINEAR))}
-    kind = DCTpSConv if is_conv else DCTpSLinear
-    new = kind(**fields, **settings, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
-    kernel = layer.kernel[...]
-    if kernel.shape != new.kernel_shape:
+def _first_paths(model: nnx.Module, exclude: Iterable[str]) -> dict[str, str]:
+    """Return the paths of all layers that are allocated, each with the first path of the same layer.
+
+    A layer may occur in several places. Layers that are to be converted are left out where ``exclude`` matches.
+    """
+    layers = {path: getattr(parent, name) for path, parent, name in _layers_below(model, ())}
+    convertible = [path for path, layer in layers.items() if not isinstance(layer, LAYERS)]
+    excluded: set[str] = set()
+    for pattern in [exclude] if isinstance(exclude, str) else exclude:
+        matching = fnmatch.filter(convertible, pattern)
+        if not matching:
+            raise UserError(f"exclude: no layer matches {pattern!r}; the layers are: {', '.join(convertible)}")
+        excluded.update(matching)
+    by_layer: dict[int, str] = {}
+    paths = [path for path in (*getattr(model, "layer_order", ()), *layers) if path not in excluded]
+    return {path: by_layer.setdefault(id(layers[path]), path) for path in paths}
+
+
+def _kernel_shape(path: str, layer: Any) -> tuple[int, ...]:
+    """Return the kernel shape of a layer; one that cannot be converted raises :class:`~dctps_jax.errors.UserError`."""
+    if isinstance(layer, LAYERS):
+        return layer.kernel_shape
+    if isinstance(layer, nnx.Conv):
+        if layer.mask is not None:
+            raise UserError(f"{path} has a mask of its own; exclude it, or build it without")
+        shape = (*layer.kernel_size, layer.in_features // layer.feature_group_count, layer.out_features)
+    else:
+        shape = (layer.in_features, layer.out_features)
+    found = layer.kernel[...].shape
+    if found != shape:
         raise UserError(
-            f"{path} has a kernel of shape {kernel.shape} where one layer has {new.kernel_shape}; stacked layers cannot be "
-            "converted, exclude it"
+            f"{path} has a kernel of shape {found} where one layer has {shape}; stacked layers cannot be converted, "
+            "exclude it"
         )
-    if settings["offset"] is None:
-        new.kernel.set_value(kernel)
+    return shape
+
+
+def _converted(layer: Any, support: np.ndarray | None, **settings: Any) -> DCTpSConv | DCTpSLinear:
+    """Return the DCT plus Sparse layer for an ``nnx.Conv`` or ``nnx.Linear``, compact if there is a support."""
+    layer_type = DCTpSConv if isinstance(layer, nnx.Conv) else DCTpSLinear
+    # Every argument that the layer keeps as an attribute of its name is the same in the new layer.
+    names = set(inspect.signature(layer_type.__init__).parameters) & vars(layer).keys() - {
+        "mask",
+        "kernel_init",
+        "bias_init",
+    }
+    same = {name: getattr(layer, name) for name in names}
+    new = layer_type(**same, **settings, support=support, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
+    if new.offset is None:
+        kernel = layer.kernel[...]
+        new.kernel.set_value(kernel if support is None else kernel.ravel()[support])
     if new.bias is not None and layer.bias is not None:
         new.bias.set_value(layer.bias[...])
     return new

@@ -21,7 +21,7 @@ from dctps_jax.field import Allowed, Field, at_least
 from dctps_jax.losses import LOSSES
 from dctps_jax.offsets import OFFSETS
 from dctps_jax.ops import cost_model
-from dctps_jax.optimizers import OPTIMIZERS
+from dctps_jax.optimizers import OPTIMIZERS, SCHEDULES
 from dctps_jax.pruning import dynamic, schedules
 
 DTYPES = ("float32", "bfloat16")
@@ -244,6 +244,9 @@ FIELDS: dict[str, Field] = {
         5e-4,
         "L2 on every trainable parameter; decoupled with `adamw`.",
         allowed=Allowed(lambda value: 0 <= value < math.inf, "at least 0 and finite"),
+    ),
+    "optimizer.schedule": Field(
+        "milestones", "The learning rate as a function of the training step.", choices=SCHEDULES, added=True
     ),
     "optimizer.milestones": Field(
         (),

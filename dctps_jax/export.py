@@ -1,9 +1,11 @@
 """Ship a run as one small file: ``python -m dctps_jax.export RUN --output FILE``.
 
-The file is safetensors: the trained weights with their positions, α, BatchNorm and biases; no kernel, no optimiser. What it takes to build the
-network again stands in its metadata. ``--stablehlo FILE`` writes the network as a program for CPU, CUDA and TPU, too.
+The file is safetensors: the trained weights with their positions, α, BatchNorm and biases; no kernel, no optimiser.
+What it takes to build the network again stands in its metadata. ``--stablehlo FILE`` writes the network as a program
+for CPU, CUDA and TPU, too.
 
-The metadata are texts: ``format`` ("dctps_jax"), ``format_version``, ``config`` and ``data`` (JSON), ``step``, ``digest``.
+The metadata are texts: ``format`` ("dctps_jax"), ``format_version``, ``config`` and ``data`` (JSON), ``step``,
+``digest``.
 
 - Version 2: the digest is a SHA-256 over the tensors and all metadata but the digest itself.
 - Version 1: the digest covers the tensors only. Such a file is read with a warning, since nothing tells whether its
@@ -69,8 +71,8 @@ class Description(NamedTuple):
 def export_run(run: Path, output: Path, checkpoint: str = "best") -> None:
     """Write a finished run's network, as its "best" or "latest" checkpoint holds it, to a safetensors file, whole or not at all.
 
-    Raises :class:`~dctps_jax.errors.UserError` where the run is not finished, is of an older version, or has no sound checkpoint,
-    or the file cannot be written.
+    Raises :class:`~dctps_jax.errors.UserError` where the run is not finished, is of an older version, or has no sound
+    checkpoint, or the file cannot be written.
     """
     from safetensors.numpy import save
 
@@ -123,8 +125,8 @@ def describe_exported(file: Path | str) -> Description:
 def load_exported(file: Path | str) -> nnx.Module:
     """Return the network of an exported file, ready to classify: ``model(describe_exported(file).prepare(images))`` are logits.
 
-    Its layers are compact. Raises :class:`~dctps_jax.errors.UserError` for a file that is missing, truncated, damaged, foreign or of a newer version.
-    One of format version 1 comes with a warning: only its weights can be verified.
+    Its layers are compact. Raises :class:`~dctps_jax.errors.UserError` for a file that is missing, truncated, damaged,
+    foreign or of a newer version. One of format version 1 comes with a warning: only its weights can be verified.
     """
     return read_exported(file)[1]
 
@@ -140,9 +142,8 @@ def _build(file: Path, description: Description, tensors: dict[str, np.ndarray])
     supports = {
         ".".join(name.split("/")[1:-1]): array for name, array in tensors.items() if name.startswith("supports/")
     }
-    options = {"choose_support": lambda shapes: supports} if supports else {}
     try:
-        model = build_model(config, len(description.class_names), description.image_size, **options)
+        model = build_model(config, len(description.class_names), description.image_size, supports=supports or None)
     except UserError as error:
         raise UserError(
             f"{file} does not hold the network that it describes ({error}); export the run again"

@@ -31,6 +31,7 @@ class Field:
     - ``renamed``: names of earlier versions, each with its present name.
     - ``allowed``: which values the field takes, where it has no list of names.
     - ``optional``: the field takes None, too.
+    - ``added``: configs of earlier versions lack the field and mean its default.
     - ``resume``: a resumed run may change the field: it does not change the results, or changes them by rounding only.
     """
 
@@ -40,6 +41,7 @@ class Field:
     renamed: Mapping[str, str] = field(default_factory=dict)
     allowed: Allowed | None = None
     optional: bool = False
+    added: bool = False
     resume: bool = False
 
     @property

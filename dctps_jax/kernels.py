@@ -18,7 +18,7 @@ A layer without mask and support trains all weights. D is no state: it follows f
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class KernelLayer(nnx.Module):
         alpha_init: float,
         alpha_trainable: bool,
         mask: jax.Array | None,
-        support: jax.Array | Literal["later"] | None,
+        support: jax.Array | np.ndarray | None,
         use_bias: bool,
         param_dtype: Any,
         kernel_init: nnx.Initializer,
@@ -81,8 +81,6 @@ class KernelLayer(nnx.Module):
     ) -> None:
         if min(kernel_shape) < 1:
             raise UserError(f"a kernel of shape {kernel_shape} is empty; every size must be at least 1")
-        if isinstance(support, str) and support != "later":
-            raise UserError(f'support is {support!r}; it must be positions or "later"')
         if mask is not None and support is not None:
             raise UserError("both mask and support are given; a layer takes one of them")
         self.kernel_shape = kernel_shape
@@ -91,10 +89,14 @@ class KernelLayer(nnx.Module):
         self.mask: Mask | None = nnx.data(None)
         self.support: Support | None = nnx.data(None)
         init = kernel_init if self.offset is None else nnx.initializers.zeros
-        initial = InitialKernel(init, rngs.params(), kernel_shape, param_dtype)
-        self.initial = None if support is None else initial
-        nothing = jnp.zeros((0,), param_dtype)
-        self.kernel = SparseParam(initial.dense() if support is None else nothing, **kernel_metadata)
+        key = rngs.params()
+        if support is None:
+            kernel = init(key, kernel_shape, param_dtype)
+        else:
+            positions = check_positions(support, kernel_shape)
+            kernel = initial_values(init, key, kernel_shape, param_dtype, positions)
+            self.support = nnx.data(Support(positions))
+        self.kernel = SparseParam(kernel, **kernel_metadata)
         self.alpha: nnx.Variable | None = nnx.data(None)
         if self.offset is not None:
             alpha_type = Alpha if alpha_trainable else FrozenAlpha
@@ -102,8 +104,6 @@ class KernelLayer(nnx.Module):
             self.alpha = nnx.data(alpha_type(jnp.array(alpha_init, param_dtype)))
         if mask is not None:
             self.set_mask(mask)
-        elif support is not None and not isinstance(support, str):
-            self.set_support(support)
         self.bias: nnx.Param | None = nnx.data(None)
         if use_bias:
             self.bias = nnx.data(nnx.Param(bias_init(rngs.params(), kernel_shape[-1:], param_dtype), **bias_metadata))
@@ -119,7 +119,7 @@ class KernelLayer(nnx.Module):
             raise UserError(f"the mask has shape {mask.shape}; it must have the kernel's shape {self.kernel_shape}")
         mask = jnp.array(mask != 0)
         self.kernel.set_value(jnp.where(mask, self.sparse_kernel(), 0))
-        self.support, self.initial = nnx.data(None), None
+        self.support = nnx.data(None)
         self.mask = nnx.data(Mask(mask))
 
     def set_support(self, positions: jax.Array | np.ndarray) -> None:
@@ -127,32 +127,21 @@ class KernelLayer(nnx.Module):
 
         The layer is then compact, whatever it was before.
         """
-        positions = np.asarray(positions)
-        size = math.prod(self.kernel_shape)
-        if positions.ndim != 1 or not (np.issubdtype(positions.dtype, np.integer) or positions.size == 0):
-            raise UserError(
-                f"a support is a list of integer positions, got {positions.dtype} of shape {positions.shape}"
-            )
-        if positions.size and (positions[0] < 0 or positions[-1] >= size or (np.diff(positions) <= 0).any()):
-            raise UserError(f"the positions of a support must ascend and lie in [0, {size}), the size of the kernel")
-        support = jnp.asarray(positions, jnp.int32)
-        values = self.sparse_kernel().ravel()[support] if self.initial is None else self.initial.at(support)
-        self.kernel.set_value(values)
-        self.mask, self.initial = nnx.data(None), None
+        support = check_positions(positions, self.kernel_shape)
+        self.kernel.set_value(self.sparse_kernel().ravel()[support])
+        self.mask = nnx.data(None)
         self.support = nnx.data(Support(support))
 
     def set_dense(self) -> None:
         """Train all weights, starting from their present values."""
         self.kernel.set_value(self.sparse_kernel())
-        self.mask, self.support, self.initial = nnx.data(None), nnx.data(None), None
+        self.mask, self.support = nnx.data(None), nnx.data(None)
 
     def sparse_kernel(self) -> jax.Array:
         """Return S in the kernel's shape, zero where nothing is trained."""
         kernel = self.kernel[...]
         if self.support is not None:
             return add_at(jnp.zeros(self.kernel_shape, kernel.dtype), self.support[...], kernel)
-        if self.initial is not None:
-            return self.initial.dense()
         if self.mask is not None:
             # `where`, not a product: its transpose gives pruned weights a gradient of exactly zero, also when the
             # incoming gradient is not finite (0 · NaN is NaN), so that S and its optimiser state stay zero there.
@@ -173,8 +162,6 @@ class KernelLayer(nnx.Module):
 
     def effective_kernel(self) -> jax.Array:
         """Return ``K = α·D + S``, the kernel that the layer applies, in the dtype of its parameters."""
-        if self.initial is not None:
-            raise UserError('the layer was built with support="later"; call set_support or set_mask before it is used')
         return self.sparse_kernel() if self.offset is None else self.sparse_kernel() + self.scaled_offset()
 
     def _apply(self, inputs: jax.Array, geometry: Geometry) -> jax.Array:
@@ -191,17 +178,27 @@ class KernelLayer(nnx.Module):
         return Work(geometry, inputs.shape, self.kernel[...].size, self.offset)
 
 
-class InitialKernel:
-    """The initial kernel of a layer, made only where it is needed."""
+def check_positions(positions: jax.Array | np.ndarray, kernel_shape: tuple[int, ...]) -> jax.Array:
+    """Return the positions of a support as int32.
 
-    def __init__(self, init: nnx.Initializer, key: jax.Array, shape: tuple[int, ...], dtype: Any):
-        self.init, self.key, self.shape, self.dtype = init, key, shape, dtype
+    Raises :class:`~dctps_jax.errors.UserError` unless they ascend and lie in the flattened kernel.
+    """
+    positions = np.asarray(positions)
+    size = math.prod(kernel_shape)
+    if positions.ndim != 1 or not (np.issubdtype(positions.dtype, np.integer) or positions.size == 0):
+        raise UserError(f"a support is a list of integer positions, got {positions.dtype} of shape {positions.shape}")
+    if positions.size and (positions[0] < 0 or positions[-1] >= size or (np.diff(positions) <= 0).any()):
+        raise UserError(f"the positions of a support must ascend and lie in [0, {size}), the size of the kernel")
+    return jnp.asarray(positions, jnp.int32)
 
-    def dense(self) -> jax.Array:
-        return self.init(self.key, self.shape, self.dtype)
 
-    def at(self, positions: jax.Array) -> jax.Array:
-        """Return the initial weights at ``positions``. The whole kernel exists only for that moment, if at all."""
-        if self.init is nnx.initializers.zeros:
-            return jnp.zeros(positions.shape, self.dtype)
-        return self.dense().ravel()[positions]
+def initial_values(
+    init: nnx.Initializer, key: jax.Array, kernel_shape: tuple[int, ...], dtype: Any, positions: jax.Array
+) -> jax.Array:
+    """Return the weights of an initial kernel at ``positions``.
+
+    The whole kernel exists only while they are read. It is never made if the weights start at zero.
+    """
+    if init is nnx.initializers.zeros:
+        return jnp.zeros(positions.shape, dtype)
+    return init(key, kernel_shape, dtype).ravel()[positions]

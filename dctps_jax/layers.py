@@ -7,10 +7,11 @@ kernels are described in :mod:`dctps_jax.kernels`.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
@@ -36,9 +37,10 @@ class DCTpSConv(KernelLayer):
     - ``alpha_init``, ``alpha_trainable``: the initial α, and whether it is trained.
     - ``kernel_init`` initialises S where there is no offset; with one, S starts at zero.
     - ``mask``: boolean, of the kernel's shape, True where a weight is trained.
-    - ``support``: instead, the ascending positions of the trained weights in the flattened kernel: only their values
-      are stored. "later" leaves the kernel unmade until ``set_support`` says them. With neither all weights are
-      trained.
+    - ``support``: instead of a mask, the ascending positions of the trained weights in the flattened kernel. The layer
+      stores only their values.
+
+    A layer with neither mask nor support trains all weights.
 
     Raises :class:`~dctps_jax.errors.UserError` for an unknown offset, features that the groups do not divide, or a mask
     of another shape.
@@ -57,7 +59,7 @@ class DCTpSConv(KernelLayer):
         feature_group_count: int = 1,
         use_bias: bool = True,
         mask: jax.Array | None = None,
-        support: jax.Array | Literal["later"] | None = None,
+        support: jax.Array | np.ndarray | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         precision: lax.PrecisionLike = None,
@@ -187,7 +189,7 @@ class DCTpSLinear(KernelLayer):
         *,
         use_bias: bool = True,
         mask: jax.Array | None = None,
-        support: jax.Array | Literal["later"] | None = None,
+        support: jax.Array | np.ndarray | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         precision: lax.PrecisionLike = None,

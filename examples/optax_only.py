@@ -1,4 +1,4 @@
-"""DCT plus Sparse in plain JAX and optax: two layers on the digits with 5 % of their weights: ``python examples/optax_only.py``."""
+"""DCT plus Sparse in plain JAX and optax, with 5 % of the weights of two layers: ``python examples/optax_only.py``."""
 
 import jax
 import jax.numpy as jnp

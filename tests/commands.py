@@ -1,4 +1,4 @@
-"""Call a program of the command line in this process, as the shell would: arguments in, exit code and both outputs back."""
+"""Call a program in this process as the shell would: arguments in, exit code and both outputs back."""
 
 import contextlib
 import io

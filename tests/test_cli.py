@@ -58,7 +58,7 @@ ENDINGS = {
     "device": (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes"), 71, ["allocating 5 bytes"]),
     "extra": (ModuleNotFoundError("No module", name="sklearn"), 2, ["sklearn is not installed", "dctps_jax[data]"]),
     "threads": (RuntimeError("can't start new thread"), 71, ["can't start new thread"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -195,8 +195,12 @@ def test_full_and_read_only_disks(tmp_path):
     """
     done = subprocess.run(
         [*probe[:-1], "sh", "-c", script.replace("{python}", sys.executable)],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPO)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode == 99:
         pytest.skip("no mounts of one's own here")
     lines = done.stderr.splitlines()

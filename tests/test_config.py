@@ -131,10 +131,15 @@ def test_milestones(milestones):
 @pytest.mark.parametrize(
     ("mean", "std"),
     [
-        ((0.5,) * 3, ()), ((), (0.5,) * 3), ((0.5,) * 2, (0.5,) * 2), ((0.5,) * 3, (0.5, 0.5, 0.0)),
-        (("a", "b", "c"), (1.0,) * 3), ((0.5,) * 3, ("a", "b", "c")), ((math.nan,) * 3, (0.5,) * 3),
+        ((0.5,) * 3, ()),
+        ((), (0.5,) * 3),
+        ((0.5,) * 2, (0.5,) * 2),
+        ((0.5,) * 3, (0.5, 0.5, 0.0)),
+        (("a", "b", "c"), (1.0,) * 3),
+        ((0.5,) * 3, ("a", "b", "c")),
+        ((math.nan,) * 3, (0.5,) * 3),
     ],
-)  # fmt: skip
+)
 def test_moments(mean, std):
     message = message_of(config_with(data__mean=mean, data__std=std))
     assert "config.data.mean" in message and "config.data.std" in message

@@ -56,9 +56,12 @@ def test_network_and_support_can_be_built(name):
     shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
     total = sum(map(math.prod, shapes.values()))
     counts = pruning.allocate(
-        shapes, config.pruning.density, config.pruning.method, dense_layers=config.pruning.dense_layers,
+        shapes,
+        config.pruning.density,
+        config.pruning.method,
+        dense_layers=config.pruning.dense_layers,
         layer_densities=config.pruning.layer_densities,
-    )  # fmt: skip
+    )
     assert sum(counts.values()) == round(config.pruning.density * total)
     images = jax.ShapeDtypeStruct((2, size, size, 3), "float32")
     model.eval()

@@ -1,8 +1,8 @@
 """What the documents say works: their code runs, their commands and options exist, their links lead somewhere.
 
-The blocks of a page run from its top to its bottom in one folder. There `train.py` and `sweep.py` are only checked: flags,
-fields and values by the real definitions. A run of one epoch stands in for what they would leave, and other commands really
-use it. Benchmarks are checked up to the parsing of their arguments.
+The blocks of a page run from its top to its bottom in one folder. There `train.py` and `sweep.py` are only checked:
+flags, fields and values by the real definitions. A run of one epoch stands in for what they would leave, and other
+commands really use it. Benchmarks are checked up to the parsing of their arguments.
 """
 
 import copy
@@ -48,7 +48,7 @@ def finished_run(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder to work in that has the repository's folders, with the package as it was before whatever a page registers."""
+    """A folder with the repository's folders, and the package as it was before whatever a page registers."""
     for name in FOLDERS:
         (tmp_path / name).symlink_to(REPO / name)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "IMAGE.png")

@@ -1,4 +1,4 @@
-"""Every way of computing a compact layer is the same function with the same gradients: single layers and whole networks."""
+"""All methods compute a compact layer as the same function, with the same gradients: layers and whole networks."""
 
 import math
 from functools import cache, partial
@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from dctps_jax import DCTpSConv, compiler_options, dct
 from dctps_jax.losses import cross_entropy
-from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.models import create_model, kernel_shapes, prunable_layers
 from dctps_jax.offsets.dct import DCT
 from dctps_jax.ops.cost_model import SETTINGS
 from dctps_jax.ops.geometry import Geometry
@@ -190,7 +190,8 @@ def test_results_have_the_types_of_what_was_given(method, dtype):
 @pytest.mark.parametrize("varying", ["nothing", "values", "values and alpha"])
 @pytest.mark.parametrize("method", METHODS)
 def test_devices_that_share_a_batch(method, varying):
-    # Training makes the parameters vary from device to device before it takes their gradients; a frozen α is left as it is.
+    # Training makes the parameters vary from device to device before it takes their gradients; a frozen α is left as it
+    # is.
     layer = Layer("3x3")
     inputs = jnp.asarray(normal(0, 8, *layer.inputs.shape[1:]))
 
@@ -251,7 +252,8 @@ def test_no_method_needs_much_more_memory_than_another():
         return gradients.lower(state, images).compile(compiler_options()).memory_analysis().temp_size_in_bytes
 
     needed = {method: temporary_bytes(method) for method in METHODS}
-    # What weights see is not to be kept from the forward pass on: it would be twice the inputs of each of the eight layers.
+    # What weights see is not to be kept from the forward pass on: it would be twice the inputs of each of the eight
+    # layers.
     assert max(needed.values()) <= needed["autodiff"] + 8 * 4 * 16**4, needed
 
 
@@ -269,7 +271,7 @@ def some_positions(shapes):
 
 @cache
 def network(name, offset):
-    """Return a compact network with 1 % of its weights: its graph for each method, its parameters, the rest, and a batch."""
+    """Return a compact network with 1 % of its weights: a graph for each method, parameters, the rest, a batch."""
     options, size = {"width": 8} if name == "resnet18" else {}, IMAGE_SIZES.get(name, 8)
     graphs, shapes = {}, {}
 
@@ -277,7 +279,7 @@ def network(name, offset):
     def create():
         model = create_model(
             name, num_classes=10, offset=offset, image_size=size, param_dtype=jnp.float64, rngs=nnx.Rngs(0),
-            choose_support=some_positions, **options,
+            supports=some_positions(kernel_shapes(name, num_classes=10, **options)), **options,
         )  # fmt: skip
         for method in SETTINGS:
             for layer in prunable_layers(model).values():
@@ -310,10 +312,15 @@ reference = cache(partial(loss_and_gradients, method="autodiff"))
     ("name", "offset", "method"),
     [
         # Layers that cannot be computed per weight fall back to "on_support" and "on_support_rows".
-        *((name, offset, method) for name in FAMILIES for offset in OFFSETS for method in ("per_weight", "per_weight_rows", "auto")),
+        *(
+            (name, offset, method)
+            for name in FAMILIES
+            for offset in OFFSETS
+            for method in ("per_weight", "per_weight_rows", "auto")
+        ),
         *((name, "dct", "auto") for name in NETWORKS),
     ],
-)  # fmt: skip
+)
 @pytest.mark.usefixtures("small_families")
 def test_networks_compute_the_same_by_every_method(name, offset, method):
     loss, gradients = loss_and_gradients(name, offset, method)

@@ -25,7 +25,8 @@ from tests.commands import assert_one_sentence, call, call_into_closed_pipe
 from tests.training.small_runs import small_digits, small_run
 
 REPO = Path(__file__).parents[1]
-# Written by version 0.1.0: LeNet-5 with 0.3 % of its weights after 8 epochs of configs/lenet_digits.py, and its test accuracy.
+# Written by version 0.1.0: LeNet-5 with 0.3 % of its weights after 8 epochs of configs/lenet_digits.py, and its test
+# accuracy.
 VERSION_1 = REPO / "tests" / "reference" / "export_version_1.safetensors"
 VERSION_1_ACCURACY = 0.16944444444444445
 SETTINGS = {
@@ -205,13 +206,16 @@ CHANGES = {
     "normalisation": (lambda m: m | {"data": edited(m["data"], "std", 0, value=0.4)}, None),
     "step": (lambda m: m | {"step": "7"}, None),
     "config of another network": (
-        lambda m: m | {"config": edited(m["config"], "model", "offset", value=None)}, "does not hold the params",
+        lambda m: m | {"config": edited(m["config"], "model", "offset", value=None)},
+        "does not hold the params",
     ),
     "renamed key of the config": (
-        lambda m: m | {"config": renamed(m["config"], "model", "dtype", to="dtipe")}, "no field config.model.dtype",
+        lambda m: m | {"config": renamed(m["config"], "model", "dtype", to="dtipe")},
+        "no field config.model.dtype",
     ),
     "text for a number": (
-        lambda m: m | {"config": edited(m["config"], "model", "width", value="64")}, "config.model.width is '64'",
+        lambda m: m | {"config": edited(m["config"], "model", "width", value="64")},
+        "config.model.width is '64'",
     ),
     "no network": (lambda m: m | {"config": edited(m["config"], "model", "name", value="lennet")}, "'lenet'"),
     "list for a config": (lambda m: m | {"config": "[]"}, "no JSON object"),
@@ -232,7 +236,7 @@ CHANGES = {
     "text for a mean": (lambda m: m | {"data": edited(m["data"], "mean", 1, value="0.5")}, "mean is"),
     "step that is no number": (lambda m: m | {"step": "x"}, "do not describe a network"),
     "no step": (lambda m: without(m, "step"), "'step'"),
-}  # fmt: skip
+}
 
 
 def without(metadata, name):
@@ -359,11 +363,15 @@ DAMAGES = {
     "data with texts": ("results.json", lambda text: edited(text, "data", "mean", 0, value="1"), "mean is"),
     "results of no UTF-8": ("results.json", lambda text: b"\xff" + text.encode(), "cannot be read as JSON"),
     "foreign config": ("config.json", lambda text: '{"a": 1}', "there is no field model.name"),
-    "config with a text": ("config.json", lambda text: edited(text, "execution", "min_loop", value="64"), "min_loop is"),
+    "config with a text": (
+        "config.json",
+        lambda text: edited(text, "execution", "min_loop", value="64"),
+        "min_loop is",
+    ),
     "config of another network": ("config.json", lambda text: edited(text, "model", "name", value="lennet"), "'lenet'"),
     "checkpoints that are a file": ("checkpoints", None, "has to be a folder of checkpoints"),
     "config that is a folder": ("config.json", None, "cannot be read"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

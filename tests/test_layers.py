@@ -323,9 +323,7 @@ def test_a_support_at_construction_equals_one_set_later():
     positions = np.array([0, 5, 17])
     for offset in (None, "dct"):
         first = conv(kernel_init=numpy_init, offset=offset, support=positions)
-        second = conv(kernel_init=numpy_init, offset=offset, support="later")
-        with pytest.raises(UserError, match="call set_support"):
-            second(inputs((2, 6, 7, 2)))
+        second = conv(kernel_init=numpy_init, offset=offset)
         second.set_support(positions)
         dense = conv(kernel_init=numpy_init, offset=offset)
         np.testing.assert_array_equal(first.kernel[...], second.kernel[...])

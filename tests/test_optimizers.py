@@ -7,8 +7,12 @@ import optax
 import pytest
 from flax import nnx
 
+from dctps_jax.config import check_config
+from dctps_jax.defaults import get_config
+from dctps_jax.errors import UserError
 from dctps_jax.models import create_model
-from dctps_jax.optimizers import OPTIMIZERS, learning_rate_schedule, make_optimizer
+from dctps_jax.optimizers import OPTIMIZERS, SCHEDULES, learning_rate_schedule, make_optimizer
+from dctps_jax.training.setup import make_optimizer_and_schedule
 from tests import reference_data as reference
 
 PARAMS = {"layer": {"kernel": jnp.array([2.0, -1.0]), "alpha": jnp.array(1.5)}, "bn": {"scale": jnp.array([4.0])}}
@@ -149,3 +153,19 @@ def test_constant_rate():
 def test_unknown_name():
     with pytest.raises(ValueError, match="no optimizer 'rmsprop'; choose one of: sgd, adam, adamw"):
         make("rmsprop")
+
+
+def test_a_new_schedule_is_one_function_and_one_line(monkeypatch):
+    def cosine(settings, steps_per_epoch, num_epochs):
+        return optax.cosine_decay_schedule(settings.learning_rate, num_epochs * steps_per_epoch)
+
+    monkeypatch.setitem(SCHEDULES, "cosine", cosine)
+    config = get_config()
+    config.num_epochs = 3
+    config.optimizer.schedule = "cosine"
+    check_config(config, devices=False)
+    _, schedule = make_optimizer_and_schedule(config, steps_per_epoch=4)
+    np.testing.assert_allclose([schedule(step) for step in (0, 6, 12)], [1e-3, 5e-4, 0], atol=1e-9)
+    config.optimizer.schedule = "cosin"
+    with pytest.raises(UserError, match=r"config\.optimizer\.schedule is 'cosin' \(did you mean 'cosine'\?\)"):
+        check_config(config, devices=False)

@@ -103,8 +103,9 @@ def test_float32_is_as_close_to_float64_as_the_original_is(name, narrow, monkeyp
     assert np.abs(logits - exact).max() / np.abs(exact).max() < 5 * entry["train"]["logits_rel_f32_vs_f64"]
     too_far = keys_too_far(entry, stored, gradients)
     if too_far and name == "parity_resnet18_ip8_dct":
-        # An activation of its first block is below zero by less than a rounding. Some processors, and some ways of computing
-        # a convolution, round it to above zero, where it has another gradient: that of images with a rounding more.
+        # An activation of its first block is below zero by less than a rounding. Some processors, and some ways of
+        # computing a convolution, round it to above zero, where it has another gradient: that of images with a rounding
+        # more.
         rounded = (gradients_of_rounded_images(entry, stored, seed) for seed in range(6))
         too_far = all(keys_too_far(entry, stored, gradients, others) for others in rounded)
     assert not too_far

@@ -15,9 +15,12 @@ from tests.training.small_runs import assert_same_end, steps
 REPO = Path(__file__).parents[1]
 DIGITS = ["--config", "configs/lenet_digits.py"]
 SETTINGS = [
-    "--config.num_epochs=2", "--config.batch_size=64", "--config.checkpoint_every_steps=1",
-    "--config.data.augment=true", "--config.optimizer.milestones=(1,)",
-]  # fmt: skip
+    "--config.num_epochs=2",
+    "--config.batch_size=64",
+    "--config.checkpoint_every_steps=1",
+    "--config.data.augment=true",
+    "--config.optimizer.milestones=(1,)",
+]
 
 
 @pytest.fixture(scope="module")
@@ -187,9 +190,13 @@ print(json.dumps(outcomes))
 def run_many(environment, folder, commands):
     """Return (exit code, stdout, stderr) for each command line."""
     done = subprocess.run(
-        [sys.executable, "-c", MANY, json.dumps(commands), str(folder)], cwd=REPO, env=environment, text=True,
-        capture_output=True, timeout=300,
-    )  # fmt: skip
+        [sys.executable, "-c", MANY, json.dumps(commands), str(folder)],
+        cwd=REPO,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     codes = json.loads(done.stdout.splitlines()[-1])
     texts = [[(folder / f"{number}.{name}").read_text() for name in ("out", "err")] for number in range(len(codes))]

@@ -26,9 +26,9 @@ def storage_account(
 ) -> Account:
     """Return the bytes of ``state`` by kind, each ``{"this": …, "dense": …}``.
 
-    ``state`` and ``stored`` are training states, as they train and as checkpoints hold them; ``kernel_shapes`` those of the
-    layers with a support. The dense network has no α, no support, and trains all weights with the same optimiser. The
-    gradients are what each device sends in a step of data-parallel training: one number for each parameter. A
+    ``state`` and ``stored`` are training states, as they train and as checkpoints hold them; ``kernel_shapes`` those of
+    the layers with a support. The dense network has no α, no support, and trains all weights with the same optimiser.
+    The gradients are what each device sends in a step of data-parallel training: one number for each parameter. A
     checkpoint is counted before compression.
     """
     dense_params = _dense(state.params, kernel_shapes)

@@ -12,8 +12,8 @@ FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
 def find_experiment(option: str, name: str, subfolder: str = "") -> Path:
     """Return the file that ``name`` stands for: ``configs/resnet50_cifar100.py`` or ``resnet50_cifar100``.
 
-    A path comes first. ``option`` names the flag in the message of the :class:`~dctps_jax.errors.UserError`, raised where
-    there is no such file.
+    A path comes first. ``option`` names the flag in the message of the :class:`~dctps_jax.errors.UserError`, raised
+    where there is no such file.
     """
     folders = [folder / subfolder for folder in FOLDERS]
     for path in (Path(name), *(folder / f"{name}.py" for folder in folders)):

@@ -18,8 +18,9 @@ def load_image_folder(options: Options) -> Dataset:
     """Reads the images below `options.dir` (.png, .jpg, .jpeg, .bmp, .webp, .gif, .tif, .tiff in any case).
 
     There is one folder for each class. Label k is the k-th class in the alphabetical order of the folder names in
-    train. Other files and hidden ones are passed over. All images become RGB, of several frames the first is taken. With `options.image_size` 0 they all have to be of one square size; otherwise
-    they are resized to it. `mean` and `std` are None.
+    train. Other files and hidden ones are passed over. All images become RGB, of several frames the first is taken.
+    With `options.image_size` 0 they all have to be of one square size; otherwise they are resized to it. `mean` and
+    `std` are None.
 
     Raises UserError for a missing or empty folder, a class that only test has or whose name is not UTF-8, and an image
     that is unreadable, of another size, or of more than `options.max_pixels`.

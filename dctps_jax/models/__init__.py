@@ -1,25 +1,29 @@
 """The networks of the paper. Each is written once: the argument ``offset`` is handed down to its layers."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+import inspect
+import math
+from collections.abc import Mapping
+from functools import cache, partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from dctps_jax.errors import UserError, did_you_mean
-from dctps_jax.layers import prunable_layers
+from dctps_jax.layers import DCTpSConv, DCTpSLinear, prunable_layers
 from dctps_jax.models.blocks import Running
 from dctps_jax.models.fixup_resnet import BLOCKS_PER_STAGE, FixupResNet
 from dctps_jax.models.lenet import LeNet
+from dctps_jax.models.mobilenet import STAGES as MOBILENET_STAGES
 from dctps_jax.models.mobilenet import MobileNetV2
-from dctps_jax.models.parts import INITIALIZERS, make_parts
+from dctps_jax.models.parts import INITIALIZERS, Parts, make_parts
 from dctps_jax.models.resnet import BLOCKS, ResNet
 from dctps_jax.models.vgg import STAGES, VGG
 from dctps_jax.offsets import Offset
 
-__all__ = ["INITIALIZERS", "MODELS", "RESNETS", "create_model", "prunable_layers"]
+__all__ = ["INITIALIZERS", "MODELS", "RESNETS", "create_model", "kernel_shapes", "network_options", "prunable_layers"]
 
 # The networks that take `width` and `stable`.
 RESNETS = tuple(BLOCKS)
@@ -28,7 +32,7 @@ MODELS: dict[str, Any] = {
     "lenet": LeNet,
     **{name: partial(ResNet, block=block, num_blocks=num_blocks) for name, (block, num_blocks) in BLOCKS.items()},
     **{name: partial(VGG, stages=stages) for name, stages in STAGES.items()},
-    "mobilenet_v2": MobileNetV2,
+    "mobilenet_v2": partial(MobileNetV2, stages=MOBILENET_STAGES),
     **{name: partial(FixupResNet, blocks_per_stage=depth) for name, depth in BLOCKS_PER_STAGE.items()},
 }
 
@@ -47,7 +51,7 @@ def create_model(
     precision: Any = None,
     min_loop: int = 64,
     remat: bool = False,
-    choose_support: Callable[[dict[str, tuple[int, ...]]], Mapping[str, np.ndarray]] | None = None,
+    supports: Mapping[str, np.ndarray] | None = None,
     **options: Any,
 ) -> nnx.Module:
     """Build a network by name, with an offset in its prunable layers (``offset="dct"``) or without one (None).
@@ -60,44 +64,26 @@ def create_model(
     - ``dtype``: of the computation (None: as the inputs and parameters); ``param_dtype``: of the parameters.
     - ``min_loop``: so many equal blocks in a row or more are one loop, compiled once; 0: never.
     - ``remat``: True keeps the inputs of blocks only and computes what is inside again for the gradient: less memory.
-    - ``choose_support``: a function of the prunable layers' kernel shapes that returns, by path, the ascending
-      positions of their trained weights. The network is then compact: only these are stored, and no dense kernel is
-      ever made, e.g. ``lambda shapes: random_supports(key, shapes, allocate(shapes, 0.001, "epl"))`` (of
-      ``dctps_jax.pruning``).
+    - ``supports``: the ascending positions of the trained weights in the flattened kernel of each prunable layer, by
+      path. The network is then compact: it stores only these weights, e.g. for
+      ``random_supports(key, shapes, allocate(shapes, 0.001, "epl"))`` (of ``dctps_jax.pruning``) with the shapes of
+      :func:`kernel_shapes`. No dense kernel is made, except that without offset the initial weights are read from one
+      layer's initial kernel at a time.
     - ResNets also take ``width`` (channels of the first stage, 64) and ``stable`` (residual branches over √blocks).
 
     Raises :class:`~dctps_jax.errors.UserError` for a name, option or size that does not exist, listing what there is.
     """
-    if name not in MODELS:
-        hint = did_you_mean(name, MODELS)
-        raise UserError(f"there is no network {name!r}{hint}; the networks are: {', '.join(MODELS)}")
+    constructor = _find_network(name, num_classes, options)
     if init not in INITIALIZERS:
         raise UserError(f"there is no initialiser {init!r}; choose one of: {', '.join(INITIALIZERS)}")
-    allowed = ("width", "stable") if name in RESNETS else ()
-    for option in options:
-        if option not in allowed:
-            known = ", ".join(
-                (
-                    "alpha_trainable",
-                    "init",
-                    "dtype",
-                    "param_dtype",
-                    "precision",
-                    "min_loop",
-                    "remat",
-                    "choose_support",
-                    *allowed,
-                )
-            )
-            raise UserError(f"{name} has no option {option!r}; its options are: {known}")
-    if num_classes < 1:
-        raise UserError(f"num_classes is {num_classes}; a network needs at least one class")
-    if options.get("width", 1) < 1:
-        raise UserError(f"width is {options['width']}; it must be at least 1")
-    constructor = MODELS[name]
     smallest = getattr(constructor, "func", constructor).MIN_IMAGE_SIZE
     if image_size < smallest:
         raise UserError(f"image_size is {image_size}; {name} needs images of at least {smallest}×{smallest}")
+    in_order = None
+    if supports is not None:
+        shapes = kernel_shapes(name, num_classes=num_classes, **options)
+        _check_supports(supports, shapes)
+        in_order = [supports[path] for path in shapes]
     parts = make_parts(
         offset=offset,
         alpha_trainable=alpha_trainable,
@@ -105,17 +91,92 @@ def create_model(
         dtype=dtype,
         param_dtype=param_dtype,
         precision=precision,
-        compact=choose_support is not None,
+        supports=in_order,
         running=Running(min_loop, remat),
         rngs=rngs,
     )
     model: Any = constructor(parts, num_classes=num_classes, **options)
-    layers = prunable_layers(model)
-    model.layer_order = tuple(layers)
-    if choose_support is not None:
-        supports = choose_support({path: layer.kernel_shape for path, layer in layers.items()})
-        if set(supports) != set(layers):
-            raise UserError(f"choose_support names {len(supports)} layers; it must name these: {', '.join(layers)}")
-        for path, positions in supports.items():
-            layers[path].set_support(positions)
+    model.layer_order = tuple(_layers_as_built(model, parts))
     return model
+
+
+def _check_supports(supports: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for supports of other layers or of larger kernels."""
+    if set(supports) != set(shapes):
+        raise UserError(f"supports names {len(supports)} layers; it must name these: {', '.join(shapes)}")
+    for path, positions in supports.items():
+        if np.size(positions) and np.max(positions) >= math.prod(shapes[path]):
+            raise UserError(
+                f"supports has position {np.max(positions)} for {path}, whose kernel has shape {shapes[path]}; choose the "
+                "supports for the shapes that kernel_shapes returns for the same network, with the same options"
+            )
+
+
+def kernel_shapes(name: str, *, num_classes: int, **options: Any) -> dict[str, tuple[int, ...]]:
+    """Return the kernel shapes of a network's prunable layers by dotted path. No array is made.
+
+    ``options`` are those of the network itself, e.g. ``width``. Errors as in :func:`create_model`.
+    """
+    return dict(_abstract_shapes(_find_network(name, num_classes, options), num_classes, tuple(options.items())))
+
+
+@cache
+def _abstract_shapes(
+    constructor: Any, num_classes: int, options: tuple[tuple[str, Any], ...]
+) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def build() -> None:
+        same_key: Any = _SameKey()
+        parts = make_parts(running=Running(), rngs=same_key)
+        model = constructor(parts, num_classes=num_classes, **dict(options))
+        shapes.update({path: layer.kernel_shape for path, layer in _layers_as_built(model, parts).items()})
+
+    jax.eval_shape(build)
+    return shapes
+
+
+class _SameKey:
+    """Stands in for ``nnx.Rngs`` where no number is drawn: to trace its counter takes quadratic time."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
+def _layers_as_built(model: nnx.Module, parts: Parts) -> dict[str, DCTpSConv | DCTpSLinear]:
+    """Return the prunable layers of a network by path.
+
+    Supports go to the layers in the order in which the network builds them, so this must be the order of its attributes.
+    """
+    layers = prunable_layers(model)
+    if [id(layer) for layer in layers.values()] != [id(layer) for layer in parts.built]:
+        raise TypeError(
+            f"{type(model).__name__} must build its layers in the order in which it keeps them as attributes"
+        )
+    return layers
+
+
+def _find_network(name: str, num_classes: int, options: Mapping[str, Any]) -> Any:
+    """Return the constructor of a network; a name, option or number that does not exist raises ``UserError``."""
+    if name not in MODELS:
+        hint = did_you_mean(name, MODELS)
+        raise UserError(f"there is no network {name!r}{hint}; the networks are: {', '.join(MODELS)}")
+    own_options = network_options(name)
+    for option in options:
+        if option not in own_options:
+            parameters = inspect.signature(create_model).parameters.values()
+            shared = [parameter.name for parameter in parameters if parameter.default is not parameter.empty]
+            raise UserError(f"{name} has no option {option!r}; its options are: {', '.join((*shared, *own_options))}")
+    if num_classes < 1:
+        raise UserError(f"num_classes is {num_classes}; a network needs at least one class")
+    if options.get("width", 1) < 1:
+        raise UserError(f"width is {options['width']}; it must be at least 1")
+    return MODELS[name]
+
+
+def network_options(name: str) -> tuple[str, ...]:
+    """Return the names of the options that the network ``name`` has besides those of all networks."""
+    constructor = MODELS[name]
+    fixed = getattr(constructor, "keywords", {})
+    arguments = inspect.signature(getattr(constructor, "func", constructor).__init__).parameters
+    return tuple(argument for argument in arguments if argument not in ("self", "parts", "num_classes", *fixed))

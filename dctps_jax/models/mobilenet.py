@@ -52,7 +52,7 @@ class MobileNetV2(nnx.Module):
 
     MIN_IMAGE_SIZE = 8
 
-    def __init__(self, parts: Parts, num_classes: int, stages: tuple[tuple[int, int, int, int], ...] = STAGES):
+    def __init__(self, parts: Parts, num_classes: int, stages: tuple[tuple[int, int, int, int], ...]):
         self.running = parts.running
         self.conv1 = parts.conv(3, 32, (3, 3), padding=1)
         self.bn1 = parts.norm(32)

@@ -1,13 +1,15 @@
 """What every network is built from: its layer types with the settings already filled in, and how weights start."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from dctps_jax.kernels import KernelLayer
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.models.blocks import Running
 from dctps_jax.models.normalization import BatchNorm
@@ -23,9 +25,14 @@ INITIALIZERS: dict[str, nnx.Initializer] = {
     "zeros": nnx.initializers.zeros,
 }
 
+LayerType = TypeVar("LayerType", bound=KernelLayer)
+
 
 class Parts(NamedTuple):
-    """Constructors of a network's layers: offset, dtypes and random numbers are filled in once, in ``make_parts``."""
+    """Constructors of a network's layers: offset, dtypes and random numbers are filled in once, in ``make_parts``.
+
+    ``built`` lists the prunable layers that were built so far.
+    """
 
     conv: Callable[..., DCTpSConv]
     linear: Callable[..., DCTpSLinear]
@@ -33,23 +40,25 @@ class Parts(NamedTuple):
     scalar: Callable[[float], nnx.Param]
     offset: Offset | None
     running: Running
+    built: list[KernelLayer]
 
 
 def make_parts(
     *,
-    offset: str | Offset | None,
-    alpha_trainable: bool,
-    init: str,
-    dtype: Any,
-    param_dtype: Any,
-    precision: Any,
-    compact: bool,
     running: Running,
     rngs: nnx.Rngs,
+    offset: str | Offset | None = None,
+    alpha_trainable: bool = True,
+    init: str = "zeros",
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    precision: Any = None,
+    supports: Iterable[np.ndarray] | None = None,
 ) -> Parts:
     """Return the layer constructors for one network: bias-free convolutions, linear layers, BatchNorm as PyTorch's.
 
-    With ``compact`` no kernel is made: the layers wait for their supports.
+    ``supports`` are the positions of the trained weights of each layer, in the order in which the network builds its
+    layers. None trains all weights.
     """
     found = find_offset(offset)
     shared = {
@@ -59,17 +68,26 @@ def make_parts(
         "dtype": dtype,
         "param_dtype": param_dtype,
         "precision": precision,
-        "support": "later" if compact else None,
         "rngs": rngs,
     }
+    remaining = None if supports is None else iter(supports)
+    built: list[KernelLayer] = []
+
+    def build(layer_type: Callable[..., LayerType], *sizes: Any, **settings: Any) -> LayerType:
+        support = None if remaining is None else next(remaining)
+        layer = layer_type(*sizes, support=support, **(shared | settings))
+        built.append(layer)
+        return layer
+
     return Parts(
-        conv=partial(DCTpSConv, use_bias=False, **shared),
-        linear=partial(DCTpSLinear, **shared),
+        conv=partial(build, DCTpSConv, use_bias=False),
+        linear=partial(build, DCTpSLinear),
         norm=partial(BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs),
         # jnp.array makes a buffer of its own for each: donation refuses one that occurs twice.
         scalar=lambda value: nnx.Param(jnp.array(value, param_dtype)),
         offset=found,
         running=running,
+        built=built,
     )
 
 

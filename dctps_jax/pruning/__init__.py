@@ -1,4 +1,4 @@
-"""Which weights are trained: how many per layer, and which ones."""
+"""Pruning before training: how many weights of each layer are trained, and which."""
 
 import inspect
 import math
@@ -61,22 +61,23 @@ def prune(
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
     **options: Any,
 ) -> dict[str, np.ndarray]:
-    """Choose the weights that stay: a boolean mask for every prunable layer, by dotted path. The model is unchanged.
+    """Choose the weights that stay. Return a boolean mask for every prunable layer by dotted path; the model is unchanged.
 
-    ``method`` is an allocation (``uniform``, ``epf``, ``epl``, ``erk``), whose counts are placed at random from ``key``,
-    or a score (:data:`dctps_jax.pruning.scores.SCORES`), whose highest ``round(density · total)`` stay. Options of scores:
+    ``method`` is an allocation or a score. An allocation (a key of :data:`ALLOCATIONS`) says how many weights each layer
+    keeps, and ``key`` places them at random. A score (a key of :data:`SCORES`) keeps the ``round(density · total)``
+    weights with the highest scores. A score takes these options:
 
-    - ``batch``: images as the network takes them and integer labels, the same at every step; or a function from the step
-      to a list of such pairs, over which gradients are averaged.
+    - ``batch``: images as the network takes them and integer labels, the same at every step. Or a function that returns
+      a list of such pairs for a step, over which gradients are averaged.
     - ``num_steps``: 1 is one shot; 0 takes the method's own number, ``SCORES[method].default_steps``.
     - ``schedule``: a key of :data:`~dctps_jax.pruning.schedules.SCHEDULES`, "exp" by default.
     - ``loss``: a key of :data:`~dctps_jax.losses.LOSSES`, "cross_entropy" by default.
-    - ``scope``: "global" compares all layers, "layer" keeps the density in each; ``allocation``: the counts of an
-      allocation in each layer, filled by score.
+    - ``scope``: "global" compares the weights of all layers. "layer" gives every layer the same density.
+    - ``allocation``: every layer keeps the count of this allocation, and the scores say which weights.
 
-    ``dense_layers`` and ``layer_densities`` as in :func:`allocate`. Raises :class:`~dctps_jax.errors.UserError` for an
-    unknown method or option, what is no batch of the network, a density that keeps nothing, scores that are not finite,
-    and fewer scores above 0 than weights to keep.
+    ``dense_layers`` and ``layer_densities`` are those of :func:`allocate`. Raises
+    :class:`~dctps_jax.errors.UserError` for an unknown method or option, a batch that the network cannot take, a density
+    that keeps nothing, scores that are not finite, and fewer scores above 0 than weights to keep.
     """
     check_density(density, "density")
     methods = (*ALLOCATIONS, *SCORES)

@@ -1,4 +1,4 @@
-"""How many weights each layer keeps: exact integer counts from shapes and a density, in plain Python and numpy."""
+"""How many weights each layer keeps: exact integer counts, computed from kernel shapes and a density."""
 
 import fnmatch
 import logging
@@ -12,7 +12,8 @@ from dctps_jax.errors import UserError
 
 Shapes = Mapping[str, Sequence[int]]
 
-# Each method gives a layer of shape (*kernel_size, in, out) or (in, out) its share of the kept weights.
+# Name → a function of a kernel's shape, (*kernel_size, in, out) or (in, out). It returns the share of the kept weights
+# that the layer gets; the shares need not sum to anything.
 ALLOCATIONS = {
     "uniform": lambda shape: math.prod(shape),  # the same density everywhere
     "epf": lambda shape: shape[-1],  # equal per filter: the same count for each output channel
@@ -31,17 +32,17 @@ def allocate(
 ) -> dict[str, int]:
     """Return how many weights each layer keeps, in the order of ``shapes``.
 
-    The counts sum to ``round(density · total)`` exactly (Python's round) and none exceeds its layer's size. A method
-    gives each layer its proportion of the total: ``uniform`` ∝ size, ``epf`` ∝ output channels, ``epl`` equal,
-    ``erk`` ∝ sum of the kernel's dimensions. What a full layer cannot take is shared among the others in the same
-    proportions (the original drops it, or gives it to the last layer). Fractions are settled by the largest remainder.
+    The counts sum to exactly ``round(density · total)`` (Python's round), and no count exceeds the size of its layer. A
+    method gives each layer a share of the total: ``uniform`` ∝ size, ``epf`` ∝ output channels, ``epl`` equal, ``erk`` ∝
+    sum of the kernel's dimensions. If a layer is full, the other layers share the rest in the same proportions. (The
+    original drops the rest, or gives it to the last layer.) Fractions are rounded by the largest remainder.
 
     - ``shapes``: kernel shapes by path, HWIO or (in, out).
     - ``density``: kept ÷ all weights, in (0, 1].
     - ``dense_layers``: path patterns (``fnmatch``: "conv1", "layer1.*") of layers that keep all their weights.
-    - ``layer_densities``: a density in (0, 1] for the layers that match a pattern; the first match counts. The weights of
-      such layers are taken from the same total, so that the density of the whole network stays as asked. It goes before
-      ``dense_layers`` for a pattern that is in both.
+    - ``layer_densities``: a density in (0, 1] for the layers that match a pattern; the first match counts. Their weights
+      are part of the same total, so that the density of the whole network stays as asked. For a pattern that is also in
+      ``dense_layers``, ``layer_densities`` counts.
 
     A layer left without any weight is reported in the log. Raises :class:`~dctps_jax.errors.UserError` for an unknown
     method, a density out of range, a pattern that matches nothing, or fixed layers that need more than the total.
@@ -59,7 +60,7 @@ def allocate_counts(
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
 ) -> dict[str, int]:
-    """Do what :func:`allocate` does without a word in the log."""
+    """Return what :func:`allocate` returns, without a warning in the log."""
     if method not in ALLOCATIONS:
         raise UserError(f"there is no allocation {method!r}; choose one of: {', '.join(ALLOCATIONS)}")
     check_density(density, "density")
@@ -79,7 +80,7 @@ def allocate_counts(
 
 
 def report_empty_layers(counts: Mapping[str, int], method: str, density: float) -> None:
-    """Warn in the log of layers that keep no weight."""
+    """Write a warning to the log if layers keep no weight."""
     empty = [path for path, count in counts.items() if count == 0]
     if empty:
         logging.getLogger("dctps_jax").warning(
@@ -102,7 +103,7 @@ def fixed_counts(
     dense_layers: Iterable[str],
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]],
 ) -> dict[str, int]:
-    """Return the counts of the layers that a pattern fixes, by path."""
+    """Return the counts of the layers that match a pattern of ``dense_layers`` or ``layer_densities``, by path."""
     if isinstance(dense_layers, str):
         dense_layers = (dense_layers,)
     densities = dict.fromkeys(dense_layers, 1.0) | dict(layer_densities)
@@ -120,7 +121,7 @@ def fixed_counts(
 
 
 def _fill(shares: Mapping[str, float], sizes: Mapping[str, int], total: int) -> dict[str, float]:
-    """Split ``total`` in proportion to ``shares``; what exceeds a layer's size goes to the others, until none does."""
+    """Split ``total`` in proportion to ``shares``. A layer gets at most its size; the others share the rest."""
     targets: dict[str, float] = {}
     open_layers = dict(shares)
     while open_layers:

@@ -1,7 +1,8 @@
-"""Dynamic sparse training: RigL and SET move a part of each layer's weights every so many steps.
+"""Dynamic sparse training: RigL and SET move a part of the trained weights of each layer at regular steps.
 
-An update drops the smallest active weights of a layer and grows as many others: those with the largest gradient of the
-dense kernel (RigL, Evci et al. 2020) or at random (SET, Mocanu et al. 2018). The optimiser takes no step on it.
+An update drops the smallest active weights of a layer and grows as many other weights: the weights with the largest
+gradient of the dense kernel (RigL, Evci et al. 2020), or random ones (SET, Mocanu et al. 2018). The optimiser takes no
+step at an update.
 """
 
 import math
@@ -23,7 +24,7 @@ class UpdateSchedule(NamedTuple):
     drop_fraction: float
 
     def is_update(self, step: int) -> bool:
-        """Return whether the step after ``step`` finished ones is an update: every ``update_every``-th before the end."""
+        """Return whether the step after ``step`` finished steps is an update: every ``update_every``-th before the end."""
         return (step + 1) % self.update_every == 0 and step + 1 < self.end_step
 
     def fraction(self, step: int) -> float:
@@ -31,12 +32,12 @@ class UpdateSchedule(NamedTuple):
         return self.drop_fraction / 2 * (1 + math.cos(math.pi * (step + 1) / self.end_step))
 
     def moves_anything(self, counts: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
-        """Return whether the first update, which drops most, drops a weight in any layer."""
+        """Return whether the first update drops a weight in any layer. Later updates drop fewer."""
         first = self.update_every - 1
         return self.is_update(first) and any(self.drop_counts(first, counts, sizes).values())
 
     def drop_counts(self, step: int, counts: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, int]:
-        """Return how many weights each layer drops, rounded down; none where there is nothing else to grow."""
+        """Return how many weights each layer drops, rounded down. A full layer drops none: it has nothing to grow."""
         fraction = self.fraction(step)
         return {path: 0 if count == sizes[path] else int(count * fraction) for path, count in counts.items()}
 
@@ -46,24 +47,27 @@ def move_weights(
 ) -> tuple[jax.Array, jax.Array]:
     """Drop and grow in one layer; return (new mask, kept), of the kernel's shape.
 
-    ``kept`` marks weights that were active and stay so: all others, the regrown ones too, have a weight and an optimiser
-    state of zero. The ``num_drop`` active weights smallest by magnitude go; among everything not kept the ``num_drop``
-    positions with the highest ``growth`` come. One that was dropped may come straight back, as in the authors' code:
-    it was never off, and counts as kept. Ties go to the earlier position. The number of active weights stays.
+    First the ``num_drop`` active weights of the smallest magnitude are dropped. Then, of all positions that are not
+    active any more, the ``num_drop`` positions with the highest ``growth`` are grown. A weight may be dropped and grown in
+    the same update, as in the authors' code. It then was never off. The earlier position wins a tie. The number of active
+    weights stays the same.
+
+    ``kept`` marks the weights that are active before and after. At all other positions the caller sets the weight and its
+    optimiser state to zero.
     """
-    # A gradient that is not a number is none to grow by; sorting would put it behind what is kept.
+    # NaN counts as no gradient. Sorting would put it last, even behind the weights that stay.
     active, growth = mask.ravel(), jnp.where(jnp.isnan(growth), 0, growth).ravel()
-    # Active weights come before all others, the larger first; a weight of exactly 0 that is active still counts as such.
+    # Active weights rank before all others, the largest first. -1 ranks an active weight of exactly 0 before the others.
     magnitude = jnp.where(active, jnp.abs(kernel.ravel()), -1)
     num_keep = active.sum() - num_drop
-    stays = _ranks(magnitude) < num_keep
-    comes = _ranks(jnp.where(stays, -jnp.inf, growth)) < num_drop
-    new = stays | comes
-    return new.reshape(mask.shape), (new & active).reshape(mask.shape)
+    not_dropped = _ranks(magnitude) < num_keep
+    grown = _ranks(jnp.where(not_dropped, -jnp.inf, growth)) < num_drop
+    new_mask = not_dropped | grown
+    return new_mask.reshape(mask.shape), (new_mask & active).reshape(mask.shape)
 
 
 def _ranks(values: jax.Array) -> jax.Array:
-    """Return each entry's place when sorted from the highest; equal ones in order of position."""
+    """Return the rank of each entry, 0 for the highest; equal entries rank in the order of their positions."""
     order = jnp.argsort(-values, stable=True)
     return (
         jnp.zeros(values.shape, jnp.int32).at[order].set(jnp.arange(values.size, dtype=jnp.int32), unique_indices=True)
@@ -71,12 +75,12 @@ def _ranks(values: jax.Array) -> jax.Array:
 
 
 def keep_only(optimizer: optax.GradientTransformation, opt_state: Any, kept: Any) -> Any:
-    """Zero every optimiser's per-parameter state outside ``kept``, a tree of booleans like the parameters."""
+    """Set the optimiser's state of all weights to zero where ``kept``, booleans in a tree like the parameters, is False."""
     return optax.tree_utils.tree_map_params(optimizer, lambda value, mask: jnp.where(mask, value, 0), opt_state, kept)
 
 
 def skip_optimizer_step(opt_state: Any) -> Any:
-    """Count a step for the learning rate only, which is a matter of epochs, not of optimiser steps."""
+    """Count a step in the learning-rate schedule only: the rate follows the training steps, also without an update."""
 
     def count(node: Any) -> Any:
         if isinstance(node, optax.ScaleByScheduleState):

@@ -1,4 +1,4 @@
-"""Put masks on a model, take them off it, and keep them in files."""
+"""Set the masks of a model, read them from it, and keep them in files."""
 
 import hashlib
 import math
@@ -22,13 +22,13 @@ FORMS = ("masked", "compact")
 def apply_masks(
     model: nnx.Module, masks: Mapping[str, np.ndarray | jax.Array], form: Literal["masked", "compact"] = "masked"
 ) -> None:
-    """Set the masks of the model's prunable layers, by dotted path, and remove the weights that they leave out.
+    """Set the masks of prunable layers, by dotted path. Weights where a mask is False are removed.
 
-    ``form`` says how the kept weights are stored: "masked" as dense arrays with zeros, "compact" as their values and
-    positions only. Layers that ``masks`` does not name stay as they are.
+    ``form`` says how the remaining weights are stored: "masked" as dense arrays with zeros, "compact" as values and
+    positions. Layers that ``masks`` does not name stay as they are.
 
-    Raises :class:`~dctps_jax.errors.UserError` for a path that is no prunable layer, a mask of another shape or another
-    form, before anything is changed.
+    Raises :class:`~dctps_jax.errors.UserError` for a path that is no prunable layer, a mask of another shape, or an
+    unknown form. The model is then unchanged.
     """
     if form not in FORMS:
         raise UserError(f"form is {form!r}; it must be one of: {', '.join(FORMS)}")
@@ -46,12 +46,12 @@ def apply_masks(
 
 
 def get_masks(model: nnx.Module) -> dict[str, np.ndarray]:
-    """Return the mask of every prunable layer by dotted path, whatever its form; all True for a layer without one."""
+    """Return the mask of every prunable layer by dotted path; all True for a layer that trains all weights."""
     return {path: mask_of_layer(layer) for path, layer in prunable_layers(model).items()}
 
 
 def mask_of_layer(layer: KernelLayer) -> np.ndarray:
-    """Return the mask of a layer, whatever its form; all True where it has none."""
+    """Return the mask of a masked or compact layer; all True for a layer that trains all weights."""
     if layer.mask is not None:
         return np.asarray(layer.mask[...])
     if layer.support is None:
@@ -67,7 +67,7 @@ def mask_of_support(support: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def save_masks(path: str | Path, masks: Mapping[str, np.ndarray | jax.Array]) -> None:
-    """Write masks by dotted path to an ``.npz`` file, whole or not at all."""
+    """Write masks by dotted path to an ``.npz`` file. After a crash the file is either whole or as it was before."""
     write_npz(Path(path), {name: np.asarray(mask, bool) for name, mask in masks.items()}, compress=True)
 
 
@@ -93,8 +93,8 @@ def digest_of_masks(masks: Mapping[str, np.ndarray]) -> str:
 def load_run_masks(folder: str | Path) -> dict[str, np.ndarray]:
     """Return the masks of a run's directory.
 
-    Raises :class:`~dctps_jax.errors.UserError` where they are damaged, are not the masks that the run's results describe, or
-    are not final since the run still moves its weights.
+    Raises :class:`~dctps_jax.errors.UserError` for damaged masks, for masks that the run's results do not describe, and
+    for a run that is not finished and still moves its weights.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -103,15 +103,16 @@ def load_run_masks(folder: str | Path) -> dict[str, np.ndarray]:
     config, results = folder / "config.json", folder / "results.json"
     if results.exists():
         try:
-            found = read_json(results)
-            densities, digest = found["layer_densities"], found.get("digests", {}).get("masks.npz")
-            kept = {path: np.count_nonzero(mask) / mask.size for path, mask in masks.items()}
+            content = read_json(results)
+            densities, digest = content["layer_densities"], content.get("digests", {}).get("masks.npz")
             # A layer without a mask keeps all its weights.
-            is_its_own = {path: kept.get(path, 1.0) for path in densities} == densities and set(kept) <= set(densities)
-            is_its_own &= digest in (None, digest_of_masks(masks))  # none in results of version 0.1.0
+            kept = dict.fromkeys(densities, 1.0)
+            kept |= {path: np.count_nonzero(mask) / mask.size for path, mask in masks.items()}
+            # Results of version 0.1.0 have no digest.
+            masks_match = kept == densities and digest in (None, digest_of_masks(masks))
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{results} is not what a finished run leaves; restore it, or take another run") from error
-        if not is_its_own:
+        if not masks_match:
             raise UserError(
                 f"{folder / 'masks.npz'} holds other masks than {results} speaks of; restore it, or take another run"
             )

@@ -1,4 +1,4 @@
-"""Random supports: exactly as many positions as asked, uniformly among all such sets, a function of the key alone."""
+"""Random supports: an exact number of positions, each set of that size equally likely. The key determines the set."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ from dctps_jax.pruning.masks import mask_of_support
 def random_masks(
     key: jax.Array, shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """Return a boolean mask of each shape with exactly ``counts[path]`` entries True, uniformly at random.
+    """Return a boolean mask of each shape with exactly ``counts[path]`` random entries True.
 
-    Layer i draws from ``jax.random.fold_in(key, i)``, so that a layer's mask depends on its place, shape and count only.
+    Layer i draws from ``jax.random.fold_in(key, i)``, so that its mask depends only on the key, i, its shape and count.
     """
     supports = random_supports(key, shapes, counts)
     return {path: mask_of_support(support, shapes[path]) for path, support in supports.items()}
@@ -25,7 +25,7 @@ def random_masks(
 def random_supports(
     key: jax.Array, shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """Return the ascending positions of :func:`random_masks` in each flattened kernel, without an array of its size."""
+    """Return the positions where :func:`random_masks` is True in each flattened kernel, ascending. No mask is made."""
     supports = {}
     for position, (path, shape) in enumerate(shapes.items()):
         size = math.prod(shape)
@@ -36,16 +36,17 @@ def random_supports(
 
 
 def random_support(key: jax.Array, size: int, count: int) -> np.ndarray:
-    """Return ``count`` distinct sorted positions below ``size``, uniform among all such sets.
+    """Return ``count`` distinct positions below ``size`` in ascending order; each set of positions is equally likely.
 
-    Work and memory are proportional to ``count``, not to ``size``. Only Philox's raw
-    stream is used, which NumPy promises never to change, unlike the sampling functions above it.
+    Up to half of the positions, work and memory are proportional to ``count``, not to ``size``. The numbers come from the
+    raw stream of Philox. NumPy promises never to change it, but may change its sampling functions.
     """
     if count > size - count:
         return np.setdiff1d(np.arange(size), random_support(key, size, size - count), assume_unique=True)
     words = np.asarray(jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key)
     stream = np.random.Philox(key=int.from_bytes(words.tobytes()[:16], "little"))
-    # Drawing with replacement and keeping first occurrences is uniform over sets; the modulo's bias is size / 2^64.
+    # Draws with replacement, of which the first occurrences are kept, make each set equally likely. The modulo makes
+    # a position more likely than another by at most size / 2^64.
     support = np.empty(0, np.int64)
     while len(support) < count:
         draws = (stream.random_raw(2 * count + 16) % np.uint64(size)).astype(np.int64)

@@ -13,7 +13,7 @@ from dctps_jax.errors import UserError
 from dctps_jax.layers import prunable_layers
 from dctps_jax.losses import LOSSES
 from dctps_jax.pruning.allocation import allocate_counts, fixed_counts
-from dctps_jax.pruning.batches import Batches, CheckedBatches
+from dctps_jax.pruning.batches import Batch, Batches, CheckedBatches
 from dctps_jax.pruning.scored_network import ScoredNetwork
 from dctps_jax.pruning.scores import SCORES
 from dctps_jax.pruning.selection import Masks, top_k_global
@@ -22,7 +22,7 @@ SCOPES = ("global", "layer")
 
 
 def exponential_densities(total: int, density: float, num_steps: int) -> list[float]:
-    """Return densities that fall by the same factor at every step; one of 0 counts as half a weight."""
+    """Return densities that fall by the same factor at every step. A last density of 0 counts as half a weight."""
     factor = math.log(max(density, 0.5 / total)) / num_steps
     return [math.exp((step + 1) * factor) for step in range(num_steps)]
 
@@ -40,8 +40,8 @@ SCHEDULES = {"exp": exponential_densities, "linear": linear_densities}
 def keep_counts(total: int, density: float, num_steps: int, schedule: str) -> list[int]:
     """Return how many of ``total`` weights stay after each step; the last count is ``round(density · total)``.
 
-    ``schedule`` is a key of :data:`SCHEDULES`. The other counts are rounded down, as the authors of FORCE do, but are
-    never below the last.
+    ``schedule`` is a key of :data:`SCHEDULES`. The counts before the last are rounded down, as the authors of FORCE do,
+    and are never below the last.
     """
     last = round(density * total)
     densities = SCHEDULES[schedule](total, density, num_steps)
@@ -72,7 +72,7 @@ def score_masks(
     final = allocate_counts(
         shapes, density, allocation or "uniform", dense_layers=dense_layers, layer_densities=layer_densities
     )
-    # Weights compete within a group: all layers whose counts are not given together, each other layer for itself.
+    # Weights compete within a group. A layer whose count is given is a group; all other layers are one group.
     fixed = final if allocation else fixed_counts(sizes, dense_layers, layer_densities)
     free = [path for path in shapes if path not in fixed]
     groups: list[tuple[list[str], list[int]]] = []
@@ -112,10 +112,9 @@ def thin_out(
     *,
     regrow: bool,
 ) -> Masks:
-    """Score and select ``num_steps`` times: ``score(masks, step)``, ``select(scores, step)``.
+    """Compute scores and select weights ``num_steps`` times: ``score(masks, step)``, then ``select(scores, step)``.
 
-    With ``regrow`` (FORCE) a weight that was removed may come back, since its score is of the dense network's weight;
-    otherwise its score falls below all others.
+    With ``regrow`` a weight that was removed may return. Without it, the score of a removed weight is set below all others.
     """
     masks = {path: np.ones(shape, bool) for path, shape in shapes.items()}
     for step in range(num_steps):
@@ -133,17 +132,25 @@ def score_function(
 ) -> Callable[[Masks, int], Mapping[str, np.ndarray]]:
     """Return ``(masks, step) → scores`` for a method, a key of :data:`~dctps_jax.pruning.scores.SCORES`."""
     score = SCORES[method]
-    checked: CheckedBatches | None = None
-    if score.batches != "none":
-        if batch is None:
-            raise UserError(f"{method} scores weights on data: give batch=(images, integer labels)")
-        checked = CheckedBatches(model, batch)
-    first = checked(0) if checked and score.batches == "first step" else []
+    batches_at = _batches_at(model, method, batch)
     network = ScoredNetwork(model, key, loss=loss, temperature=score.temperature or 1.0, train=score.train)
 
     def scores(masks: Masks, step: int) -> dict[str, np.ndarray]:
-        batches = checked(step) if checked and score.batches == "each step" else first
-        by_path = score.formula(network, {path: jnp.asarray(mask) for path, mask in masks.items()}, batches)
-        return {path: np.asarray(values) for path, values in by_path}
+        device_masks = {path: jnp.asarray(mask) for path, mask in masks.items()}
+        return {path: np.asarray(values) for path, values in score.formula(network, device_masks, batches_at(step))}
 
     return scores
+
+
+def _batches_at(model: nnx.Module, method: str, batch: Batches | None) -> Callable[[int], list[Batch]]:
+    """Return the batches of each step that the formula of ``method`` takes."""
+    needed = SCORES[method].batches
+    if needed == "none":
+        return lambda step: []
+    if batch is None:
+        raise UserError(f"{method} scores weights on data: give batch=(images, integer labels)")
+    checked_batches = CheckedBatches(model, batch)
+    if needed == "each step":
+        return checked_batches
+    first_batches = checked_batches(0)
+    return lambda step: first_batches

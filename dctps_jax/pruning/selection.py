@@ -1,4 +1,4 @@
-"""From scores to masks: the highest-scoring weights, exactly as many as asked, over all layers or within each."""
+"""From scores to masks: keep exactly as many weights as asked, those with the highest scores."""
 
 from collections.abc import Mapping
 
@@ -11,10 +11,10 @@ Masks = dict[str, np.ndarray]
 
 
 def top_k_global(scores: Scores, count: int, *, allow_zero: bool = False) -> Masks:
-    """Keep the ``count`` highest scores of all layers together. Ties are broken by position, earlier layers first.
+    """Return masks of the ``count`` highest scores of all layers together. The earlier layer or position wins a tie.
 
-    Raises :class:`~dctps_jax.errors.UserError` where scores are not finite, or where the lowest score kept is exactly 0
-    (unless ``allow_zero``): nothing then tells the kept weights from others.
+    Raises :class:`~dctps_jax.errors.UserError` if scores are not finite, or if the lowest score kept is exactly 0 (unless
+    ``allow_zero``): the scores then do not say which weights to keep.
     """
     flat = np.concatenate([np.asarray(score).ravel() for score in scores.values()])
     _check_finite(scores)
@@ -27,7 +27,7 @@ def top_k_global(scores: Scores, count: int, *, allow_zero: bool = False) -> Mas
 
 
 def _top_k(flat: np.ndarray, count: int, where: str, allow_zero: bool) -> np.ndarray:
-    """Return a boolean mask of the ``count`` highest entries, the first ones among equals; linear time."""
+    """Return a boolean mask of the ``count`` highest entries. The earlier entry wins a tie. Takes linear time."""
     kept = np.zeros(flat.size, bool)
     if count == 0:
         return kept

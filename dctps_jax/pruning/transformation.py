@@ -1,4 +1,4 @@
-"""Masks for a training loop of one's own: any optax optimiser and any tree of parameters."""
+"""Masks for your own training loop: any optax optimiser and any tree of parameters."""
 
 from typing import Any
 
@@ -20,10 +20,10 @@ def keep_masked(tree: Any, masks: Any) -> Any:
 
 
 def sparse_optimizer(optimizer: optax.GradientTransformation, masks: Any) -> optax.GradientTransformation:
-    """Return ``optimizer`` for the weights that ``masks`` keep (see :func:`keep_masked`); the others are never changed.
+    """Return an optimiser that changes only the weights that ``masks`` keep (see :func:`keep_masked`).
 
-    Their gradients are zero before the optimiser sees them, so that its moments stay zero, and so are their updates after
-    it, whatever it adds. Start from ``keep_masked(params, masks)``.
+    For all other weights, gradients are set to zero before ``optimizer`` sees them, so that its moments stay zero. Their
+    updates are set to zero after it, in case it adds weight decay. Start from ``keep_masked(params, masks)``.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
 """Draw the validation accuracy of runs by epoch: ``python -m dctps_jax.reports.curves RUN [RUN …] --output FILE``.
 
-Runs that differ in nothing but their seed share a line, the mean of those that are so far, and a band from the lowest to the highest. Each method
-has a panel of its own.
+Runs that differ in nothing but their seed share a line, the mean of those that are so far, and a band from the lowest
+to the highest. Each method has a panel of its own.
 """
 
 import argparse

@@ -38,7 +38,8 @@ class Record(NamedTuple):
 def read_run(folder: Path, name: str | None = None) -> Record:
     """Return the run in ``folder``.
 
-    Raises :class:`~dctps_jax.errors.UserError` where one of its files is missing or damaged, or is of another run than the others.
+    Raises :class:`~dctps_jax.errors.UserError` where one of its files is missing or damaged, or is of another run than
+    the others.
     """
     results = read_results(folder) if (folder / "results.json").exists() else None
     config, rows = _hashable(read_config(folder)), read_rows(folder / "metrics.jsonl")
@@ -84,7 +85,8 @@ def _check_together(record: Record) -> None:
 def read_records(source: Path) -> list[Record]:
     """Return all runs below a directory, or in a file that :func:`write_records` wrote, by name.
 
-    The directory over the seeds of a run is none itself. Raises :class:`~dctps_jax.errors.UserError` where there is nothing.
+    The directory over the seeds of a run is none itself. Raises :class:`~dctps_jax.errors.UserError` where there is
+    nothing.
     """
     if source.is_file():
         records = _read_file(source)
@@ -106,7 +108,8 @@ def read_records(source: Path) -> list[Record]:
 def write_records(file: Path, records: Iterable[Record]) -> None:
     """Write the runs as one JSON object a line, without where things lay and how they were computed; of an image folder with its name.
 
-    The first line says how many there are, and has a SHA-256 of the lines after it. Files of version 0.1.0 have no such line.
+    The first line says how many there are, and has a SHA-256 of the lines after it. Files of version 0.1.0 have no such
+    line.
     """
     lines = []
     for record in records:

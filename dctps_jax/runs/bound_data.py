@@ -38,7 +38,8 @@ def describe_split(train_rows: np.ndarray, validation_rows: np.ndarray) -> dict[
 def check_same_data(workdir: Path, data: dict[str, Any], known: dict[str, Any] | None = None) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` where a run was trained on other data than ``data``, naming what changed.
 
-    ``known`` is what a checkpoint says of the run's data. Without it ``data.json`` counts; a run of version 0.1.0 has none.
+    ``known`` is what a checkpoint says of the run's data. Without it ``data.json`` counts; a run of version 0.1.0 has
+    none.
     """
     if known is None:
         if not (workdir / FILE).exists():

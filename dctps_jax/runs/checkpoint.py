@@ -42,8 +42,9 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run, ``latest/STEP`` (two) and ``best/STEP`` (one) below ``folder``.
 
-    Orbax writes a checkpoint under a temporary name and renames it, so that a kill leaves the checkpoints before intact;
-    the digest finds what a disk or a copy damaged later. A damaged checkpoint is moved to ``damaged/`` and passed over.
+    Orbax writes a checkpoint under a temporary name and renames it, so that a kill leaves the checkpoints before
+    intact; the digest finds what a disk or a copy damaged later. A damaged checkpoint is moved to ``damaged/`` and
+    passed over.
     """
 
     def __init__(self, folder: Path, run: str = ""):
@@ -87,8 +88,9 @@ class Checkpoints:
     def newest(self, kind: str) -> Saved | None:
         """Return the newest sound checkpoint among the "latest" or the "best", or None without one.
 
-        Damaged ones are moved to ``damaged/`` with a warning. Raises :class:`~dctps_jax.errors.UserError` for a checkpoint
-        of another run, or of a format that this version does not read. An error that is no damage is passed on, and nothing is moved.
+        Damaged ones are moved to ``damaged/`` with a warning. Raises :class:`~dctps_jax.errors.UserError` for a
+        checkpoint of another run, or of a format that this version does not read. An error that is no damage is passed
+        on, and nothing is moved.
         """
         damages: dict[int, Damaged] = {}
         newest = None
@@ -152,8 +154,8 @@ def _check_run(saved: Saved, folder: Path, run: str) -> None:
 def read_arrays(folder: Path, kind: str, run: str = "") -> tuple[int, dict[str, np.ndarray]]:
     """Return (step, arrays by path) of the newest checkpoint among the "latest" or the "best" of a run, whatever it trained.
 
-    Nothing is moved. Raises :class:`~dctps_jax.errors.UserError` where there is none, it is damaged, or it names another
-    run than ``run``.
+    Nothing is moved. Raises :class:`~dctps_jax.errors.UserError` where there is none, it is damaged, or it names
+    another run than ``run``.
     """
     steps = steps_in(folder / kind)
     if not steps:
@@ -196,9 +198,9 @@ class _FileHandler(ocp.AsyncCheckpointHandler):
     """Has Orbax write a file as it is.
 
     Its own handlers would write arrays as an OCDBT database: orbax-checkpoint 0.12.8 looks for the database's parts by
-    ``glob.glob`` over the whole path, so that brackets in the name of a directory lose them, and TensorStore's errors tell
-    a full disk, or a file that must not be read, by their texts only. The file is written before ``async_save`` returns:
-    what goes wrong in a thread Orbax logs with a traceback.
+    ``glob.glob`` over the whole path, so that brackets in the name of a directory lose them, and TensorStore's errors
+    tell a full disk, or a file that must not be read, by their texts only. The file is written before ``async_save``
+    returns: what goes wrong in a thread Orbax logs with a traceback.
     """
 
     async def async_save(self, directory: Any, args: "_File") -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 class Damaged(Exception):
     """A checkpoint that is not as it was written: a file is missing, or its content is not what its digest says.
 
-    Nothing else is damage. A file that must not be read, a lack of memory, threads or file handles, a disk that fails: the
-    checkpoint may be sound, so that its reader passes on whatever came up.
+    Nothing else is damage. A file that must not be read, a lack of memory, threads or file handles, a disk that fails:
+    the checkpoint may be sound, so that its reader passes on whatever came up.
     """
 
 

@@ -68,9 +68,9 @@ def mend_files(
 ) -> None:
     """Write ``metrics.jsonl`` and the files of ``masks`` anew where they are not what the checkpoint of ``step`` knows.
 
-    What was there instead is moved to ``damaged/`` in ``workdir``, with a warning. Without ``rows``, as in checkpoints of
-    format 2, the metrics stay as they are. The metrics may be a row behind the checkpoint, after a kill, and ahead of it,
-    where a newer one was damaged: those rows come again, unless the run ``is_finished``.
+    What was there instead is moved to ``damaged/`` in ``workdir``, with a warning. Without ``rows``, as in checkpoints
+    of format 2, the metrics stay as they are. The metrics may be a row behind the checkpoint, after a kill, and ahead
+    of it, where a newer one was damaged: those rows come again, unless the run ``is_finished``.
     """
     if jax.process_index() != 0:
         return

@@ -20,7 +20,8 @@ class MetricsLog:
     def __init__(self, workdir: Path, step: int, tensorboard: bool, rows: list[dict[str, Any]] | None = None):
         """Open the log of a run that stands at ``step``, with the ``rows`` that its checkpoint holds.
 
-        Without them, as in checkpoints of format 2, those of the file count; later ones, which will come again, are dropped.
+        Without them, as in checkpoints of format 2, those of the file count; later ones, which will come again, are
+        dropped.
         """
         self.path = workdir / "metrics.jsonl"
         self.rows = [row for row in read_rows(self.path) if row["step"] <= step] if rows is None else list(rows)

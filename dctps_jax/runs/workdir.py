@@ -25,6 +25,9 @@ FREE_FIELDS: tuple[str, ...] = (
     *(name for name, field in FIELDS.items() if field.resume),
 )
 
+# The fields that configs of earlier versions lack, with what these configs mean.
+ADDED_FIELDS: dict[str, Any] = {name: field.default for name, field in FIELDS.items() if field.added}
+
 # What a run writes; none of it may be there before the run's config.json.
 FILES = ("results.json", "data.json", "metrics.jsonl", "masks.npz", "masks_initial.npz", "checkpoints", "tensorboard")
 
@@ -163,16 +166,19 @@ def free_fields(config: dict[str, Any]) -> set[str]:
 
 
 def identity(config: dict[str, Any]) -> str:
-    """Return a digest of the fields of a config, as a JSON object, that its run is known by."""
+    """Return a digest of the fields of a config, as a JSON object, that its run is known by.
+
+    A field that earlier versions lack is left out at its default, so that their runs keep their identity.
+    """
     fields = dict(flat_fields(config))
-    free = free_fields(fields)
-    return digest_of({field: value for field, value in fields.items() if field not in free})
+    left_out = free_fields(fields) | {field for field, default in ADDED_FIELDS.items() if fields.get(field) == default}
+    return digest_of({field: value for field, value in fields.items() if field not in left_out})
 
 
 def check_same(workdir: Path, config: dict[str, Any]) -> None:
     """Raise :class:`~dctps_jax.errors.UserError`, naming what differs, where a directory is of another config."""
-    found = dict(flat_fields(_read_fields(workdir / "config.json", check_object, "is no config of a run")))
-    asked = dict(flat_fields(config))
+    there = dict(flat_fields(_read_fields(workdir / "config.json", check_object, "is no config of a run")))
+    found, asked = ADDED_FIELDS | there, ADDED_FIELDS | dict(flat_fields(config))
     free = free_fields(asked)
     different = [
         f"{field} ({found.get(field, 'absent')!r} there, {asked.get(field, 'absent')!r} now)"

@@ -251,9 +251,9 @@ def run_epoch(
     """Train from ``step`` to the end of its epoch, yielding (step, state, sums) after every dispatch.
 
     ``num_drop_at`` says how many weights each layer drops at a step that updates masks. The caller may stop in between;
-    the yielded state is given away with the next dispatch. The sums are waited for every ``log_every_steps``, or earlier
-    where steps take long: it bounds how far the host runs ahead, and finds a loss that is not finite.
-    Raises :class:`~dctps_jax.training.signals.NonFiniteLoss`.
+    the yielded state is given away with the next dispatch. The sums are waited for every ``log_every_steps``, or
+    earlier where steps take long: it bounds how far the host runs ahead, and finds a loss that is not finite. Raises
+    :class:`~dctps_jax.training.signals.NonFiniteLoss`.
     """
     spec, placement = programs.setup.spec, programs.setup.placement
     pace = Pace(max(1, log_every_steps // spec.steps_per_dispatch))

@@ -16,7 +16,7 @@ from flax import nnx
 from dctps_jax import data, models, pruning
 from dctps_jax.data.batches import Normalization, Split, normalization_of
 from dctps_jax.errors import UserError
-from dctps_jax.optimizers import learning_rate_schedule, make_optimizer
+from dctps_jax.optimizers import SCHEDULES, make_optimizer
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
 from dctps_jax.training import loop
@@ -55,7 +55,7 @@ def make_optimizer_and_schedule(
 ) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
     """Return the optimiser of ``config.optimizer``, and its learning rate as a function of the step."""
     options = config.optimizer
-    schedule = learning_rate_schedule(options.learning_rate, options.milestones, options.decay_rate, steps_per_epoch)
+    schedule = SCHEDULES[options.schedule](options, steps_per_epoch, config.num_epochs)
     optimizer = make_optimizer(
         options.name,
         schedule,
@@ -73,8 +73,8 @@ def choose_normalization(config: Any, dataset: data.Dataset, train: Split) -> No
     return normalization_of(dataset, train)
 
 
-# Up to this density values, positions and two moments (16 bytes) of the kept weights take less than half of what kernel,
-# mask and two moments (13 bytes) of all weights do.
+# Up to this density values, positions and two moments (16 bytes) of the kept weights take less than half of what
+# kernel, mask and two moments (13 bytes) of all weights do.
 MAX_COMPACT_DENSITY = 0.4
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -86,7 +86,6 @@ def build_model(config: Any, num_classes: int, image_size: int, **options: Any) 
 
     ``options`` as in :func:`dctps_jax.models.create_model`.
     """
-    is_resnet = config.model.name in models.RESNETS
     return models.create_model(
         config.model.name,
         num_classes=num_classes,
@@ -98,9 +97,14 @@ def build_model(config: Any, num_classes: int, image_size: int, **options: Any) 
         min_loop=config.execution.min_loop,
         remat=config.execution.remat,
         rngs=nnx.Rngs(stream(config.seed, "init")),
-        **({"width": config.model.width, "stable": config.model.stable} if is_resnet else {}),
+        **_network_options(config),
         **options,
     )
+
+
+def _network_options(config: Any) -> dict[str, Any]:
+    """Return the fields of ``config.model`` that are options of its network only, e.g. the width of a ResNet."""
+    return {name: config.model[name] for name in models.network_options(config.model.name) if name in config.model}
 
 
 def build_sparse_model(
@@ -111,49 +115,45 @@ def build_sparse_model(
     spec: loop.StepSpec,
     own_supports: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[nnx.Module, Supports]:
-    """Return the network with the support that ``config.pruning`` asks for, and the support, empty for a dense network.
+    """Return the network with the supports that ``config.pruning`` asks for, and the supports, empty for a dense network.
 
-    A run that goes on takes the support of its checkpoint, ``own_supports``, and chooses nothing again. Only scores make
-    dense kernels; for a random support, or that of a run, there are none in the compact form.
+    A run that goes on takes the supports of its checkpoint, ``own_supports``, and chooses none. In the compact form dense
+    kernels are built only to compute scores. Random supports and supports of a run never need them.
     """
-    settings = config.pruning
     build = partial(build_model, config, num_classes, image_size)
-    masks = _masks_of_run(config) if own_supports is None and settings.method == "from_run" else None
-    is_chosen = own_supports is not None or masks is not None
-    supports: Supports = {}
-
-    def choose(shapes: Shapes) -> Supports:
-        if own_supports is not None:
-            _check_supports(own_supports, shapes)
-            supports.update(own_supports)
-        elif masks is not None:
-            _check_masks(masks, shapes, settings.run)
-            supports.update({path: np.flatnonzero(mask) for path, mask in masks.items()})
-        else:
-            supports.update(_at_random(config, shapes))
-        return supports
-
-    if {} in (own_supports, masks) or (not is_chosen and settings.density == 1 and not settings.layer_densities):
-        return build(), {}
-    if not is_chosen and settings.method in pruning.SCORE_METHODS:
-        model = build()
-        supports.update(_supports_by_score(config, model, train, spec))
+    shapes = models.kernel_shapes(config.model.name, num_classes=num_classes, **_network_options(config))
+    settings = config.pruning
+    if own_supports is not None:
+        _check_supports(own_supports, shapes)
+        supports = dict(own_supports)
+    elif settings.method == "from_run":
+        supports = _supports_of_run(config, shapes)
+    elif settings.density == 1 and not settings.layer_densities:
+        supports = {}
+    elif settings.method in pruning.SCORES:
+        supports = _supports_by_score(config, build(), train, spec)
     else:
-        model = build(choose_support=choose)
+        supports = _random_supports(config, shapes)
+    if not supports:
+        return build(), {}
+    if _form(config, supports, shapes) == "compact":
+        model = build(supports=supports)
+    else:
+        model = build()
+        for path, layer in models.prunable_layers(model).items():
+            layer.set_mask(pruning.mask_of_support(supports[path], layer.kernel_shape))
     layers = models.prunable_layers(model)
-    kept, size = sum(map(len, supports.values())), sum(math.prod(layer.kernel_shape) for layer in layers.values())
-    form = config.execution.form
-    if form == "auto":
-        form = "compact" if kept <= MAX_COMPACT_DENSITY * size else "masked"
-    for path, support in supports.items():
-        layer = layers[path]
-        if form == "masked":
-            layer.set_mask(pruning.mask_of_support(support, layer.kernel_shape))
-        elif layer.support is None:  # scores were taken of dense kernels
-            layer.set_support(support)
     for path, method in _methods(config, layers).items():
         layers[path].method = method
     return model, supports
+
+
+def _form(config: Any, supports: Supports, shapes: Shapes) -> str:
+    """Return the form of the trained weights, "compact" or "masked"; "auto" is the one that takes less memory."""
+    if config.execution.form != "auto":
+        return config.execution.form
+    kept, size = sum(map(len, supports.values())), sum(math.prod(shape) for shape in shapes.values())
+    return "compact" if kept <= MAX_COMPACT_DENSITY * size else "masked"
 
 
 def _methods(config: Any, paths: Iterable[str]) -> dict[str, str]:
@@ -171,23 +171,33 @@ def _methods(config: Any, paths: Iterable[str]) -> dict[str, str]:
     return {path: methods.get(path, default) for path in paths}
 
 
-def _masks_of_run(config: Any) -> dict[str, np.ndarray]:
+def _supports_of_run(config: Any, shapes: Shapes) -> Supports:
+    """Return the supports of the run that ``config.pruning.run`` names, empty for a dense network."""
     folder = config.pruning.run
     masks = pruning.load_run_masks(folder)
-    if not masks and config.sparse_training.method != "static":
-        raise UserError(f"config.pruning.run is {folder}, a dense network; it has no weights to move")
-    if masks and not any(mask.any() for mask in masks.values()):
+    if not masks:
+        if config.sparse_training.method != "static":
+            raise UserError(f"config.pruning.run is {folder}, a dense network; it has no weights to move")
+        return {}
+    if not any(mask.any() for mask in masks.values()):
         raise UserError(f"config.pruning.run is {folder}, whose masks keep no weight; name another run")
-    return masks
+    _check_masks(masks, shapes, folder)
+    return {path: np.flatnonzero(mask) for path, mask in masks.items()}
 
 
 def _check_supports(supports: Mapping[str, np.ndarray], shapes: Shapes) -> None:
-    for path, positions in supports.items():
-        if path not in shapes or (len(positions) and positions.max() >= math.prod(shapes[path])):
-            raise UserError(
-                f"the checkpoints of the run are of another network: {path} is no layer of this one, or has another shape; "
-                "go on with the version of dctps_jax that wrote them, or choose another directory"
-            )
+    """Raise :class:`~dctps_jax.errors.UserError` unless supports, if there are any, are of the network's layers."""
+    foreign = sorted(set(supports) ^ set(shapes)) if supports else []
+    foreign += [
+        path
+        for path, positions in supports.items()
+        if path in shapes and positions.max(initial=0) >= math.prod(shapes[path])
+    ]
+    if foreign:
+        raise UserError(
+            f"the checkpoints of the run are of another network: {foreign[0]} is a layer of only one of them, or has "
+            "another shape; go on with the version of dctps_jax that wrote them, or choose another directory"
+        )
 
 
 def _check_masks(masks: Mapping[str, np.ndarray], shapes: Shapes, source: str | Path) -> None:
@@ -205,7 +215,7 @@ def _check_masks(masks: Mapping[str, np.ndarray], shapes: Shapes, source: str | 
             )
 
 
-def _at_random(config: Any, shapes: Shapes) -> Supports:
+def _random_supports(config: Any, shapes: Shapes) -> Supports:
     settings = config.pruning
     counts = pruning.allocate(
         shapes, settings.density, settings.method, dense_layers=settings.dense_layers,

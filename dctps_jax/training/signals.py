@@ -49,9 +49,10 @@ class StopSignals:
     While the network trains, inside :meth:`saving`, the first signal asks the loop to save and leave; the loop reads
     :attr:`number`. A message answers the second one. The third one ends the process at once.
 
-    Before and after, the process ends at once with one line. Nothing is lost: there is nothing to save yet, or everything
-    is saved. ``KeyboardInterrupt`` would not do: it waits for the compiler, gets lost where it meets a callback of the
-    garbage collector, and unwinds the process while threads of the compiler still run, which crashes it.
+    Before and after, the process ends at once with one line. Nothing is lost: there is nothing to save yet, or
+    everything is saved. ``KeyboardInterrupt`` would not do: it waits for the compiler, gets lost where it meets a
+    callback of the garbage collector, and unwinds the process while threads of the compiler still run, which crashes
+    it.
 
     With ``ends_process=False``, as in a notebook, ``KeyboardInterrupt`` is raised instead of ending the process.
     """

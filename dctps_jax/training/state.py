@@ -15,8 +15,8 @@ from dctps_jax.layers import prunable_layers, unmasked_copy
 class TrainState(NamedTuple):
     """Everything that a restart needs and nothing else.
 
-    ``supports`` say which weights are trained: a mask or the positions of each layer that is not dense. ``frozen`` holds
-    what is neither trained nor a statistic nor a support: the αs that keep their initial value.
+    ``supports`` say which weights are trained: a mask or the positions of each layer that is not dense. ``frozen``
+    holds what is neither trained nor a statistic nor a support: the αs that keep their initial value.
     """
 
     step: jax.Array
@@ -30,8 +30,8 @@ class TrainState(NamedTuple):
 class Graphs(NamedTuple):
     """A network without its arrays: for training, for evaluation, and for training all weights (dense gradients).
 
-    ``shapes`` and ``counts`` are kernel shapes and numbers of trained weights of the layers with a support, by path in the
-    state's order.
+    ``shapes`` and ``counts`` are kernel shapes and numbers of trained weights of the layers with a support, by path in
+    the state's order.
     """
 
     train: nnx.GraphDef

@@ -97,8 +97,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
     """Take one optimiser step on ``batch`` (normalised images, labels); return the new state and the batch's metrics.
 
-    The metrics are ``loss`` (mean, before the update) and ``correct`` (count). ``mesh`` has one axis, along which the batch
-    is split.
+    The metrics are ``loss`` (mean, before the update) and ``correct`` (count). ``mesh`` has one axis, along which the
+    batch is split.
     """
     (loss, (metrics, batch_stats)), gradients = value_and_gradients(graph, state, state.supports, batch, mesh)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -113,8 +113,8 @@ def mask_update_step(
 ) -> tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]:  # fmt: skip
     """Move weights instead of taking an optimiser step; return the state, the batch's metrics and how many moved.
 
-    ``num_drop`` is the number of weights that each layer drops, by path; how many moved has the same form. RigL grows by
-    the gradient of the dense kernel on this batch; with a ``growth_key`` (SET) growth is random and no gradient is
+    ``num_drop`` is the number of weights that each layer drops, by path; how many moved has the same form. RigL grows
+    by the gradient of the dense kernel on this batch; with a ``growth_key`` (SET) growth is random and no gradient is
     computed. A compact state is masked for this step.
     """
     compact = is_compact(state)

@@ -42,8 +42,8 @@ def train_seed(
 ) -> dict[str, Any]:
     """Train and test the network that ``config`` describes, in ``workdir``; go on where an earlier call was stopped.
 
-    Returns the content of ``results.json``. ``bind`` is called with a description of the data and one of the split, once
-    nothing can be wrong with config and data any more, before the first file is written.
+    Returns the content of ``results.json``. ``bind`` is called with a description of the data and one of the split,
+    once nothing can be wrong with config and data any more, before the first file is written.
 
     Raises :class:`~dctps_jax.errors.UserError` where the config cannot work with the data or the directory,
     :class:`~dctps_jax.training.signals.NonFiniteLoss`, and :class:`~dctps_jax.training.signals.Stopped`.

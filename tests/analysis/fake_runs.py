@@ -26,9 +26,14 @@ def make_run(
     }
     (folder / "config.json").write_text(json.dumps(config))
     row = {
-        "epoch": 1, "step": 9, "train_loss": 2.0, "val_loss": 2.1, "val_accuracy": accuracy, "learning_rate": 0.001,
+        "epoch": 1,
+        "step": 9,
+        "train_loss": 2.0,
+        "val_loss": 2.1,
+        "val_accuracy": accuracy,
+        "learning_rate": 0.001,
         "images_per_second": 1000.0 + seed,
-    }  # fmt: skip
+    }
     (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     results = {
         "best_val_accuracy": accuracy, "best_epoch": 1, "test_accuracy_best": accuracy,
@@ -37,7 +42,10 @@ def make_run(
         "layer_densities": {path: float(mask.mean()) for path, mask in MASKS.items()},
         "storage_bytes": {kind: {"this": 1000, "dense": 9000} for kind in ("parameters", "supports", "optimizer_state")}
         | {"checkpoint": {"this": 12345, "dense": 99999}},
-        "flops": {kind: {"dense": 2_500_000, "sparse": 20_000, "offset": 1_000} for kind in ("inference_of_an_image", "training_step")},
+        "flops": {
+            kind: {"dense": 2_500_000, "sparse": 20_000, "offset": 1_000}
+            for kind in ("inference_of_an_image", "training_step")
+        },
     }  # fmt: skip
     save_masks(folder / "masks.npz", MASKS)
     if finished:

@@ -1,4 +1,4 @@
-"""Runs with a damaged file: every program that reads them says in one sentence which file, and what is wrong with it."""
+"""Runs with a damaged file: every program that reads them names the file and what is wrong with it in one sentence."""
 
 import json
 import shutil
@@ -58,7 +58,10 @@ ROWS = {
     "truth": (lambda lines: changed(lines, 0, epoch=True), "epoch is True"),
     "half an epoch": (lambda lines: changed(lines, 0, epoch=1.5), "epoch is 1.5"),
     "400 digits": (lambda lines: changed(lines, 0, train_loss=10**400), "train_loss is 1000"),
-    "doubled row": (lambda lines: [lines[0], lines[1], lines[1], lines[2]], "line 3 (epoch is 2, but the epochs before"),
+    "doubled row": (
+        lambda lines: [lines[0], lines[1], lines[1], lines[2]],
+        "line 3 (epoch is 2, but the epochs before",
+    ),
     "lost row": (lambda lines: [lines[0], lines[2]], "line 2 (epoch is 3"),
     "first row lost": (lambda lines: lines[1:], "line 1 (epoch is 2"),
     "altered step": (lambda lines: changed(lines, 1, step=19), "step is 19, but each epoch has 9 steps"),
@@ -67,7 +70,7 @@ ROWS = {
     "deep": (lambda lines: [b"[" * 100_000, *lines], "nested too deeply"),
     "cut in the middle": (lambda lines: [lines[0][:20], *lines[1:]], "line 1"),
     "last line that is whole": (lambda lines: [*lines[:2], lines[2].replace(b"{", b"(")], "line 3"),
-}  # fmt: skip
+}
 
 
 def changed(lines, number, **fields):
@@ -122,7 +125,8 @@ RESULTS = {
     "no kinds": (lambda values: values | {"storage_bytes": {}}, "no field storage_bytes.parameters.this"),
     "text for an account": (lambda values: values | {"flops": "many"}, "no field flops.inference_of_an_image.dense"),
     "text in an account": (
-        lambda values: json.loads(json.dumps(values).replace("2500000", '"2.5 M"')), "flops.inference_of_an_image.dense is",
+        lambda values: json.loads(json.dumps(values).replace("2500000", '"2.5 M"')),
+        "flops.inference_of_an_image.dense is",
     ),
     "text for seeds": (lambda values: values | {"seeds": "0, 1"}, "seeds is '0, 1'"),
     "a list": (lambda values: [values], "it is no JSON object"),
@@ -142,13 +146,17 @@ CONFIGS = {
     "foreign": (lambda values: {"name": "something else"}, "there is no field model.name"),
     "renamed key": (lambda values: without(values, "pruning") | {"prunning": values["pruning"]}, "pruning.density"),
     "text": (lambda values: values | {"seed": "0"}, "seed is '0'"),
-    "unknown offset": (lambda values: values | {"model": {"name": "lenet", "offset": "fourier"}}, "model.offset is 'fourier'"),
+    "unknown offset": (
+        lambda values: values | {"model": {"name": "lenet", "offset": "fourier"}},
+        "model.offset is 'fourier'",
+    ),
     "text for a density": (
-        lambda values: values | {"pruning": values["pruning"] | {"density": "0.01"}}, "pruning.density is '0.01'",
+        lambda values: values | {"pruning": values["pruning"] | {"density": "0.01"}},
+        "pruning.density is '0.01'",
     ),
     "text for a group": (lambda values: values | {"pruning": "epl"}, "there is no field pruning.density"),
     "a list": (lambda values: [], "it is no JSON object"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", CONFIGS)
@@ -173,7 +181,7 @@ CONTRADICTIONS = {
     "density": ("results.json", {"density_asked": 0.02}, "density_asked is 0.02 in the results and 0.01 in the config"),
     "best epoch": ("results.json", {"best_epoch": 3}, "0.5 after epoch 3 in the results, and 0.5 after epoch 2"),
     "best accuracy": ("results.json", {"best_val_accuracy": 0.75}, "0.75 after epoch 2 in the results, and 0.5"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CONTRADICTIONS)
@@ -188,20 +196,22 @@ def test_damaged_files_of_all_runs(sound, tmp_path):
     whole = json.loads((tmp_path / "runs.jsonl").read_text().splitlines()[1])
     damaged = tmp_path / "damaged.jsonl"
     row = whole["rows"][0]
-    for number, (values, sentence) in enumerate((
-        (whole | {"config": whole["config"] | {"pruning.density": "x"}}, "pruning.density is 'x'"),
-        (whole | {"config": []}, "it is no JSON object"),
-        (whole | {"results": {}}, "there is no field test_accuracy_best"),
-        (whole | {"results": whole["results"] | {"density": "0.1"}}, "density is '0.1'"),
-        (whole | {"results": whole["results"] | {"best_epoch": 1}}, "the best validation accuracy"),
-        (whole | {"rows": [row, row]}, "epoch is 1"),
-        (whole | {"rows": {"epoch": 1}}, "it must have the fields"),
-        (whole | {"rows": [1]}, "it is no JSON object"),
-        (whole | {"name": 7}, "it must have the fields"),
-        (without(whole, "rows"), "it must have the fields"),
-        (whole | {"more": 1}, "it must have the fields"),
-        ([whole], "it is no JSON object"),
-    )):  # fmt: skip
+    for number, (values, sentence) in enumerate(
+        (
+            (whole | {"config": whole["config"] | {"pruning.density": "x"}}, "pruning.density is 'x'"),
+            (whole | {"config": []}, "it is no JSON object"),
+            (whole | {"results": {}}, "there is no field test_accuracy_best"),
+            (whole | {"results": whole["results"] | {"density": "0.1"}}, "density is '0.1'"),
+            (whole | {"results": whole["results"] | {"best_epoch": 1}}, "the best validation accuracy"),
+            (whole | {"rows": [row, row]}, "epoch is 1"),
+            (whole | {"rows": {"epoch": 1}}, "it must have the fields"),
+            (whole | {"rows": [1]}, "it is no JSON object"),
+            (whole | {"name": 7}, "it must have the fields"),
+            (without(whole, "rows"), "it must have the fields"),
+            (whole | {"more": 1}, "it must have the fields"),
+            ([whole], "it is no JSON object"),
+        )
+    ):
         damaged.write_text(f"{json.dumps(whole)}\n{json.dumps(values)}\n")
         done = call(report.main, damaged, "--output", tmp_path / f"out{number}")
         assert_one_sentence(done, "report", f"{damaged} is no file of runs: line 2: ", sentence)
@@ -218,18 +228,24 @@ MASK_FILES = {
     "empty": (lambda file: file.write_bytes(b""), "cannot be read as .npz"),
     "text": (lambda file: file.write_text("masks"), "cannot be read as .npz"),
     "pickle": (lambda file: np.savez(file, fc=np.array([{}], object)), "cannot be read as .npz"),
-    "weights": (lambda file: np.savez(file, fc=np.ones((4, 2), np.float32)), "float32 of shape (4, 2), which is no mask"),
+    "weights": (
+        lambda file: np.savez(file, fc=np.ones((4, 2), np.float32)), "float32 of shape (4, 2), which is no mask"
+    ),
     "no weights": (other(fc=np.zeros((0, 2), bool)), "holds fc as bool of shape (0, 2), which is no mask"),
     "other density": (other(fc=np.ones((4, 2), bool)), "holds other masks than"),
     "other layer": (other(conv2=np.ones((4, 2), bool)), "holds other masks than"),
     "lost layer": (lambda file: save_masks(file, {"fc": MASKS["fc"]}), "holds other masks than"),
     "folder": (lambda file: (file.unlink(), file.mkdir()), "does not exist"),
     "nothing": (lambda file: file.unlink(), "does not exist"),
-    "results": (lambda file: file.with_name("results.json").write_text("{}"), "results.json is not what a finished run"),
+    "results": (
+        lambda file: file.with_name("results.json").write_text("{}"), "results.json is not what a finished run"
+    ),
     "results that are a list": (
         lambda file: file.with_name("results.json").write_text('{"layer_densities": [1]}'), "holds other masks",
     ),
-    "results that are no text": (lambda file: file.with_name("results.json").write_bytes(b"\xff"), "results.json cannot be read"),
+    "results that are no text": (
+        lambda file: file.with_name("results.json").write_bytes(b"\xff"), "results.json cannot be read"
+    ),
     "config": (
         lambda file: (file.with_name("results.json").unlink(), file.with_name("config.json").write_text("[]")),
         "config.json is no config of a run",

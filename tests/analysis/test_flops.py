@@ -9,13 +9,16 @@ from flax import nnx
 
 from dctps_jax import pruning
 from dctps_jax.accounts.flops import flops_account
-from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.models import create_model, kernel_shapes, prunable_layers
 
 # Output positions an image and size of the kernel of LeNet's layers.
 LENET = {
-    "convs.0": (28 * 28, (75, 6)), "convs.3": (10 * 10, (150, 16)), "convs.6": (1, (400, 120)), "fcs.0": (1, (120, 82)),
+    "convs.0": (28 * 28, (75, 6)),
+    "convs.3": (10 * 10, (150, 16)),
+    "convs.6": (1, (400, 120)),
+    "fcs.0": (1, (120, 82)),
     "fcs.2": (1, (82, 10)),
-}  # fmt: skip
+}
 
 
 def lenet(offset, **options):
@@ -44,10 +47,9 @@ def test_lenet(offset, batch):
 
 
 def test_the_form_of_the_layers_does_not_matter():
-    def choose(shapes):
-        return pruning.random_supports(jax.random.key(0), shapes, dict.fromkeys(shapes, 5))
-
-    compact, masked = lenet("dct", choose_support=choose), lenet("dct", choose_support=choose)
+    shapes = kernel_shapes("lenet", num_classes=10)
+    supports = pruning.random_supports(jax.random.key(0), shapes, dict.fromkeys(shapes, 5))
+    compact, masked = lenet("dct", supports=supports), lenet("dct", supports=supports)
     for layer in prunable_layers(masked).values():
         layer.set_mask(pruning.mask_of_support(np.asarray(layer.support[...]), layer.kernel_shape))
     counts = dict.fromkeys(LENET, 5)

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from dctps_jax.accounts.plan_table import plan_table, planned
-from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.models import create_model, kernel_shapes, prunable_layers
 from dctps_jax.offsets import find_offset
 from dctps_jax.ops.cost_model import choose, predicted_seconds
 from dctps_jax.ops.methods import METHODS
@@ -27,7 +27,7 @@ def compact(name, offset="dct", **options):
     """A network with four weights a layer."""
     return create_model(
         name, num_classes=10, offset=offset, rngs=nnx.Rngs(0), init="zeros",
-        choose_support=lambda shapes: {path: np.arange(4) for path in shapes}, **options,
+        supports={path: np.arange(4) for path in kernel_shapes(name, num_classes=10)}, **options,
     )  # fmt: skip
 
 

@@ -32,10 +32,14 @@ def made_up_file(path, costs=TRUE, **changes):
         seconds = {name: 1e-9 * METHODS[name].cost(work, costs) for name in possible_methods(work)}
         layers.append(
             {
-                "kernel": list(kernel), "stride": stride, "pads": pads, "inputs": list(work.inputs), "nnz": nnz,
+                "kernel": list(kernel),
+                "stride": stride,
+                "pads": pads,
+                "inputs": list(work.inputs),
+                "nnz": nnz,
                 "seconds": {"dense layer": 1.0} | seconds,
             }
-        )  # fmt: skip
+        )
     environment = {"python": "3.11.7", "jax": "0.10.2", "device": "1 × cpu cpu"}
     result = {"command": {"offset": "dct"}, "date": "2026-01-02", "machine": "2 × Abacus", "environment": environment}
     path.write_text(json.dumps(result | {"layers": layers} | changes))

@@ -113,7 +113,8 @@ def test_too_many_pixels_are_refused_by_the_header(size, found):
     with pytest.raises(UserError) as caught:
         decode_image(png_header(*size), "x.png", resize_to=8)
     assert str(caught.value) == (
-        f"x.png has {found}, but data.max_pixels allows 33,554,432 pixels; make the image smaller, or raise data.max_pixels."
+        f"x.png has {found}, but data.max_pixels allows 33,554,432 pixels; "
+        "make the image smaller, or raise data.max_pixels."
     )
 
 

@@ -228,8 +228,8 @@ def utf16(random: Random, path: Path, other: Path | None) -> None:
 # JSON: a document, a line of many, or the header of a safetensors file.
 
 ODD_VALUES = (
-    "text", "", 3, -1, 0, 1.5, True, False, None, [], {}, [[1]], [1, "2"], {"a": {"b": 1}}, 10**400, 1e308, float("nan"),
-    float("inf"), "\ud800", "a\nb", "../../x", "x" * 5000,
+    "text", "", 3, -1, 0, 1.5, True, False, None, [], {}, [[1]], [1, "2"], {"a": {"b": 1}}, 10**400, 1e308,
+    float("nan"), float("inf"), "\ud800", "a\nb", "../../x", "x" * 5000,
 )  # fmt: skip
 
 
@@ -338,9 +338,11 @@ def other_digit(random: Random, path: Path, other: Path | None) -> None:
 
     def edit(value: Any) -> Any:
         def has_digits(member: Any) -> bool:
-            return not isinstance(member, bool | None) and isinstance(member, int | float | str) and any(
-                character.isdigit() for character in str(member)
-            )  # fmt: skip
+            return (
+                not isinstance(member, bool | None)
+                and isinstance(member, int | float | str)
+                and any(character.isdigit() for character in str(member))
+            )
 
         container, key = _pick(random, _places(value, has_digits))
         text = json.dumps(container[key])
@@ -418,7 +420,10 @@ def odd_array(random: Random, path: Path, other: Path | None) -> None:
     objects = np.empty(1, object)
     objects[0] = _Trip()
     arrays[name] = random.choice(
-        (changed, array.astype(np.uint8), array.astype("U5"), array[..., :-1], array[None], array.T, objects, array[()] * 0, np.array(1.5))
+        (
+            changed, array.astype(np.uint8), array.astype("U5"), array[..., :-1], array[None], array.T, objects,
+            array[()] * 0, np.array(1.5),
+        )
     )  # fmt: skip
     np.savez(path.with_suffix(".npz"), **arrays)  # pyright: ignore[reportArgumentType]
 

@@ -5,7 +5,8 @@
 
 A case is an operation of `operations.py`, a way of damage of `damage.py`, a file, and a number that its random choices
 hang on. It has to end right (as with the sound files) or be refused in one sentence that names a file or a field. All
-else is bad: a traceback, a wrong number, work lost, a file that a refusal changed, foreign code that ran, a hang, memory.
+else is bad: a traceback, a wrong number, work lost, a file that a refusal changed, foreign code that ran, a hang,
+memory.
 """
 
 import argparse
@@ -80,7 +81,7 @@ class Fuzz:
         self.tripped = False
 
     def names(self, operation: str, seed: int) -> Iterator[str]:
-        """The names of the cases of an operation, endless: of each content all files and kinds of damage in a random order, then again."""
+        """Yield the names of the cases of an operation: all files and ways of damage in random order, endless."""
         pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for label, content, path in self._targets(operation):
             pairs[content] += [(kind, label) for kind, way in damage.KINDS.items() if way.applies(path)]
@@ -358,7 +359,8 @@ def _summary(outcomes: Sequence[Outcome], started: float, seed: int) -> str:
 
 
 def _watched(folder: Path, arguments: argparse.Namespace) -> Iterator[Outcome]:
-    """Have processes do the cases: where one dies, or hangs where no signal reaches it, the case is bad and the next process goes on."""
+    """Have processes do the cases. Where a process dies, or hangs where no signal reaches it, its case is bad, and the
+    next process goes on."""
     done: set[str] = set()
     while True:
         skip = folder / "skip.txt"

@@ -3,7 +3,8 @@
     python -m tests.faults.kills                     20 kills, 20 Ctrl-C while compiling, 20 double Ctrl-C, 5 SIGTERM
     python -m tests.faults.kills --only sigterm --times 2 --seed 3
 
-Prints a line for each try and a table. It takes about half an hour on two processors; the tests have one case of each kind.
+Prints a line for each try and a table. It takes about half an hour on two processors; the tests have one case of each
+kind.
 """
 
 import argparse

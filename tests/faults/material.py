@@ -205,7 +205,7 @@ def make_tfds(folder: Path, seed: int) -> None:
 
 
 def counterpart(path: Path, sound: Path, foreign: Path, seed: str) -> Path | None:
-    """The file in `foreign` that stands where `path` stands in `sound`; of random names and steps, one of the same kind."""
+    """The file in `foreign` at the place of `path` in `sound`. For random names and steps: one of the same kind."""
     here = foreign
     for name in path.relative_to(sound).parts:
         if not here.is_dir():
@@ -227,7 +227,7 @@ def _kind_of_name(name: str) -> str:
 
 
 def label_of(path: Path, root: Path) -> str:
-    """A path below `root` as the same material has it each time that it is made: random names by the order of their sizes."""
+    """A path below `root`, the same each time that the material is made: random names by the order of their sizes."""
     parts, here = [], root
     for name in path.relative_to(root).parts:
         if _kind_of_name(name).endswith("hash"):

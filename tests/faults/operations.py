@@ -43,9 +43,10 @@ class Case(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """`parts`: what lies in the sandbox. `targets`: patterns of files and folders to damage, each with its name in the figures.
+    """`parts`: what lies in the sandbox. `targets`: patterns of what is damaged, with their names in the figures.
 
-    `go` does it and returns what came of it, which must equal what comes of the sound files but for what `allowed` says.
+    `go` does it and returns what came of it, which must equal what comes of the sound files but for what `allowed`
+    says.
     """
 
     parts: dict[str, str]
@@ -322,7 +323,7 @@ def loaded_right(case: Case, found: Value, expected: Value) -> str:
 
 
 def archive_right(case: Case, found: Value, expected: Value) -> str:
-    """Equal, but for an archive in whose place a sound one of other content was put: it may hold less than the official one."""
+    """Equal, unless a sound archive of other content took its place: that may hold less than the official one."""
     others = ("foreign", "swap", "lose_member", "rename_member", "cut_member")
     return "" if case.kind in others else loaded_right(case, found, expected)
 
@@ -362,12 +363,17 @@ def tfds_right(case: Case, found: Value, expected: Value) -> str:
 
 
 RUN_FILES = {
-    "run/config.json": "config.json", "run/data.json": "data.json", "run/metrics.jsonl": "metrics.jsonl", "run/masks.npz": "masks.npz",
-    "run/masks_initial.npz": "masks.npz", "run/.lock": ".lock",
-}  # fmt: skip
+    "run/config.json": "config.json",
+    "run/data.json": "data.json",
+    "run/metrics.jsonl": "metrics.jsonl",
+    "run/masks.npz": "masks.npz",
+    "run/masks_initial.npz": "masks.npz",
+    "run/.lock": ".lock",
+}
 CHECKPOINTS = {"run/checkpoints": "checkpoint", "run/checkpoints/**/*": "checkpoint"}
 RESULTS = {"run/results.json": "results.json"}
 RUN_PARTS = {"data": "images", "cache": "cache"}
+DECODED = {"data/.dctps_cache": "decoded copy", "data/.dctps_cache/**/*": "decoded copy"}
 IMAGE_FILES = {"data/t*/*/*.*": "image", "data/t*/*": "image", "data": "image"}
 
 OPERATIONS: dict[str, Operation] = {
@@ -376,16 +382,22 @@ OPERATIONS: dict[str, Operation] = {
         {**RUN_FILES, **CHECKPOINTS, **IMAGE_FILES, "cache": "decoded copy", "cache/**/*": "decoded copy"},
         resume, resumed_right,
     ),
-    "again": Operation({"run": "finished", **RUN_PARTS}, {**RUN_FILES, **RESULTS, "run/checkpoints": "checkpoint"}, again),
+    "again": Operation(
+        {"run": "finished", **RUN_PARTS}, {**RUN_FILES, **RESULTS, "run/checkpoints": "checkpoint"}, again
+    ),
     "restore": Operation({"run": "stopped"}, CHECKPOINTS, restore, restored_right),
     "export_best": Operation(
-        {"run": "finished"}, {"run/config.json": "config.json", **RESULTS, "run/checkpoints/best/**/*": "checkpoint"}, export("best")
+        {"run": "finished"},
+        {"run/config.json": "config.json", **RESULTS, "run/checkpoints/best/**/*": "checkpoint"},
+        export("best"),
     ),
     "export_latest": Operation({"run": "finished"}, {"run/checkpoints/latest/**/*": "checkpoint"}, export("latest")),
-    "predict": Operation({"export": "export"}, {"export/*.safetensors": "export", "export/image.png": "image"}, predict, predicted_right),
+    "predict": Operation(
+        {"export": "export"}, {"export/*.safetensors": "export", "export/image.png": "image"}, predict, predicted_right
+    ),
     "report": Operation(
         {"runs": "runs"},
-        {"runs/*/config.json": "config.json", "runs/*/metrics.jsonl": "metrics.jsonl", "runs/*/results.json": "results.json"},
+        {f"runs/*/{name}": name for name in ("config.json", "metrics.jsonl", "results.json")},
         report, reported_right,
     ),
     "report_of_records": Operation({"records": "records"}, {"records/runs.jsonl": "runs.jsonl"}, report_of_records),
@@ -397,14 +409,14 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "images": Operation({"data": "images"}, IMAGE_FILES, load("image_folder"), plain_files_right),
     "images_decoded": Operation(
-        {"data": "images_decoded"}, {"data/.dctps_cache": "decoded copy", "data/.dctps_cache/**/*": "decoded copy"}, load("image_folder"), loaded_right
+        {"data": "images_decoded"}, DECODED, load("image_folder"), loaded_right
     ),
     "cifar_archive": Operation({"data": "cifar_archive"}, {"data/*": "archive"}, load("cifar10"), archive_right),
     "cifar_decoded": Operation(
-        {"data": "cifar_archive_decoded"}, {"data/.dctps_cache": "decoded copy", "data/.dctps_cache/**/*": "decoded copy"}, load("cifar10"), loaded_right
+        {"data": "cifar_archive_decoded"}, DECODED, load("cifar10"), loaded_right
     ),
     "cifar_orphan": Operation(
-        {"data": "cifar_orphan"}, {"data/.dctps_cache": "decoded copy", "data/.dctps_cache/**/*": "decoded copy"}, load("cifar10"), loaded_right
+        {"data": "cifar_orphan"}, DECODED, load("cifar10"), loaded_right
     ),
     "cifar_folder": Operation({"data": "cifar_folder"}, {"data/**/*": "records"}, load("cifar10"), plain_files_right),
     "tiny_archive": Operation({"data": "tiny_archive"}, {"data/*": "archive"}, load("tiny_imagenet"), archive_right),

@@ -1,4 +1,4 @@
-"""Runs the real programs, command line and all, in this process: importing JAX anew for each case would take seconds."""
+"""Runs the real programs, command line and all, in this process: importing JAX anew for each would take seconds."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Damaged files of a run, its export and its tables: the result of the sound ones, or one sentence, and nothing is lost."""
+"""Damaged files of a run, its export and its tables: the result of sound files or one sentence; nothing is lost."""
 
 import pytest
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.models import create_model, kernel_shapes, prunable_layers
 from dctps_jax.models.blocks import Running
 from dctps_jax.pruning import allocate, random_supports
 from tests.native import jit_unoptimised
@@ -14,11 +14,9 @@ from tests.native import jit_unoptimised
 
 def loss_and_state(name, density, *, size=8, train=True, **options):
     """Return the loss, its gradients and the new batch statistics of a network on two images, in float64."""
-
-    def choose(shapes):
-        return random_supports(jax.random.key(0), shapes, allocate(shapes, density, "epl"))
-
-    compact = {"choose_support": choose} if density < 1 else {}
+    shapes = kernel_shapes(name, num_classes=3, **{key: options[key] for key in ("width",) if key in options})
+    counts = allocate(shapes, density, "epl")
+    supports = random_supports(jax.random.key(0), shapes, counts) if density < 1 else None
     model = create_model(
         name,
         num_classes=3,
@@ -27,7 +25,7 @@ def loss_and_state(name, density, *, size=8, train=True, **options):
         rngs=nnx.Rngs(0),
         param_dtype=jnp.float64,
         **options,
-        **compact,
+        supports=supports,
     )
     rng = np.random.default_rng(0)
     for layer in prunable_layers(model).values():
@@ -87,7 +85,7 @@ def test_equal_blocks_are_traced_once():
 def test_lists_of_weights_of_different_length_share_a_loop():
     model = create_model(
         "fixup_resnet20", num_classes=3, offset="dct", rngs=nnx.Rngs(0), min_loop=2,
-        choose_support=lambda shapes: {path: np.arange(number) for number, path in enumerate(shapes)},
+        supports={path: np.arange(number) for number, path in enumerate(kernel_shapes("fixup_resnet20", num_classes=3))},
     )  # fmt: skip
     rng = np.random.default_rng(0)
     for layer in prunable_layers(model).values():

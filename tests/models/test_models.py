@@ -1,4 +1,4 @@
-"""The networks: the original's layers, sizes and counts, and the options of create_model. Mostly shapes, no arithmetic."""
+"""The networks: the original's layers, sizes and counts; the options of create_model. Mostly shapes, no arithmetic."""
 
 import math
 
@@ -200,10 +200,7 @@ def test_width_and_stable():
 
 
 def test_blocks_scale_their_residual_branch(drawn):
-    settings = {"offset": None, "alpha_trainable": True, "init": "numpy", "rngs": nnx.Rngs(0)}
-    parts = make_parts(
-        dtype=None, param_dtype=jnp.float32, precision=None, compact=False, running=Running(), **settings
-    )
+    parts = make_parts(init="numpy", running=Running(), rngs=nnx.Rngs(0))
     block = BasicBlock(parts, 2, 2, 1, 0.25)
     block.eval()
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 2)), jnp.float32)
@@ -323,8 +320,12 @@ def test_only_training_mode_changes_the_statistics(drawn):
     [
         ("resnet17", {}, "no network 'resnet17' \\(did you mean 'resnet18'\\?\\); the networks are: lenet, resnet18,"),
         ("zzzz", {}, "there is no network 'zzzz'[;.:] .*networks are: lenet, .*fixup_resnet1202$"),
-        ("lenet", {"width": 4}, "lenet has no option 'width'; its options are: alpha_trainable, init, dtype"),
-        ("resnet18", {"depth": 4}, "resnet18 has no option 'depth'; .*choose_support, width, stable$"),
+        (
+            "lenet",
+            {"width": 4},
+            "lenet has no option 'width'; its options are: offset, image_size, alpha_trainable, init, dtype",
+        ),
+        ("resnet18", {"depth": 4}, "resnet18 has no option 'depth'; .*supports, width, stable$"),
         ("resnet18", {"width": 0}, "width is 0; it must be at least 1"),
         ("lenet", {"init": "he"}, "no initialiser 'he'; choose one of: kaiming_normal, .*zeros$"),
         ("lenet", {"offset": "DCT"}, "offset is 'DCT'; it must be None or one of: dct, hadamard"),

@@ -254,9 +254,11 @@ def test_devices_that_share_a_batch(options, varying):
     graph, *_ = parts_of(BatchNorm, axis_name="data", **options)
     together, split = PartitionSpec(), PartitionSpec("data")
     shared = jax.shard_map(
-        partial(on_each_device, graph), mesh=placement_on(8).replicated.mesh,
-        in_specs=(together, together, split), out_specs=(together, split, split, together),
-    )  # fmt: skip
+        partial(on_each_device, graph),
+        mesh=placement_on(8).replicated.mesh,
+        in_specs=(together, together, split),
+        out_specs=(together, split, split, together),
+    )
     assert_equal(jit_unoptimised(shared)(stats, params, x), expected)
 
 

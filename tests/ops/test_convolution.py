@@ -178,9 +178,13 @@ def test_views_are_in_the_order_of_the_kernel():
     x = jnp.arange(20).reshape(1, 4, 5, 1)
     views = shifted_views(x, (2, 3), (2, 2), (2, 1))
     assert [view[0, :, :, 0].tolist() for view in views] == [
-        [[0, 1], [10, 11]], [[1, 2], [11, 12]], [[2, 3], [12, 13]],
-        [[5, 6], [15, 16]], [[6, 7], [16, 17]], [[7, 8], [17, 18]],
-    ]  # fmt: skip
+        [[0, 1], [10, 11]],
+        [[1, 2], [11, 12]],
+        [[2, 3], [12, 13]],
+        [[5, 6], [15, 16]],
+        [[6, 7], [16, 17]],
+        [[7, 8], [17, 18]],
+    ]
 
 
 @pytest.mark.parametrize(

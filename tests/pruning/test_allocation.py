@@ -137,8 +137,11 @@ LAYOUT = {"conv1": (10, 10), "layer1.0.conv": (10, 10), "layer1.1.conv": (10, 10
 
 def test_fixed_layers_come_out_of_the_same_total():
     assert allocate(LAYOUT, 0.4, "uniform", dense_layers=["conv1"]) == {
-        "conv1": 100, "layer1.0.conv": 20, "layer1.1.conv": 20, "fc": 20,
-    }  # fmt: skip
+        "conv1": 100,
+        "layer1.0.conv": 20,
+        "layer1.1.conv": 20,
+        "fc": 20,
+    }
     counts = allocate(LAYOUT, 0.4, "epl", dense_layers=("fc",), layer_densities={"layer1.*": 0.05})
     assert counts == {"conv1": 50, "layer1.0.conv": 5, "layer1.1.conv": 5, "fc": 100}
     pairs = [("layer1.0*", 0.3), ("layer1.*", 0.1)]  # the first match counts

@@ -201,11 +201,13 @@ def test_updates_do_not_delay_the_learning_rate():
     drops = drops_of(state, {"fcs.2": 5})
     state = mask_update_step(state, batch, drops, None, graphs=graphs, optimizer=optimizer)[0]
     schedules = [
-        node for node in jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
+        node
+        for node in jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
         if isinstance(node, optax.ScaleByScheduleState)
-    ]  # fmt: skip
+    ]
     adam = [
-        node for node in jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState))
+        node
+        for node in jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState))
         if isinstance(node, optax.ScaleByAdamState)
-    ]  # fmt: skip
+    ]
     assert [int(node.count) for node in schedules] == [1] and [int(node.count) for node in adam] == [0]

@@ -90,9 +90,12 @@ def scores_by_step(step):
 @pytest.mark.parametrize("regrow", [False, True])
 def test_what_was_removed_returns_with_force_only(regrow):
     masks = thin_out(
-        lambda masks, step: scores_by_step(step), lambda scores, step: top_k_global(scores, [2, 1][step]),
-        2, {"a": (4,)}, regrow=regrow,
-    )  # fmt: skip
+        lambda masks, step: scores_by_step(step),
+        lambda scores, step: top_k_global(scores, [2, 1][step]),
+        2,
+        {"a": (4,)},
+        regrow=regrow,
+    )
     assert masks["a"].tolist() == ([False, False, False, True] if regrow else [False, True, False, False])
 
 
@@ -107,9 +110,12 @@ def test_removed_weights_never_return_without_regrowth(seed):
         return {"a": rng.normal(size=40), "b": rng.normal(size=20)}
 
     final = thin_out(
-        score, lambda scores, step: top_k_global(scores, [40, 20, 7][step], allow_zero=True), 3,
-        {"a": (40,), "b": (20,)}, regrow=False,
-    )  # fmt: skip
+        score,
+        lambda scores, step: top_k_global(scores, [40, 20, 7][step], allow_zero=True),
+        3,
+        {"a": (40,), "b": (20,)},
+        regrow=False,
+    )
     for earlier, later in zip(seen, [*seen[1:], final], strict=True):
         assert all(not np.any(later[path] & ~earlier[path]) for path in later)
 

@@ -1,7 +1,7 @@
 """Checkpoints of format 2, stored as version 0.1.0 wrote them, are read and gone on from.
 
-The stored runs are those of `small_config` with a density of 0.01 and `checkpoint_every_steps=6`, stopped at step 7 of 10;
-"set" moves weights every 2 steps.
+The stored runs are those of `small_config` with a density of 0.01 and `checkpoint_every_steps=6`, stopped at step 7 of
+10; "set" moves weights every 2 steps.
 """
 
 import contextlib

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.models import create_model, kernel_shapes, prunable_layers
 from dctps_jax.optimizers import make_optimizer
 from dctps_jax.pruning import allocate, apply_masks, get_masks, random_masks, random_supports
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
@@ -120,18 +120,14 @@ def test_mask_updates_are_the_same_in_both_forms(method, offset):
 
 
 def test_a_compact_network_never_has_a_dense_kernel():
-    largest = []
-
-    def choose(shapes):
-        largest.append(max(np.prod(shape) for shape in shapes.values()))
-        return random_supports(KEY, shapes, allocate(shapes, 0.001, "epl"))
-
     before = {id(array) for array in jax.live_arrays()}
-    model = create_model("resnet18", num_classes=10, offset="dct", rngs=nnx.Rngs(0), choose_support=choose)
+    shapes = kernel_shapes("resnet18", num_classes=10)
+    supports = random_supports(KEY, shapes, allocate(shapes, 0.001, "epl"))
+    model = create_model("resnet18", num_classes=10, offset="dct", rngs=nnx.Rngs(0), supports=supports)
     optimizer = optimizer_named("adam")
     graphs, state = create_state(model, optimizer)
     new = [array.size for array in jax.live_arrays() if id(array) not in before]
-    assert largest[0] == 9 * 512 * 512 and max(new) <= 1000 + 512
+    assert max(map(np.prod, shapes.values())) == 9 * 512 * 512 and max(new) <= 1000 + 512
     trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     assert trained < 0.002 * sum(np.prod(shape) for shape in graphs.shapes.values())
 
@@ -143,9 +139,7 @@ def test_a_network_built_compact_is_the_masked_one(offset):
     options = {"num_classes": 3, "offset": offset}
     masked = create_model("lenet", rngs=nnx.Rngs(0), **options)
     apply_masks(masked, random_masks(KEY, shapes, counts))
-    compact = create_model(
-        "lenet", rngs=nnx.Rngs(0), choose_support=lambda shapes: random_supports(KEY, shapes, counts), **options
-    )
+    compact = create_model("lenet", rngs=nnx.Rngs(0), supports=random_supports(KEY, shapes, counts), **options)
     for path, layer in prunable_layers(compact).items():
         other = prunable_layers(masked)[path]
         assert layer.mask is None and layer.kernel[...].shape == (counts[path],)

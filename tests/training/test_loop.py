@@ -21,9 +21,14 @@ from tests.training.small_runs import make_optimizer_of, placement_on, small_con
 
 def make_spec(**options):
     spec = loop.StepSpec(
-        batch_size=32, eval_batch_size=20, steps_per_epoch=5, steps_per_dispatch=1,
-        normalization=Normalization((0.3, 0.3, 0.3), (0.4, 0.4, 0.4)), augmented=True, seed=0,
-    )  # fmt: skip
+        batch_size=32,
+        eval_batch_size=20,
+        steps_per_epoch=5,
+        steps_per_dispatch=1,
+        normalization=Normalization((0.3, 0.3, 0.3), (0.4, 0.4, 0.4)),
+        augmented=True,
+        seed=0,
+    )
     return spec._replace(**options)
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint knows of the other files is written anew, and a run without its checkpoints does not start over silently."""
+"""What a checkpoint knows of the other files is written anew. A run without its checkpoints does not start over."""
 
 import json
 import shutil

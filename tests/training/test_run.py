@@ -63,8 +63,8 @@ def run_until_killed(workdir, moment, **overrides):
 
 
 def test_killed_at_any_write_it_ends_the_same(tmp_path, plain):
-    # After the best of epoch 1 is saved; before its last checkpoint; after it, before its row; before the save of step 8;
-    # before the last checkpoint; after it, before the row; before the results; after them.
+    # After the best of epoch 1 is saved; before its last checkpoint; after it, before its row; before the save of step
+    # 8; before the last checkpoint; after it, before the row; before the results; after them.
     run_through_kills(tmp_path, [6, 3, 4, 3, 3, 2, 1, 2], checkpoint_every_steps=2)
     assert_same_end(tmp_path, plain)
 
@@ -123,7 +123,8 @@ def test_number_of_saves_is_what_was_asked_for(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", record)
     small_run(tmp_path, checkpoint_every_steps=3, **EVERY_DISPATCH)
-    # An epoch is dispatched as 3 + 1 + 1: the first boundary at or after each multiple of 3, and the ends of the epochs.
+    # An epoch is dispatched as 3 + 1 + 1: the first boundary at or after each multiple of 3, and the ends of the
+    # epochs.
     assert saved == [3, 5, 8, 9, 10]
 
 
@@ -178,9 +179,14 @@ def test_finished_run_reports_and_does_nothing(plain, monkeypatch, capsys):
 def test_results_and_rows_hold_what_is_promised(plain):
     found = results(plain)
     assert {
-        "best_val_accuracy", "test_accuracy_best", "test_accuracy_final", "density", "layer_densities",
-        "trainable_parameters", "seed",
-    } <= found.keys()  # fmt: skip
+        "best_val_accuracy",
+        "test_accuracy_best",
+        "test_accuracy_final",
+        "density",
+        "layer_densities",
+        "trainable_parameters",
+        "seed",
+    } <= found.keys()
     assert [(row["epoch"], row["step"]) for row in rows(plain)] == [(1, STEPS_PER_EPOCH), (2, 2 * STEPS_PER_EPOCH)]
     assert found["best_val_accuracy"] == max(row["val_accuracy"] for row in rows(plain))
     masks = load_masks(plain / "masks.npz")
@@ -222,7 +228,8 @@ def test_the_plan_is_printed_on_request(tmp_path, capsys):
     small_run(tmp_path, num_epochs=1, execution__explain=True, execution__layer_methods=(("fcs.0", "autodiff"),))
     printed = capsys.readouterr().out
     assert re.search(
-        r"^layer +kernel +stride +inputs +nnz +method +autodiff +on_support +on_support_rows +per_weight +per_weight_rows$",
+        r"^layer +kernel +stride +inputs +nnz +method"
+        r" +autodiff +on_support +on_support_rows +per_weight +per_weight_rows$",
         printed,
         re.MULTILINE,
     )

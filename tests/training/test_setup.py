@@ -33,8 +33,12 @@ def test_layers_take_the_method_of_the_first_pattern_that_matches():
     model, _ = build_sparse_model(config, 10, 32, None, None)
     methods = {path: layer.method for path, layer in prunable_layers(model).items()}
     assert methods == {
-        "convs.0": "autodiff", "convs.3": "per_weight", "convs.6": "per_weight", "fcs.0": "on_support", "fcs.2": "on_support"
-    }  # fmt: skip
+        "convs.0": "autodiff",
+        "convs.3": "per_weight",
+        "convs.6": "per_weight",
+        "fcs.0": "on_support",
+        "fcs.2": "on_support",
+    }
     config.execution.layer_methods = (("conv1", "autodiff"),)
     with pytest.raises(UserError, match=r"layer_methods: no layer matches 'conv1'; the layers are: convs\.0, "):
         build_sparse_model(config, 10, 32, None, None)

@@ -100,7 +100,8 @@ def test_config_without_a_field_is_refused():
 
 
 def test_what_is_set_for_all_runs():
-    given = ["sweep.py", "--config", "a.py", "--sweep=b.py", "--config.num_epochs", "3", "--noconfig.tensorboard", "--config.data.augment", "--jobs", "2"]  # fmt: skip
+    given = ["sweep.py", "--config", "a.py", "--sweep=b.py", "--config.num_epochs", "3"]
+    given += ["--noconfig.tensorboard", "--config.data.augment", "--jobs", "2"]
     kept = ["--config", "a.py", "--config.num_epochs", "3", "--noconfig.tensorboard", "--config.data.augment"]
     assert sweep.options_for_all(given) == kept
 

@@ -12,8 +12,8 @@ from tests import reference_data as reference
 
 pytestmark = pytest.mark.usefixtures("original_offset")
 
-# Rounding decides this trace, as the first test below shows: its losses are held to 1e-5 instead of 1e-7, its final numbers
-# as a whole instead of one by one.
+# Rounding decides this trace, as the first test below shows: its losses are held to 1e-5 instead of 1e-7, its final
+# numbers as a whole instead of one by one.
 ILL_CONDITIONED = "trace_fixup_resnet20_dct_epl0.05"
 RUNS = [(entry, run) for entry in reference.index("trace_index") for run in entry["runs"]]
 
@@ -22,9 +22,12 @@ def run_trace(entry, run, dtype):
     stored = reference.arrays(entry["file"])
     settings = entry["runs"][run]
     optimizer = make_optimizer(
-        settings["optimiser"], settings["lr"], momentum=0.9, weight_decay=settings["weight_decay"],
+        settings["optimiser"],
+        settings["lr"],
+        momentum=0.9,
+        weight_decay=settings["weight_decay"],
         fixup=entry["network"].startswith("fixup"),
-    )  # fmt: skip
+    )
     graphs, state = create_state(reference.model_for(entry, stored, "init/", dtype), optimizer)
     images = reference.normalised(reference.arrays("images")["x"]).astype(dtype)
 
@@ -77,8 +80,8 @@ def test_float64_trace_equals_the_original(entry, run):
 
 @pytest.mark.parametrize(("entry", "run"), RUNS, ids=name_of)
 def test_float32_trace_stays_close(entry, run):
-    # The original's own float32 losses deviate by up to 3e-3 of the loss once a ReLU falls on the other side, which rounding
-    # decides, and with it the number of threads that share a sum.
+    # The original's own float32 losses deviate by up to 3e-3 of the loss once a ReLU falls on the other side, which
+    # rounding decides, and with it the number of threads that share a sum.
     stored, losses, _ = run_trace(entry, run, np.float32)
     np.testing.assert_allclose(losses[:5], stored[f"{run}/loss_f64"][:5], rtol=1e-4)
     np.testing.assert_allclose(losses, stored[f"{run}/loss_f64"], rtol=1e-2)

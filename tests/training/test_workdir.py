@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dctps_jax.errors import UserError
-from dctps_jax.runs.workdir import FREE_FIELDS, claim, read_json, read_results, record_config, write_json
+from dctps_jax.runs.workdir import FREE_FIELDS, claim, identity, read_json, read_results, record_config, write_json
 from tests.training.small_runs import small_config
 
 
@@ -43,6 +43,21 @@ def test_fields_that_appear_or_vanish_are_differences(tmp_path):
     other = ConfigDict({"new": 3, "both": 2})
     message = r"new \('absent' there, 3 now\), old \(1 there, 'absent' now\)"
     with pytest.raises(UserError, match=message), claim(tmp_path, other):
+        pass
+
+
+def test_a_config_without_a_later_field_is_that_of_the_same_run(tmp_path):
+    config = small_config()
+    older = json.loads(config.to_json())
+    del older["optimizer"]["schedule"]
+    assert identity(older) == identity(json.loads(config.to_json()))
+    write_json(tmp_path / "config.json", older)
+    with claim(tmp_path, config):
+        pass
+    config.optimizer.schedule = "another"
+    assert identity(older) != identity(json.loads(config.to_json()))
+    message = r"another config: optimizer\.schedule \('milestones' there, 'another' now\)"
+    with pytest.raises(UserError, match=message), claim(tmp_path, config):
         pass
 
 
