@@ -42,7 +42,7 @@ def table(prefix: str = "", densities: Sequence[str] = DENSITIES) -> str:
         sparse = {density: cases.get(f"{network}:dct:{density}") for density in densities}
         seconds = dense["wall_seconds_minimum"]
         ratios = [f"{seconds / case['wall_seconds_minimum']:.2f}×" if case else "" for case in sparse.values()]
-        peak = f"{sparse['0.001']['peak_bytes'] / dense['peak_bytes']:.2f}"
+        peak = f"{cases[f'{network}:dct:0.001']['peak_bytes'] / dense['peak_bytes']:.2f}"
         time = f"{1000 * seconds:,.0f}" if seconds > 0.1 else f"{1000 * seconds:.1f}"
         lines.append(f"| {name}, {result['command']['batch_size']} | {time} | {' | '.join(ratios)} | {peak} |")
     return "\n".join(lines)

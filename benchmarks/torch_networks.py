@@ -8,9 +8,11 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
+
+# PyTorch is an extra ("versus"), and not installed where types are checked.
+import torch  # pyright: ignore[reportMissingImports]
+import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
+from torch import nn  # pyright: ignore[reportMissingImports]
 
 from dctps_jax import dct, pruning
 

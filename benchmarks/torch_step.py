@@ -4,7 +4,7 @@ import argparse
 import time
 from typing import Any
 
-import torch
+import torch  # pyright: ignore[reportMissingImports]  # an extra: "versus"
 import torch_networks
 
 

@@ -67,6 +67,7 @@ class Case:
         self.advance = jitted.lower(self.state, self.sums, self.train, self.order).compile(compiler_options())
         self.compile_seconds = time.perf_counter() - started
         memory = self.advance.memory_analysis()
+        assert memory is not None, "the compiler of this device does not tell what a program allocates"
         self.peak_bytes = memory.temp_size_in_bytes + memory.argument_size_in_bytes
         self.times: list[Times] = []
 
@@ -111,7 +112,7 @@ def build(network: str, offset: str | None, density: float, form: str, method: s
     )
     for layer in models.prunable_layers(model).values():
         layer.method = method
-        if density < 1 and form == "masked":
+        if form == "masked" and layer.support is not None:
             layer.set_mask(pruning.mask_of_support(np.asarray(layer.support[...]), layer.kernel_shape))
     return model
 
@@ -153,7 +154,7 @@ def main() -> None:
             measured = case.run()
             if repeat > 0:  # the first turn warms up
                 case.times.append(measured)
-    result = describe_run(arguments) | {"cases": [case.figures() for case in cases]}
+    result: dict[str, Any] = describe_run(arguments) | {"cases": [case.figures() for case in cases]}
     print(
         f"batch {arguments.batch_size}, {result['machine']}, {result['environment']['device']}, jax {jax.__version__}"
     )

@@ -223,7 +223,7 @@ def main() -> None:
     # Many processes share the GPU; set before JAX is imported, and inherited.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  # an extra: "versus"
     from record import describe_run, save
 
     platform, theirs = jax.default_backend(), "gpu" if torch.cuda.is_available() else "cpu"

@@ -66,8 +66,8 @@ def train(model, images, labels, num_epochs, batch_size=60):
 
 
 def main(num_epochs=20):
-    digits = load_digits()
-    images, labels = jnp.asarray(digits.images[..., None] / 16, jnp.float32), jnp.asarray(digits.target)
+    flat, labels = map(jnp.asarray, load_digits(return_X_y=True))
+    images = flat.reshape(-1, 8, 8, 1).astype(jnp.float32) / 16
     dense = Mixer(nnx.Rngs(0))
     models = {
         "dense": dense,

@@ -10,7 +10,7 @@ from unittest import mock
 
 
 class Done(NamedTuple):
-    code: int
+    code: int | str
     out: str
     err: str
 

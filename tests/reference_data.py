@@ -36,7 +36,7 @@ def our_offset(offset: str) -> str | None:
 
 
 def normalised(images: np.ndarray) -> np.ndarray:
-    mean, std = np.float32(CIFAR10_MEAN), np.float32(CIFAR10_STD)
+    mean, std = np.array(CIFAR10_MEAN, np.float32), np.array(CIFAR10_STD, np.float32)
     return (images.astype(np.float32) / 255 - mean[None, None, None]) / std[None, None, None]
 
 

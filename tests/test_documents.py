@@ -107,6 +107,7 @@ def do_program(module, arguments, finished_run):
             check_config(resolve(parse_flags(arguments)[0]))
         case "sweep":
             config, workdir, grid = parse_flags(arguments)
+            assert workdir and grid, f"{arguments} names no directory or no sweep"
             assert len(plan_runs(config, sweep.load_sweep(grid))) > 1
             shutil.copytree(finished_run, Path(workdir) / "run", dirs_exist_ok=True)
         case _:

@@ -47,5 +47,5 @@ def test_imports_point_one_way(file):
     name = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
     if name == "__init__":
         return
-    later = [module for module in module_names(file) if PLACES.get(group_of(module), 0) > PLACES[name]]
+    later = [module for module in module_names(file) if PLACES.get(group_of(module) or "", 0) > PLACES[name]]
     assert not later, f"{name} comes before {later}"

@@ -1,6 +1,7 @@
 """DCTpSConv and DCTpSLinear: equal to nnx.Conv and nnx.Linear, plus an offset, minus what a mask removes."""
 
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +23,13 @@ def numpy_init(key, shape, dtype):
     return inputs(shape, dtype, seed=3)
 
 
-FILLED = {"kernel_init": numpy_init, "bias_init": numpy_init}
+FILLED: dict[str, Any] = {"kernel_init": numpy_init, "bias_init": numpy_init}
 
 
 def assert_equal_to_rounding(found, expected):
     """A processor may sum a convolution in another order where its padding is written otherwise."""
     scale = float(np.abs(np.asarray(expected, np.float64)).max(initial=0))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=4 * np.finfo(np.float32).eps * scale)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=4 * float(np.finfo(np.float32).eps) * scale)
 
 
 # (arguments, input shape)

@@ -3,6 +3,7 @@
 import sys
 import types
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,8 @@ MAPS = reference.index("name_map")["maps"]
 
 
 def build(name, offset=None, **options):
-    if name.startswith("resnet"):
-        options = {"width": 8} | options
-    return create_model(name, num_classes=10, offset=offset, init="zeros", rngs=nnx.Rngs(0), **options)
+    defaults: dict[str, Any] = {"width": 8} if name.startswith("resnet") else {}
+    return create_model(name, num_classes=10, offset=offset, init="zeros", rngs=nnx.Rngs(0), **defaults | options)
 
 
 def build_for(key):
@@ -30,7 +30,7 @@ def build_for(key):
     return build(reference.our_name(network), reference.our_offset(offset))
 
 
-def random_state_dict(model, dtype=np.float32):
+def random_state_dict(model, dtype: type[np.floating] = np.float32):
     """Return numbers of the right names and shapes; the offsets are left out."""
     rng = np.random.default_rng(0)
     names = {name: array.shape for name, array in to_state_dict(model).items() if not name.endswith(".dct.weight")}
@@ -201,7 +201,7 @@ def test_float64_alphas_of_the_originals_fixup_networks_load_without_a_warning()
     name = "layer1.0.conv1.scaling"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        load_state_dict(model, state_dict | {name: np.float64(0.1)})
+        load_state_dict(model, state_dict | {name: np.array(0.1, np.float64)})
     assert model.layer1[0].conv1.alpha.dtype == jnp.float32 and model.layer1[0].conv1.alpha[...] == np.float32(0.1)
 
 

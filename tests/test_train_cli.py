@@ -151,6 +151,7 @@ def test_ctrl_c_after_the_outcome_leaves_the_exit_code(environment):
 
 
 def test_a_second_signal_is_survived_and_a_third_is_not(tmp_path, environment):
+    reached = None
     for how_many in (2, 3):
         process = start(environment, tmp_path, *SLOW, "--config.checkpoint_every_steps=0", "--config.num_epochs=9")
         wait_for_line(process, "compiled in")

@@ -11,7 +11,16 @@ MASKS = {"conv": np.arange(16).reshape(2, 2, 1, 4) % 4 == 0, "fc": np.arange(8).
 
 
 def make_run(
-    folder, *, density=0.01, offset="dct", method="epl", moves="static", seed=0, accuracy=0.5, finished=True, **data
+    folder,
+    *,
+    density=0.01,
+    offset: str | None = "dct",
+    method="epl",
+    moves="static",
+    seed=0,
+    accuracy=0.5,
+    finished=True,
+    **data,
 ):
     """Make the directory of a run of one epoch; `data` are more fields of `config.data`."""
     folder.mkdir(parents=True)

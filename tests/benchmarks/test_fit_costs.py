@@ -27,8 +27,9 @@ def made_up_file(path, costs=TRUE, **changes):
     """A result of layers.py whose times are exactly what ``costs`` predict."""
     layers = []
     for kernel, stride, nnz in LAYERS:
-        pads = [[kernel[0] // 2] * 2] * 2
-        work = Work(Geometry(kernel, (stride, stride), tuple(map(tuple, pads))), (8, 16, 16, kernel[2]), nnz, DCT)
+        pad = kernel[0] // 2
+        pads = ((pad, pad), (pad, pad))
+        work = Work(Geometry(kernel, (stride, stride), pads), (8, 16, 16, kernel[2]), nnz, DCT)
         seconds = {name: 1e-9 * METHODS[name].cost(work, costs) for name in possible_methods(work)}
         layers.append(
             {

@@ -171,7 +171,8 @@ def test_killed_decode_leaves_no_copy_and_its_draft_is_removed_later(options):
     (draft,) = (options.dir / ".dctps_cache").iterdir()
     assert draft != copy_of(options) and not copy_of(options).exists()
 
-    os.utime(draft, (time.time() - 2 * 24 * 3600,) * 2)
+    two_days_ago = time.time() - 2 * 24 * 3600
+    os.utime(draft, (two_days_ago, two_days_ago))
     read(options)
     assert list((options.dir / ".dctps_cache").iterdir()) == [copy_of(options)]
 

@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -135,7 +136,8 @@ def make_images(folder: Path, seed: int) -> None:
             (folder / part / name).mkdir(parents=True)
             for number in range(count):
                 file = folder / part / name / f"{number}{FORMATS[number % len(FORMATS)]}"
-                _picture(random).save(file, **({"lossless": True} if file.suffix == ".webp" else {}))
+                options: dict[str, Any] = {"lossless": True} if file.suffix == ".webp" else {}
+                _picture(random).save(file, **options)
 
 
 def make_cifar_archive(file: Path, seed: int) -> None:

@@ -1,6 +1,7 @@
 """The networks: the original's layers, sizes and counts; the options of create_model. Mostly shapes, no arithmetic."""
 
 import math
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,9 @@ class OneKey:
 
 def abstract(name, offset=None, num_classes=10, **options):
     """Build without computing anything. Evaluation mode: nothing is written, so that tracing it stays fast."""
-    model = nnx.eval_shape(lambda: create_model(name, num_classes=num_classes, offset=offset, rngs=OneKey(), **options))
+    model = nnx.eval_shape(
+        lambda: create_model(name, num_classes=num_classes, offset=offset, rngs=cast(nnx.Rngs, OneKey()), **options)
+    )
     model.eval()
     return model
 
@@ -63,8 +66,8 @@ def drawn(monkeypatch):
 
 def small(name="resnet18", **options):
     """Build for real, few classes and, where possible, two channels."""
-    options = ({"width": 2} if name in RESNETS else {}) | {"rngs": nnx.Rngs(0)} | options
-    return create_model(name, num_classes=3, **options)
+    defaults: dict[str, Any] = ({"width": 2} if name in RESNETS else {}) | {"rngs": nnx.Rngs(0)}
+    return create_model(name, num_classes=3, **defaults | options)
 
 
 @pytest.mark.parametrize("key", NETWORKS)

@@ -96,7 +96,8 @@ def test_every_method_that_can_take_it_computes_the_layer_with_it(alpha):
 
         @jit_unoptimised
         def compute(*trained):
-            applied = [partial(apply_kernel, method, work, support=support) for method in possible_methods(work)]
+            positions = jnp.asarray(support)
+            applied = [partial(apply_kernel, method, work, support=positions) for method in possible_methods(work)]
             results = []
             for apply in (by_the_kernel, *applied):
                 outputs, pull_back = jax.vjp(apply, *trained)

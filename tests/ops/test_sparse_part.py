@@ -173,4 +173,5 @@ def test_values_are_added_at_their_positions(positions):
 def test_gradients_of_added_values_are_those_at_the_positions():
     positions = jnp.array([1, 4, 5], jnp.int32)
     _, pull_back = jax.vjp(lambda values: add_at(jnp.zeros((2, 3)), positions, values), jnp.ones(3))
-    np.testing.assert_array_equal(*pull_back(jnp.arange(6.0).reshape(2, 3)), [1, 4, 5])
+    (gradient,) = pull_back(jnp.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(gradient, [1, 4, 5])

@@ -2,9 +2,10 @@
 
 import logging
 import math
-import types
 
+import jax
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -173,13 +174,13 @@ def test_mistakes_are_named(arguments, options, message):
 
 
 def test_prune_names_an_unknown_method():
-    model = types.SimpleNamespace()
+    model, key = nnx.Module(), jax.random.key(0)
     with pytest.raises(
         UserError, match=r"no pruning method 'elk' \(did you mean '(erk|epl)'\?\); the methods are: uniform"
     ):
-        prune(model, "elk", 0.1, key=None)
+        prune(model, "elk", 0.1, key=key)
     with pytest.raises(UserError, match="no pruning method 'zzz'; the methods are"):
-        prune(model, "zzz", 0.1, key=None)
+        prune(model, "zzz", 0.1, key=key)
 
 
 def test_empty_layers_are_logged_and_only_those(caplog):

@@ -56,7 +56,8 @@ def test_an_update_keeps_the_count_and_drops_the_smallest(seed, active, drop):
     mask[rng.permutation(24)[:active]] = True
     kernel = np.where(mask, rng.normal(size=24), 0).astype(np.float32)
     growth = rng.random(24).astype(np.float32)
-    new, kept = (np.asarray(part) for part in move_weights(kernel, jnp.asarray(mask), growth, jnp.int32(drop)))
+    given = jnp.asarray(kernel), jnp.asarray(mask), jnp.asarray(growth), jnp.int32(drop)
+    new, kept = (np.asarray(part) for part in move_weights(*given))
     assert new.sum() == active and not np.any(kept & ~mask) and not np.any(kept & ~new)
     gone = mask & ~new
     if gone.any() and kept.any():
@@ -200,14 +201,7 @@ def test_updates_do_not_delay_the_learning_rate():
     batch = jnp.ones((4, 32, 32, 3)), jnp.arange(4)
     drops = drops_of(state, {"fcs.2": 5})
     state = mask_update_step(state, batch, drops, None, graphs=graphs, optimizer=optimizer)[0]
-    schedules = [
-        node
-        for node in jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
-        if isinstance(node, optax.ScaleByScheduleState)
-    ]
-    adam = [
-        node
-        for node in jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState))
-        if isinstance(node, optax.ScaleByAdamState)
-    ]
-    assert [int(node.count) for node in schedules] == [1] and [int(node.count) for node in adam] == [0]
+    kinds = (optax.ScaleByScheduleState, optax.ScaleByAdamState)
+    nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, kinds))
+    schedules, adam = ([np.asarray(node.count) for node in nodes if isinstance(node, kind)] for kind in kinds)
+    assert schedules == [1] and adam == [0]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -180,7 +181,8 @@ def test_what_is_no_batch_is_refused(batch, problem, method):
 def test_batches_may_be_numpy_lists_and_generators():
     images, labels = map(np.asarray, small_batch())
     expected = prune(SmallNet(None), "snip", 0.1, key=jax.random.key(0), batch=small_batch())
-    for batch in ((images, labels.tolist()), lambda step: (pair for pair in [(images, labels)])):
+    batches: list[Any] = [(images, labels.tolist()), lambda step: (pair for pair in [(images, labels)])]
+    for batch in batches:
         masks = prune(SmallNet(None), "snip", 0.1, key=jax.random.key(0), batch=batch)
         assert all(np.array_equal(masks[path], expected[path]) for path in expected)
 

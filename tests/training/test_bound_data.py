@@ -129,7 +129,7 @@ def test_damaged_description_that_no_checkpoint_knows_is_named(plain, tmp_path, 
 def test_another_split_is_refused(plain, tmp_path, monkeypatch):
     workdir = copy_unfinished(plain, tmp_path / "run")
     split = train_seed.split_training
-    monkeypatch.setattr(train_seed, "split_training", lambda *arguments: split(*arguments[:2], 1))
+    monkeypatch.setattr(train_seed, "split_training", lambda count, fraction, seed: split(count, fraction, 1))
     with pytest.raises(UserError, match="other data: the split into images to train on and to validate on;"):
         small_run(workdir, checkpoint_every_steps=2)
 

@@ -28,7 +28,7 @@ def images_and_labels():
     return jnp.asarray(rng.normal(size=(4, 32, 32, 3)), jnp.float32), jnp.asarray([0, 1, 2, 1])
 
 
-def build(name, form, offset="dct", density=0.1, **options):
+def build(name, form, offset: str | None = "dct", density=0.1, **options):
     options = {"num_classes": 3, "offset": offset, "rngs": nnx.Rngs(0)} | options
     model = create_model(name, **options)
     shapes = {path: layer.kernel_shape for path, layer in prunable_layers(model).items()}

@@ -1,5 +1,7 @@
 """From a config to a network with its support."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,8 @@ from dctps_jax.kernels import KernelLayer
 from dctps_jax.models import prunable_layers
 from dctps_jax.training.setup import build_sparse_model
 from tests.training.small_runs import small_config
+
+UNUSED: Any = None  # the data and the spec of a step, which only scores need
 
 
 @pytest.mark.parametrize("form", ["auto", "compact", "masked"])
@@ -19,7 +23,7 @@ def test_only_the_masked_form_makes_dense_kernels_of_a_random_support(form, monk
         return original(self)
 
     monkeypatch.setattr(KernelLayer, "sparse_kernel", record)
-    model, supports = build_sparse_model(small_config(execution__form=form), 10, 32, None, None)
+    model, supports = build_sparse_model(small_config(execution__form=form), 10, 32, UNUSED, UNUSED)
     assert len(made) == (5 if form == "masked" else 0)
     for path, layer in prunable_layers(model).items():
         assert (layer.support is None) == (form == "masked")
@@ -30,7 +34,7 @@ def test_only_the_masked_form_makes_dense_kernels_of_a_random_support(form, monk
 def test_layers_take_the_method_of_the_first_pattern_that_matches():
     config = small_config(execution__method="on_support")
     config.execution.layer_methods = (("convs.0", "autodiff"), ("convs.*", "per_weight"))
-    model, _ = build_sparse_model(config, 10, 32, None, None)
+    model, _ = build_sparse_model(config, 10, 32, UNUSED, UNUSED)
     methods = {path: layer.method for path, layer in prunable_layers(model).items()}
     assert methods == {
         "convs.0": "autodiff",
@@ -41,4 +45,4 @@ def test_layers_take_the_method_of_the_first_pattern_that_matches():
     }
     config.execution.layer_methods = (("conv1", "autodiff"),)
     with pytest.raises(UserError, match=r"layer_methods: no layer matches 'conv1'; the layers are: convs\.0, "):
-        build_sparse_model(config, 10, 32, None, None)
+        build_sparse_model(config, 10, 32, UNUSED, UNUSED)

@@ -1,6 +1,7 @@
 """The state and the pure functions that advance and evaluate it, on a network of a few weights."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +32,16 @@ class Network(nnx.Module):
 
     def __init__(self, alpha_trainable=True, offset="dct"):
         rngs = nnx.Rngs(0)
-        options = {"offset": offset, "alpha_trainable": alpha_trainable, "rngs": rngs, "use_bias": False}
+        options: dict[str, Any] = {
+            "offset": offset,
+            "alpha_trainable": alpha_trainable,
+            "rngs": rngs,
+            "use_bias": False,
+        }
         random = np.random.default_rng(0)
-        self.conv = DCTpSConv(3, 4, 3, mask=random.random((3, 3, 4)) < 0.5, **options)
+        self.conv = DCTpSConv(3, 4, 3, mask=jnp.asarray(random.random((3, 3, 4)) < 0.5), **options)
         self.norm = nnx.BatchNorm(4, rngs=rngs)
-        self.fc = DCTpSLinear(4, CLASSES, mask=random.random((4, CLASSES)) < 0.5, **options)
+        self.fc = DCTpSLinear(4, CLASSES, mask=jnp.asarray(random.random((4, CLASSES)) < 0.5), **options)
 
     def __call__(self, x):
         return self.fc(nnx.relu(self.norm(self.conv(x.reshape(len(x), -1, 3)))).mean(1))
@@ -53,7 +59,7 @@ def images_and_labels(count=COUNT):
 
 def batch(count=COUNT):
     split = images_and_labels(count)
-    return split.images / np.float32(255), split.labels
+    return jnp.asarray(split.images) / np.float32(255), jnp.asarray(split.labels)
 
 
 def equal(one, other):
@@ -170,7 +176,7 @@ def test_evaluation_counts_every_image_once(eval_batch_size, trained):
     logits = merge(graphs.eval, state)(batch()[0])
     assert int(sums.images) == COUNT
     assert int(sums.correct) == int((logits.argmax(-1) == data.labels).sum())
-    np.testing.assert_allclose(sums.loss, cross_entropy(logits, data.labels).sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums.loss, cross_entropy(logits, jnp.asarray(data.labels)).sum(), rtol=1e-5)
 
 
 def test_evaluation_is_by_running_statistics(trained):
