@@ -85,6 +85,16 @@ def test_cifar10_archive(archive):
         assert dataset.mean == (0.4914, 0.4822, 0.4465) and dataset.std == (0.2023, 0.1994, 0.2010)
 
 
+def test_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    files = make_cifar10()[0]
+    pack(
+        tmp_path / "cifar-10-binary.tar.gz",
+        "cifar-10-batches-bin",
+        files | {name: b"\xef\xbb\xbf" + content for name, content in files.items() if name.endswith(".txt")},
+    )
+    assert load("cifar10", dir=str(tmp_path), download=False).class_names == tuple(NAMES_10)
+
+
 def test_cifar100_archive(tmp_path):
     files, train, test = make_cifar100()
     pack(tmp_path / "cifar-100-binary.tar.gz", "cifar-100-binary", files)

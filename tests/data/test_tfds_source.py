@@ -219,6 +219,11 @@ def test_class_names(prepared, names, found):
     assert str(path) in text and found in text
 
 
+def test_byte_order_mark_is_no_part_of_a_name(prepared):
+    (prepared / "label.labels.txt").write_text("\n".join(NAMES), encoding="utf-8-sig")
+    assert load("cifar10", dir=str(prepared), download=False).class_names == tuple(NAMES)
+
+
 @pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json", "label.labels.txt", RECORDS.format("test")])
 def test_pipe_in_the_place_of_a_file(prepared, file):

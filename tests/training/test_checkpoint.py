@@ -328,6 +328,15 @@ def test_fifo_in_place_of_a_file_is_damage(saved):
     assert_holds(reopened(saved), 10)
 
 
+@pytest.mark.parametrize("notes", ["[" * 100_000, "{", "\udcff"], ids=["deep", "cut short", "no UTF-8"])
+def test_damaged_notes_of_orbax(saved, notes):
+    (saved / "latest" / "10" / "_CHECKPOINT_METADATA").write_text(notes, errors="surrogateescape")
+    checkpoints = Checkpoints(saved)
+    checkpoints.save("latest", 30, make_tree(30))
+    checkpoints.close()
+    assert_holds(reopened(saved), 30)
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "007", "12.orbax-checkpoint-tmp", ".hidden", "-1", "3.5", "²"])
 def test_other_entries_are_no_checkpoints(saved, name):
     (saved / "latest" / name).mkdir()
