@@ -12,7 +12,7 @@ import pytest
 from dctps_jax.data import load
 from dctps_jax.data.download import ARCHIVES
 from dctps_jax.errors import UserError
-from tests.data.conftest import no_more_handles
+from tests.limits import no_more_handles
 
 NAMES_10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 NAMES_100 = [f"fine{label:02}" for label in range(100)]

@@ -1,15 +1,12 @@
 """Checkpoints: bit for bit there and back, and nothing damaged is ever loaded."""
 
 import contextlib
-import errno
-import hashlib
 import logging
 import math
 import os
 import resource
 import shutil
 from pathlib import Path
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +19,8 @@ from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.runs import checkpoint_files
 from dctps_jax.runs.checkpoint import Checkpoints, read_arrays
 from dctps_jax.runs.packing import digest, flatten, pack, unpack
-from tests.training.small_runs import placement_on
+from tests.small_runs import placement_on
+from tests.unreadable_files import denied_permission, no_memory, unreachable_file
 
 
 def make_tree(number=0):
@@ -268,34 +266,6 @@ def used_up_handles(path):
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         for handle in taken:
             os.close(handle)
-
-
-@contextlib.contextmanager
-def denied_permission(path):
-    path_open = Path.open
-
-    def open_or_deny(self, *args, **kwargs):
-        if self == path:
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return path_open(self, *args, **kwargs)
-
-    with mock.patch.object(Path, "open", open_or_deny), pytest.raises(PermissionError):
-        yield
-
-
-@contextlib.contextmanager
-def unreachable_file(path):
-    moved = path.rename(path.with_name("moved"))
-    path.symlink_to(path)
-    with pytest.raises(OSError, match="symbolic links"):
-        yield
-    moved.rename(path)
-
-
-@contextlib.contextmanager
-def no_memory(path):
-    with mock.patch.object(hashlib, "sha256", side_effect=MemoryError), pytest.raises(MemoryError):
-        yield
 
 
 @pytest.mark.parametrize("name", ["meta/metadata", "state/content.zip"])

@@ -10,8 +10,8 @@ import pytest
 from dctps_jax import data
 from dctps_jax.errors import UserError
 from dctps_jax.training import train_seed
-from tests.training.small_runs import assert_same_end, small_run
-from tests.training.test_run import Kill, copy_unfinished, kill_at
+from tests.killed_runs import Kill, copy_unfinished, kill_at
+from tests.small_runs import assert_same_end, small_run
 
 pytestmark = pytest.mark.usefixtures("small")
 
