@@ -76,7 +76,7 @@ def digits():
 def small(digits):
     """Makes `run()` small: few images, one device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(data.SOURCES, "digits", lambda options: digits)
+        patch.setitem(data.SOURCES, "digits", data.Source(lambda options: digits))
         patch.setattr(loop, "place_on_all_devices", lambda: small_runs.placement_on(1))
         yield
 

@@ -62,7 +62,7 @@ CHANGES = {
 
 
 def use(monkeypatch, dataset):
-    monkeypatch.setitem(data.SOURCES, "digits", lambda options: dataset)
+    monkeypatch.setitem(data.SOURCES, "digits", data.Source(lambda options: dataset))
 
 
 def files_of(folder):
@@ -138,7 +138,7 @@ def test_finished_run_needs_no_data(plain, monkeypatch):
     def gone(options):
         raise UserError("the data are gone")
 
-    monkeypatch.setitem(data.SOURCES, "digits", gone)
+    monkeypatch.setitem(data.SOURCES, "digits", data.Source(gone))
     small_run(plain, checkpoint_every_steps=2)
 
 
