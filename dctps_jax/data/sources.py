@@ -17,7 +17,7 @@ DEFAULT_DIR = "~/.cache/dctps_jax/data"
 
 
 class Source(NamedTuple):
-    """A data set: the function that reads it, and the size of its images in pixels (None: `data.image_size` sets it)."""
+    """A data set: the function that reads it, and the size of its images (None: any, `data.image_size`)."""
 
     load: Callable[[Options], Dataset]
     image_size: int | None = None
