@@ -17,8 +17,7 @@ from pathlib import Path
 
 from absl import logging as absl_logging
 
-from dctps_jax.errors import OUT_OF_MEMORY, SPENT_HANDLES, DiskFull, UserError
-from dctps_jax.npz import first_line
+from dctps_jax.errors import OUT_OF_MEMORY, SPENT_HANDLES, DiskFull, UserError, first_line
 
 STOPPED, PIPE_CLOSED = 130, 141
 
@@ -34,7 +33,6 @@ LIMITS = (
 # The extra of pyproject.toml that brings a package.
 EXTRAS = {"sklearn": "data", "tensorflow_datasets": "data", "matplotlib": "plots"}
 LIMIT_ERRORS = (*SPENT_HANDLES, errno.ENOMEM, errno.EAGAIN)
-MAX_REASON = 300
 
 
 @contextlib.contextmanager
@@ -82,7 +80,7 @@ def sentence(error: BaseException) -> tuple[str, int] | None:
         return "stopped by SIGINT", STOPPED
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         return f"{error.name} is not installed; pip install 'dctps_jax[{EXTRAS[error.name]}]'", UserError.exit_code
-    reason = first_line(error)[:MAX_REASON]
+    reason = first_line(error)
     number, file = (error.errno, error.filename) if isinstance(error, OSError) else (None, None)
     name = os.fsdecode(file) if isinstance(file, str | bytes) else None
     if _is_full_disk(error):

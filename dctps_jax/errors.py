@@ -24,6 +24,15 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its kind where it has none.
+
+    At most 200 characters: errors of zipfile hold pieces of a damaged file.
+    """
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return line if len(line) <= 200 else f"{line[:200]} …"
+
+
 # The exit code of a process that ran out of memory, threads or file handles.
 OUT_OF_MEMORY = 71
 

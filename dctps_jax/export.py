@@ -30,12 +30,11 @@ from ml_collections import ConfigDict
 from dctps_jax.command import command
 from dctps_jax.config import check_value
 from dctps_jax.data.batches import Normalization, normalize
-from dctps_jax.errors import UserError
+from dctps_jax.errors import UserError, first_line
 from dctps_jax.field import flat_fields
 from dctps_jax.files import check_target, is_printable, parse_json, write_whole
 from dctps_jax.kernels import Mask, Support
 from dctps_jax.layers import prunable_layers
-from dctps_jax.npz import first_line
 from dctps_jax.ops.methods import AUTODIFF
 from dctps_jax.ops.target import portable
 from dctps_jax.runs.checkpoint import read_arrays

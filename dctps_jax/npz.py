@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.errors import SPENT_HANDLES, UserError
+from dctps_jax.errors import SPENT_HANDLES, UserError, first_line
 from dctps_jax.files import write_whole
 
 
@@ -36,8 +36,3 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool = 
     save = np.savez_compressed if compress else np.savez
     save(content, **dict(arrays))  # pyright: ignore[reportArgumentType]
     write_whole(path, content.getvalue())
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its kind where it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

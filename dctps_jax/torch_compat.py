@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dctps_jax.errors import UserError
+from dctps_jax.errors import UserError, first_line
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
-from dctps_jax.npz import first_line, read_npz, write_npz
+from dctps_jax.npz import read_npz, write_npz
 from dctps_jax.offsets import OFFSETS, Offset
 from dctps_jax.pruning.masks import mask_of_layer
 

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dctps_jax.errors import UserError
-from dctps_jax.npz import first_line
+from dctps_jax.errors import UserError, first_line
 
 Batch = tuple[jax.Array, jax.Array]
 # A batch for all steps, or a function from the step to its batches.
