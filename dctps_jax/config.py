@@ -124,8 +124,8 @@ def _old_name_of_method(config: Any) -> str | None:
     for pattern, method in config.execution.layer_methods:
         if method in renamed:
             return (
-                f"config.execution.layer_methods has {(pattern, method)!r}; {method!r} is now called {renamed[method]!r}, "
-                "give this name"
+                f"config.execution.layer_methods has {(pattern, method)!r}; {method!r} is now called "
+                f"{renamed[method]!r}, give this name"
             )
     return None
 

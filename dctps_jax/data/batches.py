@@ -33,9 +33,10 @@ class Normalization(NamedTuple):
 
 
 def split_training(count: int, train_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split ``count`` training images at random, by seed: the rows of ``round(count · train_fraction)`` of them, and those to validate on.
+    """Split ``count`` images at random, by seed, into rows to train on and rows to validate on.
 
-    Both ascend, so that a memory-mapped file is read front to back.
+    ``round(count · train_fraction)`` rows are for training. Both arrays ascend, so that a memory-mapped file is read
+    front to back.
     """
     num_train = round(count * train_fraction)
     if not 0 < num_train < count:
@@ -89,10 +90,20 @@ def augment(images: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def training_batch(
-    train: Split, order: jax.Array, step: jax.Array, *, batch_size: int, steps_per_epoch: int,
-    normalization: Normalization, augmented: bool, seed: int,
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """Return the normalised images and labels of one step, ``order`` being the rows of ``train`` in that of the step's epoch."""
+    train: Split,
+    order: jax.Array,
+    step: jax.Array,
+    *,
+    batch_size: int,
+    steps_per_epoch: int,
+    normalization: Normalization,
+    augmented: bool,
+    seed: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Return the normalised images and labels of one step.
+
+    ``order`` has the rows of ``train`` in the order of the step's epoch.
+    """
     rows = jax.lax.dynamic_slice(order, (step % steps_per_epoch * batch_size,), (batch_size,))
     return make_batch(train.at(rows), step, normalization=normalization, augmented=augmented, seed=seed)
 

@@ -163,7 +163,7 @@ def _read_archive(path: Path, folder: str, layout: _Layout) -> dict[str, bytes]:
 
 
 class _LimitedGzip(gzip.GzipFile):
-    """A file that may unpack to `limit` bytes: tarfile keeps long names and other metadata, however large, in memory."""
+    """A file that may unpack to at most `limit` bytes: tarfile keeps all metadata in memory, e.g. long names."""
 
     def __init__(self, path: Path, limit: int):
         super().__init__(path)

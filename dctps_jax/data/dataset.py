@@ -95,7 +95,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Options:
-    """What a source is asked for: the config fields `data.dir`, `.cache_dir`, `.image_size`, `.download`, `.max_pixels`.
+    """What a source is asked for: the config fields of these names below `data`.
 
     `dir` is the folder that holds the source's files, `cache_dir` the one for decoded copies (None: chosen by
     `dctps_jax.data.cache`), `image_size` the size asked for in pixels (0: the source's own), `max_pixels` what an image

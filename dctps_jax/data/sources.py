@@ -57,8 +57,8 @@ def load(
         raise UserError(f"data.image_size is {image_size}, but has to be 0 (the source's own size) or a positive size.")
     if image_size**2 > max_pixels:
         raise UserError(
-            f"data.image_size is {image_size}, which makes more than the {max_pixels:,} pixels of data.max_pixels; lower "
-            "it, or raise data.max_pixels."
+            f"data.image_size is {image_size}, which makes more than the {max_pixels:,} pixels of data.max_pixels; "
+            "lower it, or raise data.max_pixels."
         )
     if name not in _RESIZABLE and image_size not in (0, IMAGE_SIZES[name]):
         raise UserError(

@@ -73,8 +73,8 @@ def decode(prepared: Path, image_size: int, num_classes: int, max_pixels: int) -
         parts = {name: _read_split(shards[name], image_size, max_pixels) for name in ("train", "test")}
     except ImportError as error:
         raise UserError(
-            f"{prepared} cannot be read without the Python package {error.name}; install it, or remove the directory to "
-            "use the official archive."
+            f"{prepared} cannot be read without the Python package {error.name}; install it, or remove the directory "
+            "to use the official archive."
         ) from error
     for name, split in parts.items():
         if split.labels.min() < 0 or split.labels.max() >= num_classes:

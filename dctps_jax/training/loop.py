@@ -124,7 +124,10 @@ class Pace:
 def advance(
     state: TrainState, sums: Sums, train: Split, order: jax.Array, *, num_steps: int, setup: Setup
 ) -> tuple[TrainState, Sums]:
-    """Take ``num_steps`` steps from where ``state`` stands; ``order`` has the rows of ``train`` in the order of its epoch."""
+    """Take ``num_steps`` steps from where ``state`` stands.
+
+    ``order`` has the rows of ``train`` in the order of the epoch.
+    """
 
     def take_step(carry: tuple[TrainState, Sums], _: None) -> tuple[tuple[TrainState, Sums], None]:
         state, sums = carry

@@ -146,8 +146,8 @@ def train_seed(
     first_epoch = (step - is_epoch_pending) // spec.steps_per_epoch
     if len(log.rows) < first_epoch:
         raise UserError(
-            f"{log.path} has {len(log.rows)} rows, but the run is {first_epoch} epochs on; restore it or choose another "
-            "directory"
+            f"{log.path} has {len(log.rows)} rows, but the run is {first_epoch} epochs on; restore it or choose "
+            "another directory"
         )
 
     # Compile. The images live on the devices as uint8.
@@ -294,8 +294,8 @@ def _warn_if_nothing_moves(
 ) -> None:
     if spec.updates is not None and not spec.updates.moves_anything(counts, sizes):
         logger.warning(
-            "sparse_training.method is %r, but no weight will ever move: updates come every %d steps before step %d, and "
-            "only layers that are not full have any; lower sparse_training.update_every or the density",
+            "sparse_training.method is %r, but no weight will ever move: updates come every %d steps before step %d, "
+            "and only layers that are not full have any; lower sparse_training.update_every or the density",
             config.sparse_training.method,
             spec.updates.update_every,
             spec.updates.end_step,
