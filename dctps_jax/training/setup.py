@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 
 from dctps_jax import data, models, pruning
-from dctps_jax.data.batches import Normalization, Split, normalization_of
+from dctps_jax.data.batches import Examples, Normalization, normalization_of
 from dctps_jax.errors import UserError
 from dctps_jax.optimizers import SCHEDULES, make_optimizer
 from dctps_jax.pruning.dynamic import UpdateSchedule
@@ -22,7 +22,7 @@ from dctps_jax.seeds import stream
 from dctps_jax.training import loop
 
 
-def make_step_spec(config: Any, dataset: data.Dataset, train: Split) -> loop.StepSpec:
+def make_step_spec(config: Any, dataset: data.Dataset, train: Examples) -> loop.StepSpec:
     """Return the fixed numbers of the run; a batch larger than the training split is a UserError."""
     steps_per_epoch = len(train.labels) // config.batch_size
     if steps_per_epoch == 0:
@@ -66,7 +66,7 @@ def make_optimizer_and_schedule(
     return optimizer, schedule
 
 
-def choose_normalization(config: Any, dataset: data.Dataset, train: Split) -> Normalization:
+def choose_normalization(config: Any, dataset: data.Dataset, train: Examples) -> Normalization:
     """Return the config's moments where it has any, else the data set's, else the training split's."""
     if config.data.mean:
         return Normalization(config.data.mean, config.data.std)
@@ -111,7 +111,7 @@ def build_sparse_model(
     config: Any,
     num_classes: int,
     image_size: int,
-    train: Split,
+    train: Examples,
     spec: loop.StepSpec,
     own_supports: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[nnx.Module, Supports]:
@@ -228,7 +228,7 @@ def _random_supports(config: Any, shapes: Shapes) -> Supports:
     return pruning.random_supports(stream(config.seed, "masks"), shapes, counts)
 
 
-def _supports_by_score(config: Any, model: nnx.Module, train: Split, spec: loop.StepSpec) -> Supports:
+def _supports_by_score(config: Any, model: nnx.Module, train: Examples, spec: loop.StepSpec) -> Supports:
     """Prune by a score on the batches that training will begin with.
 
     Step s of n batches sees those of training steps s·n to s·n + n − 1.
