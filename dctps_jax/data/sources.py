@@ -1,6 +1,5 @@
 """The table of all data sources, and `load`, which picks one by the name in the config field `data.name`."""
 
-import difflib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from dctps_jax.data.dataset import MAX_PIXELS, Dataset, Options
 from dctps_jax.data.image_folder import load_image_folder
 from dctps_jax.data.reading import unreadable
 from dctps_jax.data.tiny_imagenet import load_tiny_imagenet
-from dctps_jax.errors import UserError
+from dctps_jax.errors import UserError, did_you_mean
 
 DEFAULT_DIR = "~/.cache/dctps_jax/data"
 
@@ -50,9 +49,8 @@ def load(
     that runs out.
     """
     if name not in SOURCES:
-        near = difflib.get_close_matches(str(name), SOURCES, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
-        raise UserError(f"data.name is '{name}', but has to be one of {', '.join(SOURCES)}{hint}")
+        hint = did_you_mean(name, SOURCES)
+        raise UserError(f"data.name is '{name}'{hint}, but has to be one of {', '.join(SOURCES)}.")
     if image_size < 0:
         raise UserError(f"data.image_size is {image_size}, but has to be 0 (the source's own size) or a positive size.")
     if image_size**2 > max_pixels:
