@@ -115,5 +115,5 @@ def make_batch(
     images, labels = jnp.asarray(picked.images), jnp.asarray(picked.labels)
     if augmented:
         images = augment(images, jax.random.fold_in(stream(seed, "augment"), step))
-    # Stored, since else every operation that reads the images would augment them again.
+    # Stored: otherwise XLA (JAX 0.10.2) augments them again in every operation that reads them, see ops/fusion.py.
     return materialized(normalize(images, normalization)), labels

@@ -306,7 +306,9 @@ def means(sums: Sums) -> tuple[float, float]:
 def default_steps_per_dispatch() -> int:
     """Return how many steps one call to the device takes where the config leaves it open.
 
-    On CPU XLA compiles the body of a loop worse than a program of its own, and a call costs little beside a step.
+    XLA's CPU backend (JAX 0.10.2) compiles the body of a loop worse than a program of its own, see
+    https://github.com/jax-ml/jax/issues/12868, and a call costs little beside a step. ``benchmarks/train_step.py
+    --steps_per_dispatch`` times both.
     """
     return 1 if jax.default_backend() == "cpu" else 50
 
