@@ -33,10 +33,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dctps_jax import models
+from dctps_jax import data, models
 from dctps_jax.offsets import OFFSETS
 from dctps_jax.offsets.dct import conv_kernel
-from tests import small_networks
+from dctps_jax.training import loop
+from tests import small_networks, small_runs
+from tests.small_disk import SmallDisk
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -63,3 +65,34 @@ def original_offset(monkeypatch):
         return jnp.asarray(conv_kernel(shape).astype(np.float32), dtype)
 
     monkeypatch.setitem(OFFSETS, "dct", dataclasses.replace(OFFSETS["dct"], kernel=rounded))
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return small_runs.small_digits()
+
+
+@pytest.fixture(scope="module")
+def small(digits):
+    """Makes `run()` small: few images, one device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(data.SOURCES, "digits", data.Source(lambda options: digits))
+        patch.setattr(loop, "place_on_all_devices", lambda: small_runs.placement_on(1))
+        yield
+
+
+@pytest.fixture(scope="module")
+def plain(small, tmp_path_factory):
+    """The directory of a run that nothing disturbed: 2 epochs, a checkpoint every 2 steps."""
+    workdir = tmp_path_factory.mktemp("plain")
+    small_runs.small_run(workdir, checkpoint_every_steps=2)
+    return workdir
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    disk = SmallDisk(tmp_path / "disk")
+    if not disk.mount():
+        pytest.skip("only root may mount a small disk")
+    yield disk
+    disk.unmount()

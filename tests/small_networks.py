@@ -48,3 +48,9 @@ class SmallNet(nnx.Module):
         x = nnx.relu(self.bn1(self.conv1(x)))
         x = nnx.relu(self.bn2(self.conv2(x)) + self.shortcut(x))
         return self.fc(x.mean((1, 2)))
+
+
+def small_batch(seed=0):
+    """Images and labels for scores."""
+    images, labels = jax.random.split(jax.random.key(seed))
+    return jax.random.normal(images, (8, 32, 32, 3)), jax.random.randint(labels, (8,), 0, 10)

@@ -17,9 +17,9 @@ from dctps_jax.command import command
 from dctps_jax.errors import DiskFull
 from dctps_jax.reports import curves, masks, report
 from dctps_jax.training.signals import NonFiniteLoss, Stopped
-from tests.analysis.fake_runs import make_run
 from tests.commands import assert_one_sentence, call, call_into_closed_pipe
-from tests.data.conftest import no_more_handles
+from tests.fake_runs import make_run
+from tests.limits import no_more_handles
 
 REPO = Path(__file__).parents[1]
 MAINS = {

@@ -27,7 +27,7 @@ from dctps_jax.pruning.scores import markdown_table
 from dctps_jax.runs.sweep import plan_runs
 from tests.commands import call
 from tests.documents import PAGES, REPO, blocks, code_spans, commands, links, prose, read
-from tests.training.small_runs import small_run
+from tests.small_runs import small_run
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 LANGUAGES = ("python", "bash", "text", "bibtex")

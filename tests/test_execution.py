@@ -22,7 +22,7 @@ from dctps_jax.ops.work import Work
 from dctps_jax.pruning import allocate
 from tests.native import jit_unoptimised, native, normal
 from tests.small_networks import FAMILIES
-from tests.training.small_runs import placement_on
+from tests.small_runs import placement_on
 
 # The geometry, the spatial shape of the inputs and nnz.
 CASES = {

@@ -22,7 +22,7 @@ from dctps_jax.export import describe_exported, export_run, export_stablehlo, lo
 from dctps_jax.models import prunable_layers
 from dctps_jax.runs.checkpoint import read_arrays
 from tests.commands import assert_one_sentence, call, call_into_closed_pipe
-from tests.training.small_runs import small_digits, small_run
+from tests.small_runs import small_digits, small_run
 
 REPO = Path(__file__).parents[1]
 # Written by version 0.1.0: LeNet-5 with 0.3 % of its weights after 8 epochs of configs/lenet_digits.py, and its test

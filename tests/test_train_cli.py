@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.small_runs import assert_same_end, steps
+from tests.small_runs import assert_same_end, steps
 
 REPO = Path(__file__).parents[1]
 DIGITS = ["--config", "configs/lenet_digits.py"]

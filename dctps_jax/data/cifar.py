@@ -183,7 +183,7 @@ def _decode(contents: dict[str, bytes], source: Path, layout: _Layout) -> Decode
         if file not in contents:
             raise UserError(f"{source} holds no {file}, which is part of the official layout; download it again.")
     try:
-        class_names = tuple(contents[layout.names_file].decode().split())
+        class_names = tuple(contents[layout.names_file].decode("utf-8-sig").split())
     except UnicodeDecodeError as error:
         raise UserError(f"{layout.names_file} in {source} is not text ({error}); download it again.") from error
     if len(class_names) != layout.num_classes:

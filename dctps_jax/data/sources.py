@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from dctps_jax.data.builtin import load_digits, make_synthetic
 from dctps_jax.data.cifar import load_cifar
@@ -14,19 +15,22 @@ from dctps_jax.errors import UserError, did_you_mean
 
 DEFAULT_DIR = "~/.cache/dctps_jax/data"
 
-SOURCES: dict[str, Callable[[Options], Dataset]] = {
-    "digits": load_digits,
-    "synthetic": make_synthetic,
-    "cifar10": functools.partial(load_cifar, "cifar10"),
-    "cifar100": functools.partial(load_cifar, "cifar100"),
-    "tiny_imagenet": load_tiny_imagenet,
-    "image_folder": load_image_folder,
-}
 
-# Known before any file is read, so that a config can be checked first. An image folder's are found out on loading.
-NUM_CLASSES = {"digits": 10, "synthetic": 10, "cifar10": 10, "cifar100": 100, "tiny_imagenet": 200}
-IMAGE_SIZES = {"digits": 32, "synthetic": 32, "cifar10": 32, "cifar100": 32, "tiny_imagenet": 64}
-_RESIZABLE = ("synthetic", "image_folder")
+class Source(NamedTuple):
+    """A data set: the function that reads it, and the size of its images (None: any, `data.image_size`)."""
+
+    load: Callable[[Options], Dataset]
+    image_size: int | None = None
+
+
+SOURCES = {
+    "digits": Source(load_digits, image_size=32),
+    "synthetic": Source(make_synthetic),
+    "cifar10": Source(functools.partial(load_cifar, "cifar10"), image_size=32),
+    "cifar100": Source(functools.partial(load_cifar, "cifar100"), image_size=32),
+    "tiny_imagenet": Source(load_tiny_imagenet, image_size=64),
+    "image_folder": Source(load_image_folder),
+}
 
 
 def load(
@@ -50,7 +54,8 @@ def load(
     """
     if name not in SOURCES:
         hint = did_you_mean(name, SOURCES)
-        raise UserError(f"data.name is '{name}'{hint}, but has to be one of {', '.join(SOURCES)}.")
+        raise UserError(f"data.name is {name!r}{hint}, but has to be one of {', '.join(SOURCES)}.")
+    source = SOURCES[name]
     if image_size < 0:
         raise UserError(f"data.image_size is {image_size}, but has to be 0 (the source's own size) or a positive size.")
     if image_size**2 > max_pixels:
@@ -58,10 +63,10 @@ def load(
             f"data.image_size is {image_size}, which makes more than the {max_pixels:,} pixels of data.max_pixels; "
             "lower it, or raise data.max_pixels."
         )
-    if name not in _RESIZABLE and image_size not in (0, IMAGE_SIZES[name]):
+    if source.image_size is not None and image_size not in (0, source.image_size):
         raise UserError(
-            f"data.image_size is {image_size}, but '{name}' has images of {IMAGE_SIZES[name]} pixels only; set it to "
-            f"0 or {IMAGE_SIZES[name]}."
+            f"data.image_size is {image_size}, but '{name}' has images of {source.image_size} pixels only; set it to "
+            f"0 or {source.image_size}."
         )
     if name == "image_folder" and not dir:
         raise UserError(
@@ -72,7 +77,7 @@ def load(
     try:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"data.dir is {folder}, which is a file; give the folder that holds it.")
-        return SOURCES[name](Options(folder, decoded, image_size, download, max_pixels))
+        return source.load(Options(folder, decoded, image_size, download, max_pixels))
     except OSError as error:  # what cannot even be looked up, for want of permissions or of a working disk
         advice = "make it readable, or set data.dir to another folder"
         raise unreadable(error.filename or folder, error, advice) from error

@@ -143,7 +143,7 @@ def _list_shards(prepared: Path) -> dict[str, list[tuple[Path, int]]]:
 def _read_class_names(path: Path, num_classes: int) -> tuple[str, ...]:
     content = read_file(path, _MAX_BYTES, _PREPARE_AGAIN)
     with parsing(path, _PREPARE_AGAIN):
-        names = tuple(line.strip() for line in content.decode().split("\n") if line.strip())
+        names = tuple(line.strip() for line in content.decode("utf-8-sig").split("\n") if line.strip())
     if len(set(names)) != num_classes or len(names) != num_classes:
         raise UserError(
             f"{path} has {len(names)} class names ({len(set(names))} different ones), but has to have {num_classes}; "

@@ -194,6 +194,6 @@ def _read_text(tree: _Tree, name: str) -> str:
     if name not in tree.names:
         raise UserError(f"{tree.where} holds no tiny-imagenet-200/{name}; get {tree.where.name} again.")
     try:
-        return tree.read(name).decode()
+        return tree.read(name).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{name} in {tree.where} is not text ({error}); get {tree.where.name} again.") from error

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from dctps_jax.errors import DiskFull, UserError
+from dctps_jax.files import parse_json
 from dctps_jax.runs.checkpoint_files import CONTENT, DESCRIPTION, Content, describe, encode, read_checkpoint
 from dctps_jax.runs.damage import Damaged
 from dctps_jax.runs.packing import flatten
@@ -122,11 +123,26 @@ class Checkpoints:
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in self._managers:
+            _rename_damaged_notes(self.folder / kind)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=KEPT[kind], create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False
             )
             self._managers[kind] = ocp.CheckpointManager((self.folder / kind).absolute(), options=options)
         return self._managers[kind]
+
+
+def _rename_damaged_notes(folder: Path) -> None:
+    """Rename damaged notes of Orbax on its checkpoints, which it reads when it starts and can do without.
+
+    Orbax 0.11 ends with a RecursionError where their JSON is nested too deeply: ``test_damaged_notes_of_orbax``.
+    """
+    for step in steps_in(folder):
+        notes = folder / str(step) / "_CHECKPOINT_METADATA"
+        if notes.is_file():
+            try:
+                parse_json(notes.read_bytes())
+            except ValueError:
+                notes.rename(notes.with_name(f"{notes.name}.damaged"))
 
 
 def as_tree(saved: Saved, template: Any, source: Path) -> Any:

@@ -1,8 +1,6 @@
 """Keeps the data tests away from the home folder, and brings about what the system may refuse."""
 
-import contextlib
 import os
-import resource
 import signal
 
 import pytest
@@ -41,29 +39,3 @@ def ghostscript(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     return called
-
-
-@contextlib.contextmanager
-def limited(limit, value):
-    soft, hard = resource.getrlimit(limit)
-    resource.setrlimit(limit, (value, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(limit, (soft, hard))
-
-
-@contextlib.contextmanager
-def no_more_handles():
-    """No file can be opened inside."""
-    free = os.dup(0)
-    os.close(free)
-    with limited(resource.RLIMIT_NOFILE, free):
-        yield
-
-
-@contextlib.contextmanager
-def no_room(num_bytes):
-    """No file can grow beyond `num_bytes` inside, as on a full disk."""
-    with limited(resource.RLIMIT_FSIZE, num_bytes):
-        yield

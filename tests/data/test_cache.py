@@ -14,7 +14,7 @@ import pytest
 from dctps_jax.data import cache
 from dctps_jax.data.dataset import Decoded, DecodedPart, Options
 from dctps_jax.errors import DiskFull, UserError
-from tests.data.conftest import no_more_handles, no_room
+from tests.limits import no_more_handles, no_room
 
 FILES = ["train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy", "meta.json"]
 

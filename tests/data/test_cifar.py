@@ -12,7 +12,7 @@ import pytest
 from dctps_jax.data import load
 from dctps_jax.data.download import ARCHIVES
 from dctps_jax.errors import UserError
-from tests.data.conftest import no_more_handles
+from tests.limits import no_more_handles
 
 NAMES_10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 NAMES_100 = [f"fine{label:02}" for label in range(100)]
@@ -83,6 +83,16 @@ def test_cifar10_archive(archive):
         check(dataset, train, test)
         assert dataset.class_names == tuple(NAMES_10)
         assert dataset.mean == (0.4914, 0.4822, 0.4465) and dataset.std == (0.2023, 0.1994, 0.2010)
+
+
+def test_byte_order_mark_is_no_part_of_a_name(tmp_path):
+    files = make_cifar10()[0]
+    pack(
+        tmp_path / "cifar-10-binary.tar.gz",
+        "cifar-10-batches-bin",
+        files | {name: b"\xef\xbb\xbf" + content for name, content in files.items() if name.endswith(".txt")},
+    )
+    assert load("cifar10", dir=str(tmp_path), download=False).class_names == tuple(NAMES_10)
 
 
 def test_cifar100_archive(tmp_path):

@@ -14,7 +14,7 @@ from dctps_jax.data import download
 from dctps_jax.data.dataset import Options
 from dctps_jax.data.download import Archive, obtain
 from dctps_jax.errors import DiskFull, UserError
-from tests.data.conftest import no_room
+from tests.limits import no_room
 
 CONTENT = bytes(range(256)) * 40000
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from dctps_jax.data import load
 from dctps_jax.errors import UserError
-from tests.data.conftest import no_more_handles
+from tests.limits import no_more_handles
 
 
 def put(path, value, size=(8, 8), mode="RGB"):

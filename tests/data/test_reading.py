@@ -5,7 +5,7 @@ import pytest
 
 from dctps_jax.data.reading import parsing, read_file, stamp_of
 from dctps_jax.errors import UserError
-from tests.data.conftest import no_more_handles
+from tests.limits import no_more_handles
 
 
 def test_stamp(tmp_path):

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from dctps_jax.data import IMAGE_SIZES, NUM_CLASSES, SOURCES, load
+from dctps_jax.data import SOURCES, Source, load
 from dctps_jax.errors import UserError
 
 
@@ -14,16 +14,9 @@ def message(*arguments, **options):
     return str(caught.value)
 
 
-def test_tables_cover_all_sources():
-    names = {"digits", "synthetic", "cifar10", "cifar100", "tiny_imagenet", "image_folder"}
-    assert set(SOURCES) == names
-    assert set(NUM_CLASSES) == set(IMAGE_SIZES) == names - {"image_folder"}
-
-
-@pytest.mark.parametrize("name", ["digits", "synthetic"])
-def test_tables_are_right(name):
-    dataset = load(name)
-    assert (dataset.num_classes, dataset.image_size) == (NUM_CLASSES[name], IMAGE_SIZES[name])
+def test_sizes_of_the_table_are_right():
+    assert load("digits").image_size == SOURCES["digits"].image_size
+    assert load("synthetic").image_size == 32 and load("synthetic", image_size=48).image_size == 48
 
 
 def test_unknown_name():
@@ -35,7 +28,7 @@ def test_unknown_name():
 @pytest.mark.parametrize("name", ["digits", "cifar10", "cifar100", "tiny_imagenet"])
 def test_size_of_its_own_only(name):
     text = message(name, image_size=48)
-    assert "data.image_size is 48" in text and f"0 or {IMAGE_SIZES[name]}" in text
+    assert "data.image_size is 48" in text and f"0 or {SOURCES[name].image_size}" in text
 
 
 def test_native_size_is_allowed():
@@ -55,7 +48,7 @@ def test_what_the_system_refuses_is_named(tmp_path, monkeypatch):
     def refused(options):
         raise PermissionError(13, "Permission denied", "/some/file")
 
-    monkeypatch.setitem(SOURCES, "cifar10", refused)
+    monkeypatch.setitem(SOURCES, "cifar10", Source(refused))
     text = message("cifar10", dir=str(tmp_path))
     assert "/some/file cannot be read (Permission denied)" in text and "data.dir" in text
 
@@ -89,5 +82,5 @@ def test_memory_that_runs_out_is_one_sentence(monkeypatch):
     def too_much(options):
         return np.empty(2**62, np.uint8)
 
-    monkeypatch.setitem(SOURCES, "digits", too_much)
+    monkeypatch.setitem(SOURCES, "digits", Source(too_much))
     assert "data.name is 'digits', whose decoded images do not fit into memory" in message("digits")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dctps_jax.data import load
 from dctps_jax.errors import UserError
-from tests.data.conftest import no_more_handles
+from tests.limits import no_more_handles
 
 RECORDS = "cifar10-{}.array_record-00000-of-00001"
 NAMES = [f"name{label}" for label in range(10)]
@@ -217,6 +217,11 @@ def test_class_names(prepared, names, found):
         path.write_bytes("\n".join(names).encode(errors="surrogateescape"))
     text = message(prepared)
     assert str(path) in text and found in text
+
+
+def test_byte_order_mark_is_no_part_of_a_name(prepared):
+    (prepared / "label.labels.txt").write_text("\n".join(NAMES), encoding="utf-8-sig")
+    assert load("cifar10", dir=str(prepared), download=False).class_names == tuple(NAMES)
 
 
 @pytest.mark.usefixtures("no_waiting")

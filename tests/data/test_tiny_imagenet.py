@@ -10,7 +10,7 @@ from PIL import Image
 
 from dctps_jax.data import load
 from dctps_jax.errors import UserError
-from tests.data.conftest import no_more_handles
+from tests.limits import no_more_handles
 
 WNIDS = ["n03", "n01", "n02"]
 

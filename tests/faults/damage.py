@@ -137,11 +137,17 @@ def emptied(random: Random, path: Path, other: Path | None) -> None:
 
 def renamed_step(random: Random, path: Path, other: Path | None) -> None:
     """A checkpoint passes for one of another step."""
-    path.rename(path.with_name(str(int(path.name) + random.choice((1, 2, 7, 1000)))))
+    path.rename(_free_step(random, path))
 
 
 def copied_step(random: Random, path: Path, other: Path | None) -> None:
-    shutil.copytree(path, path.with_name(str(int(path.name) + random.choice((1, 2, 7, 1000)))))
+    shutil.copytree(path, _free_step(random, path))
+
+
+def _free_step(random: Random, path: Path) -> Path:
+    """A later step that has no checkpoint."""
+    paths = [path.with_name(str(int(path.name) + more)) for more in (1, 2, 7, 1000)]
+    return random.choice([path for path in paths if not path.exists()])
 
 
 def other_step(random: Random, path: Path, other: Path | None) -> None:

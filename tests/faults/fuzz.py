@@ -218,7 +218,8 @@ def _lost(before: dict[str, Any], sandbox: Path, case: Case, finished: bool = Fa
             continue
         if name.startswith(("cache/", "data/.dctps_cache")):
             continue  # decoded copies are made again
-        is_of_damaged = "/checkpoints/" in name and _step_of(name) == _step_of(damaged)
+        passes_for_another = case.kind in ("copied_step", "renamed_step")
+        is_of_damaged = "/checkpoints/" in name and (passes_for_another or _step_of(name) == _step_of(damaged))
         if is_of_damaged and (finished or (content, Path(name).name) in kept):
             continue  # a damaged checkpoint is set aside as a whole; nothing of it is deleted
         if finished and name.startswith("run/"):

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.training.small_runs import assert_same_end
+from tests.small_runs import assert_same_end
 
 REPO = Path(__file__).parents[2]
 COMMON = ["--config", "configs/lenet_digits.py", "--config.data.augment=true", "--config.tensorboard=false"]

@@ -115,6 +115,8 @@ def _restored() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*found in sys.modules.*", category=RuntimeWarning)
+            # dctps_jax.data.images does so for a process, once; here each program has warnings of its own.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
             yield
     finally:
         _forget_flags()

@@ -83,16 +83,10 @@ def test_equal_blocks_are_traced_once():
 
 
 def test_lists_of_weights_of_different_length_share_a_loop():
-    model = create_model(
-        "fixup_resnet20",
-        num_classes=3,
-        offset="dct",
-        rngs=nnx.Rngs(0),
-        min_loop=2,
-        supports={
-            path: np.arange(number) for number, path in enumerate(kernel_shapes("fixup_resnet20", num_classes=3))
-        },
-    )
+    paths = kernel_shapes("fixup_resnet20", num_classes=3)
+    supports = {path: np.arange(number) for number, path in enumerate(paths)}
+    options = {"num_classes": 3, "offset": "dct", "min_loop": 2, "rngs": nnx.Rngs(0)}
+    model = create_model("fixup_resnet20", supports=supports, **options)
     rng = np.random.default_rng(0)
     for layer in prunable_layers(model).values():
         layer.kernel.set_value(jnp.asarray(rng.normal(size=layer.kernel[...].shape), jnp.float32))

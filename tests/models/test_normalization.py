@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from dctps_jax.models import normalization
 from dctps_jax.models.normalization import BatchNorm
 from tests.native import jit_unoptimised, normal
-from tests.training.small_runs import placement_on
+from tests.small_runs import placement_on
 
 FEATURES = 6
 

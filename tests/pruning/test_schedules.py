@@ -16,8 +16,7 @@ from dctps_jax.pruning import allocate, prune, schedules
 from dctps_jax.pruning.schedules import keep_counts, thin_out
 from dctps_jax.pruning.selection import top_k_global
 from tests import reference_data as reference
-from tests.pruning.test_scores import small_batch
-from tests.small_networks import SmallNet
+from tests.small_networks import SmallNet, small_batch
 
 
 def test_keep_counts_equal_the_authors():

@@ -20,7 +20,7 @@ from dctps_jax.pruning.selection import top_k_global
 from dctps_jax.torch_compat import load_state_dict, to_state_dict
 from tests import reference_data as reference
 from tests.native import XLA_DEFAULTS
-from tests.small_networks import SmallNet
+from tests.small_networks import SmallNet, small_batch
 
 NETWORKS = {entry["network"]: entry for entry in reference.index("prune_index")}
 OURS = {"dctps1_itersnip": "iter_snip", "dctps2_graspit": "grasp_it", "naver3_force": "force"}
@@ -127,11 +127,6 @@ def test_first_scores_equal_the_authors(method):
         expected = stored[f"scores/{method}/{path}"].reshape(scores[path].shape)
         # Stored as float32, rounded by up to 6e-8.
         np.testing.assert_allclose(scores[path] / norm, expected, rtol=1.2e-7, atol=1e-9 * np.abs(expected).max())
-
-
-def small_batch(seed=0):
-    images, labels = jax.random.split(jax.random.key(seed))
-    return jax.random.normal(images, (8, 32, 32, 3)), jax.random.randint(labels, (8,), 0, 10)
 
 
 @pytest.mark.parametrize("offset", [None, "dct"])

@@ -15,7 +15,7 @@ from dctps_jax.optimizers import make_optimizer
 from dctps_jax.pruning import apply_masks, prune
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import train_step
-from tests.training.small_runs import placement_on
+from tests.small_runs import placement_on
 
 DEVICES = 8
 

@@ -16,7 +16,7 @@ from dctps_jax.training.setup import build_model
 from dctps_jax.training.signals import NonFiniteLoss
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import zero_sums
-from tests.training.small_runs import make_optimizer_of, placement_on, small_config, small_digits
+from tests.small_runs import make_optimizer_of, placement_on, small_config, small_digits
 
 
 def make_spec(**options):

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shutil
 import signal
 
 import numpy as np
@@ -12,54 +11,13 @@ import pytest
 from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.pruning import load_masks
 from dctps_jax.runs.checkpoint import Checkpoints
-from dctps_jax.runs.metrics import MetricsLog
 from dctps_jax.runs.summary import last_line
-from dctps_jax.training import loop, train_seed
+from dctps_jax.training import loop
 from dctps_jax.training.signals import NonFiniteLoss, Stopped
-from tests.training.small_runs import STEPS_PER_EPOCH, arrays, assert_same_end, results, rows, small_run, steps
+from tests.killed_runs import Kill, copy_unfinished, flip_content, kill_at, run_through_kills, run_until_killed
+from tests.small_runs import STEPS_PER_EPOCH, arrays, assert_same_end, results, rows, small_run, steps
 
 pytestmark = pytest.mark.usefixtures("small")
-
-
-class Kill(BaseException):
-    """Stands for SIGKILL: nothing between its raising and the test may catch it."""
-
-
-def kill_at(patch, moment):
-    """Raise `Kill` at the `moment`-th of the events of a run: before and after each write to its directory."""
-    count = 0
-
-    def event():
-        nonlocal count
-        count += 1
-        if count == moment:
-            raise Kill
-
-    def watched(function):
-        def call(*args, **kwargs):
-            event()
-            value = function(*args, **kwargs)
-            event()
-            return value
-
-        return call
-
-    patch.setattr(Checkpoints, "save", watched(Checkpoints.save))
-    patch.setattr(MetricsLog, "append", watched(MetricsLog.append))
-    patch.setattr(train_seed, "write_results", watched(train_seed.write_results))
-
-
-def run_through_kills(workdir, moments, **overrides):
-    """Start once for each of `moments`, killed there, and once more to the end."""
-    for moment in moments:
-        run_until_killed(workdir, moment, **overrides)
-    small_run(workdir, **overrides)
-
-
-def run_until_killed(workdir, moment, **overrides):
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Kill):
-        kill_at(patch, moment)
-        small_run(workdir, **overrides)
 
 
 def test_killed_at_any_write_it_ends_the_same(tmp_path, plain):
@@ -152,19 +110,6 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, plain, caplog):
     small_run(workdir, checkpoint_every_steps=2)
     assert caplog.text.count("is damaged and passed over") == 1
     assert_same_end(workdir, plain)
-
-
-def copy_unfinished(plain, workdir):
-    shutil.copytree(plain, workdir)
-    (workdir / "results.json").unlink()
-    return workdir
-
-
-def flip_content(workdir, step, kind="latest"):
-    path = workdir / "checkpoints" / kind / str(step) / "state" / "content.zip"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def test_finished_run_reports_and_does_nothing(plain, monkeypatch, capsys):

@@ -7,7 +7,7 @@ from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.models import prunable_layers
 from dctps_jax.training.setup import build_sparse_model
-from tests.training.small_runs import small_config
+from tests.small_runs import small_config
 
 
 @pytest.mark.parametrize("form", ["auto", "compact", "masked"])

@@ -7,8 +7,8 @@ import pytest
 
 from dctps_jax import UserError
 from dctps_jax.pruning import load_masks, save_masks
-from tests.training.small_runs import arrays, assert_same_end, results, rows, small_run
-from tests.training.test_run import run_through_kills, run_until_killed
+from tests.killed_runs import run_through_kills, run_until_killed
+from tests.small_runs import arrays, assert_same_end, results, rows, small_run
 
 pytestmark = pytest.mark.usefixtures("small")
 

@@ -8,8 +8,8 @@ import pytest
 
 from dctps_jax.pruning import load_masks, save_masks
 from dctps_jax.reports import curves, masks, report
-from tests.analysis.fake_runs import MASKS, make_run
 from tests.commands import assert_one_sentence, call
+from tests.fake_runs import MASKS, make_run
 
 
 @pytest.fixture(scope="module")

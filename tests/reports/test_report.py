@@ -9,7 +9,7 @@ import pytest
 from dctps_jax import UserError
 from dctps_jax.reports.records import method_name, read_records
 from dctps_jax.reports.report import _scaled, summary, write_report
-from tests.analysis.fake_runs import make_run
+from tests.fake_runs import make_run
 
 
 @pytest.fixture

@@ -1,15 +1,12 @@
 """Checkpoints: bit for bit there and back, and nothing damaged is ever loaded."""
 
 import contextlib
-import errno
-import hashlib
 import logging
 import math
 import os
 import resource
 import shutil
 from pathlib import Path
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +19,8 @@ from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.runs import checkpoint_files
 from dctps_jax.runs.checkpoint import Checkpoints, read_arrays
 from dctps_jax.runs.packing import digest, flatten, pack, unpack
-from tests.training.small_runs import placement_on
+from tests.small_runs import placement_on
+from tests.unreadable_files import denied_permission, no_memory, unreachable_file
 
 
 def make_tree(number=0):
@@ -270,34 +268,6 @@ def used_up_handles(path):
             os.close(handle)
 
 
-@contextlib.contextmanager
-def denied_permission(path):
-    path_open = Path.open
-
-    def open_or_deny(self, *args, **kwargs):
-        if self == path:
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return path_open(self, *args, **kwargs)
-
-    with mock.patch.object(Path, "open", open_or_deny), pytest.raises(PermissionError):
-        yield
-
-
-@contextlib.contextmanager
-def unreachable_file(path):
-    moved = path.rename(path.with_name("moved"))
-    path.symlink_to(path)
-    with pytest.raises(OSError, match="symbolic links"):
-        yield
-    moved.rename(path)
-
-
-@contextlib.contextmanager
-def no_memory(path):
-    with mock.patch.object(hashlib, "sha256", side_effect=MemoryError), pytest.raises(MemoryError):
-        yield
-
-
 @pytest.mark.parametrize("name", ["meta/metadata", "state/content.zip"])
 @pytest.mark.parametrize("fails", [used_up_handles, denied_permission, unreachable_file, no_memory])
 def test_what_is_no_damage_stops_with_its_reason_and_moves_nothing(saved, name, fails):
@@ -326,6 +296,15 @@ def test_fifo_in_place_of_a_file_is_damage(saved):
     path.unlink()
     os.mkfifo(path)
     assert_holds(reopened(saved), 10)
+
+
+@pytest.mark.parametrize("notes", ["[" * 100_000, "{", "\udcff"], ids=["deep", "cut short", "no UTF-8"])
+def test_damaged_notes_of_orbax(saved, notes):
+    (saved / "latest" / "10" / "_CHECKPOINT_METADATA").write_text(notes, errors="surrogateescape")
+    checkpoints = Checkpoints(saved)
+    checkpoints.save("latest", 30, make_tree(30))
+    checkpoints.close()
+    assert_holds(reopened(saved), 30)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "007", "12.orbax-checkpoint-tmp", ".hidden", "-1", "3.5", "²"])

@@ -10,8 +10,8 @@ import pytest
 from dctps_jax import data
 from dctps_jax.errors import UserError
 from dctps_jax.training import train_seed
-from tests.training.small_runs import assert_same_end, small_run
-from tests.training.test_run import Kill, copy_unfinished, kill_at
+from tests.killed_runs import Kill, copy_unfinished, kill_at
+from tests.small_runs import assert_same_end, small_run
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -62,7 +62,7 @@ CHANGES = {
 
 
 def use(monkeypatch, dataset):
-    monkeypatch.setitem(data.SOURCES, "digits", lambda options: dataset)
+    monkeypatch.setitem(data.SOURCES, "digits", data.Source(lambda options: dataset))
 
 
 def files_of(folder):
@@ -138,7 +138,7 @@ def test_finished_run_needs_no_data(plain, monkeypatch):
     def gone(options):
         raise UserError("the data are gone")
 
-    monkeypatch.setitem(data.SOURCES, "digits", gone)
+    monkeypatch.setitem(data.SOURCES, "digits", data.Source(gone))
     small_run(plain, checkpoint_every_steps=2)
 
 

@@ -18,8 +18,8 @@ from dctps_jax.pruning import load_masks
 from dctps_jax.runs.checkpoint_files import read_checkpoint
 from dctps_jax.runs.damage import Damaged
 from dctps_jax.runs.workdir import record_config
-from tests.training.small_runs import arrays, rows, small_config, small_run, steps
-from tests.training.test_checkpoint import denied_permission, unreachable_file
+from tests.small_runs import arrays, rows, small_config, small_run, steps
+from tests.unreadable_files import denied_permission, unreachable_file
 
 STORED = Path(__file__).parent / "checkpoints_format_2.zip"
 OPTIONS = {

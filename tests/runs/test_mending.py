@@ -8,8 +8,8 @@ import pytest
 
 from dctps_jax.errors import UserError
 from dctps_jax.pruning import load_masks, save_masks
-from tests.training.small_runs import assert_same_end, rows, small_run, steps
-from tests.training.test_run import Kill, copy_unfinished, flip_content, kill_at
+from tests.killed_runs import Kill, copy_unfinished, flip_content, kill_at
+from tests.small_runs import assert_same_end, rows, small_run, steps
 
 pytestmark = pytest.mark.usefixtures("small")
 

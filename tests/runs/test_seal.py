@@ -10,7 +10,7 @@ from dctps_jax.errors import UserError
 from dctps_jax.pruning import load_masks, load_run_masks, save_masks
 from dctps_jax.reports.records import read_records, read_run, write_records
 from dctps_jax.runs.workdir import read_results
-from tests.training.small_runs import small_run
+from tests.small_runs import small_run
 
 pytestmark = pytest.mark.usefixtures("small")
 

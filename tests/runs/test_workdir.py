@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from dctps_jax.errors import UserError
 from dctps_jax.runs.workdir import FREE_FIELDS, claim, identity, read_json, read_results, record_config, write_json
-from tests.training.small_runs import small_config
+from tests.small_runs import small_config
 
 
 def test_new_directory_gets_the_config(tmp_path):
