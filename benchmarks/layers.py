@@ -40,9 +40,12 @@ def layers_of(network: str, density: float, batch_size: int, num_classes: int, o
     """Return what the layers of a network have to compute, and how many layers compute the same."""
     shapes = models.kernel_shapes(network, num_classes=num_classes)
     model = models.create_model(
-        network, num_classes=num_classes, offset=offset, rngs=nnx.Rngs(0),
+        network,
+        num_classes=num_classes,
+        offset=offset,
+        rngs=nnx.Rngs(0),
         supports=pruning.random_supports(jax.random.key(0), shapes, pruning.allocate(shapes, density, "epl")),
-    )  # fmt: skip
+    )
     return Counter(work for _, work, _ in planned(model, (batch_size, 32, 32, 3)))
 
 

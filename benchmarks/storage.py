@@ -21,9 +21,12 @@ def account_of(network: str, density: float, num_classes: int) -> Account:
     """Return the storage account of a network with the offset and equally many weights a layer."""
     shapes = models.kernel_shapes(network, num_classes=num_classes)
     model = models.create_model(
-        network, num_classes=num_classes, offset="dct", rngs=nnx.Rngs(0),
+        network,
+        num_classes=num_classes,
+        offset="dct",
+        rngs=nnx.Rngs(0),
         supports=pruning.random_supports(jax.random.key(0), shapes, pruning.allocate(shapes, density, "epl")),
-    )  # fmt: skip
+    )
     optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=network.startswith("fixup"))
     graphs, state = create_state(model, optimizer)
     return storage_account(state, state, graphs.shapes, optimizer)

@@ -1,6 +1,5 @@
 """Check a config before anything is compiled or written: its fields, their values, and how they fit together."""
 
-import difflib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -78,9 +77,7 @@ def check_type(name: str, value: Any) -> None:
 
 def unknown_field(name: str) -> str:
     """Return what to say of a field that does not exist."""
-    close = difflib.get_close_matches(name, FIELDS, n=1)
-    hint = f"did you mean config.{close[0]}?" if close else "dctps_jax/defaults.py has them all"
-    return f"there is no field config.{name}; {hint}"
+    return f"there is no field config.{name}{did_you_mean(name, FIELDS)}; dctps_jax/defaults.py has them all"
 
 
 # Fields that must fit each other. Each function returns the sentence for the user, or None.
@@ -124,8 +121,8 @@ def _old_name_of_method(config: Any) -> str | None:
     for pattern, method in config.execution.layer_methods:
         if method in renamed:
             return (
-                f"config.execution.layer_methods has {(pattern, method)!r}; {method!r} is now called {renamed[method]!r}, "
-                "give this name"
+                f"config.execution.layer_methods has {(pattern, method)!r}; {method!r} is now called "
+                f"{renamed[method]!r}, give this name"
             )
     return None
 

@@ -133,9 +133,9 @@ FIELDS: dict[str, Field] = {
     # Which weights are trained.
     "pruning.method": Field(
         "epl",
-        "How the trained weights are chosen. At random positions: equally many in each layer (`epl`) or filter (`epf`), by "
-        "the Erdős–Rényi kernel (`erk`), or with one density (`uniform`). `from_run`: the masks of the run in "
-        "`pruning.run`, whatever the density. The others are scores.",
+        "How the trained weights are chosen. At random positions: equally many in each layer (`epl`) or filter "
+        "(`epf`), by the Erdős–Rényi kernel (`erk`), or with one density (`uniform`). `from_run`: the masks of the run "
+        "in `pruning.run`, whatever the density. The others are scores.",
         choices=(*pruning.METHODS, "from_run"),
     ),
     "pruning.density": Field(
@@ -211,7 +211,8 @@ FIELDS: dict[str, Field] = {
         "How single compact layers are computed.",
         allowed=Allowed(
             lambda pairs: are_pairs(pairs, lambda method: method in (*cost_model.SETTINGS, *cost_model.RENAMED)),
-            f"(pattern, method) pairs with a method of: {', '.join(cost_model.SETTINGS)}, e.g. (('layer1.*', 'on_support'),)",
+            f"(pattern, method) pairs with a method of: {', '.join(cost_model.SETTINGS)}, "
+            "e.g. (('layer1.*', 'on_support'),)",
         ),
         resume=True,
     ),

@@ -41,7 +41,7 @@ SPENT_HANDLES = (errno.EMFILE, errno.ENFILE)
 
 
 class DiskFull(UserError):
-    """A file that cannot be written for want of room: on the disk, in a quota, or below a limit on the size of files."""
+    """No room to write a file: the disk or the quota is full, or the file is larger than the system allows."""
 
     exit_code = 74
 

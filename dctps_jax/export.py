@@ -68,10 +68,10 @@ class Description(NamedTuple):
 
 
 def export_run(run: Path, output: Path, checkpoint: str = "best") -> None:
-    """Write a finished run's network, as its "best" or "latest" checkpoint holds it, to a safetensors file, whole or not at all.
+    """Write the network of a finished run to a safetensors file, whole or not at all.
 
-    Raises :class:`~dctps_jax.errors.UserError` where the run is not finished, is of an older version, or has no sound
-    checkpoint, or the file cannot be written.
+    ``checkpoint`` is "best" or "latest". Raises :class:`~dctps_jax.errors.UserError` where the run is not finished, is
+    of an older version, or has no sound checkpoint, or the file cannot be written.
     """
     from safetensors.numpy import save
 
@@ -92,8 +92,8 @@ def export_run(run: Path, output: Path, checkpoint: str = "best") -> None:
     step, arrays = read_arrays(run / "checkpoints", checkpoint, identity(config))
     if checkpoint == "latest" and step != results.get("step", step):  # results of version 0.1.0 have none
         raise UserError(
-            f"{run / 'checkpoints' / 'latest'} ends at step {step}, but the run at step {results['step']}; put back its last "
-            "checkpoint, or take another run"
+            f"{run / 'checkpoints' / 'latest'} ends at step {step}, but the run at step {results['step']}; put back "
+            "its last checkpoint, or take another run"
         )
     tensors = {
         name.removeprefix("state/"): np.asarray(array, order="C")
@@ -122,7 +122,7 @@ def describe_exported(file: Path | str) -> Description:
 
 
 def load_exported(file: Path | str) -> nnx.Module:
-    """Return the network of an exported file, ready to classify: ``model(describe_exported(file).prepare(images))`` are logits.
+    """Return the network of an exported file. Its logits are ``model(describe_exported(file).prepare(images))``.
 
     Its layers are compact. Raises :class:`~dctps_jax.errors.UserError` for a file that is missing, truncated, damaged,
     foreign or of a newer version. One of format version 1 comes with a warning: only its weights can be verified.
@@ -195,7 +195,8 @@ def _read(file: Path) -> tuple[Description, dict[str, np.ndarray]]:
         version = int(metadata["format_version"])
         if version > FORMAT_VERSION:
             raise UserError(
-                f"{file} was written by a newer dctps_jax (format {version}, this one knows {FORMAT_VERSION}); update dctps_jax"
+                f"{file} was written by a newer dctps_jax (format {version}, this one knows {FORMAT_VERSION}); update "
+                "dctps_jax"
             )
         expected = {1: digest(tensors), 2: _digest(tensors, metadata)}[version]
     except (KeyError, ValueError) as error:
@@ -203,15 +204,17 @@ def _read(file: Path) -> tuple[Description, dict[str, np.ndarray]]:
             raise
         found = reprlib.repr(metadata.get("format_version"))
         raise UserError(
-            f"{file} is damaged: its format_version is {found}, not a number from 1 to {FORMAT_VERSION}; export the run again"
+            f"{file} is damaged: its format_version is {found}, not a number from 1 to {FORMAT_VERSION}; export the "
+            "run again"
         ) from error
     if metadata.get("digest") != expected:
         raise UserError(f"{file} is damaged: its digest does not match its content; export the run again")
     if version == 1:
         logger.warning(
-            "%s is of format 1, whose digest covers the weights only: classes, normalisation and config cannot be verified; "
-            "export the run again", file,
-        )  # fmt: skip
+            "%s is of format 1, whose digest covers the weights only: classes, normalisation and config cannot be "
+            "verified; export the run again",
+            file,
+        )
     try:
         return _description(metadata), tensors
     except (KeyError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Write files whole or not at all, also where a signal ends the process; read files and JSON; names that are no UTF-8."""
+"""Read files and JSON. Write files whole or not at all, also where a signal ends the process. Print any file name."""
 
 import contextlib
 import hashlib

@@ -149,7 +149,10 @@ class KernelLayer(nnx.Module):
         return kernel
 
     def offset_kernel(self) -> jax.Array:
-        """Return D in the kernel's shape and dtype. A layer without offset has none: :class:`~dctps_jax.errors.UserError`."""
+        """Return D in the kernel's shape and dtype.
+
+        Raises :class:`~dctps_jax.errors.UserError` for a layer without offset.
+        """
         if self.offset is None:
             raise UserError("offset is None; only a layer with an offset has a kernel D")
         return self.offset.kernel(self.kernel_shape, self.kernel[...].dtype)

@@ -1,1 +1,1 @@
-"""The programs of the command line that use everything else. ``dctps-train`` and the others are these after an installation."""
+"""The command line programs. An installation makes them ``dctps-train``, ``dctps-sweep`` and so on."""

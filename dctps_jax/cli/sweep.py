@@ -35,7 +35,8 @@ def _main(argv: list[str]) -> None:
         raise UserError(f"there is no argument {argv[1]!r}; options look like --config.seed=1")
     if CONFIG.value is None or not SWEEP.value or not WORKDIR.value:
         raise UserError(
-            "give a config, a sweep and a directory: --config configs/NAME.py --sweep configs/sweeps/NAME.py --workdir DIR"
+            "give a config, a sweep and a directory: --config configs/NAME.py --sweep configs/sweeps/NAME.py "
+            "--workdir DIR"
         )
     if JOBS.value < 1:
         raise UserError(f"--jobs is {JOBS.value}; it must be at least 1")

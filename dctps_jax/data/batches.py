@@ -15,14 +15,14 @@ from dctps_jax.seeds import stream
 CROP_PADDING = 4
 
 
-class Split(NamedTuple):
+class Examples(NamedTuple):
     """Images uint8 ``[n, height, width, 3]`` and labels int32 ``[n]``, in numpy or on the devices."""
 
     images: jax.Array | np.ndarray
     labels: jax.Array | np.ndarray
 
-    def at(self, rows: jax.Array | np.ndarray) -> "Split":
-        return Split(self.images[rows], self.labels[rows])
+    def at(self, rows: jax.Array | np.ndarray) -> "Examples":
+        return Examples(self.images[rows], self.labels[rows])
 
 
 class Normalization(NamedTuple):
@@ -33,9 +33,10 @@ class Normalization(NamedTuple):
 
 
 def split_training(count: int, train_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split ``count`` training images at random, by seed: the rows of ``round(count · train_fraction)`` of them, and those to validate on.
+    """Split ``count`` images at random, by seed, into rows to train on and rows to validate on.
 
-    Both ascend, so that a memory-mapped file is read front to back.
+    ``round(count · train_fraction)`` rows are for training. Both arrays ascend, so that a memory-mapped file is read
+    front to back.
     """
     num_train = round(count * train_fraction)
     if not 0 < num_train < count:
@@ -47,7 +48,7 @@ def split_training(count: int, train_fraction: float, seed: int) -> tuple[np.nda
     return np.sort(shuffled[:num_train]), np.sort(shuffled[num_train:])
 
 
-def normalization_of(dataset: Dataset, train: Split) -> Normalization:
+def normalization_of(dataset: Dataset, train: Examples) -> Normalization:
     """Return the data set's published mean and deviation, or those of the training split where it has none."""
     if dataset.mean is not None and dataset.std is not None:
         return Normalization(dataset.mean, dataset.std)
@@ -64,7 +65,7 @@ def normalization_of(dataset: Dataset, train: Split) -> Normalization:
 
 
 @partial(jax.jit, static_argnames=("count", "seed"))
-def epoch_order(epoch: jax.Array, *, seed: int, count: int) -> jax.Array:
+def epoch_permutation(epoch: jax.Array, *, seed: int, count: int) -> jax.Array:
     """Return the order in which an epoch visits ``count`` training images: a function of (seed, epoch)."""
     return jax.random.permutation(jax.random.fold_in(stream(seed, "order"), epoch), count)
 
@@ -89,20 +90,30 @@ def augment(images: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def training_batch(
-    train: Split, order: jax.Array, step: jax.Array, *, batch_size: int, steps_per_epoch: int,
-    normalization: Normalization, augmented: bool, seed: int,
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-    """Return the normalised images and labels of one step, ``order`` being the rows of ``train`` in that of the step's epoch."""
-    rows = jax.lax.dynamic_slice(order, (step % steps_per_epoch * batch_size,), (batch_size,))
+    train: Examples,
+    epoch_rows: jax.Array,
+    step: jax.Array,
+    *,
+    batch_size: int,
+    steps_per_epoch: int,
+    normalization: Normalization,
+    augmented: bool,
+    seed: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Return the normalised images and labels of one step.
+
+    ``epoch_rows`` has the rows of ``train`` in the order of the step's epoch.
+    """
+    rows = jax.lax.dynamic_slice(epoch_rows, (step % steps_per_epoch * batch_size,), (batch_size,))
     return make_batch(train.at(rows), step, normalization=normalization, augmented=augmented, seed=seed)
 
 
 def make_batch(
-    picked: Split, step: jax.Array, *, normalization: Normalization, augmented: bool, seed: int
+    picked: Examples, step: jax.Array, *, normalization: Normalization, augmented: bool, seed: int
 ) -> tuple[jax.Array, jax.Array]:
     """Augment and normalise the images picked for a step."""
     images, labels = jnp.asarray(picked.images), jnp.asarray(picked.labels)
     if augmented:
         images = augment(images, jax.random.fold_in(stream(seed, "augment"), step))
-    # Stored, since else every operation that reads the images would augment them again.
+    # Stored: otherwise XLA (JAX 0.10.2) augments them again in every operation that reads them, see ops/fusion.py.
     return materialized(normalize(images, normalization)), labels

@@ -29,7 +29,7 @@ def load_digits(options: Options) -> Dataset:
     return Dataset("digits", images[~is_test], labels[~is_test], images[is_test], labels[is_test], class_names)
 
 
-def make_synthetic(options: Options, num_classes: int = 10) -> Dataset:
+def make_synthetic(options: Options) -> Dataset:
     """Makes 2,048 training and 512 test images of random pixels with random labels, always the same ones.
 
     There is nothing to learn in them: they are for measuring speed. `options.image_size` sets their size in pixels
@@ -40,7 +40,7 @@ def make_synthetic(options: Options, num_classes: int = 10) -> Dataset:
 
     def part(count: int) -> tuple[np.ndarray, np.ndarray]:
         images = random.integers(0, 256, (count, size, size, 3), np.uint8)
-        return images, random.integers(0, num_classes, count, np.int32)
+        return images, random.integers(0, 10, count, np.int32)
 
-    class_names = tuple(f"class {label}" for label in range(num_classes))
+    class_names = tuple(f"class {label}" for label in range(10))
     return Dataset("synthetic", *part(2048), *part(512), class_names)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.data.dataset import Arrays, Decoded, Options, Split
+from dctps_jax.data.dataset import Arrays, Decoded, DecodedPart, Options
 from dctps_jax.data.reading import SPENT_HANDLES, open_regular, unreadable
 from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.files import unfinished
@@ -236,7 +236,7 @@ def _remove_stale(folder: Path) -> None:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _with_progress(title: str, split: Split) -> Iterator[np.ndarray]:
+def _with_progress(title: str, split: DecodedPart) -> Iterator[np.ndarray]:
     from tqdm import tqdm
 
     # disable=None shows the bar on a terminal only.

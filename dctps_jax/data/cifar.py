@@ -13,7 +13,7 @@ import numpy as np
 
 from dctps_jax.data import tfds_source
 from dctps_jax.data.cache import cached, cached_without_source
-from dctps_jax.data.dataset import Arrays, Channels, Dataset, Decoded, Options, Split
+from dctps_jax.data.dataset import Arrays, Channels, Dataset, Decoded, DecodedPart, Options
 from dctps_jax.data.download import ARCHIVES, obtain
 from dctps_jax.data.reading import parsing, read_file, stamp_of
 from dctps_jax.errors import UserError
@@ -163,7 +163,7 @@ def _read_archive(path: Path, folder: str, layout: _Layout) -> dict[str, bytes]:
 
 
 class _LimitedGzip(gzip.GzipFile):
-    """A file that may unpack to `limit` bytes: tarfile keeps long names and other metadata, however large, in memory."""
+    """A file that may unpack to at most `limit` bytes: tarfile keeps all metadata in memory, e.g. long names."""
 
     def __init__(self, path: Path, limit: int):
         super().__init__(path)
@@ -192,10 +192,10 @@ def _decode(contents: dict[str, bytes], source: Path, layout: _Layout) -> Decode
             f"{layout.num_classes}; download it again."
         )
 
-    def split(files: tuple[str, ...]) -> Split:
+    def split(files: tuple[str, ...]) -> DecodedPart:
         parts = [_parse_records(contents[file], f"{file} in {source}", layout) for file in files]
         blocks = (images for images, _ in parts)
-        return Split(np.concatenate([labels for _, labels in parts]), _SIZE, blocks)
+        return DecodedPart(np.concatenate([labels for _, labels in parts]), _SIZE, blocks)
 
     return Decoded(split(layout.train_files), split((layout.test_file,)), class_names)
 

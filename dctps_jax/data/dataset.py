@@ -95,7 +95,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Options:
-    """What a source is asked for: the config fields `data.dir`, `.cache_dir`, `.image_size`, `.download`, `.max_pixels`.
+    """What a source is asked for: the config fields of these names below `data`.
 
     `dir` is the folder that holds the source's files, `cache_dir` the one for decoded copies (None: chosen by
     `dctps_jax.data.cache`), `image_size` the size asked for in pixels (0: the source's own), `max_pixels` what an image
@@ -110,7 +110,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Split:
+class DecodedPart:
     """One part of a data set while it is decoded: int32 `labels` [n] and its images as uint8 blocks [*, size, size, 3].
 
     The blocks come in the order of the labels, so that a part never has to fit into memory as a whole.
@@ -125,8 +125,8 @@ class Split:
 class Decoded:
     """What the decoder of a source gives: both parts and the names of the classes."""
 
-    train: Split
-    test: Split
+    train: DecodedPart
+    test: DecodedPart
     class_names: tuple[str, ...]
 
     @property

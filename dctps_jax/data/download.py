@@ -151,8 +151,8 @@ def _fetch(url: str, part: Path) -> None:
                 raise
             needed = f"{total - start:,} more bytes" if total else "more bytes"
             raise DiskFull(
-                f"{part.stem} needs {needed} in {part.parent}, which has no room for them ({error.strerror}); make room "
-                "there and run again to go on, or set data.dir to a folder on another disk."
+                f"{part.stem} needs {needed} in {part.parent}, which has no room for them ({error.strerror}); make "
+                "room there and run again to go on, or set data.dir to a folder on another disk."
             ) from error
     if received > _MAX_BYTES:
         part.unlink()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dctps_jax.data.cache import cached
-from dctps_jax.data.dataset import Dataset, Decoded, Options, Split
+from dctps_jax.data.dataset import Dataset, Decoded, DecodedPart, Options
 from dctps_jax.data.images import decode_image, image_blocks, max_file_bytes
 from dctps_jax.data.reading import read_file, stamp_of, unreadable
 from dctps_jax.errors import UserError
@@ -85,13 +85,13 @@ def _decode(train: dict[str, list[Path]], test: dict[str, list[Path]], options: 
                 f"{first} is {width} x {size} pixels, but images have to be square; set data.image_size to resize them."
             )
 
-    def split(classes: dict[str, list[Path]]) -> Split:
+    def split(classes: dict[str, list[Path]]) -> DecodedPart:
         files = [str(path) for paths in classes.values() for path in paths]
         labels = [class_names.index(class_name) for class_name, paths in classes.items() for _ in paths]
         advice = "set data.image_size to resize all images to one size."
         resize = bool(options.image_size)
         blocks = image_blocks(files, read, size, resize=resize, size_advice=advice, max_pixels=max_pixels)
-        return Split(np.array(labels, np.int32), size, blocks)
+        return DecodedPart(np.array(labels, np.int32), size, blocks)
 
     return Decoded(split(train), split(test), class_names)
 

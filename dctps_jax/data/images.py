@@ -62,7 +62,8 @@ def decode_image(
         raise _too_large(where, found, max_pixels, limit_name) from error
     except pillow.UnidentifiedImageError as error:
         raise UserError(
-            f"{where} cannot be read as an image (it is none of {', '.join(FORMATS)}, or damaged); replace or remove it."
+            f"{where} cannot be read as an image (it is none of {', '.join(FORMATS)}, or damaged); replace or remove "
+            "it."
         ) from error
     except Exception as error:  # Pillow raises errors of many types on damaged files
         raise UserError(

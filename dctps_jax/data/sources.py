@@ -60,8 +60,8 @@ def load(
         raise UserError(f"data.image_size is {image_size}, but has to be 0 (the source's own size) or a positive size.")
     if image_size**2 > max_pixels:
         raise UserError(
-            f"data.image_size is {image_size}, which makes more than the {max_pixels:,} pixels of data.max_pixels; lower "
-            "it, or raise data.max_pixels."
+            f"data.image_size is {image_size}, which makes more than the {max_pixels:,} pixels of data.max_pixels; "
+            "lower it, or raise data.max_pixels."
         )
     if source.image_size is not None and image_size not in (0, source.image_size):
         raise UserError(

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from dctps_jax.data.dataset import Decoded, Split
+from dctps_jax.data.dataset import Decoded, DecodedPart
 from dctps_jax.data.images import check_size, decode_image
 from dctps_jax.data.reading import open_regular, parsing, read_file, unreadable
 from dctps_jax.errors import UserError
@@ -73,8 +73,8 @@ def decode(prepared: Path, image_size: int, num_classes: int, max_pixels: int) -
         parts = {name: _read_split(shards[name], image_size, max_pixels) for name in ("train", "test")}
     except ImportError as error:
         raise UserError(
-            f"{prepared} cannot be read without the Python package {error.name}; install it, or remove the directory to "
-            "use the official archive."
+            f"{prepared} cannot be read without the Python package {error.name}; install it, or remove the directory "
+            "to use the official archive."
         ) from error
     for name, split in parts.items():
         if split.labels.min() < 0 or split.labels.max() >= num_classes:
@@ -152,7 +152,7 @@ def _read_class_names(path: Path, num_classes: int) -> tuple[str, ...]:
     return names
 
 
-def _read_split(shards: Sequence[tuple[Path, int]], image_size: int, max_pixels: int) -> Split:
+def _read_split(shards: Sequence[tuple[Path, int]], image_size: int, max_pixels: int) -> DecodedPart:
     from array_record.python.array_record_data_source import ArrayRecordDataSource
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -177,4 +177,4 @@ def _read_split(shards: Sequence[tuple[Path, int]], image_size: int, max_pixels:
                     images.append(image)
                     labels.append(np.int32(feature["label"].int64_list.value[0]))
                 blocks.append(np.stack(images))
-    return Split(np.array(labels, np.int32), image_size, iter(blocks))
+    return DecodedPart(np.array(labels, np.int32), image_size, iter(blocks))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dctps_jax.data.cache import cached, cached_without_source
-from dctps_jax.data.dataset import Arrays, Dataset, Decoded, Options, Split
+from dctps_jax.data.dataset import Arrays, Dataset, Decoded, DecodedPart, Options
 from dctps_jax.data.download import ARCHIVES, obtain
 from dctps_jax.data.images import image_blocks
 from dctps_jax.data.reading import open_regular, parsing, read_file, stamp_of
@@ -141,7 +141,7 @@ def _decode(tree: _Tree, max_pixels: int) -> Decoded:
     labels = {class_name: label for label, class_name in enumerate(class_names)}
     advice = "it is not the official Tiny ImageNet: get that."
 
-    def split(images: dict[str, str]) -> Split:
+    def split(images: dict[str, str]) -> DecodedPart:
         blocks = image_blocks(
             list(images),
             tree.read,
@@ -151,7 +151,7 @@ def _decode(tree: _Tree, max_pixels: int) -> Decoded:
             max_pixels=max_pixels,
             inside=f" in {tree.where}",
         )
-        return Split(np.array([labels[class_name] for class_name in images.values()], np.int32), _SIZE, blocks)
+        return DecodedPart(np.array([labels[class_name] for class_name in images.values()], np.int32), _SIZE, blocks)
 
     return Decoded(split(_list_train(tree, labels)), split(_list_val(tree, labels)), class_names)
 

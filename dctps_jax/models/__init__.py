@@ -107,8 +107,8 @@ def _check_supports(supports: Mapping[str, np.ndarray], shapes: Mapping[str, tup
     for path, positions in supports.items():
         if np.size(positions) and np.max(positions) >= math.prod(shapes[path]):
             raise UserError(
-                f"supports has position {np.max(positions)} for {path}, whose kernel has shape {shapes[path]}; choose the "
-                "supports for the shapes that kernel_shapes returns for the same network, with the same options"
+                f"supports has position {np.max(positions)} for {path}, whose kernel has shape {shapes[path]}; choose "
+                "the supports for the shapes that kernel_shapes returns for the same network, with the same options"
             )
 
 
@@ -146,7 +146,7 @@ class _SameKey:
 def _layers_as_built(model: nnx.Module, parts: Parts) -> dict[str, DCTpSConv | DCTpSLinear]:
     """Return the prunable layers of a network by path.
 
-    Supports go to the layers in the order in which the network builds them, so this must be the order of its attributes.
+    Supports go to the layers in the order in which the network builds them. This must be the order of its attributes.
     """
     layers = prunable_layers(model)
     if [id(layer) for layer in layers.values()] != [id(layer) for layer in parts.built]:

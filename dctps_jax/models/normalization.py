@@ -70,6 +70,7 @@ def _forward(relu, epsilon, axis_name, dtype, x, scale, bias):
     deviation = lax.rsqrt(var + epsilon)
     outputs = _affine(wide, mean, deviation, scale, bias)
     if relu:
+        # Stored: otherwise XLA (JAX 0.10.2) normalises again in every operation that reads it, see ops/fusion.py.
         outputs = materialized(jnp.maximum(outputs, 0))
     return (outputs.astype(dtype), mean, var), (x, mean, deviation, scale, bias)
 

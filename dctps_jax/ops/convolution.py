@@ -1,9 +1,9 @@
 """Convolutions with a given kernel. On a CPU some are computed as matrix products and shifted sums.
 
-The functions and gradients are those of ``lax.conv_general_dilated``, to rounding. On a CPU, XLA computes some of these
-convolutions slowly: it copies the weight gradient of a 1×1 convolution around, and maps smaller than the kernel and
-depthwise kernels leave its fast path. Forward pass and gradients then take 2 to 50 times as long. On GPU and TPU the
-native operation is always taken. Depthwise convolutions: https://github.com/jax-ml/jax/issues/23713.
+The functions and gradients are those of ``lax.conv_general_dilated``, to rounding. On a CPU, XLA (JAX 0.10.2) computes
+some of these convolutions slowly: it copies the weight gradient of a 1×1 convolution around, and maps smaller than the
+kernel and depthwise kernels leave its fast path. Forward pass and gradients then take 2 to 50 times as long. On GPU and
+TPU the native operation is always taken. Depthwise convolutions: https://github.com/jax-ml/jax/issues/23713.
 
 ``tests/ops/test_convolution.py`` shows which convolutions are native; ``benchmarks/layers.py`` times them.
 """

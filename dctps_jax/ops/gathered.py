@@ -56,7 +56,8 @@ class Gathered:
 
     def _weights_after(self, gradient: jax.Array) -> Weights:
         # The positions depend on the gradient, so that the channels are gathered in the backward pass. With positions
-        # that are known before, the compiler gathers them in the forward pass and keeps them until here.
+        # that are known before, XLA (JAX 0.10.2) gathers them in the forward pass and keeps them until here.
+        # `fusion.zero_after` has the figures and the test.
         return weights_at(self.support + zero_after(gradient), self.geometry)
 
     @staticmethod
@@ -108,7 +109,8 @@ def seen_by(weights: Weights, inputs: jax.Array, geometry: Geometry) -> jax.Arra
         )
         channel, position = position % width * inputs.shape[-1] + channel, position // width
         inputs, size, strides = jnp.concatenate(views, axis=-1), (*others, 1), (*strides[:-1], 1)
-    # Without `materialized` the compiler computes the inputs again for each number that is gathered from them.
+    # Without `materialized` XLA (JAX 0.10.2) computes the inputs again for each number that is gathered from them.
+    # `fusion.py` has the figures and the test.
     channels = _take_channels(materialized(inputs), channel)
     if geometry.num_positions > 1:
         channels = materialized(channels)

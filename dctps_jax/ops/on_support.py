@@ -65,7 +65,7 @@ class OnSupport:
 
     def gradients(self, work: Work, saved: Saved, gradient: jax.Array) -> tuple[Any, Any, Any]:
         inputs, values, alpha, support, outputs = saved
-        gradient = materialized(gradient)
+        gradient = materialized(gradient)  # else XLA computes it again where it is read, see fusion.py
         sparse_part = self.sparse_part(work, support)
         kernel = kernel_of(work, values, alpha, support).astype(inputs.dtype)
         to_inputs = gradient_of_inputs(gradient, kernel, work.geometry, inputs)

@@ -61,11 +61,11 @@ def prune(
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
     **options: Any,
 ) -> dict[str, np.ndarray]:
-    """Choose the weights that stay. Return a boolean mask for every prunable layer by dotted path; the model is unchanged.
+    """Choose the weights that stay. Return a boolean mask for each prunable layer, by dotted path.
 
-    ``method`` is an allocation or a score. An allocation (a key of :data:`ALLOCATIONS`) says how many weights each layer
-    keeps, and ``key`` places them at random. A score (a key of :data:`SCORES`) keeps the ``round(density · total)``
-    weights with the highest scores. A score takes these options:
+    The model is unchanged. ``method`` is an allocation or a score. An allocation (a key of :data:`ALLOCATIONS`) says
+    how many weights each layer keeps, and ``key`` places them at random. A score (a key of :data:`SCORES`) keeps the
+    ``round(density · total)`` weights with the highest scores. A score takes these options:
 
     - ``batch``: images as the network takes them and integer labels, the same at every step. Or a function that returns
       a list of such pairs for a step, over which gradients are averaged.
@@ -76,8 +76,8 @@ def prune(
     - ``allocation``: every layer keeps the count of this allocation, and the scores say which weights.
 
     ``dense_layers`` and ``layer_densities`` are those of :func:`allocate`. Raises
-    :class:`~dctps_jax.errors.UserError` for an unknown method or option, a batch that the network cannot take, a density
-    that keeps nothing, scores that are not finite, and fewer scores above 0 than weights to keep.
+    :class:`~dctps_jax.errors.UserError` for an unknown method or option, a batch that the network cannot take, a
+    density that keeps nothing, scores that are not finite, and fewer scores above 0 than weights to keep.
     """
     check_density(density, "density")
     methods = (*ALLOCATIONS, *SCORES)
@@ -97,9 +97,15 @@ def prune(
         raise UserError(f"density {density:g} keeps none of {size} weights; choose at least {1 / size:.2g}")
     if method in SCORES:
         masks = score_masks(
-            model, method, density, key=key, batch=batch, dense_layers=dense_layers, layer_densities=layer_densities,
+            model,
+            method,
+            density,
+            key=key,
+            batch=batch,
+            dense_layers=dense_layers,
+            layer_densities=layer_densities,
             **options,
-        )  # fmt: skip
+        )
         report_empty_layers({path: int(mask.sum()) for path, mask in masks.items()}, method, density)
         return masks
     counts = allocate(shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities)

@@ -33,16 +33,17 @@ def allocate(
     """Return how many weights each layer keeps, in the order of ``shapes``.
 
     The counts sum to exactly ``round(density · total)`` (Python's round), and no count exceeds the size of its layer. A
-    method gives each layer a share of the total: ``uniform`` ∝ size, ``epf`` ∝ output channels, ``epl`` equal, ``erk`` ∝
-    sum of the kernel's dimensions. If a layer is full, the other layers share the rest in the same proportions. (The
-    original drops the rest, or gives it to the last layer.) Fractions are rounded by the largest remainder.
+    method gives each layer a share of the total: ``uniform`` ∝ size, ``epf`` ∝ output channels, ``epl`` equal,
+    ``erk`` ∝ sum of the kernel's dimensions. If a layer is full, the other layers share the rest in the same
+    proportions. (The original drops the rest, or gives it to the last layer.) Fractions are rounded by the largest
+    remainder.
 
     - ``shapes``: kernel shapes by path, HWIO or (in, out).
     - ``density``: kept ÷ all weights, in (0, 1].
     - ``dense_layers``: path patterns (``fnmatch``: "conv1", "layer1.*") of layers that keep all their weights.
-    - ``layer_densities``: a density in (0, 1] for the layers that match a pattern; the first match counts. Their weights
-      are part of the same total, so that the density of the whole network stays as asked. For a pattern that is also in
-      ``dense_layers``, ``layer_densities`` counts.
+    - ``layer_densities``: a density in (0, 1] for the layers that match a pattern; the first match counts. Their
+      weights are part of the same total, so that the density of the whole network stays as asked. For a pattern that
+      is also in ``dense_layers``, ``layer_densities`` counts.
 
     A layer left without any weight is reported in the log. Raises :class:`~dctps_jax.errors.UserError` for an unknown
     method, a density out of range, a pattern that matches nothing, or fixed layers that need more than the total.
@@ -85,8 +86,12 @@ def report_empty_layers(counts: Mapping[str, int], method: str, density: float) 
     if empty:
         logging.getLogger("dctps_jax").warning(
             "%s at density %g leaves %d of %d layers without any weight: %s",
-            method, density, len(empty), len(counts), ", ".join(empty),
-        )  # fmt: skip
+            method,
+            density,
+            len(empty),
+            len(counts),
+            ", ".join(empty),
+        )
 
 
 def check_density(density: float, field: str) -> None:

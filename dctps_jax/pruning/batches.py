@@ -45,8 +45,8 @@ class CheckedBatches:
             ) from error
         if images.ndim < 2 or labels.shape != images.shape[:1] or not len(labels):
             raise UserError(
-                f"the batch has images of shape {images.shape} and labels of shape {labels.shape}; it needs one integer "
-                "label an image, and at least one"
+                f"the batch has images of shape {images.shape} and labels of shape {labels.shape}; it needs one "
+                "integer label an image, and at least one"
             )
         if self.num_classes is None:
             self.num_classes = _count_classes(self.model, images)

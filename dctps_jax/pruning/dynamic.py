@@ -24,7 +24,10 @@ class UpdateSchedule(NamedTuple):
     drop_fraction: float
 
     def is_update(self, step: int) -> bool:
-        """Return whether the step after ``step`` finished steps is an update: every ``update_every``-th before the end."""
+        """Return whether the step after ``step`` finished steps is an update.
+
+        Every ``update_every``-th step before ``end_step`` is one.
+        """
         return (step + 1) % self.update_every == 0 and step + 1 < self.end_step
 
     def fraction(self, step: int) -> float:
@@ -48,16 +51,16 @@ def move_weights(
     """Drop and grow in one layer; return (new mask, kept), of the kernel's shape.
 
     First the ``num_drop`` active weights of the smallest magnitude are dropped. Then, of all positions that are not
-    active any more, the ``num_drop`` positions with the highest ``growth`` are grown. A weight may be dropped and grown in
-    the same update, as in the authors' code. It then was never off. The earlier position wins a tie. The number of active
-    weights stays the same.
+    active any more, the ``num_drop`` positions with the highest ``growth`` are grown. A weight may be dropped and grown
+    in the same update, as in the authors' code. It then was never off. The earlier position wins a tie. The number of
+    active weights stays the same.
 
-    ``kept`` marks the weights that are active before and after. At all other positions the caller sets the weight and its
-    optimiser state to zero.
+    ``kept`` marks the weights that are active before and after. At all other positions the caller sets the weight and
+    its optimiser state to zero.
     """
     # NaN counts as no gradient. Sorting would put it last, even behind the weights that stay.
     active, growth = mask.ravel(), jnp.where(jnp.isnan(growth), 0, growth).ravel()
-    # Active weights rank before all others, the largest first. -1 ranks an active weight of exactly 0 before the others.
+    # Active weights rank before all others, the largest first. -1 puts the others behind active weights of exactly 0.
     magnitude = jnp.where(active, jnp.abs(kernel.ravel()), -1)
     num_keep = active.sum() - num_drop
     not_dropped = _ranks(magnitude) < num_keep
@@ -75,7 +78,7 @@ def _ranks(values: jax.Array) -> jax.Array:
 
 
 def keep_only(optimizer: optax.GradientTransformation, opt_state: Any, kept: Any) -> Any:
-    """Set the optimiser's state of all weights to zero where ``kept``, booleans in a tree like the parameters, is False."""
+    """Return the optimiser's state, zero where ``kept`` is False: booleans in a tree like the parameters."""
     return optax.tree_utils.tree_map_params(optimizer, lambda value, mask: jnp.where(mask, value, 0), opt_state, kept)
 
 

@@ -72,12 +72,16 @@ def save_masks(path: str | Path, masks: Mapping[str, np.ndarray | jax.Array]) ->
 
 
 def load_masks(path: str | Path) -> dict[str, np.ndarray]:
-    """Read what :func:`save_masks` wrote; a missing, damaged or foreign file is a :class:`~dctps_jax.errors.UserError`."""
+    """Read what :func:`save_masks` wrote.
+
+    Raises :class:`~dctps_jax.errors.UserError` for a file that is missing, damaged or foreign.
+    """
     masks = read_npz(Path(path), "the masks of a run")
     for name, mask in masks.items():
         if mask.dtype != bool or mask.size == 0:
             raise UserError(
-                f"{path} holds {name} as {mask.dtype} of shape {mask.shape}, which is no mask; it should hold the masks of a run"
+                f"{path} holds {name} as {mask.dtype} of shape {mask.shape}, which is no mask; it should hold "
+                "the masks of a run"
             )
     return masks
 

@@ -38,8 +38,8 @@ def random_supports(
 def random_support(key: jax.Array, size: int, count: int) -> np.ndarray:
     """Return ``count`` distinct positions below ``size`` in ascending order; each set of positions is equally likely.
 
-    Up to half of the positions, work and memory are proportional to ``count``, not to ``size``. The numbers come from the
-    raw stream of Philox. NumPy promises never to change it, but may change its sampling functions.
+    Up to half of the positions, work and memory are proportional to ``count``, not to ``size``. The numbers come from
+    the raw stream of Philox. NumPy promises never to change it, but may change its sampling functions.
     """
     if count > size - count:
         return np.setdiff1d(np.arange(size), random_support(key, size, size - count), assume_unique=True)

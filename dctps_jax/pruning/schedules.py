@@ -114,7 +114,8 @@ def thin_out(
 ) -> Masks:
     """Compute scores and select weights ``num_steps`` times: ``score(masks, step)``, then ``select(scores, step)``.
 
-    With ``regrow`` a weight that was removed may return. Without it, the score of a removed weight is set below all others.
+    With ``regrow`` a weight that was removed may return. Without it, the score of a removed weight is set below all
+    others.
     """
     masks = {path: np.ones(shape, bool) for path, shape in shapes.items()}
     for step in range(num_steps):

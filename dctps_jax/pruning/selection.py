@@ -13,8 +13,8 @@ Masks = dict[str, np.ndarray]
 def top_k_global(scores: Scores, count: int, *, allow_zero: bool = False) -> Masks:
     """Return masks of the ``count`` highest scores of all layers together. The earlier layer or position wins a tie.
 
-    Raises :class:`~dctps_jax.errors.UserError` if scores are not finite, or if the lowest score kept is exactly 0 (unless
-    ``allow_zero``): the scores then do not say which weights to keep.
+    Raises :class:`~dctps_jax.errors.UserError` if scores are not finite, or if the lowest score kept is exactly 0
+    (unless ``allow_zero``): the scores then do not say which weights to keep.
     """
     flat = np.concatenate([np.asarray(score).ravel() for score in scores.values()])
     _check_finite(scores)
@@ -36,8 +36,8 @@ def _top_k(flat: np.ndarray, count: int, where: str, allow_zero: bool) -> np.nda
         positive = np.count_nonzero(flat > 0)
         if positive == 0:
             why = (
-                "no gradient reaches them: a network whose last layers start at zero, as Fixup's do, needs a random method "
-                "or another initialisation"
+                "no gradient reaches them: a network whose last layers start at zero, as Fixup's do, needs a random "
+                "method or another initialisation"
             )
         else:
             why = "a larger batch, fewer steps, another density or a random method may help"
@@ -55,6 +55,6 @@ def _check_finite(scores: Scores) -> None:
     bad = [path for path, score in scores.items() if not np.isfinite(score).all()]
     if bad:
         raise UserError(
-            f"the scores of {len(bad)} of {len(scores)} layers are not finite, first of {bad[0]}: the network's outputs or "
-            "gradients overflow; use normalisation, smaller initial weights, or a random method"
+            f"the scores of {len(bad)} of {len(scores)} layers are not finite, first of {bad[0]}: the network's "
+            "outputs or gradients overflow; use normalisation, smaller initial weights, or a random method"
         )

@@ -22,8 +22,8 @@ def keep_masked(tree: Any, masks: Any) -> Any:
 def sparse_optimizer(optimizer: optax.GradientTransformation, masks: Any) -> optax.GradientTransformation:
     """Return an optimiser that changes only the weights that ``masks`` keep (see :func:`keep_masked`).
 
-    For all other weights, gradients are set to zero before ``optimizer`` sees them, so that its moments stay zero. Their
-    updates are set to zero after it, in case it adds weight decay. Start from ``keep_masked(params, masks)``.
+    For all other weights, gradients are set to zero before ``optimizer`` sees them, so that its moments stay zero.
+    Their updates are set to zero after it, in case it adds weight decay. Start from ``keep_masked(params, masks)``.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

@@ -50,10 +50,18 @@ def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
         label = label_of(", ".join(filter(None, [method, name, rest])))
         colour = COLOURS[number % len(COLOURS)]
         axes.errorbar(
-            densities, means, deviations, capsize=2, elinewidth=1, color=colour, label=label,
-            linestyle=offset_line(offset if has_offset else None), marker=MARKERS[number % len(MARKERS)],
-            markersize=5, markerfacecolor=colour if has_offset else "white",
-        )  # fmt: skip
+            densities,
+            means,
+            deviations,
+            capsize=2,
+            elinewidth=1,
+            color=colour,
+            label=label,
+            linestyle=offset_line(offset if has_offset else None),
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=5,
+            markerfacecolor=colour if has_offset else "white",
+        )
         lower = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
         upper = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
         axes.fill_between(densities, lower, upper, color=colour, alpha=0.15, linewidth=0)

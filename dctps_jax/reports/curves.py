@@ -49,9 +49,12 @@ def draw_curves(records: Sequence[Record], output: Path) -> None:
             colour = COLOURS[ranks.index(densities[setting]) % len(COLOURS)]
             offset = dict(setting)["model.offset"]
             axes.plot(
-                epochs, np.nanmean(values, 0), color=colour, linestyle=offset_line(offset),
+                epochs,
+                np.nanmean(values, 0),
+                color=colour,
+                linestyle=offset_line(offset),
                 label=_label(densities[setting], offset),
-            )  # fmt: skip
+            )
             axes.fill_between(epochs, np.nanmin(values, 0), np.nanmax(values, 0), color=colour, alpha=0.15, linewidth=0)
         axes.set(xlabel="epoch", ylabel="validation accuracy (%)")
         if len(panels) > 1:
@@ -80,7 +83,10 @@ def _label(density: float, offset: str | None) -> str:
 
 
 def _density(members: Sequence[Record]) -> float:
-    """Return the density that the runs of a setting were asked for; of masks of another run, which have their own, what is kept."""
+    """Return the density that the runs of a setting were asked for.
+
+    Masks of another run have a density of their own: the density that was kept.
+    """
     first = members[0]
     takes_masks = first.config["pruning.method"] == "from_run"
     return first.results["density"] if takes_masks and first.results else first.config["pruning.density"]

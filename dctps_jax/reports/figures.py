@@ -53,9 +53,13 @@ def new_figure(rows: int, columns: int, *, width: float, height: float) -> tuple
     from matplotlib.figure import Figure
 
     style: Any = {
-        "lines.linewidth": 2, "font.size": 10, "axes.grid": True, "grid.color": "0.9",
-        "axes.spines.top": False, "axes.spines.right": False,
-    }  # fmt: skip
+        "lines.linewidth": 2,
+        "font.size": 10,
+        "axes.grid": True,
+        "grid.color": "0.9",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, sharey=True)

@@ -19,7 +19,7 @@ Masks = Mapping[str, np.ndarray]
 
 
 def jaccard(first: Masks, second: Masks) -> float:
-    """Return the overlap of two networks' masks: weights kept by both ÷ weights kept by either (1 if neither keeps any)."""
+    """Return the overlap of two networks' masks: weights kept by both ÷ by either (1 if neither keeps any)."""
     both = sum(int(np.count_nonzero(first[path] & second[path])) for path in first)
     either = sum(int(np.count_nonzero(first[path] | second[path])) for path in first)
     return both / either if either else 1.0

@@ -45,8 +45,8 @@ def read_run(folder: Path, name: str | None = None) -> Record:
     config, rows = _hashable(read_config(folder)), read_rows(folder / "metrics.jsonl")
     if results is not None and not seal.is_sealed_as(results, "metrics.jsonl", digest_of(rows)):
         raise UserError(
-            f"{folder / 'metrics.jsonl'} is not what the run left there; the command of the run, given again, writes it "
-            "anew from the last checkpoint, or says what can be done"
+            f"{folder / 'metrics.jsonl'} is not what the run left there; the command of the run, given again, writes "
+            "it anew from the last checkpoint, or says what can be done"
         )
     record = Record(printable(name or str(folder)), config, results, rows)
     try:
@@ -77,8 +77,8 @@ def _check_together(record: Record) -> None:
         best = max(rows, key=lambda row: row["val_accuracy"])
         if (best["epoch"], best["val_accuracy"]) != (results["best_epoch"], results["best_val_accuracy"]):
             raise ValueError(
-                f"the best validation accuracy is {results['best_val_accuracy']} after epoch {results['best_epoch']} in the "
-                f"results, and {best['val_accuracy']} after epoch {best['epoch']} in the metrics"
+                f"the best validation accuracy is {results['best_val_accuracy']} after epoch {results['best_epoch']} "
+                f"in the results, and {best['val_accuracy']} after epoch {best['epoch']} in the metrics"
             )
 
 
@@ -106,7 +106,9 @@ def read_records(source: Path) -> list[Record]:
 
 
 def write_records(file: Path, records: Iterable[Record]) -> None:
-    """Write the runs as one JSON object a line, without where things lay and how they were computed; of an image folder with its name.
+    """Write the runs as one JSON object a line.
+
+    Left out are the places of files and how layers were computed; an image folder keeps its name.
 
     The first line says how many there are, and has a SHA-256 of the lines after it. Files of version 0.1.0 have no such
     line.
@@ -136,7 +138,7 @@ def by_setting(records: Iterable[Record]) -> dict[Setting, list[Record]]:
 
 
 def first_of_each_seed(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:
-    """Return the records with each seed of a setting once, a finished one where there is one, and those that come again."""
+    """Return the first record of each seed of a setting, and the records that repeat it. Finished runs come first."""
     first: dict[tuple[Setting, Any], Record] = {}
     again = [
         record
@@ -182,7 +184,7 @@ def _read_file(file: Path) -> list[Record]:
 
 
 def _check_head(file: Path, head: bytes, content: bytes) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` where the lines after the first one are not those that were written."""
+    """Raise :class:`~dctps_jax.errors.UserError` unless the lines after the first are those that were written."""
     try:
         is_sound = parse_json(head)["digest"] == hashlib.sha256(content).hexdigest()
     except (ValueError, KeyError, TypeError):

@@ -38,7 +38,10 @@ Line = dict[str, Any]
 
 
 def summary(records: Sequence[Record]) -> list[Line]:
-    """Return a line for each setting of the finished runs: mean and sample standard deviation over its seeds, and its costs."""
+    """Return a line for each setting of the finished runs.
+
+    It has means and sample standard deviations over the seeds, and what the runs cost.
+    """
     groups = by_setting([record for record in records if record.results is not None])
     fields = differing(list(groups))
     lines = [_line(setting, members, fields) for setting, members in groups.items()]
@@ -85,26 +88,50 @@ def markdown(lines: Sequence[Line], records: Sequence[Record], again: Sequence[R
     """Return the report's text; ``again`` are runs of a seed and setting that ``records`` have already."""
     extra = [name for name in lines[0] if "." in name]
     head = [
-        "method", "offset", *extra, "asked", "kept", "seeds", "test accuracy, best epoch", "last epoch", "trainable",
-        "parameters + optimiser", "checkpoint", "inference, dense", "sparse", "training step, dense", "sparse", "images/s",
-    ]  # fmt: skip
+        "method",
+        "offset",
+        *extra,
+        "asked",
+        "kept",
+        "seeds",
+        "test accuracy, best epoch",
+        "last epoch",
+        "trainable",
+        "parameters + optimiser",
+        "checkpoint",
+        "inference, dense",
+        "sparse",
+        "training step, dense",
+        "sparse",
+        "images/s",
+    ]
     texts = [f"| {' | '.join(head)} |", f"|{' --- |' * (2 + len(extra))}{' ---: |' * (len(head) - 2 - len(extra))}"]
     for line in lines:
         cells = [
-            line["method"], line["offset"], *(str(line[name]) for name in extra), _percent(line["density_asked"]),
-            _percent(line["density_kept"]), str(line["seeds"]), _accuracy(line, "test_accuracy_best"),
-            _accuracy(line, "test_accuracy_final"), f"{line['trainable_parameters']:,}", _scaled(line["state_bytes"], "B"),
+            line["method"],
+            line["offset"],
+            *(str(line[name]) for name in extra),
+            _percent(line["density_asked"]),
+            _percent(line["density_kept"]),
+            str(line["seeds"]),
+            _accuracy(line, "test_accuracy_best"),
+            _accuracy(line, "test_accuracy_final"),
+            f"{line['trainable_parameters']:,}",
+            _scaled(line["state_bytes"], "B"),
             _scaled(line["checkpoint_bytes"], "B"),
-            *(_scaled(line[f"{kind}_flops_{way}"], "") for kind in ("inference_of_an_image", "training_step") for way in ("dense", "sparse")),
+            _scaled(line["inference_of_an_image_flops_dense"], ""),
+            _scaled(line["inference_of_an_image_flops_sparse"], ""),
+            _scaled(line["training_step_flops_dense"], ""),
+            _scaled(line["training_step_flops_sparse"], ""),
             "" if line["images_per_second"] is None else f"{line['images_per_second']:,.0f}",
-        ]  # fmt: skip
+        ]
         texts.append(f"| {' | '.join(cells)} |")
     unfinished = [record.name for record in records if record.results is None]
     notes = (
-        "Accuracies are means ± sample standard deviations over the seeds. Operations are theoretical, of an image's inference "
-        "and of a training step on a batch, in the prunable layers: with whole kernels (dense), and of the trained weights "
-        "and the offset as a fast transform, where that is less (sparse). Checkpoints are counted before compression. "
-        "Images a second are measured, the median of all epochs."
+        "Accuracies are means ± sample standard deviations over the seeds. Operations are theoretical, of an image's "
+        "inference and of a training step on a batch, in the prunable layers: with whole kernels (dense), and of the "
+        "trained weights and the offset as a fast transform, where that is less (sparse). Checkpoints are counted "
+        "before compression. Images a second are measured, the median of all epochs."
     )
     if unfinished:
         notes += f"\n\nNot finished, and left out: {', '.join(unfinished)}."

@@ -17,7 +17,7 @@ FILE = "data.json"
 
 
 def describe_data(dataset: Dataset) -> dict[str, Any]:
-    """Return what tells a data set from another: its numbers, its classes, and a digest of the decoded images and labels."""
+    """Return what tells data sets apart: numbers of images, classes, and a digest of the decoded images and labels."""
     return {
         "train_images": len(dataset.train_labels),
         "test_images": len(dataset.test_labels),
@@ -36,10 +36,10 @@ def describe_split(train_rows: np.ndarray, validation_rows: np.ndarray) -> dict[
 
 
 def check_same_data(workdir: Path, data: dict[str, Any], known: dict[str, Any] | None = None) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` where a run was trained on other data than ``data``, naming what changed.
+    """Raise :class:`~dctps_jax.errors.UserError` if a run was trained on other data than ``data``.
 
-    ``known`` is what a checkpoint says of the run's data. Without it ``data.json`` counts; a run of version 0.1.0 has
-    none.
+    The message names what changed. ``known`` is what a checkpoint says of the run's data. Without it ``data.json``
+    counts; a run of version 0.1.0 has none.
     """
     if known is None:
         if not (workdir / FILE).exists():

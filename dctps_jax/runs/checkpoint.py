@@ -49,7 +49,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, run: str = ""):
-        """``run`` is the :func:`~dctps_jax.runs.workdir.identity` of the run: checkpoints of another one are refused."""
+        """Open the checkpoints of ``run``, an :func:`~dctps_jax.runs.workdir.identity`; those of others are refused."""
         _check_file_handles()
         self.folder, self.run = folder, run
         self._managers: dict[str, ocp.CheckpointManager] = {}
@@ -57,7 +57,7 @@ class Checkpoints:
             _put_back(folder / kind)
 
     def save(self, kind: str, step: int, tree: Any, record: Mapping[str, Any] | None = None) -> None:
-        """Write ``tree`` as the checkpoint of ``step`` among the "latest" or as the "best"; return when it is on the disk.
+        """Write ``tree`` as the "best" or a "latest" checkpoint, of ``step``; return when it is on the disk.
 
         ``record`` is what it says of the run besides, a JSON object. Where it can't be written, the checkpoints before
         are kept. Raises :class:`~dctps_jax.errors.DiskFull`, and ``OSError`` for other reasons of the system.
@@ -79,8 +79,8 @@ class Checkpoints:
                 _remove_unfinished(self.folder / kind)
             if isinstance(error, OSError) and DiskFull.is_reason(error):
                 raise DiskFull(
-                    f"{self.folder / kind} has no room for the checkpoint of step {step}, {len(data):,} bytes; what was "
-                    "saved before is kept: make room there, and give the same command again"
+                    f"{self.folder / kind} has no room for the checkpoint of step {step}, {len(data):,} bytes; what "
+                    "was saved before is kept: make room there, and give the same command again"
                 ) from error
             raise
         if not saved:
@@ -110,7 +110,10 @@ class Checkpoints:
         return newest
 
     def restore(self, kind: str, template: Any) -> tuple[int, Any] | None:
-        """Return (step, tree) of the newest sound checkpoint, or None without one; errors as :meth:`newest` and :func:`as_tree`."""
+        """Return (step, tree) of the newest sound checkpoint, or None without one.
+
+        Raises what :meth:`newest` and :func:`as_tree` raise.
+        """
         saved = self.newest(kind)
         return None if saved is None else (saved.step, as_tree(saved, template, self.folder))
 
@@ -143,9 +146,10 @@ def _rename_damaged_notes(folder: Path) -> None:
 
 
 def as_tree(saved: Saved, template: Any, source: Path) -> Any:
-    """Return the arrays of a checkpoint shaped and placed like ``template``, a dict of trees; of others it takes nothing.
+    """Return the arrays of a checkpoint shaped and placed like ``template``, a dict of trees.
 
-    Raises :class:`~dctps_jax.errors.UserError` where they are not the arrays of such a tree.
+    Other trees of the checkpoint are ignored. Raises :class:`~dctps_jax.errors.UserError` where they are not the arrays
+    of such a tree.
     """
     wanted = flatten(template)
     found = {name: array for name, array in saved.arrays.items() if name.split("/")[0] in template}
@@ -159,7 +163,10 @@ def as_tree(saved: Saved, template: Any, source: Path) -> Any:
 
 
 def _check_run(saved: Saved, folder: Path, run: str) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for a checkpoint in ``folder`` that names another run; older ones name none."""
+    """Raise :class:`~dctps_jax.errors.UserError` for a checkpoint in ``folder`` that names another run.
+
+    Older checkpoints name none.
+    """
     named = saved.record.get("run", "")
     if named and run and named != run:
         raise UserError(
@@ -168,7 +175,7 @@ def _check_run(saved: Saved, folder: Path, run: str) -> None:
 
 
 def read_arrays(folder: Path, kind: str, run: str = "") -> tuple[int, dict[str, np.ndarray]]:
-    """Return (step, arrays by path) of the newest checkpoint among the "latest" or the "best" of a run, whatever it trained.
+    """Return (step, arrays by path) of a run's newest "latest" or "best" checkpoint, whatever it trained.
 
     Nothing is moved. Raises :class:`~dctps_jax.errors.UserError` where there is none, it is damaged, or it names
     another run than ``run``.
@@ -272,7 +279,7 @@ def _put_back(folder: Path) -> None:
 
 
 def _check_file_handles() -> None:
-    """Raise ``OSError`` where so few files may be opened that Orbax would fail in the middle, with a traceback a thread."""
+    """Raise ``OSError`` if too few files may be opened. Orbax would fail in the middle, with a traceback a thread."""
     with contextlib.ExitStack() as stack:
         for _ in range(FILE_HANDLES):
             stack.enter_context(open(os.devnull, "rb"))

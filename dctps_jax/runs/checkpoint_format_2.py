@@ -1,4 +1,4 @@
-"""Checkpoints of format 2 (version 0.1.0), as Orbax wrote them: zarr arrays in an OCDBT database. They are read only."""
+"""Read checkpoints of format 2 (version 0.1.0), as Orbax wrote them: zarr arrays in an OCDBT database."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,9 @@ ROOTS = ("", "ocdbt.process_0/")
 
 
 def read_arrays(files: Mapping[str, bytes]) -> dict[str, np.ndarray]:
-    """Return the arrays of a checkpoint whose ``files`` are given by name; what is damaged raises whatever TensorStore does.
+    """Return the arrays of a checkpoint whose ``files`` are given by name.
+
+    Damaged files raise whatever TensorStore raises.
 
     TensorStore reads them from memory: where it opened them itself, its errors would not tell a file that must not be
     read from a damaged one.

@@ -26,7 +26,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:
-    """Return the contents of all files below ``folder`` by their path in it; a folder that must not be read is an error."""
+    """Return the contents of all files below ``folder`` by their path in it. Raises for a folder without permission."""
 
     def fail(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):

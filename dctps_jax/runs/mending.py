@@ -1,4 +1,4 @@
-"""The files of a run that its checkpoints know the content of: metrics and masks. What is lost or damaged is written anew."""
+"""Write the metrics and masks of a run anew where they are lost or damaged: its checkpoints hold their content."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ def supports_of(saved: Saved) -> dict[str, np.ndarray]:
 
 
 def initial_supports_of(saved: Saved) -> dict[str, np.ndarray]:
-    """Return the positions that the run of a checkpoint began with; they are the present ones where weights never move."""
+    """Return the positions that the run of a checkpoint began with: the present ones if its weights never move."""
     found = {
         name.removeprefix(INITIAL_SUPPORTS): array
         for name, array in saved.arrays.items()
@@ -50,7 +50,7 @@ def masks_of(supports: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -
 
 
 def check_not_begun(workdir: Path) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` where a directory without a sound checkpoint holds a run that had some."""
+    """Raise :class:`~dctps_jax.errors.UserError` if the run of a directory had checkpoints but none is sound."""
     rows = read_rows(workdir / "metrics.jsonl")
     damaged = workdir / "checkpoints" / "damaged"
     has_damaged = damaged.is_dir() and any(entry.name.startswith("latest_") for entry in damaged.iterdir())
@@ -58,8 +58,9 @@ def check_not_begun(workdir: Path) -> None:
         known = f"metrics.jsonl has {len(rows)} epochs" if rows else "there was one"
         where = f"; damaged ones are in {damaged}" if has_damaged else ""
         raise UserError(
-            f"{workdir / 'checkpoints' / 'latest'} holds no sound checkpoint, but {known}{where}; restore a checkpoint, "
-            f"or, to start again at epoch 1, remove metrics.jsonl and checkpoints from {workdir} or choose another directory"
+            f"{workdir / 'checkpoints' / 'latest'} holds no sound checkpoint, but {known}{where}; restore a "
+            f"checkpoint, or, to start again at epoch 1, remove metrics.jsonl and checkpoints from {workdir} or choose "
+            "another directory"
         )
 
 

@@ -15,7 +15,7 @@ from dctps_jax.runs.fields import check_row
 
 
 class MetricsLog:
-    """``metrics.jsonl``: one JSON object an epoch. The checkpoint of an epoch, which is written first, holds the rows, too."""
+    """``metrics.jsonl``: one JSON object an epoch. The checkpoint of an epoch is written first, and holds the rows."""
 
     def __init__(self, workdir: Path, step: int, tensorboard: bool, rows: list[dict[str, Any]] | None = None):
         """Open the log of a run that stands at ``step``, with the ``rows`` that its checkpoint holds.
@@ -70,9 +70,10 @@ def content_of(rows: Sequence[dict[str, Any]]) -> bytes:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a ``metrics.jsonl``, none where there is no file; a last line that a kill cut short is left out.
+    """Return the rows of a ``metrics.jsonl``, none where there is no file.
 
-    Raises :class:`~dctps_jax.errors.UserError` where another line is damaged, or the rows do not follow each other.
+    A last line that a kill cut short is left out. Raises :class:`~dctps_jax.errors.UserError` where another line is
+    damaged, or the rows do not follow each other.
     """
     content = read_file(path) if path.exists() else b""
     *lines, rest = content.split(b"\n")

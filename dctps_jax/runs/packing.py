@@ -21,11 +21,11 @@ def flatten(tree: Any) -> dict[str, jax.Array]:
 
 
 def pack(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays as one array of bytes a dtype and an index: hundreds of small files would outweigh their content.
+    """Return the arrays as one array of bytes a dtype and an index.
 
-    The bytes stand plane by plane, all lowest bytes of the numbers first, since the planes of signs and exponents
-    compress and those of mantissas don't. Positions ascend, so that their differences are kept. The index is zlib's
-    JSON of names, dtypes and shapes in order.
+    Hundreds of small files would outweigh their content. The bytes stand plane by plane, all lowest bytes of the
+    numbers first, since the planes of signs and exponents compress and those of mantissas don't. Positions ascend, so
+    that their differences are kept. The index is zlib's JSON of names, dtypes and shapes in order.
     """
     index = [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]
     groups: dict[str, list[np.ndarray]] = {}

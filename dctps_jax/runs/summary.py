@@ -1,5 +1,6 @@
 """What a finished run says: its closing line, the mean over seeds, the environment it ran in."""
 
+import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,9 +15,9 @@ from dctps_jax.runs.workdir import write_results
 def last_line(results: dict[str, Any]) -> str:
     """Return the closing line of a run, or of the runs of several seeds."""
     if "seeds" in results:
+        best, std = (results.get(name, math.nan) for name in ("test_accuracy_best", "test_accuracy_best_std"))
         return (
-            f"{len(results['seeds'])} seeds: test accuracy of the best epoch "
-            f"{results.get('test_accuracy_best', float('nan')):.2%} ± {results.get('test_accuracy_best_std', float('nan')):.2%}, "
+            f"{len(results['seeds'])} seeds: test accuracy of the best epoch {best:.2%} ± {std:.2%}, "
             f"of the last {results['test_accuracy_final']:.2%} ± {results['test_accuracy_final_std']:.2%}"
         )
     best = results["test_accuracy_best"]

@@ -26,7 +26,7 @@ LOG = "log.txt"
 POLL_SECONDS = 0.5
 
 
-class Run(NamedTuple):
+class GridPoint(NamedTuple):
     """One point of a grid: its directory's name, the fields that it sets, its whole config and its number of epochs."""
 
     name: str
@@ -39,13 +39,13 @@ class Run(NamedTuple):
         return [f"--config.{field}={value}" for field, value in self.fields.items()]
 
 
-def plan_runs(config: Any, grids: Any) -> list[Run]:
-    """Return the runs of all combinations of each grid's values; those that occur twice once.
+def plan_runs(config: Any, grids: Any) -> list[GridPoint]:
+    """Return the points of the grids: all combinations of each grid's values, without repetitions.
 
-    A grid maps dotted fields to lists of values. Every run's config is checked. Raises
+    A grid maps dotted fields to lists of values. Every point's config is checked. Raises
     :class:`~dctps_jax.errors.UserError` for anything that is no grid, fields that do not exist and values not allowed.
     """
-    runs: dict[str, Run] = {}
+    points: dict[str, GridPoint] = {}
     check_names(config)
     for grid in _checked(grids):
         for values in itertools.product(*grid.values()):
@@ -57,14 +57,14 @@ def plan_runs(config: Any, grids: Any) -> list[Run]:
             single = resolve(single)
             check_config(single, devices=False)
             name = ",".join(f"{field}={_as_name(value)}" for field, value in sorted(fields.items()))
-            run = Run(name, fields, json.loads(single.to_json()), single.num_epochs * single.num_seeds)
-            if any(run.config == other.config for other in runs.values()):
+            point = GridPoint(name, fields, json.loads(single.to_json()), single.num_epochs * single.num_seeds)
+            if any(point.config == other.config for other in points.values()):
                 continue
-            if runs.setdefault(name, run) is not run:
+            if points.setdefault(name, point) is not point:
                 raise UserError(
                     f"the sweep has two runs that would be called {name}; choose values that differ in letters"
                 )
-    return list(runs.values())
+    return list(points.values())
 
 
 def _checked(grids: Any) -> list[dict[str, Sequence[Any]]]:
@@ -93,15 +93,15 @@ def _as_name(value: Any) -> str:
 
 
 class Sweep:
-    """Does runs, up to ``jobs`` at a time, each by a process of ``command`` with the run's fields and directory.
+    """Trains the points of a sweep, up to ``jobs`` at a time. Each has a process of ``command`` and a directory.
 
     Runs that are finished are skipped, runs that another process works on are waited for, and taken over where it dies.
     A signal stops the processes, which save their states first. The processors are divided among the jobs.
     """
 
-    def __init__(self, runs: Sequence[Run], command: Sequence[str], workdir: Path, jobs: int = 1):
-        self.runs, self.command, self.workdir, self.jobs = runs, command, workdir, jobs
-        self.working: dict[int, tuple[Run, subprocess.Popen, float]] = {}
+    def __init__(self, points: Sequence[GridPoint], command: Sequence[str], workdir: Path, jobs: int = 1):
+        self.points, self.command, self.workdir, self.jobs = points, command, workdir, jobs
+        self.working: dict[int, tuple[GridPoint, subprocess.Popen, float]] = {}
         self.failed: dict[str, str] = {}
         self.announced: set[str] = set()
         self.signal_number: int | None = None
@@ -112,20 +112,20 @@ class Sweep:
         Raises :class:`~dctps_jax.errors.UserError`, before anything is started, where a run of another config or a
         damaged run is in the way.
         """
-        finished = [run for run in self.runs if self._is_finished(run)]
-        for run in finished:
-            check_same(self.workdir / run.name, run.config)
-            read_results(self.workdir / run.name)
-        self.announced = {run.name for run in finished}
-        waiting = deque(run for run in self.runs if run not in finished)
-        print(f"{len(self.runs)} runs, {len(finished)} of them finished")
+        finished = [point for point in self.points if self._is_finished(point)]
+        for point in finished:
+            check_same(self.workdir / point.name, point.config)
+            read_results(self.workdir / point.name)
+        self.announced = {point.name for point in finished}
+        waiting = deque(point for point in self.points if point not in finished)
+        print(f"{len(self.points)} runs, {len(finished)} of them finished")
         previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         bar = tqdm(
-            total=sum(run.epochs for run in self.runs),
+            total=sum(point.epochs for point in self.points),
             unit="epoch",
             disable=not sys.stderr.isatty(),
             leave=False,
-            initial=sum(run.epochs for run in finished),
+            initial=sum(point.epochs for point in finished),
         )
         try:
             while self.working or (waiting and self.signal_number is None):
@@ -133,10 +133,12 @@ class Sweep:
                     if slot not in self.working and self.signal_number is None:
                         self._start_one(slot, waiting)
                 time.sleep(POLL_SECONDS)
-                for slot, run in list(self._ended()):
-                    self._report(slot, run, waiting)
+                for slot, point in list(self._ended()):
+                    self._report(slot, point, waiting)
                 if not bar.disable:
-                    bar.n = sum(run.epochs if self._is_finished(run) else self._epochs_done(run) for run in self.runs)
+                    bar.n = sum(
+                        point.epochs if self._is_finished(point) else self._epochs_done(point) for point in self.points
+                    )
                     bar.refresh()
         finally:
             for _, process, _ in self.working.values():
@@ -146,65 +148,65 @@ class Sweep:
                 signal.signal(number, handler)
 
     def num_finished(self) -> int:
-        return sum(map(self._is_finished, self.runs))
+        return sum(map(self._is_finished, self.points))
 
-    def _start_one(self, slot: int, waiting: deque[Run]) -> None:
+    def _start_one(self, slot: int, waiting: deque[GridPoint]) -> None:
         """Start the first waiting run that nobody works on; drop those that others have finished."""
         for _ in range(len(waiting)):
-            run = waiting.popleft()
-            folder = self.workdir / run.name
-            if self._is_finished(run):
-                self._announce(run, "by another process")
+            point = waiting.popleft()
+            folder = self.workdir / point.name
+            if self._is_finished(point):
+                self._announce(point, "by another process")
                 continue
             if is_in_use(folder):
-                waiting.append(run)
+                waiting.append(point)
                 continue
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / LOG).open("a") as log, _pinned(slot, self.jobs):
                 process = subprocess.Popen(
-                    [*self.command, *run.options(), "--workdir", str(folder)],
+                    [*self.command, *point.options(), "--workdir", str(folder)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     # Out of reach of the terminal's Ctrl-C: this process passes it on, once.
                     start_new_session=True,
                 )
-            self.working[slot] = (run, process, time.monotonic())
+            self.working[slot] = (point, process, time.monotonic())
             return
 
-    def _ended(self) -> Iterator[tuple[int, Run]]:
-        for slot, (run, process, _) in self.working.items():
+    def _ended(self) -> Iterator[tuple[int, GridPoint]]:
+        for slot, (point, process, _) in self.working.items():
             if process.poll() is not None:
-                yield slot, run
+                yield slot, point
 
-    def _report(self, slot: int, run: Run, waiting: deque[Run]) -> None:
+    def _report(self, slot: int, point: GridPoint, waiting: deque[GridPoint]) -> None:
         _, process, started = self.working.pop(slot)
-        if self._is_finished(run):
-            self._announce(run, f"{time.monotonic() - started:.0f} s")
+        if self._is_finished(point):
+            self._announce(point, f"{time.monotonic() - started:.0f} s")
         elif process.returncode == InUse.exit_code:
-            waiting.append(run)
+            waiting.append(point)
         elif self.signal_number is None:
-            log = self.workdir / run.name / LOG
+            log = self.workdir / point.name / LOG
             lines = log.read_text(errors="replace").split("\n")
             reason = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
-            self.failed[run.name] = f"exit status {process.returncode}: {reason.strip()} (all of it in {log})"
-            tqdm.write(f"{run.name} failed, {self.failed[run.name]}")
+            self.failed[point.name] = f"exit status {process.returncode}: {reason.strip()} (all of it in {log})"
+            tqdm.write(f"{point.name} failed, {self.failed[point.name]}")
 
-    def _announce(self, run: Run, how: str) -> None:
-        self.announced.add(run.name)
-        results = read_results(self.workdir / run.name)
-        tqdm.write(f"[{len(self.announced)}/{len(self.runs)}] {run.name}: {last_line(results)}, {how}")
+    def _announce(self, point: GridPoint, how: str) -> None:
+        self.announced.add(point.name)
+        results = read_results(self.workdir / point.name)
+        tqdm.write(f"[{len(self.announced)}/{len(self.points)}] {point.name}: {last_line(results)}, {how}")
 
     def _stop(self, signal_number: int, frame: FrameType | None) -> None:
         self.signal_number = signal_number
         for _, process, _ in self.working.values():
             process.terminate()
 
-    def _is_finished(self, run: Run) -> bool:
-        return (self.workdir / run.name / "results.json").exists()
+    def _is_finished(self, point: GridPoint) -> bool:
+        return (self.workdir / point.name / "results.json").exists()
 
-    def _epochs_done(self, run: Run) -> int:
-        folder = self.workdir / run.name
+    def _epochs_done(self, point: GridPoint) -> int:
+        folder = self.workdir / point.name
         files = [folder / "metrics.jsonl", *folder.glob("seed_*/metrics.jsonl")]
         return sum(file.read_bytes().count(b"\n") for file in files if file.is_file())
 

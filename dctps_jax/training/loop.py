@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dctps_jax.data.batches import Normalization, Split, epoch_order, make_batch, training_batch
+from dctps_jax.data.batches import Examples, Normalization, epoch_permutation, make_batch, training_batch
 from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
@@ -75,23 +75,25 @@ class Setup(NamedTuple):
 class Programs(NamedTuple):
     """Compiled programs, and what they were compiled from.
 
-    ``advance[n]`` takes n steps: (state, sums, train, order) → (state, sums). ``update_masks`` takes a step that moves
-    weights: (state, sums, train, order, weights to drop by layer) → the same. ``evaluate_batch`` adds a batch to sums:
-    (state, sums, images, rows, first position) → sums; it has a program for each pair of shapes of images and rows.
+    - ``step_programs[n]`` takes n steps: (state, sums, train, epoch_rows) → (state, sums).
+    - ``update_program`` takes a step that moves weights: (state, sums, train, epoch_rows, weights to drop by layer) →
+      (state, sums).
+    - ``evaluate_programs`` add a batch to sums: (state, sums, images, rows, first position) → sums. There is one for
+      each pair of shapes of labels and rows.
     """
 
     setup: Setup
-    advance: dict[int, Callable[..., tuple[TrainState, Sums]]]
-    update_masks: Callable[..., tuple[TrainState, Sums]] | None
-    evaluate_batch: dict[tuple[Any, Any], Callable[..., Sums]]
+    step_programs: dict[int, Callable[..., tuple[TrainState, Sums]]]
+    update_program: Callable[..., tuple[TrainState, Sums]] | None
+    evaluate_programs: dict[tuple[Any, Any], Callable[..., Sums]]
     compile_seconds: float
 
     def evaluate(
-        self, state: TrainState, data: Split, rows: jax.Array, before_batch: Callable[[], None] = lambda: None
+        self, state: TrainState, data: Examples, rows: jax.Array, before_batch: Callable[[], None] = lambda: None
     ) -> Sums:
         """Return the sums over the images of ``data`` that ``rows`` name; ``before_batch`` may raise to end it."""
         put = self.setup.placement.put
-        sums, program, pace = put(zero_sums()), self.evaluate_batch[data.labels.shape, rows.shape], Pace()
+        sums, program, pace = put(zero_sums()), self.evaluate_programs[data.labels.shape, rows.shape], Pace()
         for begin in range(0, len(rows), self.setup.spec.eval_batch_size):
             before_batch()
             sums = program(state, sums, data, rows, put(np.int32(begin)))
@@ -121,16 +123,19 @@ class Pace:
         return True
 
 
-def advance(
-    state: TrainState, sums: Sums, train: Split, order: jax.Array, *, num_steps: int, setup: Setup
+def take_steps(
+    state: TrainState, sums: Sums, train: Examples, epoch_rows: jax.Array, *, num_steps: int, setup: Setup
 ) -> tuple[TrainState, Sums]:
-    """Take ``num_steps`` steps from where ``state`` stands; ``order`` has the rows of ``train`` in the order of its epoch."""
+    """Take ``num_steps`` steps from where ``state`` stands.
+
+    ``epoch_rows`` has the rows of ``train`` in the order of the epoch.
+    """
 
     def take_step(carry: tuple[TrainState, Sums], _: None) -> tuple[tuple[TrainState, Sums], None]:
         state, sums = carry
         after, metrics = train_step(
             state,
-            batch_of_step(state.step, train, order, setup),
+            batch_of_step(state.step, train, epoch_rows, setup),
             graph=setup.graphs.train,
             optimizer=setup.optimizer,
             mesh=setup.placement.replicated.mesh,
@@ -143,14 +148,14 @@ def advance(
 
 
 def update_masks(
-    state: TrainState, sums: Sums, train: Split, order: jax.Array, num_drop: jax.Array, *, setup: Setup
+    state: TrainState, sums: Sums, train: Examples, epoch_rows: jax.Array, num_drop: jax.Array, *, setup: Setup
 ) -> tuple[TrainState, Sums]:
     """Take a step that moves weights; ``num_drop`` has a number for each of ``graphs.counts``."""
     spec, graphs = setup.spec, setup.graphs
     growth_key = jax.random.fold_in(stream(spec.seed, "growth"), state.step) if spec.sparse_training == "set" else None
     after, metrics, moved = mask_update_step(
         state,
-        batch_of_step(state.step, train, order, setup),
+        batch_of_step(state.step, train, epoch_rows, setup),
         dict(zip(graphs.counts, num_drop, strict=True)),
         growth_key,
         graphs=graphs,
@@ -161,11 +166,11 @@ def update_masks(
     return after, sums._replace(moved=sums.moved + jnp.stack(list(moved.values())).astype(jnp.int32))
 
 
-def batch_of_step(step: jax.Array, train: Split, order: jax.Array, setup: Setup) -> tuple[jax.Array, jax.Array]:
+def batch_of_step(step: jax.Array, train: Examples, epoch_rows: jax.Array, setup: Setup) -> tuple[jax.Array, jax.Array]:
     spec = setup.spec
     batch = training_batch(
         train,
-        order,
+        epoch_rows,
         step,
         batch_size=spec.batch_size,
         steps_per_epoch=spec.steps_per_epoch,
@@ -176,11 +181,11 @@ def batch_of_step(step: jax.Array, train: Split, order: jax.Array, setup: Setup)
     return jax.lax.with_sharding_constraint(batch, setup.placement.batch)
 
 
-def host_batch(number: int, train: Split, spec: StepSpec) -> tuple[jax.Array, jax.Array]:
+def host_batch(number: int, train: Examples, spec: StepSpec) -> tuple[jax.Array, jax.Array]:
     """Return the batch of training step ``number`` out of training images that are not on the devices yet."""
     epoch, position = divmod(number, spec.steps_per_epoch)
-    order = epoch_order(jnp.asarray(epoch, jnp.int32), seed=spec.seed, count=len(train.labels))
-    picked = train.at(np.asarray(order)[position * spec.batch_size :][: spec.batch_size])
+    epoch_rows = epoch_permutation(jnp.asarray(epoch, jnp.int32), seed=spec.seed, count=len(train.labels))
+    picked = train.at(np.asarray(epoch_rows)[position * spec.batch_size :][: spec.batch_size])
     return make_batch(
         picked, jnp.asarray(number), normalization=spec.normalization, augmented=spec.augmented, seed=spec.seed
     )
@@ -190,9 +195,9 @@ def compile_programs(
     setup: Setup,
     state: TrainState,
     sums: Sums,
-    train: Split,
-    order: jax.Array,
-    evaluated: Sequence[tuple[Split, jax.Array]],
+    train: Examples,
+    epoch_rows: jax.Array,
+    evaluated: Sequence[tuple[Examples, jax.Array]],
 ) -> Programs:
     """Compile everything that the run will call, before its first step; donation and sharding are decided here.
 
@@ -210,14 +215,18 @@ def compile_programs(
     lengths = {length for first in (0, int(state.step)) for length, _ in _dispatches(first, spec)}
     if spec.updates:
         lengths.add(1)
-    advance_programs = {
-        num_steps: compiled(partial(advance, num_steps=num_steps, setup=setup), (state, sums, train, order), (0, 1))
+    step_programs = {
+        num_steps: compiled(
+            partial(take_steps, num_steps=num_steps, setup=setup), (state, sums, train, epoch_rows), (0, 1)
+        )
         for num_steps in lengths
     }
     update_program = None
     if spec.updates:
         num_drop = placement.put(np.zeros(len(graphs.counts), np.int32))
-        update_program = compiled(partial(update_masks, setup=setup), (state, sums, train, order, num_drop), (0, 1))
+        update_program = compiled(
+            partial(update_masks, setup=setup), (state, sums, train, epoch_rows, num_drop), (0, 1)
+        )
     evaluate_batch = partial(
         eval_step,
         graph=graphs.eval,
@@ -230,20 +239,20 @@ def compile_programs(
         (data.labels.shape, rows.shape): compiled(evaluate_batch, (state, no_sums, data, rows, first), (1,))
         for data, rows in evaluated
     }
-    return Programs(setup, advance_programs, update_program, evaluate_programs, time.perf_counter() - start)
+    return Programs(setup, step_programs, update_program, evaluate_programs, time.perf_counter() - start)
 
 
-def order_of_epoch(epoch: int, spec: StepSpec, rows: np.ndarray) -> np.ndarray:
+def rows_of_epoch(epoch: int, spec: StepSpec, rows: np.ndarray) -> np.ndarray:
     """Return the ``rows`` of the training images in the order in which an epoch visits them."""
-    return rows[np.asarray(epoch_order(jnp.asarray(epoch, jnp.int32), seed=spec.seed, count=len(rows)))]
+    return rows[np.asarray(epoch_permutation(jnp.asarray(epoch, jnp.int32), seed=spec.seed, count=len(rows)))]
 
 
 def run_epoch(
     programs: Programs,
     state: TrainState,
     sums: Sums,
-    train: Split,
-    order: jax.Array,
+    train: Examples,
+    epoch_rows: jax.Array,
     step: int,
     log_every_steps: int = MOST_QUEUED,
     num_drop_at: Callable[[int], np.ndarray] | None = None,
@@ -259,12 +268,12 @@ def run_epoch(
     pace = Pace(max(1, log_every_steps // spec.steps_per_dispatch))
     for length, is_update in _dispatches(step, spec):
         if is_update:
-            assert programs.update_masks is not None and num_drop_at is not None
+            assert programs.update_program is not None and num_drop_at is not None
             num_drop = placement.put(num_drop_at(step))
-            state, sums = programs.update_masks(state, sums, train, order, num_drop)
+            state, sums = programs.update_program(state, sums, train, epoch_rows, num_drop)
         else:
             with jax.transfer_guard("disallow"):
-                state, sums = programs.advance[length](state, sums, train, order)
+                state, sums = programs.step_programs[length](state, sums, train, epoch_rows)
         step += length
         if pace.wait(sums):
             check_finite(sums)
@@ -297,7 +306,9 @@ def means(sums: Sums) -> tuple[float, float]:
 def default_steps_per_dispatch() -> int:
     """Return how many steps one call to the device takes where the config leaves it open.
 
-    On CPU XLA compiles the body of a loop worse than a program of its own, and a call costs little beside a step.
+    XLA's CPU backend (JAX 0.10.2) compiles the body of a loop worse than a program of its own, see
+    https://github.com/jax-ml/jax/issues/12868, and a call costs little beside a step. ``benchmarks/train_step.py
+    --steps_per_dispatch`` times both.
     """
     return 1 if jax.default_backend() == "cpu" else 50
 

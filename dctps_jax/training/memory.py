@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
 
     To be called before jax starts its threads, which is with its first question for devices: later it has no effect on
     them. Otherwise every large array is mapped from the system and given back, and each of its pages costs a fault on
-    first use.
+    first use. ``benchmarks/train_step.py --keep_memory`` times both.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

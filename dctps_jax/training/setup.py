@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 
 from dctps_jax import data, models, pruning
-from dctps_jax.data.batches import Normalization, Split, normalization_of
+from dctps_jax.data.batches import Examples, Normalization, normalization_of
 from dctps_jax.errors import UserError
 from dctps_jax.optimizers import SCHEDULES, make_optimizer
 from dctps_jax.pruning.dynamic import UpdateSchedule
@@ -22,13 +22,13 @@ from dctps_jax.seeds import stream
 from dctps_jax.training import loop
 
 
-def make_step_spec(config: Any, dataset: data.Dataset, train: Split) -> loop.StepSpec:
+def make_step_spec(config: Any, dataset: data.Dataset, train: Examples) -> loop.StepSpec:
     """Return the fixed numbers of the run; a batch larger than the training split is a UserError."""
     steps_per_epoch = len(train.labels) // config.batch_size
     if steps_per_epoch == 0:
         raise UserError(
-            f"config.batch_size is {config.batch_size}, but there are only {len(train.labels)} training images; choose at "
-            f"most {len(train.labels)}"
+            f"config.batch_size is {config.batch_size}, but there are only {len(train.labels)} training images; choose "
+            f"at most {len(train.labels)}"
         )
     updates = None
     if config.sparse_training.method != "static":
@@ -66,7 +66,7 @@ def make_optimizer_and_schedule(
     return optimizer, schedule
 
 
-def choose_normalization(config: Any, dataset: data.Dataset, train: Split) -> Normalization:
+def choose_normalization(config: Any, dataset: data.Dataset, train: Examples) -> Normalization:
     """Return the config's moments where it has any, else the data set's, else the training split's."""
     if config.data.mean:
         return Normalization(config.data.mean, config.data.std)
@@ -111,14 +111,15 @@ def build_sparse_model(
     config: Any,
     num_classes: int,
     image_size: int,
-    train: Split,
+    train: Examples,
     spec: loop.StepSpec,
     own_supports: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[nnx.Module, Supports]:
-    """Return the network with the supports that ``config.pruning`` asks for, and the supports, empty for a dense network.
+    """Return the network with the supports that ``config.pruning`` asks for, and the supports.
 
-    A run that goes on takes the supports of its checkpoint, ``own_supports``, and chooses none. In the compact form dense
-    kernels are built only to compute scores. Random supports and supports of a run never need them.
+    A dense network has none. A run that goes on takes the supports of its checkpoint, ``own_supports``, and chooses
+    none. In the compact form dense kernels are built only to compute scores. Random supports and supports of a run
+    never need them.
     """
     build = partial(build_model, config, num_classes, image_size)
     shapes = models.kernel_shapes(config.model.name, num_classes=num_classes, **_network_options(config))
@@ -204,27 +205,30 @@ def _check_masks(masks: Mapping[str, np.ndarray], shapes: Shapes, source: str | 
     foreign = sorted(set(masks) ^ set(shapes))
     if foreign:
         raise UserError(
-            f"the masks of {source} are not of this network's layers (the first that differs is {foreign[0]}); name a run of "
-            "the same network"
+            f"the masks of {source} are not of this network's layers (the first that differs is {foreign[0]}); name a "
+            "run of the same network"
         )
     for path, mask in masks.items():
         if mask.shape != tuple(shapes[path]):
             raise UserError(
-                f"the mask of {path} in {source} has shape {mask.shape}, the kernel {tuple(shapes[path])}; name a run of "
-                "the same network"
+                f"the mask of {path} in {source} has shape {mask.shape}, the kernel {tuple(shapes[path])}; name a "
+                "run of the same network"
             )
 
 
 def _random_supports(config: Any, shapes: Shapes) -> Supports:
     settings = config.pruning
     counts = pruning.allocate(
-        shapes, settings.density, settings.method, dense_layers=settings.dense_layers,
+        shapes,
+        settings.density,
+        settings.method,
+        dense_layers=settings.dense_layers,
         layer_densities=settings.layer_densities,
-    )  # fmt: skip
+    )
     return pruning.random_supports(stream(config.seed, "masks"), shapes, counts)
 
 
-def _supports_by_score(config: Any, model: nnx.Module, train: Split, spec: loop.StepSpec) -> Supports:
+def _supports_by_score(config: Any, model: nnx.Module, train: Examples, spec: loop.StepSpec) -> Supports:
     """Prune by a score on the batches that training will begin with.
 
     Step s of n batches sees those of training steps s·n to s·n + n − 1.
@@ -236,8 +240,17 @@ def _supports_by_score(config: Any, model: nnx.Module, train: Split, spec: loop.
         return [loop.host_batch(number, train, spec) for number in numbers]
 
     masks = pruning.prune(
-        model, settings.method, settings.density, key=stream(config.seed, "masks"), batch=batches,
-        dense_layers=settings.dense_layers, layer_densities=settings.layer_densities, num_steps=settings.num_steps,
-        schedule=settings.schedule, loss=settings.loss, scope=settings.scope, allocation=settings.allocation or None,
-    )  # fmt: skip
+        model,
+        settings.method,
+        settings.density,
+        key=stream(config.seed, "masks"),
+        batch=batches,
+        dense_layers=settings.dense_layers,
+        layer_densities=settings.layer_densities,
+        num_steps=settings.num_steps,
+        schedule=settings.schedule,
+        loss=settings.loss,
+        scope=settings.scope,
+        allocation=settings.allocation or None,
+    )
     return {path: np.flatnonzero(mask) for path, mask in masks.items()}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from dctps_jax.data.batches import Normalization, Split, normalize
+from dctps_jax.data.batches import Examples, Normalization, normalize
 from dctps_jax.losses import cross_entropy
 from dctps_jax.pruning.dynamic import keep_only, move_weights, skip_optimizer_step
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
@@ -43,7 +43,10 @@ def zero_sums(num_layers: int = 1) -> Sums:
 
 
 def _loss_of(graph: nnx.GraphDef, others: tuple[Any, ...], batch: tuple[jax.Array, jax.Array]) -> Any:
-    """Return ``params → (mean loss, ({"correct": count}, new batch_stats))`` of a batch; ``others`` complete the state."""
+    """Return ``params → (mean loss, ({"correct": count}, new batch_stats))`` of a batch.
+
+    ``others`` are the state's other arrays, in the order of ``nnx.merge``.
+    """
     images, labels = batch
 
     def loss_fn(params: Any) -> Any:
@@ -92,9 +95,13 @@ def value_and_gradients(
 
 
 def train_step(
-    state: TrainState, batch: tuple[jax.Array, jax.Array],
-    *, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, mesh: Mesh | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
+    state: TrainState,
+    batch: tuple[jax.Array, jax.Array],
+    *,
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimiser step on ``batch`` (normalised images, labels); return the new state and the batch's metrics.
 
     The metrics are ``loss`` (mean, before the update) and ``correct`` (count). ``mesh`` has one axis, along which the
@@ -108,9 +115,15 @@ def train_step(
 
 
 def mask_update_step(
-    state: TrainState, batch: tuple[jax.Array, jax.Array], num_drop: Mapping[str, Any], growth_key: jax.Array | None,
-    *, graphs: Graphs, optimizer: optax.GradientTransformation, mesh: Mesh | None = None,
-) -> tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]:  # fmt: skip
+    state: TrainState,
+    batch: tuple[jax.Array, jax.Array],
+    num_drop: Mapping[str, Any],
+    growth_key: jax.Array | None,
+    *,
+    graphs: Graphs,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None = None,
+) -> tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
     """Move weights instead of taking an optimiser step; return the state, the batch's metrics and how many moved.
 
     ``num_drop`` is the number of weights that each layer drops, by path; how many moved has the same form. RigL grows
@@ -167,10 +180,18 @@ def add_metrics(sums: Sums, metrics: dict[str, jax.Array], step: jax.Array, batc
 
 
 def eval_step(
-    state: TrainState, sums: Sums, data: Split, rows: jax.Array, start: jax.Array,
-    *, graph: nnx.GraphDef, batch_size: int, normalization: Normalization, sharding: jax.sharding.Sharding | None = None,
-) -> Sums:  # fmt: skip
-    """Add loss and correct answers of a batch to ``sums``: the images of ``data`` that ``rows`` name, from its ``start`` on.
+    state: TrainState,
+    sums: Sums,
+    data: Examples,
+    rows: jax.Array,
+    start: jax.Array,
+    *,
+    graph: nnx.GraphDef,
+    batch_size: int,
+    normalization: Normalization,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Sums:
+    """Add loss and correct answers of a batch to ``sums``: the images of ``data`` at ``rows[start:]``.
 
     A last partial batch counts as it is. ``sharding`` splits a batch among the devices.
     """

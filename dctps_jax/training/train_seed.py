@@ -18,7 +18,7 @@ from dctps_jax.accounts.flops import flops_account
 from dctps_jax.accounts.layer_table import layer_table
 from dctps_jax.accounts.plan_table import plan_table, planned
 from dctps_jax.accounts.storage import file_bytes, storage_account, storage_table
-from dctps_jax.data.batches import Split, split_training
+from dctps_jax.data.batches import Examples, split_training
 from dctps_jax.errors import UserError
 from dctps_jax.files import digest_of
 from dctps_jax.runs.bound_data import check_same_data, describe_data, describe_split
@@ -67,7 +67,7 @@ def train_seed(
         download=config.data.download,
         max_pixels=config.data.max_pixels,
     )
-    images = Split(dataset.train_images, dataset.train_labels)
+    images = Examples(dataset.train_images, dataset.train_labels)
     train_rows, validation_rows = split_training(len(images.labels), config.data.train_fraction, config.seed)
     described, split = describe_data(dataset), describe_split(train_rows, validation_rows)
     check_same_data(workdir, described | split, saved.record.get("data") if saved is not None else None)
@@ -146,25 +146,25 @@ def train_seed(
     first_epoch = (step - is_epoch_pending) // spec.steps_per_epoch
     if len(log.rows) < first_epoch:
         raise UserError(
-            f"{log.path} has {len(log.rows)} rows, but the run is {first_epoch} epochs on; restore it or choose another "
-            "directory"
+            f"{log.path} has {len(log.rows)} rows, but the run is {first_epoch} epochs on; restore it or choose "
+            "another directory"
         )
 
     # Compile. The images live on the devices as uint8.
     train = placement.put(images)
     validation = train, placement.put(validation_rows)
-    test = Split(dataset.test_images, dataset.test_labels)
+    test = Examples(dataset.test_images, dataset.test_labels)
     test = placement.put(test), placement.put(np.arange(len(test.labels), dtype=np.int32))
 
-    def order_of_epoch(epoch: int) -> jax.Array:
-        return placement.put(loop.order_of_epoch(epoch, spec, train_rows))
+    def rows_of_epoch(epoch: int) -> jax.Array:
+        return placement.put(loop.rows_of_epoch(epoch, spec, train_rows))
 
     def num_drop_at(step: int) -> np.ndarray:
         assert spec.updates is not None
         drop = spec.updates.drop_counts(step, counts, sizes)
         return np.array([drop[path] for path in graphs.counts], np.int32)
 
-    programs = loop.compile_programs(setup, state, sums, train, order_of_epoch(0), [validation, test])
+    programs = loop.compile_programs(setup, state, sums, train, rows_of_epoch(0), [validation, test])
     print(
         f"{config.model.name}, {num_trainable:,} trainable parameters, {spec.steps_per_epoch} steps an epoch, "
         f"{jax.device_count()} {jax.devices()[0].platform} device(s), compiled in {programs.compile_seconds:.1f} s"
@@ -199,7 +199,7 @@ def train_seed(
                     unit="step",
                 )
                 dispatches = loop.run_epoch(
-                    programs, state, sums, train, order_of_epoch(epoch), step, config.log_every_steps, num_drop_at
+                    programs, state, sums, train, rows_of_epoch(epoch), step, config.log_every_steps, num_drop_at
                 )
                 for now, state, sums in dispatches:
                     progress.update(now - step)
@@ -294,8 +294,8 @@ def _warn_if_nothing_moves(
 ) -> None:
     if spec.updates is not None and not spec.updates.moves_anything(counts, sizes):
         logger.warning(
-            "sparse_training.method is %r, but no weight will ever move: updates come every %d steps before step %d, and "
-            "only layers that are not full have any; lower sparse_training.update_every or the density",
+            "sparse_training.method is %r, but no weight will ever move: updates come every %d steps before step %d, "
+            "and only layers that are not full have any; lower sparse_training.update_every or the density",
             config.sparse_training.method,
             spec.updates.update_every,
             spec.updates.end_step,

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from dctps_jax.data.batches import (
     CROP_PADDING,
+    Examples,
     Normalization,
-    Split,
     augment,
-    epoch_order,
+    epoch_permutation,
     normalization_of,
     normalize,
     split_training,
@@ -65,7 +65,7 @@ def test_split_is_random_and_by_seed():
 
 def test_normalization_is_that_of_the_training_split():
     dataset = Dataset("noise", noise(50), np.zeros(50, np.int32), noise(1), np.zeros(1, np.int32), ("a",))
-    train = Split(dataset.train_images[:30], dataset.train_labels[:30])
+    train = Examples(dataset.train_images[:30], dataset.train_labels[:30])
     mean, std = normalization_of(dataset, train)
     pixels = train.images.astype(np.float64) / 255
     np.testing.assert_allclose(mean, pixels.mean((0, 1, 2)), rtol=1e-12)
@@ -78,13 +78,13 @@ def test_normalization_is_that_of_the_training_split():
 
 def test_published_moments_come_first():
     dataset = numbered(10, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    train = Split(dataset.train_images[:5], dataset.train_labels[:5])
+    train = Examples(dataset.train_images[:5], dataset.train_labels[:5])
     assert normalization_of(dataset, train) == Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
 
 def test_constant_channel_is_refused():
     dataset = numbered(10)
-    train = Split(dataset.train_images[:5], dataset.train_labels[:5])
+    train = Examples(dataset.train_images[:5], dataset.train_labels[:5])
     with pytest.raises(UserError, match="'numbered' are constant in a channel"):
         normalization_of(dataset, train)
 
@@ -93,7 +93,7 @@ def test_constant_channel_is_refused():
 @given(st.sampled_from([0, 2**32 - 1]), st.integers(0, 10_000))
 def test_order_is_a_permutation_by_seed_and_epoch(seed, epoch):
     def order(seed, epoch):
-        return np.asarray(epoch_order(jnp.asarray(epoch, jnp.int32), seed=seed, count=97))
+        return np.asarray(epoch_permutation(jnp.asarray(epoch, jnp.int32), seed=seed, count=97))
 
     np.testing.assert_array_equal(np.sort(order(seed, epoch)), np.arange(97))
     np.testing.assert_array_equal(order(seed, epoch), order(seed, epoch))
@@ -133,7 +133,7 @@ def batch_of(train, step, *, seed=0, augmented=False, batch_size=4, order=None, 
     steps_per_epoch = len(train.labels) // batch_size
     if order is None:
         epoch = jnp.asarray(step // steps_per_epoch, jnp.int32)
-        order = epoch_order(epoch, seed=seed, count=len(train.labels))
+        order = epoch_permutation(epoch, seed=seed, count=len(train.labels))
     return training_batch(
         train, order, jnp.asarray(step, jnp.int32), batch_size=batch_size, steps_per_epoch=steps_per_epoch,
         normalization=normalization, augmented=augmented, seed=seed,
@@ -141,13 +141,13 @@ def batch_of(train, step, *, seed=0, augmented=False, batch_size=4, order=None, 
 
 
 def device_split(count, size=8):
-    return Split(jnp.asarray(noise(count, size)), jnp.arange(count))
+    return Examples(jnp.asarray(noise(count, size)), jnp.arange(count))
 
 
 def test_an_epoch_visits_each_image_once():
     train = device_split(14)
     for epoch in (0, 5):
-        order = epoch_order(jnp.asarray(epoch, jnp.int32), seed=0, count=14)
+        order = epoch_permutation(jnp.asarray(epoch, jnp.int32), seed=0, count=14)
         batches = [batch_of(train, 3 * epoch + position) for position in range(3)]
         labels = np.concatenate([labels for _, labels in batches])
         np.testing.assert_array_equal(labels, np.asarray(order)[:12])
@@ -169,7 +169,7 @@ def test_augmentation_is_keyed_by_seed_and_step():
 
 
 def test_border_is_black_before_normalisation():
-    white = Split(jnp.full((64, 4, 4, 3), 255, jnp.uint8), jnp.zeros(64, jnp.int32))
+    white = Examples(jnp.full((64, 4, 4, 3), 255, jnp.uint8), jnp.zeros(64, jnp.int32))
     moments = Normalization((0.5, 0.25, 0.0), (0.5, 0.25, 2.0))
     images = batch_of(white, 0, augmented=True, batch_size=64, normalization=moments)[0]
     pixels = {tuple(pixel) for pixel in np.asarray(images).reshape(-1, 3).tolist()}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dctps_jax.data import cache
-from dctps_jax.data.dataset import Decoded, Options, Split
+from dctps_jax.data.dataset import Decoded, DecodedPart, Options
 from dctps_jax.errors import DiskFull, UserError
 from tests.limits import no_more_handles, no_room
 
@@ -22,7 +22,7 @@ FILES = ["train_images.npy", "train_labels.npy", "test_images.npy", "test_labels
 def decode(value=7):
     def split(count):
         blocks = (np.full((1, 4, 4, 3), value + index, np.uint8) for index in range(count))
-        return Split(np.arange(count, dtype=np.int32), 4, blocks)
+        return DecodedPart(np.arange(count, dtype=np.int32), 4, blocks)
 
     return Decoded(split(3), split(2), ("a", "b", "c"))
 
@@ -148,7 +148,7 @@ def test_decoder_that_fails_leaves_nothing(options):
         raise UserError("image 2 is damaged")
 
     good = decode()
-    broken = Decoded(Split(good.train.labels, 4, blocks()), good.test, good.class_names)
+    broken = Decoded(DecodedPart(good.train.labels, 4, blocks()), good.test, good.class_names)
     with pytest.raises(UserError, match="image 2"):
         read(options, lambda: broken)
     assert not list((options.dir / ".dctps_cache").iterdir())
@@ -160,7 +160,7 @@ def wait_and_kill(options):
         os._exit(9)
 
     good = decode()
-    read(options, lambda: Decoded(Split(good.train.labels, 4, blocks()), good.test, good.class_names))
+    read(options, lambda: Decoded(DecodedPart(good.train.labels, 4, blocks()), good.test, good.class_names))
 
 
 def test_killed_decode_leaves_no_copy_and_its_draft_is_removed_later(options):

@@ -80,7 +80,8 @@ def test_what_names_no_folder(field, value):
 
 def test_memory_that_runs_out_is_one_sentence(monkeypatch):
     def too_much(options):
-        return np.empty(2**62, np.uint8)
+        images = np.empty(2**62, np.uint8)
+        raise AssertionError(f"there was room for {images.nbytes} bytes")
 
     monkeypatch.setitem(SOURCES, "digits", Source(too_much))
     assert "data.name is 'digits', whose decoded images do not fit into memory" in message("digits")

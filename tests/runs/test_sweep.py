@@ -128,7 +128,7 @@ def test_the_sweeps_of_the_paper():
         ({}, "it must be grids"),
         (3, "must be grids"),
         ([3], "it must be grids"),
-        ({"pruning.densty": (0.1,)}, "did you mean config.pruning.density"),
+        ({"pruning.densty": (0.1,)}, r"did you mean 'pruning\.density'\?"),
         ({"pruning.density": 0.1}, "it must be a list of values"),
         ({"pruning.density": ()}, "it must be a list of values"),
         ({"pruning.method": "epl"}, "it must be a list of values"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dctps_jax import pruning
-from dctps_jax.data.batches import Normalization, Split
+from dctps_jax.data.batches import Examples, Normalization
 from dctps_jax.training import loop
 from dctps_jax.training.setup import build_model
 from dctps_jax.training.signals import NonFiniteLoss
@@ -46,8 +46,8 @@ class Run:
         self.placement = placement_on(num_devices)
         graphs, state = create_state(model, optimizer, self.placement.axis_name)
         self.state, self.sums = self.placement.put(state), self.placement.put(zero_sums())
-        split = Split(digits.train_images, digits.train_labels)
-        self.train = self.placement.put(Split(split.images[:180], split.labels[:180]))
+        split = Examples(digits.train_images, digits.train_labels)
+        self.train = self.placement.put(Examples(split.images[:180], split.labels[:180]))
         test = self.placement.put(split)
         self.held_out = test, self.placement.put(np.arange(180, len(split.labels), dtype=np.int32))
         self.programs = loop.compile_programs(
@@ -55,19 +55,19 @@ class Run:
             self.state,
             self.sums,
             self.train,
-            self.order_of_epoch(0),
+            self.rows_of_epoch(0),
             [self.held_out],
         )
         self.step = 0
 
-    def order_of_epoch(self, number):
+    def rows_of_epoch(self, number):
         rows = np.arange(len(self.train.labels), dtype=np.int32)
-        return self.placement.put(loop.order_of_epoch(number, self.spec, rows))
+        return self.placement.put(loop.rows_of_epoch(number, self.spec, rows))
 
     def epoch(self, log_every_steps=1000, order=None):
         number = self.step // self.spec.steps_per_epoch
         if order is None:
-            order = self.order_of_epoch(number)
+            order = self.rows_of_epoch(number)
         dispatches = loop.run_epoch(self.programs, self.state, self.sums, self.train, order, self.step, log_every_steps)
         for self.step, self.state, self.sums in dispatches:
             yield self.step
@@ -76,9 +76,9 @@ class Run:
         """The sum of the losses of each dispatch of two epochs."""
         length, found = self.spec.steps_per_dispatch, []
         for step in range(0, 2 * self.spec.steps_per_epoch, length):
-            order = self.order_of_epoch(step // self.spec.steps_per_epoch)
+            order = self.rows_of_epoch(step // self.spec.steps_per_epoch)
             sums = self.placement.put(zero_sums())
-            self.state, sums = self.programs.advance[length](self.state, sums, self.train, order)
+            self.state, sums = self.programs.step_programs[length](self.state, sums, self.train, order)
             found.append(float(sums.loss))
         return np.array(found)
 
@@ -116,7 +116,7 @@ def test_hot_loop_transfers_nothing():
     run = Run()
     for _ in run.epoch():  # the first one may warm up
         pass
-    order = run.order_of_epoch(1)
+    order = run.rows_of_epoch(1)
     with jax.transfer_guard("disallow"):
         for _ in run.epoch(order=order):
             pass

@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from dctps_jax.data.batches import Normalization, Split
+from dctps_jax.data.batches import Examples, Normalization
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.losses import cross_entropy
 from dctps_jax.optimizers import make_optimizer
@@ -54,7 +54,7 @@ def adam(rate=0.01):
 def images_and_labels(count=COUNT):
     random = np.random.default_rng(1)
     images = random.integers(0, 256, (count, 3, 3, 3), np.uint8)
-    return Split(jnp.asarray(images), jnp.asarray(random.integers(0, CLASSES, count), jnp.int32))
+    return Examples(jnp.asarray(images), jnp.asarray(random.integers(0, CLASSES, count), jnp.int32))
 
 
 def batch(count=COUNT):
@@ -167,7 +167,7 @@ def test_evaluation_counts_every_image_once(eval_batch_size, trained):
     graphs, state = trained
     before = jax.tree.map(np.array, state)
     data, sums = images_and_labels(), zero_sums()
-    among_others = Split(*(jnp.concatenate([part[::-1], part]) for part in data))
+    among_others = Examples(*(jnp.concatenate([part[::-1], part]) for part in data))
     rows = jnp.arange(COUNT, 2 * COUNT)
     step = jax.jit(partial(eval_step, graph=graphs.eval, batch_size=eval_batch_size, normalization=PLAIN))
     for start in range(0, COUNT, eval_batch_size):
