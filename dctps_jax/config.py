@@ -24,7 +24,7 @@ def resolve(config: Any) -> Any:
     return config
 
 
-def check_config(config: Any, devices: bool = True) -> None:
+def check_config(config: Any, check_devices: bool = True) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` for the first field or value that cannot work, with what is allowed.
 
     The config stays as it is; :func:`resolve` makes one that a run can use. Without ``devices`` JAX is not asked for
@@ -37,7 +37,7 @@ def check_config(config: Any, devices: bool = True) -> None:
     for find_mistake in CROSS_CHECKS:
         if mistake := find_mistake(config):
             raise UserError(mistake)
-    if devices:
+    if check_devices:
         _check_batches(config, jax.device_count())
 
 

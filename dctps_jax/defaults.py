@@ -72,7 +72,10 @@ FIELDS: dict[str, Field] = {
         allowed=at_least(1, zero="to choose by platform"),
     ),
     "log_every_steps": Field(
-        50, "The loss is looked at after so many steps, and at the end of each epoch.", allowed=at_least(1), resume=True
+        50,
+        "The loss is checked after so many steps, rounded up to whole dispatches, and at the end of each epoch.",
+        allowed=at_least(1),
+        resume=True,
     ),
     "checkpoint_every_steps": Field(
         0,

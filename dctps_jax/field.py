@@ -31,7 +31,7 @@ class Field:
     - ``renamed``: names of earlier versions, each with its present name.
     - ``allowed``: which values the field takes, where it has no list of names.
     - ``optional``: the field takes None, too.
-    - ``added``: configs of earlier versions lack the field and mean its default.
+    - ``added``: configs of earlier versions lack the field; its default is assumed for them.
     - ``resume``: a resumed run may change the field: it does not change the results, or changes them by rounding only.
     """
 

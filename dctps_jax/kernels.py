@@ -1,8 +1,8 @@
-"""The kernel of a layer, ``K = α·D + S``: what is trained of it, in which form it is stored, and the sum.
+"""The kernel of a layer, ``K = α·D + M⊙S``: what is trained of it, in which form it is stored, and the sum.
 
-The sparse part S is stored *masked*, as a dense array beside a boolean mask, or *compact*, as its trained values beside
-their positions. Both are the same function of the trained weights, with the same gradients. A compact layer has no
-array of its kernel's size. The type of a variable says what its numbers are:
+The sparse part M⊙S, S for short, is stored *masked*, as a dense array beside a boolean mask, or *compact*, as its
+trained values beside their positions. Both are the same function of the trained weights, with the same gradients. A
+compact layer stores no array of its kernel's size. The type of a variable says what its numbers are:
 
 ====================  =======================================================================
 ``SparseParam``       S, trainable, an ``nnx.Param``: of the kernel's shape, or compact ``[nnz]``
@@ -40,7 +40,7 @@ class SparseParam(nnx.Param):
 
 
 class Mask(nnx.Variable):
-    """The boolean support M of a kernel: True where a weight is trained."""
+    """M, the boolean mask of a kernel: True where a weight is trained."""
 
 
 class Support(nnx.Variable):

@@ -167,9 +167,9 @@ def test_a_new_schedule_is_one_function_and_one_line(monkeypatch):
     config = get_config()
     config.num_epochs = 3
     config.optimizer.schedule = "cosine"
-    check_config(config, devices=False)
+    check_config(config, check_devices=False)
     _, schedule = make_optimizer_and_schedule(config, steps_per_epoch=4)
     np.testing.assert_allclose([schedule(step) for step in (0, 6, 12)], [1e-3, 5e-4, 0], atol=1e-9)
     config.optimizer.schedule = "cosin"
     with pytest.raises(UserError, match=r"config\.optimizer\.schedule is 'cosin' \(did you mean 'cosine'\?\)"):
-        check_config(config, devices=False)
+        check_config(config, check_devices=False)

@@ -31,5 +31,5 @@ class Autodiff:
     def cost(self, work: Work, costs: Costs) -> float:
         forward, gradient = cost_of_multiply_add(work, costs)
         passes = (1 if work.reads_images else 2) * forward + gradient
-        making = 2 * work.kernel_size * costs.weight  # the kernel and its gradient
+        making = 2 * work.num_weights * costs.weight  # the kernel and its gradient
         return moving_cost(work, costs) + work.multiply_adds * passes + making

@@ -35,19 +35,19 @@ NARROW, MAX_NARROW_WEIGHTS = 8, 128
 in_loop: ContextVar[bool] = ContextVar("in_loop", default=False)
 
 
-def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry, out_sharding: Any = None) -> jax.Array:
+def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """Return the convolution of ``inputs [batch, *spatial, in]`` with ``kernel``, or ``inputs @ kernel``."""
-    looped = in_loop.get() and _is_native(inputs, geometry)
-    if out_sharding is None and (looped or _is_depthwise(inputs, geometry)):
+    looped = in_loop.get() and _has_gradients_of_one_layout(inputs, geometry)
+    if looped or _is_shifted_sum(inputs, geometry):
         return _with_own_gradients(geometry, inputs, varying_as(inputs, kernel))
-    return convolve_once(inputs, kernel, geometry, out_sharding)
+    return convolve_once(inputs, kernel, geometry)
 
 
-def convolve_once(inputs: jax.Array, kernel: jax.Array, geometry: Geometry, out_sharding: Any = None) -> jax.Array:
+def convolve_once(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """Return the same as :func:`convolve`, for code that brings its own gradients."""
     if not geometry.size:
         return jnp.matmul(inputs, kernel, precision=geometry.precision)
-    if on_cpu() and out_sharding is None and inputs.size:
+    if on_cpu() and inputs.size:
         outputs = _fast_convolution(inputs, kernel, geometry)
         if outputs is not None:
             return outputs
@@ -62,7 +62,6 @@ def convolve_once(inputs: jax.Array, kernel: jax.Array, geometry: Geometry, out_
         ),
         feature_group_count=geometry.groups,
         precision=geometry.precision,
-        out_sharding=out_sharding,
     )
 
 
@@ -70,12 +69,12 @@ def gradient_of_inputs(
     gradient: jax.Array, kernel: jax.Array, geometry: Geometry, inputs: jax.Array | jax.ShapeDtypeStruct
 ) -> jax.Array:
     """Return the gradient of ``inputs`` for the ``gradient`` of the outputs: the transpose of the convolution."""
-    if _is_native(inputs, geometry):
+    if _has_gradients_of_one_layout(inputs, geometry):
         back = geometry._replace(
             kernel_shape=(*geometry.size, *geometry.kernel_shape[:-3:-1]), pads=geometry.transposed_pads()
         )
         return convolve_once(gradient, jnp.flip(kernel, range(len(geometry.size))).swapaxes(-1, -2), back)
-    if not _is_depthwise(inputs, geometry):
+    if not _is_shifted_sum(inputs, geometry):
         return jax.linear_transpose(lambda x: convolve_once(x, kernel, geometry), inputs)(gradient)[0]
     # A sum of shifted outputs, as the convolution is a sum of shifted inputs. JAX's transpose of that sum would pad
     # each term by itself.
@@ -98,7 +97,7 @@ def _fast_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) 
     outputs = geometry.output_spatial(inputs.shape[1:-1])
     if min(outputs) < 1:
         return None
-    depthwise = _is_depthwise(inputs, geometry)
+    depthwise = _is_shifted_sum(inputs, geometry)
     if depthwise or (_is_small_map(outputs) and geometry.groups == 1):
         views = shifted_views(pad_spatial(inputs, geometry.pads), geometry.size, outputs, geometry.strides)
         if depthwise:
@@ -138,7 +137,8 @@ def _narrow_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry
 def cost_of_multiply_add(work: Work, costs: Costs) -> tuple[float, float]:
     """Return the nanoseconds of a multiply-add: of the convolution or its input gradient, and of its kernel's gradient.
 
-    The branches are those of :func:`_fast_convolution` and of the native convolution.
+    They approximate the branches of :func:`_fast_convolution` and the native convolution. Every grouped convolution
+    counts as a depthwise one, and on a GPU the branches that only a CPU takes cost the same as the native one.
     """
     geometry = work.geometry
     if geometry.groups > 1:
@@ -163,7 +163,7 @@ def _is_small_map(outputs: Sequence[int]) -> bool:
     return math.prod(outputs) <= MAX_PATCH_POSITIONS
 
 
-def _is_depthwise(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:
+def _is_shifted_sum(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:
     """Return whether a convolution is depthwise and is computed as a shifted sum."""
     return (
         on_cpu()
@@ -174,7 +174,7 @@ def _is_depthwise(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) 
     )
 
 
-def _is_native(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:
+def _has_gradients_of_one_layout(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:
     """Return whether the gradients can be convolutions in the one layout that XLA computes fast on a CPU.
 
     JAX's own gradients have other layouts. XLA (JAX 0.10.2) brings them into the fast one, but not inside a loop, where

@@ -48,7 +48,7 @@ class Gathered:
     def gradients(self, inputs: jax.Array, gradient: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
         weights = self._weights_after(gradient)
         back = self.geometry._replace(pads=self.geometry.transposed_pads())
-        reversed_weights = Weights(self.geometry.num_positions - 1 - weights.position, weights.target, weights.source)
+        reversed_weights = Weights(self.geometry.num_positions - 1 - weights.tap, weights.target, weights.source)
         seen = seen_by(reversed_weights, gradient, back)
         values = values.astype(gradient.dtype)
         to_inputs = _scattered_product(seen, values, weights.source, inputs.shape[-1], self.geometry.precision)
@@ -64,7 +64,7 @@ class Gathered:
     def is_lean(work: Work) -> bool:
         width = work.geometry.size[-1] if work.geometry.size else 1
         gathered_from = work.output_positions * (width * work.in_channels + work.out_channels)
-        return work.output_positions * work.nnz <= MAX_GATHERED * gathered_from + work.kernel_size
+        return work.output_positions * work.nnz <= MAX_GATHERED * gathered_from + work.num_weights
 
     @staticmethod
     def product_cost(work: Work, costs: Costs) -> float:
@@ -98,7 +98,7 @@ def seen_by(weights: Weights, inputs: jax.Array, geometry: Geometry) -> jax.Arra
     outputs = geometry.output_spatial(inputs.shape[1:-1])
     inputs = pad_spatial(inputs, geometry.pads)
     size, strides = geometry.size, geometry.strides
-    position, channel = weights.position, weights.source
+    position, channel = weights.tap, weights.source
     if unfolds(geometry, len(channel), inputs.shape[-1]):
         *others, width = size
         views = shifted_views(

@@ -32,11 +32,12 @@ class Saved(NamedTuple):
 class OnSupport:
     """Build ``K = α·D + S`` and convolve with it, forward and to the inputs. Compute ``∂v`` at the support only.
 
-    The gradient of α is ``⟨∂K, D⟩``, which needs no ∂K. Since ``⟨Y, ∂Y⟩ = ⟨X, ∂X⟩ = ⟨K, ∂K⟩ = α⟨D, ∂K⟩ + ⟨v, ∂v⟩``::
+    The gradient of α is ``⟨∂K, D⟩``. It follows without ∂K from ``⟨Y, ∂Y⟩ = ⟨X, ∂X⟩ = ⟨K, ∂K⟩ = α⟨D, ∂K⟩ + ⟨v, ∂v⟩``::
 
         ∂α = (⟨Y, ∂Y⟩ − ⟨v, ∂v⟩) / α
 
-    This loses digits as α vanishes. For ``|α| < MIN_ALPHA`` it is ``∂α = ⟨D∗X, ∂Y⟩``, at the price of a convolution.
+    ``⟨X, ∂X⟩`` is computed instead of ``⟨Y, ∂Y⟩`` where it reads less. The quotient loses digits as α vanishes. For
+    ``|α| < MIN_ALPHA`` it is ``∂α = ⟨D∗X, ∂Y⟩``, at the price of a convolution.
     """
 
     name: str
@@ -92,4 +93,4 @@ class OnSupport:
         passes = (1 if work.reads_images and not to_images else 2) * forward
         inner = 0 if work.offset is None else 2 * min(work.input_size, work.output_size) * costs.move
         nanoseconds = moving_cost(work, costs) + self.sparse_part.gradient_cost(work, costs)
-        return nanoseconds + work.multiply_adds * passes + work.kernel_size * costs.weight + inner
+        return nanoseconds + work.multiply_adds * passes + work.num_weights * costs.weight + inner

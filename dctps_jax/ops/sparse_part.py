@@ -48,9 +48,9 @@ class SparsePart(Protocol):
 
 
 class Weights(NamedTuple):
-    """The position in the kernel (C order), input and output channel of each trained weight, int32 ``[nnz]`` each."""
+    """Tap (place in the kernel's window, C order), input and output channel of each trained weight, int32 ``[nnz]``."""
 
-    position: jax.Array
+    tap: jax.Array
     source: jax.Array
     target: jax.Array
 

@@ -50,7 +50,7 @@ class Work(NamedTuple):
         return self.output_positions * self.out_channels
 
     @property
-    def kernel_size(self) -> int:
+    def num_weights(self) -> int:
         """The number of weights of the kernel, trained or not."""
         return math.prod(self.geometry.kernel_shape)
 

@@ -1,9 +1,9 @@
 """Scores of weights at initialisation. Pruning keeps the weights with the highest scores.
 
 A score says how much a trained change of a weight matters to the network. It is computed of the effective kernel
-K = α·D + S, which in a layer without offset is the trainable kernel S. (The original scores plain layers only.)
+K = α·D + M⊙S, without offset M⊙S. At first M keeps every weight. (The original scores plain layers only.)
 
-Pruning in several steps thins the trainable part out, K = α·D + M⊙S. With an offset S starts at zero, so that the
+Pruning in several steps thins the mask M out. With an offset S starts at zero, so that the
 scores stay the same from step to step.
 
 A new score is one formula, a function of this file, and one line of :data:`SCORES`. A formula takes the network, the
@@ -60,7 +60,7 @@ def magnitude(network: ScoredNetwork, masks: Arrays, batches: list[Batch]) -> La
         yield path, jnp.abs(weights)
 
 
-def uniform(network: ScoredNetwork, masks: Arrays, batches: list[Batch]) -> LayerScores:
+def random_numbers(network: ScoredNetwork, masks: Arrays, batches: list[Batch]) -> LayerScores:
     """Yield random numbers in [0, 1), the same at every step."""
     for number, (path, kernel) in enumerate(network.kernels.items()):
         yield path, jax.random.uniform(jax.random.fold_in(network.key, number), kernel.shape)
@@ -96,7 +96,7 @@ SCORES: dict[str, Score] = {
     "force": Score(initial_sensitivity, "de Jorge et al. 2021", train=True, default_steps=10, regrow=True),
     "synflow": Score(synaptic_flow, "Tanaka et al. 2020", batches="first step", temperature=None, default_steps=100),
     "magnitude": Score(magnitude, "the initial weights", batches="none", temperature=None),
-    "random": Score(uniform, "the key", batches="none", temperature=None),
+    "random": Score(random_numbers, "the key", batches="none", temperature=None),
 }
 # fmt: on
 

@@ -87,16 +87,18 @@ def mend_files(
 def mend_finished_run(workdir: Path, config: Any, results: Mapping[str, Any]) -> None:
     """Mend the files of a finished run by its last checkpoint.
 
-    Where that is gone, warn of it, and of files that cannot be read or are not what ``results`` have the digests of.
+    Where only an older checkpoint is left, warn of that. Where the last one is gone or tells nothing of the files, warn
+    of those that cannot be read or do not match the digests in ``results``.
     """
     saved = Checkpoints(workdir / "checkpoints", identity(json.loads(config.to_json()))).newest("latest")
-    if saved is not None and len(saved.record.get("rows", [])) == config.num_epochs:
+    rows = None if saved is None else saved.record.get("rows")  # format 2 has none
+    if saved is not None and rows is not None and len(rows) == config.num_epochs:
         shapes = saved.record["kernel_shapes"]
         masks = {
             "masks_initial.npz": masks_of(initial_supports_of(saved), shapes),
             "masks.npz": masks_of(supports_of(saved), shapes),
         }
-        mend_files(workdir, saved.step, saved.record["rows"], masks, is_finished=True)
+        mend_files(workdir, saved.step, rows, masks, is_finished=True)
         return
     if saved is None:
         remedy = "no checkpoint is left that could make it anew"
@@ -104,7 +106,8 @@ def mend_finished_run(workdir: Path, config: Any, results: Mapping[str, Any]) ->
         remedy = (
             "remove results.json and give the same command, which trains what comes after the older checkpoint again"
         )
-        logger.warning("the last checkpoint of %s is gone or damaged; to make it anew, %s", workdir, remedy)
+        if rows is not None:
+            logger.warning("the last checkpoint of %s is gone or damaged; to make it anew, %s", workdir, remedy)
     digests: dict[str, Callable[[Path], str]] = {
         "metrics.jsonl": _digest_of_rows,
         "masks_initial.npz": _digest_of_masks,

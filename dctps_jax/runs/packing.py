@@ -25,7 +25,7 @@ def pack(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, np.ndarray]:
 
     Hundreds of small files would outweigh their content. The bytes stand plane by plane, all lowest bytes of the
     numbers first, since the planes of signs and exponents compress and those of mantissas don't. Positions ascend, so
-    that their differences are kept. The index is zlib's JSON of names, dtypes and shapes in order.
+    that their differences are kept. The index is the names, dtypes and shapes in order, as JSON that zlib compressed.
     """
     index = [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]
     groups: dict[str, list[np.ndarray]] = {}

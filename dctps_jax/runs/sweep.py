@@ -55,7 +55,7 @@ def plan_runs(config: Any, grids: Any) -> list[GridPoint]:
             single = config.copy_and_resolve_references()
             single.update_from_flattened_dict(fields)
             single = resolve(single)
-            check_config(single, devices=False)
+            check_config(single, check_devices=False)
             name = ",".join(f"{field}={_as_name(value)}" for field, value in sorted(fields.items()))
             point = GridPoint(name, fields, json.loads(single.to_json()), single.num_epochs * single.num_seeds)
             if any(point.config == other.config for other in points.values()):

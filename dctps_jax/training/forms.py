@@ -36,8 +36,8 @@ def to_compact(state: TrainState, counts: Mapping[str, int], optimizer: optax.Gr
         for path, mask in supports_by_path(state.supports).items()
     }
     supports = nested({path: {"support": support} for path, support in positions.items()})
-    moves = {path: partial(_gather, support) for path, support in positions.items()}
-    return _convert(state, supports, moves, optimizer)
+    converters = {path: partial(_gather, support) for path, support in positions.items()}
+    return _convert(state, supports, converters, optimizer)
 
 
 def to_masked(state: TrainState, shapes: Shapes, optimizer: optax.GradientTransformation) -> TrainState:
@@ -49,8 +49,8 @@ def to_masked(state: TrainState, shapes: Shapes, optimizer: optax.GradientTransf
         return state
     positions = supports_by_path(state.supports)
     masks = {path: {"mask": mask_of(support, shapes[path])} for path, support in positions.items()}
-    moves = {path: partial(_spread, support, shapes[path]) for path, support in positions.items()}
-    return _convert(state, nested(masks), moves, optimizer)
+    converters = {path: partial(_spread, support, shapes[path]) for path, support in positions.items()}
+    return _convert(state, nested(masks), converters, optimizer)
 
 
 def mask_of(support: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -68,14 +68,14 @@ def _gather(positions: jax.Array, kernel: jax.Array) -> jax.Array:
 def _convert(
     state: TrainState,
     supports: Any,
-    moves: Mapping[str, Callable[[jax.Array], jax.Array]],
+    converters: Mapping[str, Callable[[jax.Array], jax.Array]],
     optimizer: optax.GradientTransformation,
 ) -> TrainState:
-    """Apply ``moves`` to the kernels of the layers that they name, and to what the optimiser keeps of them."""
+    """Apply ``converters`` to the kernels of the layers that they name, and to what the optimiser keeps of them."""
 
     def move_of(path: Any, _: Any) -> Callable[[jax.Array], jax.Array]:
         *layer, name = (entry.key for entry in path)
-        return moves.get(".".join(map(str, layer)), _same) if name == "kernel" else _same
+        return converters.get(".".join(map(str, layer)), _same) if name == "kernel" else _same
 
     by_leaf = jax.tree_util.tree_map_with_path(move_of, state.params)
     return state._replace(

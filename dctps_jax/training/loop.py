@@ -1,4 +1,4 @@
-"""The compiled programs of a run and the loop that calls them: no host round trip per step."""
+"""The compiled programs of a run, and their dispatch for an epoch of training or for an evaluation."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -112,7 +112,7 @@ class Pace:
         self._queued, self._allowed, self._last_wait = 0, 1, time.perf_counter()
 
     def wait(self, arrays: Any) -> bool:
-        """Note that the work for ``arrays`` is dispatched; wait for it if it is time to, and return whether it was."""
+        """Note that the work for ``arrays`` is dispatched. If it is time to, wait for it. Return whether it waited."""
         self._queued += 1
         if self._queued < self._allowed:
             return False
@@ -298,7 +298,7 @@ def _is_finite(tree: Any) -> jax.Array:
 
 
 def means(sums: Sums) -> tuple[float, float]:
-    """Return mean loss an image and accuracy of an evaluation."""
+    """Return the mean loss per image and the accuracy of an evaluation."""
     images = int(sums.images)
     return float(sums.loss) / images, int(sums.correct) / images
 

@@ -118,8 +118,8 @@ def build_sparse_model(
     """Return the network with the supports that ``config.pruning`` asks for, and the supports.
 
     A dense network has none. A run that goes on takes the supports of its checkpoint, ``own_supports``, and chooses
-    none. In the compact form dense kernels are built only to compute scores. Random supports and supports of a run
-    never need them.
+    none. In the compact form dense kernels are built only to compute scores, and, in a network without offset, one
+    layer at a time to draw its initial weights.
     """
     build = partial(build_model, config, num_classes, image_size)
     shapes = models.kernel_shapes(config.model.name, num_classes=num_classes, **_network_options(config))

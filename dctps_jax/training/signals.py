@@ -157,7 +157,7 @@ def listen_for_signals(ends_process: bool = False) -> Iterator[StopSignals]:
                     reserve.close()
                     end_without_memory(signals, failures)
 
-    # Python runs a handler when the main thread is back from the compiler; the number of the signal it writes at once.
+    # Python runs a handler only when the main thread is back from the compiler. It writes the signal's number at once.
     watcher = threading.Thread(target=watch, name="signals", daemon=True)
     watcher.start()
     previous_descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)

@@ -13,7 +13,7 @@ from dctps_jax.layers import prunable_layers, unmasked_copy
 
 
 class TrainState(NamedTuple):
-    """Everything that a restart needs and nothing else.
+    """The arrays that a training step advances.
 
     ``supports`` say which weights are trained: a mask or the positions of each layer that is not dense. ``frozen``
     holds what is neither trained nor a statistic nor a support: the αs that keep their initial value.

@@ -148,7 +148,7 @@ def test_channels_are_gathered_before_they_are_shifted_where_there_are_few_weigh
 
 def test_weights_are_where_the_support_says():
     weights = weights_at(jnp.array([0, 17, 41, 107]), Geometry((3, 3, 2, 6), groups=2))
-    assert weights.position.tolist() == [0, 1, 3, 8]
+    assert weights.tap.tolist() == [0, 1, 3, 8]
     assert weights.source.tolist() == [0, 2, 2, 3]
     assert weights.target.tolist() == [0, 5, 5, 5]
 

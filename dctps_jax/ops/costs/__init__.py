@@ -22,7 +22,7 @@ class Costs(NamedTuple):
     product_gradient: float  # a multiply-add of the product that is the gradient of a product's kernel
     convolution: float  # a multiply-add of a native convolution, forward or to its inputs
     convolution_gradient: float  # a multiply-add of the gradient of a native convolution's kernel
-    narrow: float  # what a multiply-add of a native convolution takes more, times its number of input channels
+    narrow: float  # extra for a multiply-add of a native convolution, for one input channel; n channels: narrow / n
     depthwise: float  # a multiply-add of a sum of shifted inputs
     depthwise_gradient: float  # a multiply-add of the gradient of that sum's kernel
     move: float  # reading or writing a number of an activation
@@ -30,13 +30,13 @@ class Costs(NamedTuple):
     tap: float  # both multiply-adds of the factored offset for one output and one position of the kernel
     pointwise_pair: float  # gathering, multiplying and adding what a trained weight of a 1×1 kernel sees at a position
     pair: float  # the same for a weight of a larger kernel
-    large_pair: float  # what a pair takes more where the gathered arrays do not fit the caches
+    large_pair: float  # extra for a pair where the gathered arrays do not fit the caches
     unfold: float  # copying a number of an activation to where a kernel sees it
     row: float  # laying out a number of an activation in rows, or back
     row_pair: float  # adding a number of a row, times a weight, to another row
     inner: float  # a multiply-add of the inner product of two rows
-    loop: float  # what each step of a loop over the weights takes besides
-    layer: float  # what each layer takes besides
+    loop: float  # fixed, for each step of a loop over the weights
+    layer: float  # fixed, for each layer
     least_gain: float  # the least gain for which "auto" leaves "autodiff"; no part of a predicted time
 
 
