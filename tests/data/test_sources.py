@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def test_what_names_no_folder(field, value):
 
 
 def test_memory_that_runs_out_is_one_sentence(monkeypatch):
-    def too_much(options):
+    def too_much(options) -> Any:
         return np.empty(2**62, np.uint8)
 
     monkeypatch.setitem(SOURCES, "digits", Source(too_much))
