@@ -1,5 +1,6 @@
 """Networks of plain NNX layers become DCT plus Sparse ones, whatever they are nested in."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +63,7 @@ def test_every_layer_of_a_copy(net, form, offset):
     np.testing.assert_array_equal(layers["head"].bias[...], np.arange(3))
     # The model that was given is as it was.
     assert type(net.stem) is nnx.Conv
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), before, nnx.to_pure_dict(nnx.state(net))))
+    chex.assert_trees_all_equal(before, nnx.to_pure_dict(nnx.state(net)))
 
 
 def test_everything_of_a_layer_is_kept_but_the_kernel(net):

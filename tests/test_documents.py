@@ -12,19 +12,30 @@ import runpy
 import shutil
 import sys
 import tomllib
+import types
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from flax import nnx
 from PIL import Image
 
 from benchmarks import tables
+from dctps_jax import data, pruning
 from dctps_jax.cli import sweep, train
 from dctps_jax.config import check_config, resolve
 from dctps_jax.defaults import get_config
+from dctps_jax.models import create_model
+from dctps_jax.optimizers import SCHEDULES, make_optimizer
 from dctps_jax.pruning.scores import markdown_table
 from dctps_jax.runs.sweep import plan_runs
+from dctps_jax.training.state import create_state
+from dctps_jax.training.step import train_step
 from tests.commands import call
 from tests.documents import PAGES, REPO, blocks, code_spans, commands, links, prose, read
 from tests.small_runs import small_run
@@ -73,6 +84,30 @@ def test_blocks_work(page, folder, finished_run):
         if block.language == "bash":
             for command in commands(block.code):
                 do(command, finished_run)
+
+
+@pytest.mark.parametrize("method", ["sqrt", "gradient_norm"])
+def test_what_the_page_on_extending_adds_trains_together(folder, method):
+    names = {"__name__": "page"}
+    for block in blocks("docs/extending.md"):
+        exec(block.code, names)
+    stripes = data.load("stripes")
+    batch = jnp.asarray(stripes.train_images, jnp.float32) / 255, jnp.asarray(stripes.train_labels)
+    model = create_model("all_convolutional", num_classes=2, offset="identity", rngs=nnx.Rngs(0))
+    options: dict[str, Any] = {"batch": batch} if method in pruning.SCORES else {}
+    masks = pruning.prune(model, method, 0.1, key=jax.random.key(0), **options)
+    pruning.apply_masks(model, masks, form="compact")
+    schedule = SCHEDULES["cosine"](types.SimpleNamespace(learning_rate=0.01), 10, 2)
+    rates = [np.asarray(schedule(step)).item() for step in (0, 10, 20)]
+    assert rates == pytest.approx([0.01, 0.005, 0])
+    optimizer = make_optimizer("lion", schedule, momentum=0.9, weight_decay=5e-4, fixup=False)
+    graphs, state = create_state(model, optimizer)
+    step = jax.jit(partial(train_step, graph=graphs.train, optimizer=optimizer))
+    losses = []
+    for _ in range(20):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def do(command, finished_run):

@@ -212,9 +212,9 @@ def compile_programs(
         return jitted.lower(*arguments).compile(options)
 
     # Dispatch lengths of a whole epoch, and of the rest of the current one after a resume in its middle.
-    lengths = {length for first in (0, int(state.step)) for length, _ in _dispatches(first, spec)}
-    if spec.updates:
-        lengths.add(1)
+    lengths = {length for first in (0, int(state.step)) for length, _ in dispatches(first, spec)}
+    if spec.updates:  # some epochs have updates, others none: one step, and as many as fit
+        lengths |= {1, min(spec.steps_per_dispatch, spec.steps_per_epoch)}
     step_programs = {
         num_steps: compiled(
             partial(take_steps, num_steps=num_steps, setup=setup), (state, sums, train, epoch_rows), (0, 1)
@@ -266,7 +266,7 @@ def run_epoch(
     """
     spec, placement = programs.setup.spec, programs.setup.placement
     pace = Pace(max(1, log_every_steps // spec.steps_per_dispatch))
-    for length, is_update in _dispatches(step, spec):
+    for length, is_update in dispatches(step, spec):
         if is_update:
             assert programs.update_program is not None and num_drop_at is not None
             num_drop = placement.put(num_drop_at(step))
@@ -313,7 +313,7 @@ def default_steps_per_dispatch() -> int:
     return 1 if jax.default_backend() == "cpu" else 50
 
 
-def _dispatches(step: int, spec: StepSpec) -> Iterator[tuple[int, bool]]:
+def dispatches(step: int, spec: StepSpec) -> Iterator[tuple[int, bool]]:
     """Yield (steps, whether it is a mask update) for the dispatches from ``step`` to the end of its epoch.
 
     A function of the step alone, so that a resumed run calls the same programs as one that was never stopped.

@@ -1,5 +1,6 @@
 """Loops over equal blocks and recomputed activations: the same numbers as one block after another."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,9 +45,7 @@ def loss_and_state(name, density, *, size=8, train=True, **options):
 
 
 def assert_same(one, other):
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for ours, theirs in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)
+    chex.assert_trees_all_close(one, other, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize(

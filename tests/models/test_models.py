@@ -1,5 +1,6 @@
 """The networks: the original's layers, sizes and counts; the options of create_model. Mostly shapes, no arithmetic."""
 
+import inspect
 import math
 from typing import Any, cast
 
@@ -11,7 +12,6 @@ from flax import nnx
 from jax import lax
 
 from dctps_jax import Alpha, DCTpSConv, DCTpSLinear, FrozenAlpha, SparseParam, UserError
-from dctps_jax.kernels import KernelLayer
 from dctps_jax.models import INITIALIZERS, MODELS, RESNETS, create_model, prunable_layers
 from dctps_jax.models.blocks import Running
 from dctps_jax.models.parts import make_parts
@@ -133,16 +133,26 @@ def test_counts_are_the_originals(key):
     assert all((norm.momentum, norm.epsilon) == (0.9, 1e-5) for norm in norms)
 
 
+def keep_option(monkeypatch, name):
+    """Have each layer keep an option of its constructor as an attribute."""
+
+    def keeping(original):
+        default = inspect.signature(original).parameters[name].default
+
+        def construct(self, *arguments, **options):
+            original(self, *arguments, **options)
+            setattr(self, name, options.get(name, default))
+
+        return construct
+
+    for cls in (DCTpSConv, DCTpSLinear):
+        monkeypatch.setattr(cls, "__init__", keeping(cls.__init__))
+
+
 @pytest.mark.parametrize("key", [key for key in NETWORKS if key.endswith("/dct")])
 def test_alphas_start_as_in_the_original(key, monkeypatch):
     net = NETWORKS[key]
-    original = KernelLayer._init_parameters
-
-    def record(self, *arguments, alpha_init, **options):
-        self.alpha_init = alpha_init
-        original(self, *arguments, alpha_init=alpha_init, **options)
-
-    monkeypatch.setattr(KernelLayer, "_init_parameters", record)
+    keep_option(monkeypatch, "alpha_init")
     initial = {path: layer.alpha_init for path, layer in prunable_layers(abstract_of(net)).items()}
     stored = net["alpha_init"]
     rows = stored["list"] if "list" in stored else [(row[0], stored["all"], "") for row in net["layers"]]
@@ -260,13 +270,7 @@ def test_init_option_reaches_every_kernel(drawn, monkeypatch):
 
 
 def test_fixup_start(monkeypatch):
-    original = KernelLayer._init_parameters
-
-    def record(self, *arguments, kernel_init, **options):
-        self.kernel_init = kernel_init
-        original(self, *arguments, kernel_init=kernel_init, **options)
-
-    monkeypatch.setattr(KernelLayer, "_init_parameters", record)
+    keep_option(monkeypatch, "kernel_init")
     model = abstract("fixup_resnet20")
     found, kernels = prunable_layers(model), {}
     for path in (

@@ -1,5 +1,6 @@
 """Masks as a transformation of gradients: what is pruned stays as it is, and so do its moments."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +32,6 @@ def test_pruned_weights_and_their_moments_stay_zero(optimizer):
         clean = gradients | {"kernel": jnp.diag(jnp.asarray([1.0, 2.0]))}
         updates, expected_state = optimizer.update(clean, expected_state, expected)
         expected = optax.apply_updates(expected, updates)
-    for one, other in zip(jax.tree.leaves((params, state)), jax.tree.leaves((expected, expected_state)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-6)
+    found, wanted = (jax.tree.leaves(tree) for tree in ((params, state), (expected, expected_state)))
+    chex.assert_trees_all_close(found, wanted, rtol=1e-6)
     assert params["kernel"][0, 1] == params["kernel"][1, 0] == 0 and params["kernel"][0, 0] != 1

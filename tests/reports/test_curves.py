@@ -71,10 +71,14 @@ def test_each_offset_has_a_line_of_its_own(tmp_path, monkeypatch):
     assert len({str(line._unscaled_dash_pattern) for line in panel.lines}) == 3
 
 
-def test_masks_of_another_run_have_their_own_density(tmp_path):
-    run = make_run(tmp_path / "a", 0.01, "dct", 0, [0.1], method="from_run")
-    record = read_run(run)._replace(results={"density": 0.2})
-    assert curves._density([record]) == 0.2 and curves._density([read_run(run)]) == 0.01
+def test_masks_of_another_run_have_their_own_density(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, output: drawn.append(figure))
+    going_on = read_run(make_run(tmp_path / "a", 0.01, None, 0, [0.1], method="from_run"))
+    for record in (going_on._replace(results={"density": 0.2}), going_on):
+        draw_curves([record], tmp_path / "curves.png")
+    labels = [line.get_label() for figure in drawn for line in figure.axes[0].lines]
+    assert labels == ["20 %, sparse", "1 %, sparse"]
 
 
 def test_runs_without_rows_are_named(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from dctps_jax import UserError
 from dctps_jax.reports.records import method_name, read_records
-from dctps_jax.reports.report import _scaled, summary, write_report
+from dctps_jax.reports.report import markdown, summary, write_report
 from tests.fake_runs import make_run
 
 
@@ -161,5 +161,7 @@ def test_names_of_methods():
 @pytest.mark.parametrize(
     ("number", "text"), [(None, ""), (0, "0 B"), (999, "999 B"), (999.6, "1 kB"), (12_345, "12.3 kB"), (5e13, "50 TB")]
 )
-def test_numbers_with_prefixes(number, text):
-    assert _scaled(number, "B") == text
+def test_numbers_with_prefixes(number, text, tmp_path):
+    records = read_records(make_run(tmp_path / "run").parent)
+    head, _, cells = markdown([line | {"state_bytes": number} for line in summary(records)], records).splitlines()[:3]
+    assert cells.split(" | ")[head.split(" | ").index("parameters + optimiser")] == text

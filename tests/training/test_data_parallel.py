@@ -4,6 +4,7 @@ import math
 import re
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,8 +88,7 @@ def test_many_devices_compute_what_one_does():
     )
     assert float(metrics["loss"]) == pytest.approx(float(expected_metrics["loss"]), rel=1e-6)
     assert int(metrics["correct"]) == int(expected_metrics["correct"])
-    for one, other in zip(jax.tree.leaves(after.batch_stats), jax.tree.leaves(expected.batch_stats), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(after.batch_stats, expected.batch_stats, rtol=1e-5, atol=1e-7)
     moments, expected_moments = (jax.tree.leaves(state.opt_state[1].mu) for state in (after, expected))
     for one, other in zip(moments, expected_moments, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * float(jnp.abs(other).max()))

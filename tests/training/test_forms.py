@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,12 +41,6 @@ def optimizer_named(name, fixup=False):
     return make_optimizer(name, 0.01, momentum=0.9, weight_decay=5e-4, fixup=fixup)
 
 
-def equal(one, other):
-    return jax.tree.structure(one) == jax.tree.structure(other) and jax.tree.all(
-        jax.tree.map(lambda a, b: a.dtype == b.dtype and bool(jnp.array_equal(a, b)), one, other)
-    )
-
-
 def train(model, optimizer, num_steps, dtype=jnp.float32):
     graphs, state = create_state(model, optimizer)
     state = jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, state)
@@ -78,7 +73,8 @@ def test_forms_turn_into_each_other_without_loss(optimizer):
     optimizer = optimizer_named(optimizer)
     graphs, state, _ = train(build("lenet", "masked", offset=None), optimizer, 2)
     compact = to_compact(state, graphs.counts, optimizer)
-    assert is_compact(compact) and equal(to_masked(compact, graphs.shapes, optimizer), state)
+    assert is_compact(compact)
+    chex.assert_trees_all_equal(to_masked(compact, graphs.shapes, optimizer), state, strict=True)
     assert to_compact(compact, graphs.counts, optimizer) is compact
     assert to_masked(state, graphs.shapes, optimizer) is state
     total = sum(graphs.counts.values())
@@ -97,7 +93,8 @@ def test_turning_works_with_dense_layers_and_under_jit():
     compact = jax.jit(partial(to_compact, counts=graphs.counts, optimizer=optimizer))(state)
     assert compact.params["layer1"][0]["conv1"]["kernel"].shape == (graphs.counts["layer1.0.conv1"],)
     assert compact.params["layer1"][0]["conv2"]["kernel"].shape == (3, 3, 16, 16)
-    assert equal(jax.jit(partial(to_masked, shapes=graphs.shapes, optimizer=optimizer))(compact), state)
+    as_masked = jax.jit(partial(to_masked, shapes=graphs.shapes, optimizer=optimizer))(compact)
+    chex.assert_trees_all_equal(as_masked, state, strict=True)
 
 
 @pytest.mark.parametrize("method", ["rigl", "set"])
@@ -114,7 +111,7 @@ def test_mask_updates_are_the_same_in_both_forms(method, offset):
         state, _, moved = update(state, images_and_labels(), drops, KEY if method == "set" else None)
         assert is_compact(state) == (form == "compact") and int(moved["fcs.0"]) > 0
         states[form] = to_masked(state, graphs.shapes, optimizer)
-    assert equal(states["masked"].supports, states["compact"].supports)
+    chex.assert_trees_all_equal(states["masked"].supports, states["compact"].supports, strict=True)
     for one, other in zip(*(jax.tree.leaves(states[form].params) for form in states), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 

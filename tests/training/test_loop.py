@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,7 +132,7 @@ def test_dispatches_fill_the_epoch_from_any_position(steps_per_epoch, steps_per_
     spec = make_spec(steps_per_epoch=steps_per_epoch, steps_per_dispatch=steps_per_dispatch)
 
     def dispatches(position):
-        lengths, updates = zip(*loop._dispatches(steps_per_epoch + position, spec), strict=True)
+        lengths, updates = zip(*loop.dispatches(steps_per_epoch + position, spec), strict=True)
         assert not any(updates)
         return list(lengths)
 
@@ -156,7 +157,7 @@ def test_evaluation_leaves_the_state_and_counts_a_partial_batch():
     other = smaller.programs.evaluate(smaller.placement.put(before), *smaller.held_out)
     assert loop.means(other)[1] == loop.means(sums)[1] and int(other.images) == 20
     np.testing.assert_allclose(loop.means(other)[0], loop.means(sums)[0], rtol=1e-6)
-    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, run.state))
+    chex.assert_trees_all_equal(before, run.state)
     list(run.epoch())  # and the state is still there to train on
 
 
