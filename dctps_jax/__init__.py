@@ -8,7 +8,7 @@ from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.ops.fusion import materialized
 from dctps_jax.pruning.transformation import keep_masked, sparse_optimizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "Alpha",

@@ -29,7 +29,7 @@ def traces(monkeypatch):
     def num_steps(arguments, options):
         return options["num_steps"]
 
-    monkeypatch.setattr(loop, "advance", counted(loop.advance, num_steps))
+    monkeypatch.setattr(loop, "take_steps", counted(loop.take_steps, num_steps))
     monkeypatch.setattr(loop, "update_masks", counted(loop.update_masks, lambda arguments, options: 1))
     monkeypatch.setattr(loop, "eval_step", counted(loop.eval_step, lambda arguments, options: len(arguments[3])))
     return counts
@@ -40,18 +40,18 @@ def traces(monkeypatch):
 def test_each_program_is_traced_once(tmp_path, traces, options, steps_per_dispatch, lengths):
     small_run(tmp_path, num_epochs=3, steps_per_dispatch=steps_per_dispatch, **options)
     assert len(rows(tmp_path)) == 3
-    advances = {("advance", length): 1 for length in (lengths | {1} if options else lengths)}
-    assert traces == advances | EVALUATIONS | ({("update_masks", 1): 1} if options else {})
+    expected = {("take_steps", length): 1 for length in (lengths | {1} if options else lengths)}
+    assert traces == expected | EVALUATIONS | ({("update_masks", 1): 1} if options else {})
 
 
 def test_a_run_that_goes_on_traces_each_once_again(tmp_path, traces):
     run_until_killed(tmp_path, 4, num_epochs=3, checkpoint_every_steps=2)
     traces.clear()
     small_run(tmp_path, num_epochs=3, checkpoint_every_steps=2)
-    assert traces == {("advance", 1): 1} | EVALUATIONS
+    assert traces == {("take_steps", 1): 1} | EVALUATIONS
 
 
 def test_an_epoch_without_updates_after_one_with_updates_has_its_program(tmp_path, traces):
     # Updates end after step 3, in the first epoch: the later ones are of one dispatch.
     small_run(tmp_path, num_epochs=3, steps_per_dispatch=5, **MOVING | {"sparse_training__stop_fraction": 0.3})
-    assert traces == {("advance", 1): 1, ("advance", 5): 1, ("update_masks", 1): 1} | EVALUATIONS
+    assert traces == {("take_steps", 1): 1, ("take_steps", 5): 1, ("update_masks", 1): 1} | EVALUATIONS
