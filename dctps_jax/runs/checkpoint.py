@@ -134,7 +134,7 @@ class Checkpoints:
 def _rename_damaged_notes(folder: Path) -> None:
     """Rename damaged notes of Orbax on its checkpoints, which it reads when it starts and can do without.
 
-    Orbax 0.11 ends with a RecursionError where their JSON is nested too deeply: ``test_damaged_notes_of_orbax``.
+    Orbax 0.12.8 ends with a RecursionError where their JSON is nested too deeply: ``test_damaged_notes_of_orbax``.
     """
     for step in steps_in(folder):
         notes = folder / str(step) / "_CHECKPOINT_METADATA"

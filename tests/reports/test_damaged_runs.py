@@ -134,11 +134,15 @@ RESULTS = {
 }  # fmt: skip
 
 
+def edit(file, change):
+    """Replace the JSON value of a file by what ``change`` makes of it."""
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+
 @pytest.mark.parametrize("damage", RESULTS)
 def test_damaged_results(run, damage):
     change, sentence = RESULTS[damage]
-    file = run / "results.json"
-    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    edit(run / "results.json", change)
     check_report_and_curves(run, "results.json is not what a finished run leaves", sentence)
 
 
@@ -162,8 +166,7 @@ CONFIGS = {
 @pytest.mark.parametrize("damage", CONFIGS)
 def test_foreign_configs(run, damage):
     change, sentence = CONFIGS[damage]
-    file = run / "config.json"
-    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    edit(run / "config.json", change)
     check_report_and_curves(run, "config.json is no config of a run", sentence)
 
 
