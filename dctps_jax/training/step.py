@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -76,6 +77,8 @@ def value_and_gradients(
     def local(params: Any, others: Any, batch: tuple[jax.Array, jax.Array]) -> Any:
         return jax.value_and_grad(_loss_of(graph, others, batch), has_aux=True)(params)
 
+    chex.assert_rank(batch, (4, 1))
+    chex.assert_equal_shape_prefix(batch, 1)
     others = (state.batch_stats, supports, state.frozen)
     if mesh is None or mesh.size == 1:
         return local(state.params, others, batch)
