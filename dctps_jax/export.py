@@ -36,7 +36,7 @@ from dctps_jax.files import check_target, is_printable, parse_json, write_whole
 from dctps_jax.kernels import Mask, Support
 from dctps_jax.layers import prunable_layers
 from dctps_jax.ops.methods import AUTODIFF
-from dctps_jax.ops.target import portable
+from dctps_jax.ops.target import PORTABLE, tracing_for
 from dctps_jax.runs.checkpoint import read_arrays
 from dctps_jax.runs.fields import check_data, check_object
 from dctps_jax.runs.packing import digest, flatten
@@ -182,7 +182,7 @@ def export_stablehlo(file: Path | str, output: Path) -> None:
 
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, description.image_size, description.image_size, 3), jnp.uint8)
-    with portable():
+    with tracing_for(PORTABLE):
         program = export.export(logits_of, platforms=PLATFORMS)(images)
     write_whole(output, bytes(program.serialize()))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from dctps_jax.data.batches import Examples, Normalization, normalize
+from dctps_jax.data.batches import Examples, ExamplesInRows, Normalization, normalize
 from dctps_jax.losses import cross_entropy
 from dctps_jax.pruning.dynamic import keep_only, move_weights, skip_optimizer_step
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
@@ -185,7 +185,7 @@ def add_metrics(sums: Sums, metrics: dict[str, jax.Array], step: jax.Array, batc
 def eval_step(
     state: TrainState,
     sums: Sums,
-    data: Examples,
+    data: Examples | ExamplesInRows,
     rows: jax.Array,
     start: jax.Array,
     *,
