@@ -1,5 +1,7 @@
 """Initial kernels are those of Flax's own initialisers, bit for bit."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,11 @@ import pytest
 
 from dctps_jax.models.initializers import INITIALIZERS
 
+scaling = partial(nnx.initializers.variance_scaling, distribution="normal")
 FLAX = {
-    "kaiming_normal": (2.0, "fan_in"),
-    "kaiming_normal_fan_out": (2.0, "fan_out"),
-    "xavier_normal": (1.0, "fan_avg"),
+    "kaiming_normal": scaling(2.0, "fan_in"),
+    "kaiming_normal_fan_out": scaling(2.0, "fan_out"),
+    "xavier_normal": scaling(1.0, "fan_avg"),
 }
 
 
