@@ -79,7 +79,8 @@ FIELDS: dict[str, Field] = {
     ),
     "log_every_steps": Field(
         50,
-        "The loss is checked after so many steps, rounded up to whole dispatches, and at the end of each epoch.",
+        "The loss is checked, and printed where there is no terminal, after so many steps, rounded up to whole "
+        "dispatches, and at the end of each epoch.",
         allowed=at_least(1),
         resume=True,
     ),
