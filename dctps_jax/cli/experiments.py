@@ -42,7 +42,8 @@ def default_workdir(root: str, files: Sequence[str], overrides: Mapping[str, Any
     """
     free = free_fields(dict(flat_fields(config)))
     fields = {field: value for field, value in overrides.items() if field not in free}
-    parts = [Path(file.partition(":")[0]).stem + file.partition(":")[2].replace("/", "_") for file in files]
+    given = (file.partition(":") for file in files)  # FILE.py:PARAMETER
+    parts = ["_".join(filter(None, [Path(file).stem, parameter.replace("/", "_")])) for file, _, parameter in given]
     name = ",".join(filter(None, [*parts, name_of(fields)]))
     if len(name.encode()) > LONGEST_NAME:
         name = f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest_of(name)[:8]}"

@@ -11,7 +11,15 @@ from tests.small_runs import small_run
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (7200, "2.0 h"), (86400, "24 h"), (200_000, "2.3 days")],
+    [
+        (0.4, "0 s"),
+        (89, "89 s"),
+        (90, "2 min"),
+        (3600, "60 min"),
+        (7200, "2.0 h"),
+        (86400, "24 h"),
+        (200_000, "2.3 days"),
+    ],
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
