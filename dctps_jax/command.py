@@ -39,11 +39,12 @@ LIMIT_ERRORS = (*SPENT_HANDLES, errno.ENOMEM, errno.EAGAIN)
 def command(program: str) -> Iterator[None]:
     """Run the body of a program, as a block or a decorator: where it fails, end it with one line, ``program: message``.
 
-    File names that are no UTF-8 are printed with escapes, and the package's warnings as one line each.
+    File names that are no UTF-8 are printed with escapes, and the package's warnings as one line each. Lines appear as
+    they are printed, in a pipe or a file, too.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     debugs = os.environ.get("DCTPS_DEBUG") == "1"
     absl_logging.set_verbosity(absl_logging.WARNING if debugs else absl_logging.FATAL)  # of Orbax
     with _plain_warnings():

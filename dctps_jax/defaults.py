@@ -49,6 +49,12 @@ def is_density(value: Any) -> bool:
     return isinstance(value, int | float) and 0 < value <= 1
 
 
+# Fields that have an effect with some values of another field only.
+OFFSET_IN_USE = ("model.offset", tuple(OFFSETS))
+OWN_DENSITY = ("pruning.method", pruning.METHODS)  # not from_run
+SCORE_IN_USE = ("pruning.method", tuple(pruning.SCORES))
+WEIGHTS_MOVE = ("sparse_training.method", tuple(method for method in dynamic.METHODS if method != "static"))
+
 FROM_0_TO_1 = Allowed(lambda value: 0 <= value <= 1, "from 0 to 1")
 
 # Dotted name → declaration.
@@ -73,7 +79,8 @@ FIELDS: dict[str, Field] = {
     ),
     "log_every_steps": Field(
         50,
-        "The loss is checked after so many steps, rounded up to whole dispatches, and at the end of each epoch.",
+        "The loss is checked, and printed where there is no terminal, after so many steps, rounded up to whole "
+        "dispatches, and at the end of each epoch.",
         allowed=at_least(1),
         resume=True,
     ),
@@ -96,14 +103,20 @@ FIELDS: dict[str, Field] = {
         choices=OFFSETS,
         optional=True,
     ),
-    "model.alpha_trainable": Field(True, "Train the α of each layer; False: it stays at its initial value."),
+    "model.alpha_trainable": Field(
+        True, "Train the α of each layer; False: it stays at its initial value.", needs=OFFSET_IN_USE
+    ),
     "model.init": Field(
         "kaiming_normal",
         "Initial kernels without offset. With an offset S starts at zero. Fixup networks have their own start.",
         choices=models.INITIALIZERS,
     ),
-    "model.width": Field(64, "Channels of the first stage of a ResNet.", allowed=at_least(1)),
-    "model.stable": Field(False, "Divide the residual branches of a ResNet by √(number of blocks)."),
+    "model.width": Field(
+        64, "Channels of the first stage of a ResNet.", allowed=at_least(1), needs=("model.name", models.RESNETS)
+    ),
+    "model.stable": Field(
+        False, "Divide the residual branches of a ResNet by √(number of blocks).", needs=("model.name", models.RESNETS)
+    ),
     "model.dtype": Field("float32", "Type of the computation. Parameters are always float32.", choices=DTYPES),
     # The images.
     "data.name": Field("cifar10", "The data set.", choices=data.SOURCES),
@@ -145,34 +158,49 @@ FIELDS: dict[str, Field] = {
         0.01,
         "Trained weights ÷ all weights of the prunable kernels; 1.0 trains the dense network.",
         allowed=Allowed(is_density, "above 0 and at most 1, e.g. 0.01 to train 1 % of the weights"),
+        needs=OWN_DENSITY,
     ),
     "pruning.num_steps": Field(
         0,
         "Steps of a score; 1: one shot, 0: the method's own number.",
         allowed=at_least(1, zero="for the method's own number"),
+        needs=SCORE_IN_USE,
     ),
-    "pruning.schedule": Field("exp", "How the density falls over the steps of a score.", choices=schedules.SCHEDULES),
+    "pruning.schedule": Field(
+        "exp", "How the density falls over the steps of a score.", choices=schedules.SCHEDULES, needs=SCORE_IN_USE
+    ),
     "pruning.num_batches": Field(
-        1, "Batches over which a score averages its gradients in each step.", allowed=at_least(1)
+        1,
+        "Batches over which a score averages its gradients in each step.",
+        allowed=at_least(1),
+        needs=SCORE_IN_USE,
     ),
     "pruning.scope": Field(
         "global",
         "A score compares the weights of all layers, or of one layer: then each layer has the same density.",
         choices=schedules.SCOPES,
+        needs=SCORE_IN_USE,
     ),
     "pruning.allocation": Field(
         "",
         'A score fills the counts of this allocation; "": it sets the counts itself.',
         choices=("", *pruning.ALLOCATIONS),
+        needs=SCORE_IN_USE,
     ),
     "pruning.loss": Field(
-        "cross_entropy", "The loss of a score; `nll_logits`: as in the original code.", choices=LOSSES
+        "cross_entropy",
+        "The loss of a score; `nll_logits`: as in the original code.",
+        choices=LOSSES,
+        needs=SCORE_IN_USE,
     ),
-    "pruning.run": Field("", "Directory of the run whose masks `from_run` takes."),
+    "pruning.run": Field(
+        "", "Directory of the run whose masks `from_run` takes.", needs=("pruning.method", ("from_run",))
+    ),
     "pruning.dense_layers": Field(
         (),
         "Path patterns of layers that keep all their weights. The density of the whole network stays as asked.",
         allowed=Allowed(are_texts, "path patterns, e.g. ('conv1',)"),
+        needs=OWN_DENSITY,
     ),
     "pruning.layer_densities": Field(
         (),
@@ -181,19 +209,26 @@ FIELDS: dict[str, Field] = {
             lambda pairs: are_pairs(pairs, is_density),
             "(pattern, density) pairs with densities above 0 and at most 1, e.g. (('fc', 0.5),)",
         ),
+        needs=OWN_DENSITY,
     ),
     # Weights that move while training.
     "sparse_training.method": Field(
         "static", "`static` keeps the support; `rigl` and `set` move weights while training.", choices=dynamic.METHODS
     ),
-    "sparse_training.update_every": Field(100, "Steps between two moves of weights.", allowed=at_least(1)),
+    "sparse_training.update_every": Field(
+        100, "Steps between two moves of weights.", allowed=at_least(1), needs=WEIGHTS_MOVE
+    ),
     "sparse_training.stop_fraction": Field(
-        0.75, "Weights move up to this part of the training steps.", allowed=FROM_0_TO_1
+        0.75,
+        "Weights move up to this part of the training steps.",
+        allowed=FROM_0_TO_1,
+        needs=WEIGHTS_MOVE,
     ),
     "sparse_training.drop_fraction": Field(
         0.3,
         "The part of a layer's trained weights that moves at the start; it falls to 0 by a cosine.",
         allowed=FROM_0_TO_1,
+        needs=WEIGHTS_MOVE,
     ),
     # How the network is computed.
     "execution.form": Field(
@@ -242,7 +277,10 @@ FIELDS: dict[str, Field] = {
         allowed=Allowed(lambda value: 0 < value < math.inf, "above 0 and finite"),
     ),
     "optimizer.momentum": Field(
-        0.9, "The momentum of `sgd`.", allowed=Allowed(lambda value: 0 <= value < 1, "at least 0 and below 1")
+        0.9,
+        "The momentum of `sgd`.",
+        allowed=Allowed(lambda value: 0 <= value < 1, "at least 0 and below 1"),
+        needs=("optimizer.name", ("sgd",)),
     ),
     "optimizer.weight_decay": Field(
         5e-4,

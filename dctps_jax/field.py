@@ -32,6 +32,7 @@ class Field:
     - ``allowed``: which values the field takes, where it has no list of names.
     - ``optional``: the field takes None, too.
     - ``added``: configs of earlier versions lack the field; its default is assumed for them.
+    - ``needs``: another field, and the values of it with which this field has an effect.
     - ``resume``: a resumed run may change the field: it does not change the results, or changes them by rounding only.
     """
 
@@ -42,6 +43,7 @@ class Field:
     allowed: Allowed | None = None
     optional: bool = False
     added: bool = False
+    needs: tuple[str, Collection[Any]] | None = None
     resume: bool = False
 
     @property

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from dctps_jax.cli.experiments import default_workdir
+from dctps_jax.defaults import FIELDS, get_config
 from tests.small_runs import assert_same_end, steps
 
 REPO = Path(__file__).parents[1]
@@ -144,7 +146,7 @@ def test_ctrl_c_after_the_outcome_leaves_the_exit_code(environment):
         stdout=subprocess.PIPE,
     )
     code, _, err = finish(process)
-    assert code == 2 and "give a config and a directory" in err and err.count("\n") == 1
+    assert code == 2 and "give a config" in err and err.count("\n") == 1
 
 
 def test_a_second_signal_is_survived_and_a_third_is_not(tmp_path, environment):
@@ -171,14 +173,14 @@ def test_a_second_signal_is_survived_and_a_third_is_not(tmp_path, environment):
 MANY = """
 import json, os, runpy, sys
 import dctps_jax.cli.train  # what takes long is imported once; the backend of JAX is not started by it
-outcomes = []
+outcomes, program = [], sys.argv[3]
 for number, command in enumerate(json.loads(sys.argv[1])):
     child = os.fork()
     if child == 0:
         for descriptor, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(f"{sys.argv[2]}/{number}.{name}", os.O_CREAT | os.O_WRONLY), descriptor)
         sys.argv = ["train.py", *command]
-        runpy.run_path("train.py", run_name="__main__")
+        runpy.run_path(program, run_name="__main__")
         sys.exit(0)
     outcomes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 print(json.dumps(outcomes))
@@ -186,11 +188,12 @@ print(json.dumps(outcomes))
 
 
 def run_many(environment, folder, commands):
-    """Return (exit code, stdout, stderr) for each command line."""
+    """Return (exit code, stdout, stderr) for each command line, in ``folder``."""
+    (folder / "configs").symlink_to(REPO / "configs")
     done = subprocess.run(
-        [sys.executable, "-c", MANY, json.dumps(commands), str(folder)],
-        cwd=REPO,
-        env=environment,
+        [sys.executable, "-c", MANY, json.dumps(commands), str(folder), str(REPO / "train.py")],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(REPO)},
         text=True,
         capture_output=True,
         timeout=300,
@@ -203,8 +206,7 @@ def run_many(environment, folder, commands):
 
 # The arguments, and what the sentence has to hold.
 MISTAKES = {
-    "no arguments": ([], ["--config", "--workdir"]),
-    "no directory": (DIGITS, ["--workdir"]),
+    "no arguments": ([], ["--config", "--help"]),
     "stray argument": ([*DIGITS, "stray"], ["stray"]),
     "no such config file": (
         ["--config", "configs/nothing.py"],
@@ -221,6 +223,14 @@ MISTAKES = {
     "not a number": ([*DIGITS, "--config.batch_size=many"], ["config.batch_size", "many"]),
     "not a whole number": ([*DIGITS, "--config.batch_size=1.5"], ["config.batch_size", "1.5"]),
     "not true or false": ([*DIGITS, "--config.data.augment=maybe"], ["config.data.augment", "maybe"]),
+    "number for a tuple": (
+        [*DIGITS, "--config.optimizer.milestones=5"],
+        ["config.optimizer.milestones is '5'", '"--config.optimizer.milestones=(5,)"'],
+    ),
+    "text for a tuple": (
+        [*DIGITS, "--config.pruning.dense_layers", "conv1"],
+        ["config.pruning.dense_layers is 'conv1'", "dense_layers=('conv1',)"],
+    ),
     "broken tuple": ([*DIGITS, "--config.optimizer.milestones=(1,"], ["config.optimizer.milestones"]),
     "out of range": ([*DIGITS, "--config.pruning.density=1.5"], ["config.pruning.density is 1.5", "at most 1"]),
     "unknown method": ([*DIGITS, "--config.pruning.method=epll"], ["config.pruning.method", "'epl'", "erk"]),
@@ -254,17 +264,23 @@ def outcomes(environment, tmp_path_factory):
     commands, workdirs = [], []
     for number, (arguments, _) in enumerate(MISTAKES.values()):
         workdirs.append(folder / f"run{number}")
-        workdir = [] if arguments in ([], DIGITS) else ["--workdir", str(workdirs[-1])]
+        workdir = ["--workdir", str(workdirs[-1])] if arguments else []
         commands.append([argument.format(folder=folder) for argument in arguments] + workdir)
     diverging = ["--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e20", "--config.num_epochs=1"]
     commands.append([*DIGITS, *diverging, "--workdir", str(folder / "diverging")])
     hadamard = folder / "hadamard"
     options = ["--config.model.offset=hadamard", "--config.num_epochs=2", "--config.optimizer.learning_rate=0.01"]
     commands.append([*DIGITS, *options, "--workdir", str(hadamard)])
+    without_directory = [*DIGITS, "--config.num_epochs=1", "--config.seed=3", "--config.tensorboard=false"]
+    commands += [without_directory, without_directory, ["--help"], ["-h"]]
     found = run_many(environment, folder, commands)
-    return {"diverging": found[-2], "hadamard": (found[-1], hadamard)} | dict(
-        zip(MISTAKES, zip(found, workdirs, strict=False), strict=True)
-    )
+    mistakes, others = found[: len(MISTAKES)], found[len(MISTAKES) :]
+    return {
+        "diverging": others[0],
+        "hadamard": (others[1], hadamard),
+        "without directory": (others[2:4], folder),
+        "help": others[4:],
+    } | dict(zip(MISTAKES, zip(mistakes, workdirs, strict=True), strict=True))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -292,3 +308,33 @@ def test_loss_that_is_not_finite(outcomes):
     assert code == 3
     assert err.startswith("train.py: the loss is not finite at step 1;") and "learning_rate" in err
     assert err.count("\n") == 1
+
+
+def test_a_command_without_a_directory_has_one_of_its_own(outcomes):
+    (first, second), folder = outcomes["without directory"]
+    assert first[::2] == second[::2] == (0, "")
+    name = "runs/lenet_digits,num_epochs=1,seed=3"
+    assert first[1].startswith(f"directory: {name}\n") and (folder / name / "results.json").exists()
+    again, finished = second[1].splitlines()
+    assert again == f"directory: {name}" and f"{name} is finished. test accuracy" in finished
+
+
+def test_help_has_every_field(outcomes):
+    for code, out, err in outcomes["help"]:
+        assert (code, err) == (0, "")
+        assert all(f"--config.{name}={field.default!r}" in out for name, field in FIELDS.items())
+        assert "lenet_digits" in out and "--workdir" in out
+
+
+def test_directories_of_commands(tmp_path):
+    config = get_config()
+    overrides = {"tensorboard": False, "pruning.density": 0.1, "execution.form": "masked"}
+
+    def name(*files, **fields):
+        return str(default_workdir("runs", files, overrides | fields, config))
+
+    assert name("configs/lenet.py") == "runs/lenet,pruning.density=0.1"  # without what a resumed run may change
+    assert name("density", "a/lenet.py:small") == "runs/density,lenet_small,pruning.density=0.1"
+    config.data.name = "image_folder"
+    overrides = {"data.dir": "/" + "long/" * 100}
+    assert len(name("lenet.py")) < 160 and name("lenet.py") != name("lenet.py", **{"data.dir": "/long"})

@@ -1,5 +1,7 @@
 """Print the page ``docs/configuration.md``: ``python -m dctps_jax.cli.configuration > docs/configuration.md``."""
 
+import shutil
+import textwrap
 from itertools import groupby
 
 from dctps_jax.command import command
@@ -62,6 +64,17 @@ def _allowed(field: Field) -> str:
         names = ", ".join(f"`{name or repr('')}`" for name in field.choices)
         return f"None, {names}" if field.optional else names
     return field.allowed.words if field.allowed else field.type_words
+
+
+def help_of_fields() -> str:
+    """Return all fields as options of the command line, with their meaning, as a terminal shows them."""
+    width = min(100, shutil.get_terminal_size().columns)
+    lines = []
+    for name, field in FIELDS.items():
+        text = f"{field.help} ({_allowed(field)})".replace("`", "")
+        lines.append(f"  --config.{name}={field.default!r}")
+        lines.extend(textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join(lines)
 
 
 @command("configuration")

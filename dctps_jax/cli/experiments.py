@@ -1,12 +1,19 @@
-"""Find the files of experiments: by their path, or by their name among those that the package brings."""
+"""Find the files of experiments, by their path or by their name in the package, and name the directories of runs."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dctps_jax.errors import UserError
+from dctps_jax.field import flat_fields
+from dctps_jax.files import digest_of
+from dctps_jax.runs.sweep import name_of
+from dctps_jax.runs.workdir import free_fields
 
 # An installed package has the folder configs/ inside; in a checkout it lies beside the package.
 PACKAGE = Path(__file__).parents[1]
 FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
+LONGEST_NAME = 120  # bytes of a directory's name
 
 
 def find_experiment(option: str, name: str, subfolder: str = "") -> Path:
@@ -19,5 +26,25 @@ def find_experiment(option: str, name: str, subfolder: str = "") -> Path:
     for path in (Path(name), *(folder / f"{name}.py" for folder in folders)):
         if path.is_file():
             return path
-    known = sorted({path.stem for folder in folders for path in folder.glob("[!_]*.py")})
-    raise UserError(f"{option}: {name!r} does not exist; name a file or one of: {', '.join(known)}")
+    raise UserError(f"{option}: {name!r} does not exist; name a file or one of: {', '.join(names_in(subfolder))}")
+
+
+def names_in(subfolder: str = "") -> list[str]:
+    """Return the names of the experiments that the package brings, or of its sweeps."""
+    return sorted({path.stem for folder in FOLDERS for path in (folder / subfolder).glob("[!_]*.py")})
+
+
+def default_workdir(root: str, files: Sequence[str], overrides: Mapping[str, Any], config: Any) -> Path:
+    """Return the directory of a run, or of a sweep, whose command names none: the same for the same command.
+
+    It is called after the experiment's ``files`` and the fields that the command sets, without those that a resumed run
+    may change. A name that is long is cut, and ends with a digest of the whole.
+    """
+    free = free_fields(dict(flat_fields(config)))
+    fields = {field: value for field, value in overrides.items() if field not in free}
+    given = (file.partition(":") for file in files)  # FILE.py:PARAMETER
+    parts = ["_".join(filter(None, [Path(file).stem, parameter.replace("/", "_")])) for file, _, parameter in given]
+    name = ",".join(filter(None, [*parts, name_of(fields)]))
+    if len(name.encode()) > LONGEST_NAME:
+        name = f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest_of(name)[:8]}"
+    return Path(root) / name

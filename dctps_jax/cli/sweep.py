@@ -2,19 +2,25 @@
 
 import runpy
 import sys
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from absl import app, flags
 
-from dctps_jax.cli.experiments import find_experiment
-from dctps_jax.cli.train import CONFIG, WORKDIR, parse_flags
+from dctps_jax.cli.experiments import find_experiment, names_in
+from dctps_jax.cli.train import CONFIG, parse_flags, workdir_of
 from dctps_jax.command import command
 from dctps_jax.errors import UserError
 from dctps_jax.runs.sweep import Sweep, plan_runs
 
 SWEEP = flags.DEFINE_string("sweep", None, "File with the values to combine, as a function get_sweep().")
 JOBS = flags.DEFINE_integer("jobs", 1, "How many runs at a time; they divide the processors among themselves.")
+
+USAGE = f"""python sweep.py --config configs/NAME.py --sweep configs/sweeps/NAME.py [--jobs N] [--config.FIELD=VALUE …]
+
+--sweep    a file with a function get_sweep(), or one of: {", ".join(names_in("sweeps"))}
+--jobs     how many runs at a time
+--workdir  directory of the sweep; if not given, sweeps/ and the names of sweep, config and fields that are set"""
 
 
 class Unfinished(Exception):
@@ -27,22 +33,21 @@ class Unfinished(Exception):
 
 def main() -> None:
     with command("sweep.py"):
-        app.run(_main, flags_parser=parse_flags)
+        app.run(_main, flags_parser=partial(parse_flags, usage=USAGE))
 
 
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"there is no argument {argv[1]!r}; options look like --config.seed=1")
-    if CONFIG.value is None or not SWEEP.value or not WORKDIR.value:
+    if CONFIG.value is None or not SWEEP.value:
         raise UserError(
-            "give a config, a sweep and a directory: --config configs/NAME.py --sweep configs/sweeps/NAME.py "
-            "--workdir DIR"
+            "give a config and a sweep: python sweep.py --config configs/NAME.py --sweep configs/sweeps/NAME.py"
         )
     if JOBS.value < 1:
         raise UserError(f"--jobs is {JOBS.value}; it must be at least 1")
     runs = plan_runs(CONFIG.value, load_sweep(SWEEP.value))
     train = [sys.executable, "-m", "dctps_jax.cli.train", *options_for_all(sys.argv)]
-    sweep = Sweep(runs, train, Path(WORKDIR.value).absolute(), JOBS.value)
+    sweep = Sweep(runs, train, workdir_of("sweeps", SWEEP.value).absolute(), JOBS.value)
     sweep.go()
     finished = f"{sweep.num_finished()} of {len(runs)} runs are finished"
     if sweep.signal_number is not None:

@@ -2,21 +2,28 @@
 
 import re
 import signal
+import sys
+import textwrap
 from pathlib import Path
+from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
 
-from dctps_jax.cli.experiments import find_experiment
+from dctps_jax.cli.configuration import help_of_fields
+from dctps_jax.cli.experiments import default_workdir, find_experiment, names_in
 from dctps_jax.command import command
-from dctps_jax.config import unknown_field
+from dctps_jax.config import resolve, unknown_field
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.training.run import run
 from dctps_jax.training.signals import listen_for_signals
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with the run's config.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: config, metrics, checkpoints, results.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run, or of the sweep.")
+USAGE = """python train.py --config configs/NAME.py [--workdir DIR] [--config.FIELD=VALUE …]
+
+--workdir  directory of the run; if not given, runs/ and the name of the config with the fields that are set"""
 
 
 def main() -> None:
@@ -31,16 +38,40 @@ def main() -> None:
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"there is no argument {argv[1]!r}; options look like --config.seed=1")
-    workdir = WORKDIR.value
-    if CONFIG.value is None or not workdir:
-        raise UserError("give a config and a directory: python train.py --config configs/NAME.py --workdir DIR")
+    if CONFIG.value is None:
+        raise UserError("give a config: python train.py --config configs/NAME.py; --help names all fields of a config")
+    workdir = workdir_of("runs")
     with listen_for_signals(ends_process=True) as signals:
-        run(CONFIG.value, Path(workdir), signals)
+        run(CONFIG.value, workdir, signals)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
+def workdir_of(root: str, *files: str) -> Path:
+    """Return the directory of the command line; where there is none, print and return the one for its experiment.
+
+    ``files`` are those of the experiment besides the config.
+    """
+    if WORKDIR.value:
+        return Path(WORKDIR.value)
+    flag = flags.FLAGS["config"]
+    files = (*files, config_flags.get_config_filename(flag))
+    workdir = default_workdir(root, files, config_flags.get_override_values(flag), resolve(CONFIG.value))
+    print(f"directory: {workdir}")
+    return workdir
+
+
+def print_help(usage: str) -> NoReturn:
+    """Print how the program is used and every field of a config, and end it."""
+    configs = f"--config   a file, or one of: {', '.join(names_in())}"
+    print(f"{usage}\n{textwrap.fill(configs, 100, subsequent_indent=' ' * 11)}")
+    print(f"\nFields of the config, with their defaults; a config file sets its own:\n\n{help_of_fields()}")
+    sys.exit(0)
+
+
+def parse_flags(argv: list[str], usage: str = USAGE) -> list[str]:
     """Parse the command line and load the config file; a mistake in them is one sentence, not a traceback."""
     file, argv = "", list(argv)
+    if any(argument in ("-h", "-help", "--help") for argument in argv):
+        print_help(usage)
     for position, argument in enumerate(argv):
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name == "config" and (equals or position + 1 < len(argv)):
@@ -49,6 +80,8 @@ def parse_flags(argv: list[str]) -> list[str]:
             argv[position : position + (1 if equals else 2)] = [f"--config={file}{colon}{parameter}"]
         if argument.startswith("-") and name.startswith("config.") and name.removeprefix("config.") not in FIELDS:
             raise UserError(unknown_field(name.removeprefix("config.")))
+        if argument.startswith("-") and name.startswith("config.") and (equals or position + 1 < len(argv)):
+            _check_tuple(name.removeprefix("config."), value if equals else argv[position + 1])
     try:
         return flags.FLAGS(argv)
     except BrokenPipeError:  # --help | head
@@ -64,6 +97,13 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise UserError(" ".join(message.split())) from error
         last_line = message.splitlines()[-1] if message else type(error).__name__
         raise UserError(f"--config: {file} cannot be used: {last_line}") from error
+
+
+def _check_tuple(name: str, value: str) -> None:
+    """Refuse a value without brackets for a field that is a tuple: ml_collections takes 5 for (5,)."""
+    if isinstance(FIELDS[name].default, tuple) and not value.strip().startswith(("(", "[")):
+        element = value if value.replace(".", "").isdigit() else repr(value)
+        raise UserError(f'config.{name} is {value!r}; it must be a tuple: "--config.{name}=({element},)"')
 
 
 if __name__ == "__main__":

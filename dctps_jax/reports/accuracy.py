@@ -1,77 +1,160 @@
 """The paper's figure: test accuracy against the share of weights that are trained."""
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dctps_jax.offsets import OFFSETS
-from dctps_jax.reports.figures import COLOURS, MARKERS, label_of, new_figure, offset_line, save_figure
+from dctps_jax.reports.figures import (
+    COLOURS,
+    MARKERS,
+    add_legend,
+    kernel_name,
+    label_of,
+    new_figure,
+    offset_line,
+    save_figure,
+)
 
 MAX_TICKS = 10
+BASELINE = {"color": "0.45", "linewidth": 1.5, "zorder": 1}
+BASELINE_STYLES = ("-", (0, (1, 1)), (0, (3, 1, 1, 1)))
+
+Line = Mapping[str, Any]
 
 
-def draw_accuracy(lines: Sequence[dict[str, Any]], output: Path) -> None:
-    """Draw a line for each method and offset. Save the figure with ``.png`` and ``.svg``.
+def draw_accuracy(lines: Sequence[Line], output: Path, title: str) -> None:
+    """Draw the accuracies of a report's ``lines``. Save the figure with ``.png`` and ``.svg``.
 
-    Bars and bands show a standard deviation. ``lines`` are those of the report. The colour and the marker stand for the
-    method, the kind of line for the offset. Networks without offset have dashes and hollow markers. The dense network
-    without offset is a horizontal line with a band.
+    Lines over the density, one for each method and offset; or, where there are more methods than densities, a panel
+    for each density with a row of dots for each method: short lines would only cross. Bars and bands show a
+    standard deviation over seeds. The dense network without offset is a line across.
     """
+    lines = [line for line in lines if line["test_accuracy_final"] is not None]
+    sparse = [line for line in lines if not _is_baseline(line)]
+    baselines = {
+        _method(line): (line, BASELINE_STYLES[number % len(BASELINE_STYLES)])
+        for number, line in enumerate(filter(_is_baseline, lines))
+    }
+    names = {line["method"] for line in lines} - {"dense"}
+    if len(names) == 1:
+        title += f", {names.pop()}"
+    seeds = sorted({line["seeds"] for line in lines})
+    if seeds[-1] > 1:
+        title += f", mean ± deviation of {'–'.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds"
+    num_methods, num_densities = len({_method(line) for line in sparse}), len(set(map(_density, sparse)))
+    draw = _draw_dots if num_densities == 1 or num_methods > num_densities else _draw_lines
+    save_figure(draw(sparse, baselines, title), output)
+
+
+def _draw_lines(lines: Sequence[Line], baselines: Mapping[str, tuple[Line, Any]], title: str) -> Any:
     from matplotlib.ticker import NullLocator
 
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
-    dense = []
+    groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
     for line in lines:
-        accuracy = line["test_accuracy_final"]
-        if accuracy is None:
-            continue
-        rest = ", ".join(f"{name}={value}" for name, value in line.items() if "." in name)
-        if line["method"] == "dense" and line["offset"] == "none":
-            dense.append((rest, line))
-        else:
-            groups[line["method"], line["offset"], rest].append(line)
-    methods = sorted({(method, rest) for method, _, rest in groups})
-    figure, (axes,) = new_figure(1, 1, width=7.5, height=4.4)
-    for number, (rest, line) in enumerate(dense):
-        label = label_of(", ".join(filter(None, ["dense, no offset", rest])))
-        style = ("-", (0, (1, 1)), (0, (3, 1, 1, 1)))[number % 3]
-        mean, deviation = 100 * line["test_accuracy_final"], 100 * line["test_accuracy_final_std"]
-        axes.axhline(mean, color="0.45", linestyle=style, linewidth=1.5, label=label, zorder=1)
-        axes.axhspan(mean - deviation, mean + deviation, color="0.45", alpha=0.15, linewidth=0)
-    for (method, offset, rest), points in sorted(groups.items()):
+        groups[_method(line), line["offset"]].append(line)
+    methods = sorted({method for method, _ in groups})
+    several = len({line["method"] for line in lines if line["method"] != "dense"}) > 1
+    figure, (axes,) = new_figure(1, 1, width=5.6, height=4.4, title=title)
+    for (line, style), label in zip(baselines.values(), baselines, strict=True):
+        mean, deviation = _percent(line)
+        axes.axhline(mean, linestyle=style, label=label, **BASELINE)
+        if line["seeds"] > 1:
+            axes.axhspan(mean - deviation, mean + deviation, color="0.45", alpha=0.15, linewidth=0)
+    for (method, offset), points in sorted(groups.items()):
         points = sorted(points, key=lambda line: line["density_kept"])
-        number = methods.index((method, rest))
-        densities = [100 * line["density_kept"] for line in points]
-        means = [100 * line["test_accuracy_final"] for line in points]
-        deviations = [100 * line["test_accuracy_final_std"] for line in points]
-        has_offset = offset != "none"
-        name = f"{OFFSETS[offset].label} offset" if has_offset else "no offset"
-        label = label_of(", ".join(filter(None, [method, name, rest])))
+        number, has_offset = methods.index(method), offset != "none"
         colour = COLOURS[number % len(COLOURS)]
-        axes.errorbar(
-            densities,
-            means,
-            deviations,
-            capsize=2,
-            elinewidth=1,
-            color=colour,
-            label=label,
-            linestyle=offset_line(offset if has_offset else None),
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=5,
-            markerfacecolor=colour if has_offset else "white",
-        )
+        densities = [100 * line["density_kept"] for line in points]
+        means, deviations = zip(*map(_percent, points), strict=True)
+        label = _label([_kernel(points[0]), *[points[0]["method"]] * several], points[0])
+        look: dict[str, Any] = {
+            "color": colour,
+            "linestyle": offset_line(offset if has_offset else None),
+            "marker": MARKERS[number % len(MARKERS)],
+            "markersize": 5,
+            "markerfacecolor": colour if has_offset else "white",
+            "label": label,
+        }
+        if all(math.isnan(deviation) for deviation in deviations):
+            axes.plot(densities, means, **look)
+            continue
+        axes.errorbar(densities, means, deviations, capsize=2, elinewidth=1, **look)
         lower = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
         upper = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
         axes.fill_between(densities, lower, upper, color=colour, alpha=0.15, linewidth=0)
     axes.set(xscale="log", xlabel="weights trained (%)", ylabel="test accuracy (%)")
-    drawn = sorted({float(f"{100 * line['density_kept']:.2g}") for points in groups.values() for line in points})
+    drawn = sorted({float(f"{100 * _density(line):.3g}") for line in lines})
     if len(drawn) <= MAX_TICKS:
         axes.set_xticks(drawn)
         axes.xaxis.set_minor_locator(NullLocator())
-    if len(drawn) == 1:
-        axes.set_xlim(drawn[0] / 10, drawn[0] * 10)  # the ticks alone would push the points to the border
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    save_figure(figure, output)
+    handles, labels = axes.get_legend_handles_labels()
+    add_legend(figure, dict(zip(labels, handles, strict=True)))
+    return figure
+
+
+def _draw_dots(lines: Sequence[Line], baselines: Mapping[str, tuple[Line, Any]], title: str) -> Any:
+    methods: dict[str, float] = defaultdict(float)  # with the best accuracy, by which they are sorted
+    for line in lines:
+        method = _method(line)
+        methods[method] = max(methods[method], line["test_accuracy_final"])
+    rows = sorted(methods, key=lambda method: (methods[method], method))
+    kernels = sorted({line["offset"] for line in lines}, key=lambda offset: (offset == "none", offset))
+    densities = sorted({_density(line) for line in lines}, reverse=True)
+    size = {"width": 1.5 + 2.6 * len(densities), "height": 1.2 + 0.35 * sum(row.count("\n") + 1 for row in rows)}
+    figure, panels = new_figure(1, len(densities), **size, title=title, sharex=True)
+    entries: dict[str, Any] = {}
+    for axes, density in zip(panels, densities, strict=True):
+        for label, (line, style) in baselines.items():
+            entries[label] = axes.axvline(_percent(line)[0], linestyle=style, **BASELINE)
+        for line in lines:
+            if _density(line) != density:
+                continue
+            mean, deviation = _percent(line)
+            number = kernels.index(line["offset"])
+            place = rows.index(_method(line)) + 0.24 * ((len(kernels) - 1) / 2 - number)
+            colour = COLOURS[number % len(COLOURS)]
+            look: dict[str, Any] = {
+                "color": colour,
+                "marker": MARKERS[number % len(MARKERS)],
+                "markerfacecolor": "white" if line["offset"] == "none" else colour,
+                "linestyle": "none",
+            }
+            (entries[_kernel(line)],) = axes.plot(mean, place, **look)
+            if line["seeds"] > 1:
+                axes.errorbar(mean, place, xerr=deviation, color=colour, capsize=2, elinewidth=1, zorder=1)
+        axes.set(xlabel="test accuracy (%)", yticks=range(len(rows)), yticklabels=rows, ylim=(-0.6, len(rows) - 0.4))
+        axes.set_title(f"{100 * density:.3g} % of the weights trained", fontsize=10)
+    add_legend(figure, entries)
+    return figure
+
+
+def _is_baseline(line: Line) -> bool:
+    return line["method"] == "dense" and line["offset"] == "none"
+
+
+def _density(line: Line) -> float:
+    """Return the density that was asked for; masks of another run have the one that they keep."""
+    return line["density_asked"] or float(f"{line['density_kept']:.2g}")
+
+
+def _percent(line: Line) -> tuple[float, float]:
+    """Return accuracy and deviation in percent; there is no deviation of a single seed."""
+    deviation = line["test_accuracy_final_std"] if line["seeds"] > 1 else math.nan
+    return 100 * line["test_accuracy_final"], 100 * deviation
+
+
+def _kernel(line: Line) -> str:
+    return kernel_name(None if line["offset"] == "none" else line["offset"], line["method"] == "dense")
+
+
+def _method(line: Line) -> str:
+    return _label([line["method"]], line)
+
+
+def _label(names: Sequence[str], line: Line) -> str:
+    """Return names and all other fields that tell a line from others."""
+    fields = (f"{field}={value}" for field, value in line["fields"].items() if value != "")
+    return label_of(", ".join([*names, *fields]))

@@ -12,14 +12,31 @@ import numpy as np
 
 from dctps_jax.command import command
 from dctps_jax.errors import UserError
-from dctps_jax.offsets import OFFSETS
-from dctps_jax.reports.figures import COLOURS, figure_files, label_of, new_figure, offset_line, save_figure
-from dctps_jax.reports.records import Record, Setting, by_setting, differing, method_name, read_run
+from dctps_jax.reports.figures import (
+    COLOURS,
+    add_legend,
+    figure_files,
+    kernel_name,
+    label_of,
+    new_figure,
+    offset_line,
+    save_figure,
+)
+from dctps_jax.reports.records import (
+    Record,
+    Setting,
+    by_setting,
+    differing,
+    method_name,
+    read_records,
+    title_of,
+    values_of,
+)
 
 MAX_COLUMNS = 3
 
 
-def draw_curves(records: Sequence[Record], output: Path) -> None:
+def draw_curves(records: Sequence[Record], output: Path | str) -> None:
     """Draw one line for each setting among the runs and save it as ``output``, with ``.png`` and ``.svg``.
 
     The colour stands for the density, the kind of line for the offset; without offset it is dashed. Raises
@@ -37,9 +54,12 @@ def draw_curves(records: Sequence[Record], output: Path) -> None:
     ranks = sorted(set(densities.values()), reverse=True)
     columns = min(MAX_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    figure, all_axes = new_figure(rows, columns, width=3 + 3.6 * columns, height=0.6 + 3.2 * rows)
-    for axes, panel in zip(all_axes, panels, strict=False):
-        for setting, members in sorted(groups.items(), key=lambda group: -densities[group[0]]):
+    width, height = max(5.0, 3.8 * columns), 0.9 + 3.2 * rows
+    title = ", ".join([title_of(record.config for record in records), *(panels if len(panels) == 1 else [])])
+    figure, all_axes = new_figure(rows, columns, width=width, height=height, title=title)
+    by_density = sorted(groups.items(), key=lambda group: (-densities[group[0]], not dict(group[0])["model.offset"]))
+    for number, (axes, panel) in enumerate(zip(all_axes, panels, strict=False)):
+        for setting, members in by_density:
             if titles[setting] != panel:
                 continue
             values = np.full((len(members), max(len(record.rows) for record in members)), np.nan)
@@ -53,33 +73,41 @@ def draw_curves(records: Sequence[Record], output: Path) -> None:
                 np.nanmean(values, 0),
                 color=colour,
                 linestyle=offset_line(offset),
-                label=_label(densities[setting], offset),
+                marker="o" if len(epochs) == 1 else None,
+                label=f"{100 * densities[setting]:.3g} %, {kernel_name(offset, densities[setting] == 1)}",
             )
-            axes.fill_between(epochs, np.nanmin(values, 0), np.nanmax(values, 0), color=colour, alpha=0.15, linewidth=0)
-        axes.set(xlabel="epoch", ylabel="validation accuracy (%)")
+            if len(members) > 1:
+                axes.fill_between(
+                    epochs, np.nanmin(values, 0), np.nanmax(values, 0), color=colour, alpha=0.15, linewidth=0
+                )
+        axes.set(xlabel="epoch", ylabel="" if number % columns else "validation accuracy (%)")
         if len(panels) > 1:
-            axes.set_title(label_of(panel))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_title(panel, fontsize=10)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     all_axes[0].set_ylim(bottom=0)  # shared by all; before the lines are there it would fix the top, too
     entries = {
         label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(entries.values(), entries, title="weights trained", loc="outside right center", frameon=False)
-    save_figure(figure, output)
+    for axes in all_axes[len(panels) :]:
+        axes.remove()
+    add_legend(figure, entries, "weights trained")
+    save_figure(figure, Path(output))
 
 
 def panel_titles(settings: Sequence[Setting]) -> dict[Setting, str]:
     """Name what differs between the settings besides density and offset."""
     fields = differing(settings)
     return {
-        setting: ", ".join([method_name(setting), *(f"{field}={dict(setting).get(field)}" for field in fields)])
+        setting: label_of(
+            ", ".join(
+                [
+                    method_name(setting),
+                    *(f"{field}={value}" for field, value in values_of(setting, fields).items()),
+                ]
+            )
+        )
         for setting in settings
     }
-
-
-def _label(density: float, offset: str | None) -> str:
-    trained = "dense" if density == 1 else "sparse"
-    return f"{100 * density:.3g} %, {f'α·{OFFSETS[offset].label} + {trained}' if offset else trained}"
 
 
 def _density(members: Sequence[Record]) -> float:
@@ -95,11 +123,11 @@ def _density(members: Sequence[Record]) -> float:
 @command("curves")
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="directories of runs")
+    parser.add_argument("runs", nargs="+", type=Path, help="directories of runs, or of sweeps")
     parser.add_argument("--output", type=Path, default=Path("curves.png"), help="file to write, as .png and .svg")
     arguments = parser.parse_args()
     files = figure_files(arguments.output)
-    draw_curves([read_run(run) for run in arguments.runs], arguments.output)
+    draw_curves([record for run in arguments.runs for record in read_records(run)], arguments.output)
     print(f"written: {', '.join(map(str, files))}")
 
 

@@ -1,9 +1,12 @@
-"""What the figures of the package share: their look and their files."""
+"""What the figures of the package share: their words, their look and their files."""
 
 import io
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dctps_jax.errors import UserError
 from dctps_jax.files import check_target, printable, write_whole
 from dctps_jax.offsets import OFFSETS
 
@@ -13,6 +16,7 @@ MARKERS = "osD^vPX"
 # A network without offset has dashes; each offset, in the order of the registry, has another line.
 NO_OFFSET_LINE = (0, (4, 2))
 OFFSET_LINES = ("-", (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 1, 1, 1)))
+LONGEST_LABEL, LONGEST_TITLE = 46, 70  # characters of a line
 
 
 def offset_line(name: str | None) -> Any:
@@ -20,34 +24,61 @@ def offset_line(name: str | None) -> Any:
     return NO_OFFSET_LINE if name is None else OFFSET_LINES[list(OFFSETS).index(name) % len(OFFSET_LINES)]
 
 
+def kernel_name(offset: str | None, is_dense: bool) -> str:
+    """Return how the figures call a kernel: "DCT + sparse", "sparse", "DCT + dense" or "dense"."""
+    trained = "dense" if is_dense else "sparse"
+    return trained if offset is None else f"{OFFSETS[offset].label} + {trained}"
+
+
 def figure_files(output: Path) -> list[Path]:
-    """Return the names of a figure as PNG and SVG; what cannot be written to is a UserError."""
+    """Return the files of a figure: PNG and SVG, or a PDF where ``output`` is one.
+
+    What cannot be written to, and any other format of images, is a UserError.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
     check_target("--output", output)
-    name = output.name.removesuffix(".png").removesuffix(".svg")
+    suffix = output.suffix.lower()
+    if suffix == ".pdf":
+        return [output]
+    if suffix[1:] in set(FigureCanvasBase.get_supported_filetypes()) - {"png", "svg"}:
+        raise UserError(f"--output is {output}; figures are written as .png and .svg, or as .pdf: name one of these")
+    name = output.name[: -len(suffix)] if suffix in (".png", ".svg") else output.name
     files = [output.with_name(name + suffix) for suffix in (".png", ".svg")]
     for file in files:
         check_target("--output", file)
     return files
 
 
-def label_of(name: str) -> str:
-    """Return a name, of a folder for instance, as matplotlib prints it letter by letter."""
+def label_of(name: str, longest: int = LONGEST_LABEL) -> str:
+    """Return a name, of a folder for instance, as matplotlib prints it letter by letter, in lines that are not long."""
     # Between dollars it would set formulas, and it leaves out labels that begin with an underscore.
-    return ("\N{ZERO WIDTH SPACE}" if name.startswith("_") else "") + printable(name).replace("$", r"\$")
+    text = ("\N{ZERO WIDTH SPACE}" if name.startswith("_") else "") + printable(name).replace("$", r"\$")
+    return "\n".join(textwrap.wrap(text, longest))
+
+
+def add_legend(figure: Any, entries: Mapping[str, Any], title: str | None = None) -> None:
+    """Put a legend to the right of the figure; ``entries`` are artists by label. The saved picture has room for it."""
+    look: dict[str, Any] = {"frameon": False, "fontsize": 9, "handlelength": 3}
+    figure.legend(entries.values(), entries, title=title, loc="center left", bbox_to_anchor=(1, 0.5), **look)
 
 
 def save_figure(figure: Any, output: Path) -> None:
-    """Write a figure to its files, the same bytes each time."""
+    """Write a figure to its files, with all that stands beside its axes, the same bytes each time."""
     import matplotlib
 
+    undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     with matplotlib.rc_context({"svg.hashsalt": "dctps_jax"}):
         for file in figure_files(output):
             content = io.BytesIO()
-            figure.savefig(content, format=file.suffix[1:], metadata={"Date": None} if file.suffix == ".svg" else None)
+            kind = file.suffix.lower()
+            figure.savefig(content, format=kind[1:], metadata=undated.get(kind), bbox_inches="tight")
             write_whole(file, content.getvalue())
 
 
-def new_figure(rows: int, columns: int, *, width: float, height: float) -> tuple[Any, list[Any]]:
+def new_figure(
+    rows: int, columns: int, *, width: float, height: float, title: str, sharex: bool = False
+) -> tuple[Any, list[Any]]:
     """Return a figure of ``rows × columns`` axes, in inches, and the axes row by row."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -56,11 +87,13 @@ def new_figure(rows: int, columns: int, *, width: float, height: float) -> tuple
         "lines.linewidth": 2,
         "font.size": 10,
         "axes.grid": True,
+        "axes.axisbelow": True,
         "grid.color": "0.9",
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+        figure.suptitle(label_of(title, LONGEST_TITLE), fontsize=11)
+        axes = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=sharex)
     return figure, list(axes.flat)

@@ -4,7 +4,7 @@ Prints the density of each layer for every run and the overlap of their masks, a
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,11 @@ import numpy as np
 from dctps_jax.accounts.aligned import aligned
 from dctps_jax.command import command
 from dctps_jax.errors import UserError
-from dctps_jax.pruning import load_run_masks
-from dctps_jax.reports.figures import COLOURS, MARKERS, figure_files, label_of, new_figure, save_figure
+from dctps_jax.field import flat_fields
+from dctps_jax.pruning import load_masks, load_run_masks
+from dctps_jax.reports.figures import COLOURS, MARKERS, add_legend, figure_files, label_of, new_figure, save_figure
+from dctps_jax.reports.records import title_of
+from dctps_jax.runs.workdir import read_config
 
 Masks = Mapping[str, np.ndarray]
 
@@ -43,7 +46,7 @@ def overlap_table(runs: Mapping[str, Masks]) -> str:
     return "\n".join(aligned(rows, left=1))
 
 
-def draw_densities(runs: Mapping[str, Masks], output: Path) -> None:
+def draw_densities(runs: Mapping[str, Masks], output: Path | str, title: str = "") -> None:
     """Draw the density of each layer, a line a run, on a logarithmic axis; saved as ``.png`` and ``.svg``.
 
     A layer that keeps no weight has no place on such an axis; it is marked on the floor of the figure.
@@ -53,36 +56,60 @@ def draw_densities(runs: Mapping[str, Masks], output: Path) -> None:
     densities = {name: np.array([100 * masks[path].mean() for path in layers]) for name, masks in runs.items()}
     lowest = min((values[values > 0].min() for values in densities.values() if values.any()), default=1)
     floor = lowest / 3
-    figure, (axes,) = new_figure(1, 1, width=max(6, 0.16 * len(layers) + 3), height=4.6 + 0.22 * len(runs))
+    figure, (axes,) = new_figure(1, 1, width=max(5, 0.16 * len(layers) + 2), height=4.4, title=title)
+    entries = {}
     for number, (name, values) in enumerate(densities.items()):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         shown = np.where(values > 0, values, np.nan)
-        axes.plot(places, shown, color=colour, marker=marker, markersize=4, linewidth=1.2, label=label_of(name))
+        look = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.2}
+        (entries[label_of(name)],) = axes.plot(places, shown, **look)
         empty = places[values == 0]
         axes.plot(empty, np.full(len(empty), floor), color=colour, marker="x", linestyle="none")
-    axes.set(yscale="log", ylabel="weights kept (%), × none", ylim=(floor / 1.5, 150))
+    axes.set(yscale="log", ylabel="weights trained (%), × none", ylim=(floor / 1.5, 150))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xticks(places, list(map(label_of, layers)), rotation=90, fontsize=7 if len(layers) > 30 else 9)
-    # One below the other: the names of a sweep's runs are long.
-    figure.legend(frameon=False, loc="outside upper left", fontsize=8)
-    save_figure(figure, output)
+    add_legend(figure, entries)
+    save_figure(figure, Path(output))
 
 
-def load_runs(folders: list[Path]) -> dict[str, Masks]:
-    """Return the masks of run directories by a short name; all must be of the same layers."""
+def load_runs(sources: Sequence[Path]) -> dict[str, Masks]:
+    """Return the masks of runs by a short name; all must be of the same layers.
+
+    A source is the directory of a run, one of several runs, such as its seeds, or a file of masks.
+    """
     runs: dict[str, Masks] = {}
-    folders = [folder.resolve() for folder in folders]
-    for number, folder in enumerate(folders):
-        masks = load_run_masks(folder)
-        if not masks:
-            raise UserError(f"{folder} trained a dense network; it has no masks to compare")
-        first = next(iter(runs.values()), masks)
-        if {path: mask.shape for path, mask in masks.items()} != {path: mask.shape for path, mask in first.items()}:
-            raise UserError(f"{folder} has other layers than {folders[0]}; compare runs of one network")
-        if folders.index(folder) != number:
-            raise UserError(f"{folder} is named twice; name each run once")
-        runs[folder.name if folder.name not in runs else str(folder)] = masks
+    places: list[Path] = []
+    for source in map(Path.resolve, sources):
+        below = [source] if source.is_file() or (source / "masks.npz").exists() else _runs_below(source)
+        for place in below or [source]:
+            masks = load_masks(place) if place.is_file() else load_run_masks(place)
+            if not masks and place != source:
+                continue  # of several runs, dense ones have no masks to compare
+            if not masks:
+                raise UserError(f"{place} trained a dense network; it has no masks to compare")
+            first = next(iter(runs.values()), masks)
+            if {path: mask.shape for path, mask in masks.items()} != {path: mask.shape for path, mask in first.items()}:
+                raise UserError(f"{place} has other layers than {places[0]}; compare runs of one network")
+            if place in places:
+                raise UserError(f"{place} is named twice; name each run once")
+            places.append(place)
+            name = str(place.relative_to(source.parent.parent if place.is_file() else source.parent))
+            runs[name if name not in runs else str(place)] = masks
+    if not runs:
+        raise UserError(f"{sources[0]} holds dense networks only; they have no masks to compare")
     return runs
+
+
+def _runs_below(folder: Path) -> list[Path]:
+    return sorted(file.parent for file in folder.rglob("masks.npz") if file.parent.name != "damaged")
+
+
+def _title(sources: Sequence[Path]) -> str:
+    """Return networks and data sets of the runs, as far as their configs are there."""
+    files = [
+        file for source in sources for file in (source.parent if source.is_file() else source).rglob("config.json")
+    ]
+    return title_of(dict(flat_fields(read_config(file.parent))) for file in files) if files else ""
 
 
 def _total_density(masks: Masks) -> float:
@@ -92,12 +119,14 @@ def _total_density(masks: Masks) -> float:
 @command("masks")
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, help="directories of runs")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="directories of runs, or files such as RUN/masks_initial.npz"
+    )
     parser.add_argument("--output", type=Path, default=Path("masks.png"), help="figure to write, as .png and .svg")
     arguments = parser.parse_args()
     files = figure_files(arguments.output)
     runs = load_runs(arguments.runs)
-    draw_densities(runs, arguments.output)
+    draw_densities(runs, arguments.output, _title(arguments.runs))
     print(density_table(runs))
     if len(runs) > 1:
         print(f"\n{overlap_table(runs)}")

@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.files import digest_of, parse_json, printable, read_file, write_whole
@@ -30,17 +31,22 @@ class Record(NamedTuple):
 
     @property
     def setting(self) -> Setting:
-        """Everything that may change a run's numbers but its seed."""
+        """Everything that may change a run's numbers but its seed: fields without effect are left out."""
         ignored = {"seed", "num_seeds", *free_fields(self.config)}
-        return tuple((field, value) for field, value in sorted(self.config.items()) if field not in ignored)
+        return tuple(
+            (field, value)
+            for field, value in sorted(self.config.items())
+            if field not in ignored and has_effect(field, self.config)
+        )
 
 
-def read_run(folder: Path, name: str | None = None) -> Record:
+def read_run(folder: Path | str, name: str | None = None) -> Record:
     """Return the run in ``folder``.
 
     Raises :class:`~dctps_jax.errors.UserError` where one of its files is missing or damaged, or is of another run than
     the others.
     """
+    folder = Path(folder)
     results = read_results(folder) if (folder / "results.json").exists() else None
     config, rows = _hashable(read_config(folder)), read_rows(folder / "metrics.jsonl")
     if results is not None and not seal.is_sealed_as(results, "metrics.jsonl", digest_of(rows)):
@@ -82,12 +88,13 @@ def _check_together(record: Record) -> None:
             )
 
 
-def read_records(source: Path) -> list[Record]:
+def read_records(source: Path | str) -> list[Record]:
     """Return all runs below a directory, or in a file that :func:`write_records` wrote, by name.
 
     The directory over the seeds of a run is none itself. Raises :class:`~dctps_jax.errors.UserError` where there is
     nothing.
     """
+    source = Path(source)
     if source.is_file():
         records = _read_file(source)
     elif source.is_dir():
@@ -129,6 +136,19 @@ def write_records(file: Path, records: Iterable[Record]) -> None:
     write_whole(file, json.dumps(head, separators=(",", ":")) + "\n" + content)
 
 
+def is_dense(config: Mapping[str, Any]) -> bool:
+    """Return whether a config by dotted field is of a network that trains all weights."""
+    return config.get("pruning.density") == 1 and config.get("pruning.method") != "from_run"
+
+
+def has_effect(field: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a field of a config by dotted field can change the run's numbers, given its other fields."""
+    if is_dense(config) and field.startswith("pruning.") and field != "pruning.density":
+        return False
+    needs = FIELDS[field].needs if field in FIELDS else None
+    return needs is None or needs[0] not in config or config[needs[0]] in needs[1]
+
+
 def by_setting(records: Iterable[Record]) -> dict[Setting, list[Record]]:
     """Group the runs that differ in nothing but their seed."""
     groups: dict[Setting, list[Record]] = defaultdict(list)
@@ -151,19 +171,35 @@ def first_of_each_seed(records: Iterable[Record]) -> tuple[list[Record], list[Re
 def method_name(setting: Setting) -> str:
     """Return the method of pruning, with that of sparse training where weights move; "dense" at density 1."""
     values = dict(setting)
+    method = "dense" if is_dense(values) else values["pruning.method"]
     moves = values.get("sparse_training.method", "static")
-    method = (
-        "dense"
-        if values["pruning.density"] == 1 and values["pruning.method"] != "from_run"
-        else values["pruning.method"]
-    )
     return method if moves == "static" else f"{method} + {moves}"
 
 
 def differing(settings: Sequence[Setting]) -> list[str]:
-    """Return the fields that differ among the settings, besides those that have columns of their own."""
-    fields = sorted({field for setting in settings for field, _ in setting} - set(NAMED))
-    return [field for field in fields if len({dict(setting).get(field) for setting in settings}) > 1]
+    """Return the fields besides :data:`NAMED` that differ among the settings in which they have an effect."""
+    configs = [dict(setting) for setting in settings]
+    fields = sorted({field for config in configs for field in config} - set(NAMED))
+    return [
+        field for field in fields if len({config.get(field) for config in configs if has_effect(field, config)}) > 1
+    ]
+
+
+def values_of(setting: Setting, fields: Iterable[str]) -> dict[str, Any]:
+    """Return the values of those fields that have an effect in a setting."""
+    config = dict(setting)
+    return {field: config.get(field) for field in fields if has_effect(field, config)}
+
+
+def title_of(configs: Iterable[Mapping[str, Any]]) -> str:
+    """Return the networks and data sets of configs by dotted field, an image folder by its name: "lenet on cifar10"."""
+    configs = list(configs)
+    networks = {config["model.name"] for config in configs}
+    sources = {
+        Path(config["data.dir"]).name if config["data.name"] == "image_folder" else config["data.name"]
+        for config in configs
+    }
+    return f"{', '.join(sorted(networks))} on {', '.join(sorted(sources))}"
 
 
 def _read_file(file: Path) -> list[Record]:

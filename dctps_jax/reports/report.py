@@ -30,6 +30,8 @@ from dctps_jax.reports.records import (
     first_of_each_seed,
     method_name,
     read_records,
+    title_of,
+    values_of,
     write_records,
 )
 from dctps_jax.runs.metrics import mean_and_std
@@ -55,7 +57,7 @@ def _line(setting: Setting, members: Sequence[Record], fields: Sequence[str]) ->
     line: Line = {
         "method": method_name(setting),
         "offset": values["model.offset"] or "none",
-        **{field: values.get(field) for field in fields},
+        "fields": {field: "" for field in fields} | values_of(setting, fields),
         "density_asked": first["density_asked"],
         "density_kept": statistics.fmean(result["density"] for result in results),
         "seeds": len(results),
@@ -86,7 +88,7 @@ def _costs(results: Mapping[str, Any]) -> Line:
 
 def markdown(lines: Sequence[Line], records: Sequence[Record], again: Sequence[Record] = ()) -> str:
     """Return the report's text; ``again`` are runs of a seed and setting that ``records`` have already."""
-    extra = [name for name in lines[0] if "." in name]
+    extra = list(lines[0]["fields"])
     head = [
         "method",
         "offset",
@@ -110,7 +112,7 @@ def markdown(lines: Sequence[Line], records: Sequence[Record], again: Sequence[R
         cells = [
             line["method"],
             line["offset"],
-            *(str(line[name]) for name in extra),
+            *(str(value) for value in line["fields"].values()),
             _percent(line["density_asked"]),
             _percent(line["density_kept"]),
             str(line["seeds"]),
@@ -143,17 +145,24 @@ def markdown(lines: Sequence[Line], records: Sequence[Record], again: Sequence[R
 def as_csv(lines: Sequence[Line]) -> str:
     """Return the lines as CSV with all digits."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
+    rows = [
+        {"method": line["method"], "offset": line["offset"]}
+        | line["fields"]
+        | {name: value for name, value in line.items() if name != "fields"}
+        for line in lines
+    ]
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows(rows)
     return text.getvalue()
 
 
-def write_report(source: Path, output: Path) -> list[Path]:
+def write_report(source: Path | str, output: Path | str) -> list[Path]:
     """Write all files of the report into the folder ``output``, which is made where it is missing; return them.
 
     Raises :class:`~dctps_jax.errors.UserError` where there are no finished runs, or there can be no such folder.
     """
+    source, output = Path(source), Path(output)
     records, again = first_of_each_seed(read_records(source))
     lines = summary(records)
     if not lines:
@@ -166,7 +175,7 @@ def write_report(source: Path, output: Path) -> list[Path]:
     for name, text in texts.items():
         write_whole(output / name, text)
     write_records(output / "runs.jsonl", records)
-    draw_accuracy(lines, output / "accuracy")
+    draw_accuracy(lines, output / "accuracy", title_of(record.config for record in records))
     files = [*(output / name for name in (*texts, "runs.jsonl")), *figure_files(output / "accuracy")]
     if begun := [record for record in records if record.rows and record.results is not None]:
         draw_curves(begun, output / "curves")

@@ -56,7 +56,7 @@ def plan_runs(config: Any, grids: Any) -> list[GridPoint]:
             single.update_from_flattened_dict(fields)
             single = resolve(single)
             check_config(single, check_devices=False)
-            name = ",".join(f"{field}={_as_name(value)}" for field, value in sorted(fields.items()))
+            name = name_of(fields)
             point = GridPoint(name, fields, json.loads(single.to_json()), single.num_epochs * single.num_seeds)
             if any(point.config == other.config for other in points.values()):
                 continue
@@ -85,6 +85,11 @@ def _check_grid(grid: Any) -> None:
             raise UserError(unknown_field(field))
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise UserError(f"the sweep has {values!r} for config.{field}; it must be a list of values, e.g. (0, 1, 2)")
+
+
+def name_of(fields: Mapping[str, Any]) -> str:
+    """Return the name of a directory for a run that sets some fields of its config: "num_epochs=3,seed=1"."""
+    return ",".join(f"{field}={_as_name(value)}" for field, value in sorted(fields.items()))
 
 
 def _as_name(value: Any) -> str:

@@ -146,10 +146,10 @@ class Pace:
         self.most = most
         self._queued, self._allowed, self._last_wait = 0, 1, time.perf_counter()
 
-    def wait(self, arrays: Any) -> bool:
+    def wait(self, arrays: Any, is_due: bool = False) -> bool:
         """Note that the work for ``arrays`` is dispatched. If it is time to, wait for it. Return whether it waited."""
         self._queued += 1
-        if self._queued < self._allowed:
+        if self._queued < self._allowed and not is_due:
             return False
         jax.block_until_ready(arrays)
         seconds = (time.perf_counter() - self._last_wait) / self._queued
@@ -287,12 +287,14 @@ def run_epoch(
     step: int,
     log_every_steps: int = MOST_QUEUED,
     num_drop_at: Callable[[int], np.ndarray] | None = None,
+    on_finished: Callable[[int, Sums], None] = lambda step, sums: None,
 ) -> Iterator[tuple[int, TrainState, Sums]]:
     """Train from ``step`` to the end of its epoch, yielding (step, state, sums) after every dispatch.
 
     ``num_drop_at`` says how many weights each layer drops at a step that updates masks. The caller may stop in between;
     the yielded state is given away with the next dispatch. The sums are waited for every ``log_every_steps``, or
-    earlier where steps take long: it bounds how far the host runs ahead, and finds a loss that is not finite. Raises
+    earlier where steps take long: it bounds how far the host runs ahead, and finds a loss that is not finite. Then
+    ``on_finished`` is told the step that the device has reached, and the sums. Raises
     :class:`~dctps_jax.training.signals.NonFiniteLoss`.
     """
     spec, placement = programs.setup.spec, programs.setup.placement
@@ -305,9 +307,11 @@ def run_epoch(
         else:
             with jax.transfer_guard("disallow"):
                 state, sums = programs.step_programs[length](state, sums, train, epoch_rows)
+        is_due = (step + length) // log_every_steps > step // log_every_steps
         step += length
-        if pace.wait(sums):
+        if pace.wait(sums, is_due):
             check_finite(sums)
+            on_finished(step, sums)
         yield step, state, sums
 
 

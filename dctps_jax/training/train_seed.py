@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from dctps_jax import data, models, pruning
 from dctps_jax.accounts.flops import flops_account
@@ -29,6 +27,7 @@ from dctps_jax.runs.summary import environment, last_line
 from dctps_jax.runs.workdir import identity, write_results
 from dctps_jax.training import loop
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
+from dctps_jax.training.progress import Progress, announce_compilation, doing
 from dctps_jax.training.setup import build_sparse_model, make_optimizer_and_schedule, make_step_spec
 from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
@@ -50,6 +49,8 @@ def train_seed(
     """
     started = time.perf_counter()
     is_first_host = jax.process_index() == 0
+
+    print(f"{config.model.name} on {config.data.name}, in {workdir}")
 
     # What an earlier call saved.
     plain_config = json.loads(config.to_json())
@@ -161,6 +162,7 @@ def train_seed(
         drop = spec.updates.drop_counts(step, counts, sizes)
         return np.array([drop[path] for path in graphs.counts], np.int32)
 
+    announce_compilation(len(shapes))
     programs = loop.compile_programs(setup, state, sums, train, rows_of_epoch(0), [validation, test])
     print(
         f"{config.model.name}, {num_trainable:,} trainable parameters, {spec.steps_per_epoch} steps an epoch, "
@@ -182,36 +184,37 @@ def train_seed(
             raise Stopped(signals.number, step)
 
     # Train.
+    progress = Progress(config.num_epochs, spec.steps_per_epoch, spec.batch_size, config.log_every_steps)
     every = config.checkpoint_every_steps
     with signals.saving(step):
         for epoch in range(first_epoch, config.num_epochs):
             epoch_started, first_step = time.perf_counter(), step
-            if not is_epoch_pending:
-                progress = tqdm(
-                    total=spec.steps_per_epoch,
-                    initial=step % spec.steps_per_epoch,
-                    desc=f"epoch {epoch + 1}/{config.num_epochs}",
-                    leave=False,
-                    disable=not sys.stderr.isatty(),
-                    unit="step",
-                )
-                dispatches = loop.run_epoch(
-                    programs, state, sums, train, rows_of_epoch(epoch), step, config.log_every_steps, num_drop_at
-                )
-                for now, state, sums in dispatches:
-                    progress.update(now - step)
-                    before, step = step, now
-                    if step % spec.steps_per_epoch == 0:
-                        break
-                    stop_if_asked()
-                    if every and step // every > before // every:
-                        loop.check_finite(sums, state)
-                        save(log.rows)
-                progress.close()
-            is_epoch_pending = False
-            loop.check_finite(sums, state)
-            epoch_seconds = time.perf_counter() - epoch_started
-            val_loss, val_accuracy = loop.means(programs.evaluate(state, *validation, stop_if_asked))
+            with progress.epoch(epoch, step):
+                if not is_epoch_pending:
+                    dispatches = loop.run_epoch(
+                        programs,
+                        state,
+                        sums,
+                        train,
+                        rows_of_epoch(epoch),
+                        step,
+                        config.log_every_steps,
+                        num_drop_at,
+                        progress.finished,
+                    )
+                    for now, state, sums in dispatches:
+                        before, step = step, now
+                        if step % spec.steps_per_epoch == 0:
+                            break
+                        stop_if_asked()
+                        if every and step // every > before // every:
+                            loop.check_finite(sums, state)
+                            save(log.rows)
+                is_epoch_pending = False
+                loop.check_finite(sums, state)
+                epoch_seconds = time.perf_counter() - epoch_started
+                progress.note("validating")
+                val_loss, val_accuracy = loop.means(programs.evaluate(state, *validation, stop_if_asked))
             if not math.isfinite(val_loss):
                 raise NonFiniteLoss(step, "the validation loss is")
             row = {
@@ -237,14 +240,16 @@ def train_seed(
                 raise Stopped(signals.number, step)
 
     # Test: the last state, and the one that was best on validation.
-    test_loss, test_accuracy = loop.means(programs.evaluate(state, *test))
+    with doing("testing"):
+        test_loss, test_accuracy = loop.means(programs.evaluate(state, *test))
     best, test_accuracy_best = log.best_row(), None
     assert best is not None
     saved_best = checkpoints.newest("best")
     if saved_best is not None and saved_best.step == best["step"]:
         check_same_data(workdir, described | split, saved_best.record.get("data"))
         best_state = running(as_tree(saved_best, {"state": template["state"]}, checkpoints.folder)["state"])
-        test_accuracy_best = loop.means(programs.evaluate(best_state, *test))[1]
+        with doing("testing the best epoch"):
+            test_accuracy_best = loop.means(programs.evaluate(best_state, *test))[1]
     else:
         logger.warning("the checkpoint of the best epoch %d is lost; test_accuracy_best is left out", best["epoch"])
     final_masks = initial_masks

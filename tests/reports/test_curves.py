@@ -67,7 +67,7 @@ def test_each_offset_has_a_line_of_its_own(tmp_path, monkeypatch):
     draw_curves([read_run(run) for run in runs], tmp_path / "curves.png")
     (panel,) = drawn[0].axes
     labels = [line.get_label() for line in panel.lines]
-    assert labels == ["1 %, α·DCT + sparse", "1 %, α·Hadamard + sparse", "1 %, sparse"]
+    assert labels == ["1 %, DCT + sparse", "1 %, Hadamard + sparse", "1 %, sparse"]
     assert len({str(line._unscaled_dash_pattern) for line in panel.lines}) == 3
 
 

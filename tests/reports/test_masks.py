@@ -73,6 +73,24 @@ def test_names_and_files_of_a_figure(tmp_path, monkeypatch):
         figure_files(tmp_path / "none" / "figure.png")
 
 
+def test_seeds_and_the_masks_before_and_after_moves_are_compared(tmp_path):
+    for seed in (0, 1):
+        folder = tmp_path / "rigl" / f"seed_{seed}"
+        folder.mkdir(parents=True)
+        save_masks(folder / "masks_initial.npz", FIRST)
+        save_masks(folder / "masks.npz", SECOND)
+    assert list(load_runs([tmp_path / "rigl"])) == ["rigl/seed_0", "rigl/seed_1"]
+    runs = load_runs([tmp_path / "rigl" / "seed_0" / "masks_initial.npz", tmp_path / "rigl" / "seed_0"])
+    assert jaccard(*runs.values()) == 1 / 4 and list(runs) == ["seed_0/masks_initial.npz", "seed_0"]
+
+
+def test_formats_of_figures(tmp_path):
+    draw_densities({"a": FIRST}, tmp_path / "masks.pdf", "lenet on digits")
+    assert (tmp_path / "masks.pdf").read_bytes().startswith(b"%PDF") and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(UserError, match=r"masks\.jpg; figures are written as \.png and \.svg, or as \.pdf"):
+        figure_files(tmp_path / "masks.jpg")
+
+
 def test_networks_that_keep_nothing_can_be_drawn(tmp_path):
     draw_densities({"none": {"fc": np.zeros((2, 2), bool)}}, tmp_path / "masks.png")
     assert (tmp_path / "masks.png").exists()

@@ -1,6 +1,7 @@
 """Tables, the accuracy figure and the file of all runs, from directories that stand for runs."""
 
 import csv
+import itertools
 import json
 import re
 
@@ -39,8 +40,8 @@ def test_a_line_a_setting_with_mean_and_deviation(runs):
 def test_another_offset_has_a_label_in_the_figure(runs, tmp_path):
     make_run(runs / "hadamard", offset="hadamard")
     write_report(runs, tmp_path / "out")
-    figure = (tmp_path / "out" / "accuracy.svg").read_text()
-    assert all(f"<!-- epl, {label} -->" in figure for label in ("DCT offset", "Hadamard offset", "no offset"))
+    labels = labels_in(tmp_path / "out" / "accuracy.svg")
+    assert labels >= {"DCT + sparse, epl", "Hadamard + sparse, epl", "sparse, epl", "DCT + sparse, epl + rigl", "dense"}
 
 
 def test_the_files(runs, tmp_path):
@@ -67,16 +68,6 @@ def test_the_files(runs, tmp_path):
         assert (again / file.name).read_bytes() == file.read_bytes()
 
 
-def test_points_of_a_single_density_are_in_the_middle_of_the_figure(tmp_path):
-    write_report(make_run(tmp_path / "run"), tmp_path / "out")
-    svg = (tmp_path / "out" / "accuracy.svg").read_text()
-    background = re.search(r'id="patch_2">\s*<path d="M (\S+) \S+\s+L (\S+) ', svg)
-    tick = re.search(r'id="xtick_1">.*?<use xlink:href="#\S+" x="(\S+)"', svg, re.DOTALL)
-    assert background and tick
-    left, right = map(float, background.groups())
-    assert float(tick[1]) == pytest.approx((left + right) / 2, abs=0.05 * (right - left))
-
-
 def test_a_seed_counts_once(runs, tmp_path):
     make_run(runs / "dct_0_copied", seed=0, accuracy=0.5)
     make_run(runs / "a_dct_0_that_goes_on", seed=0, finished=False)
@@ -95,7 +86,92 @@ def test_curves_are_of_finished_runs(tmp_path):
 def test_other_fields_that_differ_are_columns(runs):
     make_run(runs / "cropped", augment=True)
     lines = summary(read_records(runs))
-    assert {line["data.augment"] for line in lines} == {None, True}
+    assert {line["fields"]["data.augment"] for line in lines} == {None, True}
+
+
+def set_fields(folder, **fields):
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    for name, value in fields.items():
+        section, _, last = name.rpartition("__")
+        (config[section] if section else config)[last] = value
+    file.write_text(json.dumps(config))
+
+
+def test_top_level_fields_that_differ_show_everywhere(tmp_path):
+    for batch_size, density in itertools.product((32, 128), (0.2, 0.1, 0.05)):
+        run = make_run(tmp_path / "runs" / f"{batch_size}_{density}", density=density)
+        set_fields(run, batch_size=batch_size)
+    write_report(tmp_path / "runs", tmp_path)
+    head, _, *rows = (line.split(" | ") for line in (tmp_path / "report.md").read_text().splitlines()[:8])
+    assert [row[head.index("batch_size")] for row in rows] == ["128", "32"] * 3
+    with (tmp_path / "report.csv").open() as file:
+        assert [row["batch_size"] for row in csv.DictReader(file)] == ["128", "32"] * 3
+    assert labels_in(tmp_path / "accuracy.svg") >= {
+        f"DCT + sparse, batch_size={batch_size}" for batch_size in (32, 128)
+    }
+    assert labels_in(tmp_path / "curves.svg") >= {f"epl, batch_size={batch_size}" for batch_size in (32, 128)}
+
+
+def test_fields_without_effect_neither_show_nor_separate(tmp_path):
+    moving = [make_run(tmp_path / "runs" / f"rigl_{every}", moves="rigl", density=0.1) for every in (10, 100)]
+    static = [make_run(tmp_path / "runs" / f"epl_{every}", seed=every) for every in (10, 100)]
+    dense = [make_run(tmp_path / "runs" / f"dense_{method}", density=1.0, method=method) for method in ("epl", "snip")]
+    for run, every in zip(moving + static, (10, 100) * 2, strict=True):
+        set_fields(run, sparse_training__update_every=every)
+    write_report(tmp_path / "runs", tmp_path)
+    head, _, *rows = (line.split(" | ") for line in (tmp_path / "report.md").read_text().splitlines()[:6])
+    every = head.index("sparse_training.update_every")
+    assert [(row[0], row[every], row[head.index("seeds")]) for row in rows] == [
+        ("| dense", "", "1"), ("| epl", "", "2"), ("| epl + rigl", "10", "1"), ("| epl + rigl", "100", "1"),
+    ]  # fmt: skip
+    assert f"left out: {dense[1].name}." in (tmp_path / "report.md").read_text()
+    panels = {"dense", "epl", *(f"epl + rigl, sparse_training.update_every={every}" for every in (10, 100))}
+    assert labels_in(tmp_path / "curves.svg") >= panels
+
+
+def labels_in(svg):
+    """The texts of a figure; a label of several lines is one text."""
+    comments = re.findall(r"<!-- (.*?) -->", svg.read_text(), re.DOTALL)
+    return {" ".join(text.split()) for text in comments}
+
+
+def test_few_densities_are_dots_in_rows_and_many_are_lines(runs, tmp_path):
+    make_run(runs / "erk", method="erk", offset=None)
+    make_run(runs / "low", density=0.001)
+    for method in ("snip", "synflow"):
+        make_run(runs / method, method=method)
+    write_report(runs, tmp_path)
+    dots = labels_in(tmp_path / "accuracy.svg")
+    assert dots >= {"10 % of the weights trained", "1 % of the weights trained", "synflow", "erk", "epl + rigl"}
+    assert "lenet on digits, mean ± deviation of 1–3 seeds" in dots
+    few = tmp_path / "few"
+    for density in (0.1, 0.01, 0.001):
+        make_run(few / f"run_{density}", density=density)
+    write_report(few, few)
+    lines = labels_in(few / "accuracy.svg")
+    assert lines >= {"lenet on digits, epl", "DCT + sparse", "weights trained (%)"}
+    assert "1 % of the weights trained" not in lines and "deviation" not in " ".join(lines)
+
+
+def test_only_several_seeds_have_error_bars(tmp_path):
+    for seed in (0, 1):
+        for density in (0.1, 0.01):
+            make_run(tmp_path / "runs" / f"{seed}_{density}", seed=seed, density=density)
+        write_report(tmp_path / "runs", tmp_path)
+        assert ("LineCollection" in (tmp_path / "accuracy.svg").read_text()) == (seed == 1)
+
+
+def test_a_long_legend_is_not_cut_off(tmp_path):
+    folder = "a_rather_long_name_of_a_folder_" * 6
+    for number in range(30):
+        set_fields(make_run(tmp_path / "runs" / str(number)), pruning__dense_layers=[f"{folder}{number}"])
+    write_report(tmp_path / "runs", tmp_path)
+    for name in ("accuracy", "curves"):
+        svg = (tmp_path / f"{name}.svg").read_text()
+        width, height = map(float, re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg).groups())
+        places = re.findall(r'<g transform="translate\(([-\d.]+) ([-\d.]+)\)', svg)
+        assert places and all(0 <= float(x) <= width and 0 <= float(y) <= height for x, y in places)
 
 
 def test_image_folders_are_told_apart_by_their_place(tmp_path):
