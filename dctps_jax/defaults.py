@@ -22,6 +22,7 @@ from dctps_jax.losses import LOSSES
 from dctps_jax.offsets import OFFSETS
 from dctps_jax.ops import cost_model
 from dctps_jax.optimizers import OPTIMIZERS, SCHEDULES
+from dctps_jax.own import IMPORT_PATH, is_option
 from dctps_jax.pruning import dynamic, schedules
 
 DTYPES = ("float32", "bfloat16")
@@ -89,7 +90,27 @@ FIELDS: dict[str, Field] = {
         resume=True,
     ),
     # The network.
-    "model.name": Field("lenet", "The network.", choices=models.MODELS),
+    "model.name": Field(
+        "lenet",
+        "The network. A function of yours gets those of `num_classes`, `image_size`, `channels`, `offset` and `rngs` "
+        "that it takes, and returns an `nnx.Module`.",
+        choices=models.MODELS,
+        allowed=IMPORT_PATH,
+    ),
+    "model.options": Field(
+        (),
+        "More arguments for a network of yours.",
+        allowed=Allowed(
+            lambda pairs: are_pairs(pairs, is_option), "(name, value) pairs, e.g. (('depth', 4), ('widths', (8, 16)))"
+        ),
+        added=True,
+    ),
+    "model.exclude": Field(
+        (),
+        "Path patterns of layers of a network of yours that stay as they are: no offset, all weights.",
+        allowed=Allowed(are_texts, "path patterns, e.g. ('head',)"),
+        added=True,
+    ),
     "model.offset": Field(
         "dct",
         "The fixed matrix D in the kernels K = α·D + M⊙S; None: kernels are K = M⊙S.",
@@ -106,11 +127,22 @@ FIELDS: dict[str, Field] = {
     "model.stable": Field(False, "Divide the residual branches of a ResNet by √(number of blocks)."),
     "model.dtype": Field("float32", "Type of the computation. Parameters are always float32.", choices=DTYPES),
     # The images.
-    "data.name": Field("cifar10", "The data set.", choices=data.SOURCES),
+    "data.name": Field(
+        "cifar10",
+        "The data set. A function of yours gets those of `dir`, `image_size` and `seed` that it takes.",
+        choices=data.SOURCES,
+        allowed=data.OWN,
+    ),
     "data.dir": Field(
         "",
         'Folder of the data set\'s files; "": `~/.cache/dctps_jax/data`. A run on an `image_folder` must keep it.',
         resume=True,
+    ),
+    "data.channels": Field(
+        3,
+        "Channels of the images of a `parquet_folder` or `tfds_folder`: 3, or 1 for grey ones.",
+        allowed=Allowed(lambda value: value in (1, 3), "3 or 1"),
+        added=True,
     ),
     "data.cache_dir": Field("", 'Folder for decoded copies of the images; "": beside the files.', resume=True),
     "data.image_size": Field(
@@ -125,8 +157,8 @@ FIELDS: dict[str, Field] = {
         resume=True,
     ),
     "data.download": Field(True, "Download an official archive that is missing.", resume=True),
-    "data.mean": Field((), "Mean of each channel, of pixels in [0, 1]: three numbers; (): the data set's own."),
-    "data.std": Field((), "Standard deviation of each channel: three numbers; (): the data set's own."),
+    "data.mean": Field((), "Mean of each channel, of pixels in [0, 1]; (): the data set's own."),
+    "data.std": Field((), "Standard deviation of each channel; (): the data set's own."),
     "data.augment": Field(True, "Train on random crops (padding 4) and flips."),
     "data.train_fraction": Field(
         0.9,

@@ -22,7 +22,7 @@ def works_of(model: nnx.Module, inputs: tuple[int, ...]) -> list[tuple[str, Work
     rows: list[tuple[str, Work, Any]] = []
     copy = nnx.clone(model)
     copy.eval()
-    if hasattr(copy, "running"):
+    if isinstance(getattr(copy, "running", None), Running):
         setattr(copy, "running", Running(min_loop=0))  # noqa: B010 (each layer is to run under its own name)
 
     def record(path: str, layer: Any, inputs: jax.Array, geometry: Geometry) -> jax.Array:

@@ -139,6 +139,7 @@ def take_steps(
             graph=setup.graphs.train,
             optimizer=setup.optimizer,
             mesh=setup.placement.replicated.mesh,
+            random=setup.graphs.random,
         )
         return (after, add_metrics(sums, metrics, state.step, setup.spec.batch_size)), None
 
@@ -233,6 +234,7 @@ def compile_programs(
         batch_size=spec.eval_batch_size,
         normalization=spec.normalization,
         sharding=placement.batch,
+        random=graphs.random,
     )
     no_sums, first = placement.put(zero_sums()), placement.put(jnp.zeros((), jnp.int32))
     evaluate_programs = {

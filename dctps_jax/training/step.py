@@ -1,6 +1,7 @@
 """The pure functions that advance and evaluate a training state."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from dctps_jax.data.batches import Examples, Normalization, normalize
 from dctps_jax.losses import cross_entropy
 from dctps_jax.pruning.dynamic import keep_only, move_weights, skip_optimizer_step
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
-from dctps_jax.training.state import Graphs, TrainState, merge, nested, place_of, supports_by_path
+from dctps_jax.training.state import Graphs, TrainState, merge, nested, place_of, random_at, supports_by_path
 
 Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 NO_BAD_STEP = jnp.iinfo(jnp.int32).max
@@ -65,9 +66,11 @@ def value_and_gradients(
     supports: Any,
     batch: tuple[jax.Array, jax.Array],
     mesh: Mesh | None,
+    random: Any = MappingProxyType({}),
 ) -> Any:
     """Return ``((mean loss, ({"correct": count}, new batch_stats)), gradients)`` of a batch.
 
+    ``random`` are the streams of the network's random numbers, see :func:`dctps_jax.training.state.random_at`.
     With a mesh of several devices each takes its part of the batch, and what crosses devices is the gradient of the
     parameters as they are stored, besides BatchNorm's moments: automatic partitioning would sum the gradients of whole
     kernels before a compact layer picks its positions.
@@ -78,19 +81,21 @@ def value_and_gradients(
 
     others = (state.batch_stats, supports, state.frozen)
     if mesh is None or mesh.size == 1:
-        return local(state.params, others, batch)
+        return local(state.params, (*others, random_at(dict(random), state.step)), batch)
     (axis,) = mesh.axis_names
 
-    def on_each_device(params: Any, others: Any, batch: tuple[jax.Array, jax.Array]) -> Any:
+    def on_each_device(params: Any, others: Any, step: jax.Array, batch: tuple[jax.Array, jax.Array]) -> Any:
         # As values of this device alone: else every use of a parameter would sum its gradient over the devices.
         params = jax.lax.pcast(params, axis, to="varying")
-        (loss, (metrics, batch_stats)), gradients = local(params, others, batch)
+        drawn = random_at(dict(random), step, axis)
+        (loss, (metrics, batch_stats)), gradients = local(params, (*others, drawn), batch)
         loss, gradients = jax.lax.pmean((loss, gradients), axis)
         return (loss, (jax.lax.psum(metrics, axis), batch_stats)), gradients
 
     replicated, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(axis)
-    return jax.shard_map(on_each_device, mesh=mesh, in_specs=(replicated, replicated, split), out_specs=replicated)(
-        state.params, others, batch
+    in_specs = (replicated, replicated, replicated, split)
+    return jax.shard_map(on_each_device, mesh=mesh, in_specs=in_specs, out_specs=replicated)(
+        state.params, others, state.step, batch
     )
 
 
@@ -101,13 +106,14 @@ def train_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None = None,
+    random: Any = MappingProxyType({}),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimiser step on ``batch`` (normalised images, labels); return the new state and the batch's metrics.
 
     The metrics are ``loss`` (mean, before the update) and ``correct`` (count). ``mesh`` has one axis, along which the
     batch is split.
     """
-    (loss, (metrics, batch_stats)), gradients = value_and_gradients(graph, state, state.supports, batch, mesh)
+    (loss, (metrics, batch_stats)), gradients = value_and_gradients(graph, state, state.supports, batch, mesh, random)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     state = state._replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
@@ -133,7 +139,7 @@ def mask_update_step(
     compact = is_compact(state)
     state = to_masked(state, graphs.shapes, optimizer)
     # Under SET nothing uses the gradients: the compiler leaves them out.
-    (loss, (metrics, batch_stats)), gradients = value_and_gradients(graphs.dense, state, {}, batch, mesh)
+    (loss, (metrics, batch_stats)), gradients = value_and_gradients(graphs.dense, state, {}, batch, mesh, graphs.random)
     masks, moved, kept = {}, {}, jax.tree.map(lambda _: jnp.ones((), bool), state.params)
     for position, (path, mask) in enumerate(supports_by_path(state.supports).items()):
         place = (*place_of(path), "kernel")
@@ -190,6 +196,7 @@ def eval_step(
     batch_size: int,
     normalization: Normalization,
     sharding: jax.sharding.Sharding | None = None,
+    random: Any = MappingProxyType({}),
 ) -> Sums:
     """Add loss and correct answers of a batch to ``sums``: the images of ``data`` at ``rows[start:]``.
 
@@ -201,7 +208,7 @@ def eval_step(
     images = normalize(jnp.asarray(picked.images), normalization)
     if sharding is not None:
         images = jax.lax.with_sharding_constraint(images, sharding)
-    logits = merge(graph, state)(images)
+    logits: Any = merge(graph, state, random)(images)
     labels = jnp.asarray(picked.labels)
     losses = jnp.where(valid, cross_entropy(logits, labels), 0)
     correct = valid & (logits.argmax(-1) == labels)

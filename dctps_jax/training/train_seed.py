@@ -18,9 +18,11 @@ from dctps_jax.accounts.flops import flops_account
 from dctps_jax.accounts.layer_table import layer_table
 from dctps_jax.accounts.plan_table import plan_table, planned
 from dctps_jax.accounts.storage import file_bytes, storage_account, storage_table
+from dctps_jax.conversion import conversion_report
 from dctps_jax.data.batches import Examples, split_training
 from dctps_jax.errors import UserError
 from dctps_jax.files import digest_of
+from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, describe_data, describe_split
 from dctps_jax.runs.checkpoint import Checkpoints, as_tree
 from dctps_jax.runs.mending import check_not_begun, initial_supports_of, masks_of, mend_files, supports_of
@@ -29,6 +31,7 @@ from dctps_jax.runs.summary import environment, last_line
 from dctps_jax.runs.workdir import identity, write_results
 from dctps_jax.training import loop
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
+from dctps_jax.training.own_network import check_same_program, describe_program
 from dctps_jax.training.setup import build_sparse_model, make_optimizer_and_schedule, make_step_spec
 from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
@@ -66,6 +69,8 @@ def train_seed(
         image_size=config.data.image_size,
         download=config.data.download,
         max_pixels=config.data.max_pixels,
+        channels=config.data.channels,
+        seed=config.seed,
     )
     images = Examples(dataset.train_images, dataset.train_labels)
     train_rows, validation_rows = split_training(len(images.labels), config.data.train_fraction, config.seed)
@@ -76,15 +81,20 @@ def train_seed(
 
     # Network: the layers with their supports, and the optimiser. A run that goes on has its supports.
     own_supports = None if saved is None else supports_of(saved)
-    model, supports = build_sparse_model(
-        config, dataset.num_classes, dataset.image_size, train_split, spec, own_supports
-    )
+    model, supports = build_sparse_model(config, dataset, train_split, spec, own_supports)
     del train_split
     shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
     optimizer, schedule = make_optimizer_and_schedule(config, spec.steps_per_epoch)
+    own: dict[str, Any] = {}
+    if is_import_path(config.model.name):
+        own = {"network": describe_program(config, dataset.num_classes, dataset.image_size, dataset.channels)}
+        check_same_program(workdir, None if saved is None else saved.record.get("network"), own["network"])
+    report = conversion_report(model)
     if is_first_host:
+        if own:
+            print(report)
         print(layer_table(shapes, counts, sizes))
         if config.execution.explain:
             local = config.batch_size // jax.device_count()
@@ -174,7 +184,7 @@ def train_seed(
         tree = {"state": stored(state), "sums": sums}
         if spec.updates is not None:
             tree["initial_supports"] = initial_supports
-        record = {"data": described | split, "kernel_shapes": graphs.shapes, "rows": rows}
+        record = {"data": described | split, "kernel_shapes": graphs.shapes, "rows": rows} | own
         checkpoints.save("latest", step, tree, record)
         signals.saved_step = step
 
@@ -263,6 +273,7 @@ def train_seed(
         "test_loss_final": test_loss,
         "density_asked": None if config.pruning.method == "from_run" else config.pruning.density,
         "density": sum(counts.values()) / sum(sizes.values()),
+        "density_of_all_parameters": report.density,
         "layer_densities": {path: counts[path] / sizes[path] for path in sizes},
         "trainable_parameters": num_trainable,
         "storage_bytes": account,
@@ -272,7 +283,7 @@ def train_seed(
         "seed": config.seed,
         "data": {
             "class_names": list(dataset.class_names),
-            "image_size": dataset.image_size,
+            "image_size": described["image_size"],
             "mean": list(map(float, spec.normalization.mean)),
             "std": list(map(float, spec.normalization.std)),
             "fingerprint": dataset.fingerprint,
