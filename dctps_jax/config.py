@@ -10,6 +10,7 @@ from dctps_jax import models
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.field import flat_fields
+from dctps_jax.optimizers import check_options as check_options_of_optimizer
 from dctps_jax.own import as_options, check_options, find_function, is_import_path
 
 
@@ -150,6 +151,22 @@ def _own_network_unusable(config: Any) -> str | None:
     return None
 
 
+def _optimizer_unusable(config: Any) -> str | None:
+    settings = config.optimizer
+    check_options_of_optimizer(settings.name, as_options(settings.options))
+    if settings.name == "muon" and (config.pruning.density < 1 or config.pruning.method == "from_run"):
+        return (
+            f"config.optimizer.name is 'muon' and config.pruning.density {config.pruning.density}; muon orthogonalises "
+            "whole matrices, so it is for dense networks: choose density 1.0 or another optimiser"
+        )
+    if settings.warmup_epochs >= config.num_epochs:
+        return (
+            f"config.optimizer.warmup_epochs is {settings.warmup_epochs}, but the run has {config.num_epochs} epochs; "
+            "warm up for fewer"
+        )
+    return None
+
+
 def _own_data_missing(config: Any) -> str | None:
     if is_import_path(config.data.name):
         find_function("config.data.name", config.data.name)
@@ -175,6 +192,7 @@ CROSS_CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _options_without_resnet,
     _own_network_unusable,
     _own_data_missing,
+    _optimizer_unusable,
 )
 
 

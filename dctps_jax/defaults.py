@@ -21,7 +21,7 @@ from dctps_jax.field import Allowed, Field, at_least
 from dctps_jax.losses import LOSSES
 from dctps_jax.offsets import OFFSETS
 from dctps_jax.ops import cost_model
-from dctps_jax.optimizers import OPTIMIZERS, SCHEDULES
+from dctps_jax.optimizers import DECAYS, OPTIMIZERS, SCHEDULES
 from dctps_jax.own import IMPORT_PATH, is_option
 from dctps_jax.pruning import dynamic, schedules
 
@@ -51,6 +51,9 @@ def is_density(value: Any) -> bool:
 
 
 FROM_0_TO_1 = Allowed(lambda value: 0 <= value <= 1, "from 0 to 1")
+
+FINITE = Allowed(lambda value: 0 <= value < math.inf, "at least 0 and finite")
+BELOW_1 = Allowed(lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 # Dotted name → declaration.
 FIELDS: dict[str, Field] = {
@@ -160,6 +163,24 @@ FIELDS: dict[str, Field] = {
     "data.mean": Field((), "Mean of each channel, of pixels in [0, 1]; (): the data set's own."),
     "data.std": Field((), "Standard deviation of each channel; (): the data set's own."),
     "data.augment": Field(True, "Train on random crops (padding 4) and flips."),
+    "data.cutout": Field(
+        0,
+        "Blank a square of so many pixels in each training image (DeVries & Taylor 2017).",
+        allowed=at_least(1, zero="for none"),
+        added=True,
+    ),
+    "data.random_erasing": Field(
+        0.0,
+        "Blank a random rectangle in this part of the training images (Zhong et al. 2020).",
+        allowed=FROM_0_TO_1,
+        added=True,
+    ),
+    "data.mixup": Field(
+        0.0,
+        "Mix the images of a batch in pairs, with weights from Beta(mixup, mixup) (Zhang et al. 2018).",
+        allowed=FINITE,
+        added=True,
+    ),
     "data.train_fraction": Field(
         0.9,
         "The part of the training images that trains; the others validate.",
@@ -267,22 +288,72 @@ FIELDS: dict[str, Field] = {
         True, "On a CPU, keep freed memory for the next step, which is faster.", resume=True
     ),
     # The optimiser.
-    "optimizer.name": Field("adam", "The optimiser.", choices=OPTIMIZERS),
+    "optimizer.name": Field("adam", "The optimiser, one of optax's. `muon` is for dense networks.", choices=OPTIMIZERS),
+    "optimizer.options": Field(
+        (),
+        "More arguments of the optimiser, those of optax.",
+        allowed=Allowed(lambda pairs: are_pairs(pairs, is_option), "(name, value) pairs, e.g. (('b1', 0.95),)"),
+        added=True,
+    ),
     "optimizer.learning_rate": Field(
         0.001,
         "The learning rate at the start.",
         allowed=Allowed(lambda value: 0 < value < math.inf, "above 0 and finite"),
     ),
-    "optimizer.momentum": Field(
-        0.9, "The momentum of `sgd`.", allowed=Allowed(lambda value: 0 <= value < 1, "at least 0 and below 1")
-    ),
+    "optimizer.momentum": Field(0.9, "The momentum of `sgd` and `nesterov`.", allowed=BELOW_1),
     "optimizer.weight_decay": Field(
         5e-4,
-        "L2 on every trainable parameter; decoupled with `adamw`.",
-        allowed=Allowed(lambda value: 0 <= value < math.inf, "at least 0 and finite"),
+        "L2 on every trainable parameter; decoupled with `adamw`, `nadamw`, `lion`, `adan` and `muon`.",
+        allowed=FINITE,
+    ),
+    "optimizer.decay": Field(
+        "all",
+        "Which parameters the weight decay acts on: all, as in the paper, or kernels only.",
+        choices=DECAYS,
+        added=True,
+    ),
+    "optimizer.clip_norm": Field(
+        0.0,
+        "Scale the gradients down to this norm of all of them together, where theirs is larger; 0: never.",
+        allowed=FINITE,
+        added=True,
+    ),
+    "optimizer.accumulate_steps": Field(
+        1,
+        "Change the parameters at each of so many steps only, by the mean gradient of these steps.",
+        allowed=at_least(1),
+        added=True,
+    ),
+    "optimizer.label_smoothing": Field(
+        0.0,
+        "The part of a label that is shared among all classes (Szegedy et al. 2016).",
+        allowed=BELOW_1,
+        added=True,
+    ),
+    "optimizer.ema_decay": Field(
+        0.0,
+        "Keep a moving average of the weights, e.g. by 0.999 a step, and test it as well; 0: none.",
+        allowed=BELOW_1,
+        added=True,
     ),
     "optimizer.schedule": Field(
-        "milestones", "The learning rate as a function of the training step.", choices=SCHEDULES, added=True
+        "milestones",
+        "The learning rate as a function of the training step: constant, lower after milestones, half a cosine "
+        "(Loshchilov & Hutter 2017), one cycle (Smith & Topin 2018), or lower where the training loss stays.",
+        choices=SCHEDULES,
+        added=True,
+    ),
+    "optimizer.warmup_epochs": Field(
+        0.0,
+        "The learning rate rises linearly for so many epochs; with `one_cycle` along a cosine (0: 30 % of all).",
+        allowed=FINITE,
+        added=True,
+    ),
+    "optimizer.patience": Field(
+        10,
+        "With the schedule `plateau`: epochs without a lower loss after which the rate is multiplied by `decay_rate`.",
+        allowed=at_least(1),
+        added=True,
     ),
     "optimizer.milestones": Field(
         (),
@@ -291,7 +362,7 @@ FIELDS: dict[str, Field] = {
     ),
     "optimizer.decay_rate": Field(
         0.1,
-        "The learning rate is multiplied by it at each milestone.",
+        "The learning rate is multiplied by it at each milestone, and on a plateau.",
         allowed=Allowed(lambda value: 0 < value <= 1, "above 0 and at most 1"),
     ),
 }

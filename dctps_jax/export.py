@@ -171,19 +171,21 @@ def _build(file: Path, description: Description, tensors: dict[str, np.ndarray],
             f"{file} does not hold the network that it describes ({error}); export the run again"
         ) from error
     model.eval()
-    graph, *parts = nnx.split(model, nnx.Param, nnx.BatchStat, (Mask, Support), ...)
+    graph, *parts, random, frozen = nnx.split(model, nnx.Param, nnx.BatchStat, (Mask, Support), nnx.RngState, ...)
+    parts.append(frozen)
     for section, part in zip(SECTIONS, parts, strict=True):
         leaves = flatten(nnx.to_pure_dict(part))
         found = {
             name.removeprefix(f"{section}/"): array for name, array in tensors.items() if name.startswith(f"{section}/")
         }
         if {name: leaf.shape for name, leaf in leaves.items()} != {name: array.shape for name, array in found.items()}:
-            raise UserError(f"{file} does not hold the {section} of its own network; export the run again")
+            changed = f", or {network}, which built it, has changed" if network else ""
+            raise UserError(f"{file} does not hold the {section} of its own network{changed}; export the run again")
         values = jax.tree.unflatten(
             jax.tree.structure(nnx.to_pure_dict(part)), [jnp.asarray(found[name]) for name in leaves]
         )
         nnx.replace_by_pure_dict(part, values)
-    return nnx.merge(graph, *parts)
+    return nnx.merge(graph, *parts, random)
 
 
 def export_stablehlo(file: Path | str, output: Path, network: str | None = None) -> None:

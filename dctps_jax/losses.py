@@ -8,8 +8,13 @@ import optax
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return ``-log softmax(logits)[label]``, the loss of training, in float32 or a wider type."""
+    """Return ``-log softmax(logits)[label]``, the loss of training, in float32 or a wider type.
+
+    ``labels`` may be the probabilities of the classes, too: then it is the mean over them.
+    """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if labels.ndim == 2:
+        return optax.losses.softmax_cross_entropy(logits, labels)
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 

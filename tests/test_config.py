@@ -75,7 +75,9 @@ BAD_NUMBERS = [
     ("sparse_training.drop_fraction", -0.1), ("optimizer.learning_rate", 0.0), ("optimizer.learning_rate", -1.0),
     ("optimizer.learning_rate", math.inf), ("optimizer.learning_rate", math.nan), ("optimizer.momentum", 1.0),
     ("optimizer.weight_decay", -1e-4), ("optimizer.weight_decay", math.inf), ("optimizer.decay_rate", 0.0),
-    ("optimizer.decay_rate", 1.1),
+    ("optimizer.decay_rate", 1.1), ("optimizer.clip_norm", -1.0), ("optimizer.accumulate_steps", 0),
+    ("optimizer.label_smoothing", 1.0), ("optimizer.ema_decay", 1.0), ("optimizer.warmup_epochs", -1.0),
+    ("optimizer.patience", 0), ("data.cutout", -1), ("data.random_erasing", 1.5), ("data.mixup", -0.1),
 ]  # fmt: skip
 
 

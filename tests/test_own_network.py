@@ -7,7 +7,6 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
 from dctps_jax import export
@@ -23,7 +22,7 @@ from tests.small_runs import assert_same_end, rows
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_network"
 
-NETWORKS = '''
+NETWORKS = """
 import jax.numpy as jnp
 from flax import nnx
 from dctps_jax import DCTpSLinear
@@ -61,8 +60,8 @@ def nothing(**arguments):
 
 def failing(num_classes):
     raise RuntimeError("no such weather")
-'''
-DATA = '''
+"""
+DATA = """
 import numpy as np
 
 def part(count, seed):
@@ -79,7 +78,7 @@ def floats(dir, image_size):
 
 def one():
     return 1
-'''
+"""
 
 
 @pytest.fixture
@@ -135,7 +134,7 @@ class StopAt(StopSignals):
         pass
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("folder", "small")
 def test_a_network_with_dropout_resumes_bit_for_bit_and_is_exported(capsys):
     results = run(config_of(model__options=(("width", 6),), model__exclude=("head",)), Path("whole"))
     check_results(results)
@@ -162,7 +161,7 @@ def test_a_network_with_dropout_resumes_bit_for_bit_and_is_exported(capsys):
     assert model(jnp.zeros((1, 6, 4, 1))).shape == (1, 2)
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("folder", "small")
 def test_changed_code_does_not_go_on():
     with pytest.raises(Stopped):
         run(config_of(), Path("run"), StopAt(2))
@@ -182,7 +181,7 @@ def test_changed_code_does_not_go_on():
     run(config_of(), Path("run"))
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("folder", "small")
 def test_a_network_with_layers_of_its_own_and_images_that_change(capsys):
     settings = {"network": "mine.networks:Linear", "pruning__method": "snip", "num_epochs": 1}
     run(config_of(**settings, num_seeds=2), Path("seeds"))
@@ -197,7 +196,7 @@ def test_a_network_with_layers_of_its_own_and_images_that_change(capsys):
         run(config_of(**settings), Path("run"))
 
 
-@pytest.mark.usefixtures("folder")
+@pytest.mark.usefixtures("folder", "small")
 @pytest.mark.parametrize(
     ("fields", "parts"),
     [
@@ -208,7 +207,10 @@ def test_a_network_with_layers_of_its_own_and_images_that_change(capsys):
         ({"network": "mine.networks:failing"}, ["RuntimeError: no such weather", "line 39 of", "networks.py"]),
         ({"network": "mine.networks:features"}, ["returns [2, 6, 4, 3] for images of shape [2, 6, 4, 1]", "[2, 2]"]),
         ({"network": "mine.networks:Counting"}, ["changes calls (Variable)", "nnx.BatchStat"]),
-        ({"model__options": (("depth", 3),)}, ["no argument 'depth'", "num_classes, image_size, channels, rngs, width"]),
+        (
+            {"model__options": (("depth", 3),)},
+            ["no argument 'depth'", "num_classes, image_size, channels, rngs"],
+        ),
         ({"model__options": ("depth",)}, ["config.model.options", "(name, value) pairs"]),
         ({"model__dtype": "bfloat16"}, ["config.model.dtype is 'bfloat16'", "model.options"]),
         ({"model__exclude": ("haed",)}, ["no layer matches 'haed'", "conv, head"]),
@@ -227,6 +229,7 @@ def test_mistakes(fields, parts):
     assert not Path("refused/config.json").exists()
 
 
+@pytest.mark.usefixtures("small")
 def test_the_example(tmp_path, monkeypatch):
     monkeypatch.chdir(EXAMPLE)
     monkeypatch.setattr(sys, "path", [*sys.path, str(EXAMPLE)])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dctps_jax.data.dataset import Dataset
+from dctps_jax.data.regularization import NOTHING, Regularization, blank_out, soften
 from dctps_jax.errors import UserError
 from dctps_jax.ops.fusion import materialized
 from dctps_jax.seeds import stream
@@ -99,21 +100,36 @@ def training_batch(
     normalization: Normalization,
     augmented: bool,
     seed: int,
+    regularization: Regularization = NOTHING,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the normalised images and labels of one step.
 
     ``epoch_rows`` has the rows of ``train`` in the order of the step's epoch.
     """
     rows = jax.lax.dynamic_slice(epoch_rows, (step % steps_per_epoch * batch_size,), (batch_size,))
-    return make_batch(train.at(rows), step, normalization=normalization, augmented=augmented, seed=seed)
+    batch = make_batch(
+        train.at(rows),
+        step,
+        normalization=normalization,
+        augmented=augmented,
+        seed=seed,
+        regularization=regularization,
+    )
+    return soften(batch, step, seed, regularization)
 
 
 def make_batch(
-    picked: Examples, step: jax.Array, *, normalization: Normalization, augmented: bool, seed: int
+    picked: Examples,
+    step: jax.Array,
+    *,
+    normalization: Normalization,
+    augmented: bool,
+    seed: int,
+    regularization: Regularization = NOTHING,
 ) -> tuple[jax.Array, jax.Array]:
-    """Augment and normalise the images picked for a step."""
+    """Augment and normalise the images picked for a step. Labels stay as they are."""
     images, labels = jnp.asarray(picked.images), jnp.asarray(picked.labels)
     if augmented:
         images = augment(images, jax.random.fold_in(stream(seed, "augment"), step))
     # Stored: otherwise XLA (JAX 0.10.2) augments them again in every operation that reads them, see ops/fusion.py.
-    return materialized(normalize(images, normalization)), labels
+    return materialized(blank_out(normalize(images, normalization), step, seed, regularization)), labels

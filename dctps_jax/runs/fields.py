@@ -81,6 +81,8 @@ RESULTS_IF_THERE: Rules = {
     "seed": COUNT,
     "test_accuracy_best": SHARE_OR_NONE,
     "test_accuracy_best_std": POSITIVE_OR_ZERO,
+    "test_accuracy_ema": SHARE,
+    "test_accuracy_ema_std": POSITIVE_OR_ZERO,
     "layer_densities": (
         lambda value: isinstance(value, dict) and all(is_number(density, 0, 1) for density in value.values()),
         "the density of each layer, numbers from 0 to 1",

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dctps_jax.data.batches import Examples, Normalization, epoch_permutation, make_batch, training_batch
+from dctps_jax.data.regularization import Regularization
 from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
@@ -35,6 +36,8 @@ class StepSpec(NamedTuple):
     seed: int
     sparse_training: str = "static"
     updates: UpdateSchedule | None = None
+    regularization: Regularization = Regularization()
+    ema_decay: float = 0.0
 
 
 class Placement(NamedTuple):
@@ -140,6 +143,7 @@ def take_steps(
             optimizer=setup.optimizer,
             mesh=setup.placement.replicated.mesh,
             random=setup.graphs.random,
+            ema_decay=setup.spec.ema_decay,
         )
         return (after, add_metrics(sums, metrics, state.step, setup.spec.batch_size)), None
 
@@ -178,6 +182,7 @@ def batch_of_step(step: jax.Array, train: Examples, epoch_rows: jax.Array, setup
         normalization=spec.normalization,
         augmented=spec.augmented,
         seed=spec.seed,
+        regularization=spec.regularization,
     )
     return jax.lax.with_sharding_constraint(batch, setup.placement.batch)
 
@@ -188,7 +193,12 @@ def host_batch(number: int, train: Examples, spec: StepSpec) -> tuple[jax.Array,
     epoch_rows = epoch_permutation(jnp.asarray(epoch, jnp.int32), seed=spec.seed, count=len(train.labels))
     picked = train.at(np.asarray(epoch_rows)[position * spec.batch_size :][: spec.batch_size])
     return make_batch(
-        picked, jnp.asarray(number), normalization=spec.normalization, augmented=spec.augmented, seed=spec.seed
+        picked,
+        jnp.asarray(number),
+        normalization=spec.normalization,
+        augmented=spec.augmented,
+        seed=spec.seed,
+        regularization=spec.regularization,
     )
 
 

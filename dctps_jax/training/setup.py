@@ -16,9 +16,10 @@ from flax import nnx
 from dctps_jax import data, models, pruning
 from dctps_jax.data.batches import Examples, Normalization, normalization_of
 from dctps_jax.data.dataset import Size
+from dctps_jax.data.regularization import Regularization
 from dctps_jax.errors import UserError
-from dctps_jax.optimizers import SCHEDULES, make_optimizer
-from dctps_jax.own import is_import_path
+from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau
+from dctps_jax.own import as_options, is_import_path
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
 from dctps_jax.training import loop
@@ -50,6 +51,14 @@ def make_step_spec(config: Any, dataset: data.Dataset, train: Examples) -> loop.
         seed=config.seed,
         sparse_training=config.sparse_training.method,
         updates=updates,
+        regularization=Regularization(
+            cutout=config.data.cutout,
+            random_erasing=config.data.random_erasing,
+            mixup=config.data.mixup,
+            label_smoothing=config.optimizer.label_smoothing,
+            num_classes=dataset.num_classes,
+        ),
+        ema_decay=config.optimizer.ema_decay,
     )
 
 
@@ -65,6 +74,11 @@ def make_optimizer_and_schedule(
         momentum=options.momentum,
         weight_decay=options.weight_decay,
         fixup=config.model.name.startswith("fixup") and not is_import_path(config.model.name),
+        options=as_options(options.options),
+        decay=options.decay,
+        clip_norm=options.clip_norm,
+        accumulate_steps=options.accumulate_steps,
+        plateau=reduce_on_plateau(options, steps_per_epoch) if options.schedule == "plateau" else None,
     )
     return optimizer, schedule
 

@@ -17,7 +17,8 @@ class TrainState(NamedTuple):
     """The arrays that a training step advances.
 
     ``supports`` say which weights are trained: a mask or the positions of each layer that is not dense. ``frozen``
-    holds what is neither trained nor a statistic nor a support: the αs that keep their initial value.
+    holds what is neither trained nor a statistic nor a support: the αs that keep their initial value. ``averages`` are
+    moving averages of ``params`` and ``batch_stats``, or None.
     """
 
     step: jax.Array
@@ -26,6 +27,11 @@ class TrainState(NamedTuple):
     supports: Any
     frozen: Any
     opt_state: Any
+    averages: Any = None
+
+    def averaged(self) -> "TrainState":
+        """Return the state with the averages in place of the parameters and statistics."""
+        return self._replace(params=self.averages["params"], batch_stats=self.averages["batch_stats"])
 
 
 class Graphs(NamedTuple):
@@ -60,7 +66,10 @@ def random_at(random: Any, step: jax.Array, axis_name: str | None = None) -> Any
 
 
 def create_state(
-    model: nnx.Module, optimizer: optax.GradientTransformation, axis_name: str | None = None
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    axis_name: str | None = None,
+    has_averages: bool = False,
 ) -> tuple[Graphs, TrainState]:
     """Split ``model`` into its graphs and an initial state. The state shares no buffers with the model.
 
@@ -73,6 +82,8 @@ def create_state(
     # Copies: a donated state would otherwise delete the model's own arrays.
     params, batch_stats, supports, random, frozen = (jax.tree.map(jnp.copy, nnx.to_pure_dict(part)) for part in parts)
     state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, supports, frozen, optimizer.init(params))
+    if has_averages:
+        state = state._replace(averages=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}))
     layers = prunable_layers(model)
     shapes = {path: layers[path].kernel_shape for path in supports_by_path(supports)}
     counts = {

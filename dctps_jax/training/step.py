@@ -53,7 +53,7 @@ def _loss_of(graph: nnx.GraphDef, others: tuple[Any, ...], batch: tuple[jax.Arra
     def loss_fn(params: Any) -> Any:
         model = nnx.merge(graph, params, *others)
         logits = model(images)
-        correct = jnp.sum(logits.argmax(-1) == labels)
+        correct = jnp.sum(logits.argmax(-1) == (labels if labels.ndim == 1 else labels.argmax(-1)))
         batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
         return cross_entropy(logits, labels).mean(), ({"correct": correct}, batch_stats)
 
@@ -107,16 +107,24 @@ def train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None = None,
     random: Any = MappingProxyType({}),
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimiser step on ``batch`` (normalised images, labels); return the new state and the batch's metrics.
 
     The metrics are ``loss`` (mean, before the update) and ``correct`` (count). ``mesh`` has one axis, along which the
-    batch is split.
+    batch is split. With an ``ema_decay`` the state's averages follow.
     """
     (loss, (metrics, batch_stats)), gradients = value_and_gradients(graph, state, state.supports, batch, mesh, random)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    # Only a plateau looks at the loss.
+    value = {"value": loss} if isinstance(optimizer, optax.GradientTransformationExtraArgs) else {}
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, **value)
     params = optax.apply_updates(state.params, updates)
-    state = state._replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
+    averages = state.averages
+    if ema_decay:
+        averages = move_averages(averages, {"params": params, "batch_stats": batch_stats}, state.step, ema_decay)
+    state = state._replace(
+        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, averages=averages
+    )
     return state, metrics | {"loss": loss}
 
 
@@ -152,14 +160,29 @@ def mask_update_step(
         kept = _with(kept, place, kept_here)
     params = jax.tree.map(lambda value, mask: jnp.where(mask, value, 0), state.params, kept)
     opt_state = skip_optimizer_step(keep_only(optimizer, state.opt_state, kept))
+    averages = state.averages
+    if averages is not None:
+        zeroed = jax.tree.map(lambda value, mask: jnp.where(mask, value, 0), averages["params"], kept)
+        averages = averages | {"params": zeroed}
     state = state._replace(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         supports=nested({path: {"mask": mask} for path, mask in masks.items()}),
         opt_state=opt_state,
+        averages=averages,
     )
     return to_compact(state, graphs.counts, optimizer) if compact else state, metrics | {"loss": loss}, moved
+
+
+def move_averages(averages: Any, now: Any, step: jax.Array, decay: float) -> Any:
+    """Return exponential moving averages after a step: ``d · average + (1 - d) · now``.
+
+    d rises to ``decay`` as ``(1 + step) / (10 + step)``, so that the first weights are soon forgotten (as in
+    TensorFlow's ExponentialMovingAverage).
+    """
+    d = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda average, value: (d * average + (1 - d) * value).astype(value.dtype), averages, now)
 
 
 def _at(tree: Any, place: tuple) -> Any:

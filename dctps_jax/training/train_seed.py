@@ -22,6 +22,7 @@ from dctps_jax.conversion import conversion_report
 from dctps_jax.data.batches import Examples, split_training
 from dctps_jax.errors import UserError
 from dctps_jax.files import digest_of
+from dctps_jax.optimizers import rate_scale
 from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, describe_data, describe_split
 from dctps_jax.runs.checkpoint import Checkpoints, as_tree
@@ -104,7 +105,7 @@ def train_seed(
 
     # State: a new one, or the newest that an earlier call saved, on the devices.
     placement = loop.place_on_all_devices()
-    graphs, state = create_state(model, optimizer, placement.axis_name)
+    graphs, state = create_state(model, optimizer, placement.axis_name, spec.ema_decay > 0)
     setup = loop.Setup(spec, graphs, optimizer, placement)
     no_sums = zero_sums(max(1, len(graphs.counts)))
     state, sums = placement.put(state), placement.put(no_sums)
@@ -234,7 +235,7 @@ def train_seed(
                 "train_accuracy": int(sums.correct) / int(sums.images),
                 "val_loss": val_loss,
                 "val_accuracy": val_accuracy,
-                "learning_rate": float(schedule(step - 1)),
+                "learning_rate": float(schedule(step - 1)) * rate_scale(state.opt_state),
                 "images_per_second": (step - first_step) * spec.batch_size / epoch_seconds,
             }
             if spec.updates is not None:
@@ -260,6 +261,9 @@ def train_seed(
         test_accuracy_best = loop.means(programs.evaluate(best_state, *test))[1]
     else:
         logger.warning("the checkpoint of the best epoch %d is lost; test_accuracy_best is left out", best["epoch"])
+    test_accuracy_ema = {}
+    if spec.ema_decay:
+        test_accuracy_ema["test_accuracy_ema"] = loop.means(programs.evaluate(state.averaged(), *test))[1]
     final_masks = initial_masks
     if spec.updates is not None:
         final_masks = masks_of(supports_by_path(jax.device_get(stored(state).supports)), shapes)
@@ -271,6 +275,7 @@ def train_seed(
         "test_accuracy_best": test_accuracy_best,
         "test_accuracy_final": test_accuracy,
         "test_loss_final": test_loss,
+        **test_accuracy_ema,
         "density_asked": None if config.pruning.method == "from_run" else config.pruning.density,
         "density": sum(counts.values()) / sum(sizes.values()),
         "density_of_all_parameters": report.density,

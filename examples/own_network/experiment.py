@@ -1,8 +1,8 @@
 """A network and images of one's own, without a line in the package.
 
-    cd examples/own_network
-    dctps-train --config experiment.py --workdir runs/mixer
-    dctps-train --config experiment.py --workdir runs/narrow "--config.model.options=(('width', 32), ('depth', 2))"
+cd examples/own_network
+dctps-train --config experiment.py --workdir runs/mixer
+dctps-train --config experiment.py --workdir runs/narrow "--config.model.options=(('width', 32), ('depth', 2))"
 """
 
 from dctps_jax.defaults import get_config as get_defaults
