@@ -51,7 +51,6 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "amsgrad": Optimizer(optax.scale_by_amsgrad),
     "radam": Optimizer(optax.scale_by_radam),
     "rmsprop": Optimizer(optax.scale_by_rms),
-    "yogi": Optimizer(optax.scale_by_yogi),
     "sign_sgd": Optimizer(optax.scale_by_sign),
     "muon": Optimizer(muon, decoupled=True),
 }

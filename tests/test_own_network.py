@@ -204,7 +204,7 @@ def test_a_network_with_layers_of_its_own_and_images_that_change(capsys):
         ({"network": "mine.networks:Nat"}, ["mine.networks has no function 'Nat'"]),
         ({"network": "mine.networks"}, ["config.model.name is 'mine.networks'", "my_package.my_module:my_function"]),
         ({"network": "mine.networks:nothing"}, ["returns NoneType", "nnx.Module"]),
-        ({"network": "mine.networks:failing"}, ["RuntimeError: no such weather", "line 39 of", "networks.py"]),
+        ({"network": "mine.networks:failing"}, ["RuntimeError: no such weather", "line 38 of", "networks.py"]),
         ({"network": "mine.networks:features"}, ["returns [2, 6, 4, 3] for images of shape [2, 6, 4, 1]", "[2, 2]"]),
         ({"network": "mine.networks:Counting"}, ["changes calls (Variable)", "nnx.BatchStat"]),
         (

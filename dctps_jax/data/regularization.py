@@ -37,7 +37,7 @@ def blank_out(images: jax.Array, step: jax.Array, seed: int, settings: Regulariz
 def cut_out(images: jax.Array, key: jax.Array, side: int) -> jax.Array:
     """Blank a square around a random pixel of each image; it may reach over the border (DeVries & Taylor 2017)."""
     batch, height, width, _ = images.shape
-    centers = jax.random.randint(key, (batch, 2), 0, jnp.array([height, width]))
+    centers = jax.random.randint(key, (batch, 2), 0, jnp.array([[height, width]]))
     first = centers - side // 2
     return _without(images, first, first + side)
 

@@ -109,11 +109,10 @@ def _trace(config: Any, model: nnx.Module, num_classes: int, image_size: Size, c
 
     def forward(state: Any, images: jax.Array) -> Any:
         copy: Any = nnx.merge(graph, state)
+        before = {place: variable[...] for place, variable in nnx.to_flat_state(nnx.state(copy))}
         logits = copy(images)
-        before = dict(nnx.to_flat_state(state))
         for place, variable in nnx.to_flat_state(nnx.state(copy)):
-            known = before.get(place)
-            if not isinstance(variable, kept) and (known is None or known[...] is not variable[...]):
+            if not isinstance(variable, kept) and before.get(place) is not variable[...]:
                 changed.append(f"{'.'.join(map(str, place))} ({type(variable).__name__})")
         return logits
 

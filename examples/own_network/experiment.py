@@ -11,7 +11,7 @@ from dctps_jax.defaults import get_config as get_defaults
 def get_config():
     config = get_defaults()
     config.num_epochs = 20
-    config.batch_size = 60
+    config.batch_size = 64
     config.model.name = "mixer:build"
     config.model.options = (("width", 64), ("depth", 2))
     config.model.exclude = ("head",)
