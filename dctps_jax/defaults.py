@@ -87,6 +87,16 @@ FIELDS: dict[str, Field] = {
         allowed=at_least(1, zero="for the end of each epoch only"),
     ),
     "tensorboard": Field(True, "Write the metrics for TensorBoard, too, if tensorboardX is installed.", resume=True),
+    "wandb": Field(
+        "off",
+        "Write the metrics for Weights & Biases, too: kept in the run's directory, or sent.",
+        choices=("off", "offline", "online"),
+        added=True,
+        resume=True,
+    ),
+    "trackio": Field(
+        False, "Write the metrics for Trackio, too: kept in the run's directory.", added=True, resume=True
+    ),
     "multi_host": Field(
         False,
         "Call `jax.distributed.initialize()` first; all hosts need the same `--workdir`.",

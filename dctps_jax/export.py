@@ -77,7 +77,9 @@ class Description(NamedTuple):
 def export_run(run: Path, output: Path, checkpoint: str = "best") -> None:
     """Write the network of a finished run to a safetensors file, whole or not at all.
 
-    ``checkpoint`` is "best" or "latest". Raises :class:`~dctps_jax.errors.UserError` where the run is not finished, is
+    ``checkpoint`` is "best", "latest", or "ema": the averaged weights of the latest one.
+
+    Raises :class:`~dctps_jax.errors.UserError` where the run is not finished, is
     of an older version, or has no sound checkpoint, or the file cannot be written.
     """
     from safetensors.numpy import save
@@ -96,12 +98,20 @@ def export_run(run: Path, output: Path, checkpoint: str = "best") -> None:
         _check_config(config)
     except ValueError as error:
         raise UserError(f"{run} cannot be exported: {error}; restore its files or take another run") from error
-    step, arrays = read_arrays(run / "checkpoints", checkpoint, identity(config))
-    if checkpoint == "latest" and step != results.get("step", step):  # results of version 0.1.0 have none
+    step, arrays = read_arrays(run / "checkpoints", "best" if checkpoint == "best" else "latest", identity(config))
+    if checkpoint != "best" and step != results.get("step", step):  # results of version 0.1.0 have none
         raise UserError(
             f"{run / 'checkpoints' / 'latest'} ends at step {step}, but the run at step {results['step']}; put back "
             "its last checkpoint, or take another run"
         )
+    if checkpoint == "ema":
+        prefix = "state/averages/"
+        averages = {
+            f"state/{name.removeprefix(prefix)}": array for name, array in arrays.items() if name.startswith(prefix)
+        }
+        if not averages:
+            raise UserError(f"{run} keeps no averaged weights; train it with config.optimizer.ema_decay, e.g. 0.999")
+        arrays |= averages
     tensors = {
         name.removeprefix("state/"): np.asarray(array, order="C")
         for name, array in arrays.items()
@@ -294,7 +304,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="directory of a finished run")
     parser.add_argument("--output", type=Path, required=True, help="file to write, e.g. model.safetensors")
     parser.add_argument(
-        "--checkpoint", choices=("best", "latest"), default="best", help="best on validation, or the last"
+        "--checkpoint", choices=("best", "latest", "ema"), default="best", help="best on validation, last, or averages"
     )
     parser.add_argument("--network", help="for --stablehlo: function that built a network of your own")
     parser.add_argument("--stablehlo", type=Path, help="file for the network as a program")

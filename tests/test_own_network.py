@@ -17,10 +17,9 @@ from dctps_jax.errors import UserError
 from dctps_jax.runs.fields import check_results
 from dctps_jax.training.run import run
 from dctps_jax.training.signals import Stopped, StopSignals
+from examples.own_network import experiment
 from tests.commands import call
 from tests.small_runs import assert_same_end, rows
-
-EXAMPLE = Path(__file__).parents[1] / "examples" / "own_network"
 
 NETWORKS = """
 import jax.numpy as jnp
@@ -230,15 +229,7 @@ def test_mistakes(fields, parts):
 
 
 @pytest.mark.usefixtures("small")
-def test_the_example(tmp_path, monkeypatch):
-    monkeypatch.chdir(EXAMPLE)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(EXAMPLE)])
-    import experiment  # pyright: ignore[reportMissingImports]
-
+def test_the_example(tmp_path):
     config = experiment.get_config()
     config.num_epochs, config.tensorboard, config.execution.keep_memory = 4, False, False
-    try:
-        results = run(config, tmp_path / "mixer")
-    finally:
-        forget("experiment", "mixer", "digits")
-    assert results["test_accuracy_final"] > 0.6
+    assert run(config, tmp_path / "mixer")["test_accuracy_final"] > 0.6

@@ -71,7 +71,7 @@ def unpickle(content: bytes, where: Path, advice: str) -> dict[str, Any]:
         found = _Unpickler(io.BytesIO(content), encoding="latin1").load()
         if not isinstance(found, dict):
             raise ValueError("it is no dictionary")
-        texts = {name.decode("latin1") if isinstance(name, bytes) else name: value for name, value in found.items()}
+        texts = {_as_text(name): value for name, value in found.items()}
         return {name: value.value if isinstance(value, _Array) else value for name, value in texts.items()}
 
 
@@ -86,7 +86,7 @@ def as_binary(contents: dict[str, bytes], source: Path, label_keys: tuple[str, .
         where = source / file
         found = unpickle(content, where, advice)
         if (names := found.get(f"{label_keys[-1].removesuffix('s')}_names")) is not None:
-            binary[file] = "\n".join(map(str, names)).encode()
+            binary[file] = "\n".join(map(_as_text, names)).encode()
             continue
         pixels, columns = found.get("data"), [found.get(key) for key in label_keys]
         if not isinstance(pixels, np.ndarray) or pixels.shape[1:] != (_PIXELS,):
@@ -95,6 +95,10 @@ def as_binary(contents: dict[str, bytes], source: Path, label_keys: tuple[str, .
             raise UserError(f"{where} holds no list of {len(pixels)} numbers for {' and '.join(label_keys)}; {advice}.")
         binary[file] = np.hstack([np.array(columns, np.uint8).T, pixels]).tobytes()
     return binary
+
+
+def _as_text(name: Any) -> str:
+    return name.decode("latin1") if isinstance(name, bytes) else str(name)
 
 
 def _are_labels(labels: Any, count: int) -> bool:

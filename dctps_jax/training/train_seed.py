@@ -26,6 +26,7 @@ from dctps_jax.optimizers import rate_scale
 from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, describe_data, describe_split
 from dctps_jax.runs.checkpoint import Checkpoints, as_tree
+from dctps_jax.runs.loggers import open_loggers
 from dctps_jax.runs.mending import check_not_begun, initial_supports_of, masks_of, mend_files, supports_of
 from dctps_jax.runs.metrics import MetricsLog, describe
 from dctps_jax.runs.summary import environment, last_line
@@ -151,7 +152,7 @@ def train_seed(
     elif is_first_host:
         for name, masks in mask_files.items():
             pruning.save_masks(workdir / name, masks)
-    log = MetricsLog(workdir, step, config.tensorboard, rows)
+    log = MetricsLog(workdir, step, rows, lambda: open_loggers(workdir, step, config))
     # A run that was stopped while it evaluated an epoch stands at the end of it, with the epoch's sums.
     is_epoch_pending = step > 0 and step % spec.steps_per_epoch == 0 and int(sums.images) > 0
     first_epoch = (step - is_epoch_pending) // spec.steps_per_epoch

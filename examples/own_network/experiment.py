@@ -12,10 +12,10 @@ def get_config():
     config = get_defaults()
     config.num_epochs = 20
     config.batch_size = 64
-    config.model.name = "mixer:build"
+    config.model.name = "examples.own_network.mixer:build"
     config.model.options = (("width", 64), ("depth", 2))
     config.model.exclude = ("head",)
-    config.data.name = "digits:load"
+    config.data.name = "examples.own_network.digits:load"
     config.data.augment = False
     config.pruning.density = 0.1
     config.optimizer.learning_rate = 0.003

@@ -32,5 +32,5 @@ class Mixer(nnx.Module):
 
 
 def build(*, num_classes: int, channels: int, rngs: nnx.Rngs, width: int = 64, depth: int = 2) -> Mixer:
-    """``model.name=mixer:build``; ``width`` and ``depth`` come from ``model.options``."""
+    """``model.name=examples.own_network.mixer:build``; ``width`` and ``depth`` come from ``model.options``."""
     return Mixer(num_classes, channels, width, depth, rngs)
