@@ -9,9 +9,14 @@ import optax
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return ``-log softmax(logits)[label]``, the loss of training, in float32 or a wider type."""
+    """Return ``-log softmax(logits)[label]``, the loss of training, in float32 or a wider type.
+
+    ``labels`` may be the probabilities of the classes, too: then it is the mean over them.
+    """
     _check_shapes(logits, labels)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if labels.ndim == 2:
+        return optax.losses.softmax_cross_entropy(logits, labels)
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -26,8 +31,8 @@ def nll_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def _check_shapes(logits: jax.Array, labels: jax.Array) -> None:
     # Labels [n, 1] would broadcast to a loss of [n, n].
-    chex.assert_rank((logits, labels), (2, 1))
-    chex.assert_equal_shape_prefix((logits, labels), 1)
+    chex.assert_rank(logits, 2)
+    chex.assert_shape(labels, (logits.shape if labels.ndim == 2 else logits.shape[:1]))
 
 
 LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {

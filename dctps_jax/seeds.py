@@ -2,12 +2,12 @@
 
 import jax
 
-STREAMS = ("init", "masks", "split", "order", "augment", "growth")
+STREAMS = ("init", "masks", "split", "order", "augment", "growth", "cutout", "erasing", "mixup")
 
 
 def stream(seed: int, name: str) -> jax.Array:
     """Return the key of one named stream of a run: initial weights, masks, validation split, order,
-    augmentation, growth of masks while training.
+    augmentation, growth of masks while training, what recipes do to a batch.
 
     Everything random is ``fold_in`` of one of these with a step, epoch or position, so that a run is a function of its
     config and seed and resuming needs no generator state.

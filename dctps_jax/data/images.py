@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dctps_jax.data.dataset import MAX_PIXELS
+from dctps_jax.data.dataset import MAX_PIXELS, Size, height_and_width
 from dctps_jax.errors import UserError
 
 # Pillow goes by the content of a file. Without a list it also takes formats that it hands to other programs: EPS.
@@ -27,12 +27,12 @@ def max_file_bytes(max_pixels: int) -> int:
 
 
 def decode_image(
-    data: bytes, where: str, *, max_pixels: int = MAX_PIXELS, resize_to: int = 0, limit_name: str = "data.max_pixels"
+    data: bytes, where: str, *, max_pixels: int = MAX_PIXELS, resize_to: Size = 0, limit_name: str = "data.max_pixels"
 ) -> np.ndarray:
     """Decodes an image file into uint8 RGB [height, width, 3]; where it has several frames or pages, the first one.
 
     Greyscale becomes three equal channels, of 16 bits the upper 8 are kept, palettes are looked up, and transparency
-    is dropped. With `resize_to`, the image is brought to that many pixels square, bilinearly with antialiasing.
+    is dropped. With `resize_to`, the image is brought to that size, bilinearly with antialiasing.
 
     Raises UserError, which names the file as `where`, for data that is no image or is cut short, for pixels of more
     than 16 bits, and for more than `max_pixels` pixels, which the message calls `limit_name`. The header gives their
@@ -52,8 +52,9 @@ def decode_image(
                 image = image.convert("RGBA")  # Pillow warns on the direct way to RGB
             if image.mode != "RGB":
                 image = image.convert("RGB")
-            if resize_to and image.size != (resize_to, resize_to):
-                image = image.resize((resize_to, resize_to), pillow.Resampling.BILINEAR)
+            height, width = height_and_width(resize_to)
+            if resize_to and image.size != (width, height):
+                image = image.resize((width, height), pillow.Resampling.BILINEAR)
             return np.asarray(image)
     except (UserError, MemoryError):
         raise

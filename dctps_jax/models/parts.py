@@ -23,13 +23,14 @@ LayerType = TypeVar("LayerType", bound=KernelLayer)
 class Parts(NamedTuple):
     """Constructors of a network's layers: offset, dtypes and random numbers are filled in once, in ``make_parts``.
 
-    ``built`` lists the prunable layers that were built so far.
+    ``channels`` are those of the images, ``built`` lists the prunable layers that were built so far.
     """
 
     conv: Callable[..., DCTpSConv]
     linear: Callable[..., DCTpSLinear]
     norm: Callable[..., BatchNorm]
     scalar: Callable[[float], nnx.Param]
+    channels: int
     offset: Offset | None
     running: Running
     built: list[KernelLayer]
@@ -39,6 +40,7 @@ def make_parts(
     *,
     running: Running,
     rngs: nnx.Rngs,
+    channels: int = 3,
     offset: str | Offset | None = None,
     alpha_trainable: bool = True,
     init: str = "zeros",
@@ -77,6 +79,7 @@ def make_parts(
         norm=partial(BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs),
         # jnp.array makes a buffer of its own for each: donation refuses one that occurs twice.
         scalar=lambda value: nnx.Param(jnp.array(value, param_dtype)),
+        channels=channels,
         offset=found,
         running=running,
         built=built,

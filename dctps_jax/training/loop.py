@@ -19,6 +19,7 @@ from dctps_jax.data.batches import (
     make_batch,
     training_batch,
 )
+from dctps_jax.data.regularization import Regularization
 from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.ops.target import tracing_for
 from dctps_jax.pruning.dynamic import UpdateSchedule
@@ -43,6 +44,8 @@ class StepSpec(NamedTuple):
     seed: int
     sparse_training: str = "static"
     updates: UpdateSchedule | None = None
+    regularization: Regularization = Regularization()
+    ema_decay: float = 0.0
 
 
 class Placement(NamedTuple):
@@ -174,6 +177,8 @@ def take_steps(
             graph=setup.graphs.train,
             optimizer=setup.optimizer,
             mesh=setup.placement.replicated.mesh,
+            random=setup.graphs.random,
+            ema_decay=setup.spec.ema_decay,
         )
         return (after, add_metrics(sums, metrics, state.step, setup.spec.batch_size)), None
 
@@ -214,6 +219,7 @@ def batch_of_step(
         normalization=spec.normalization,
         augmented=spec.augmented,
         seed=spec.seed,
+        regularization=spec.regularization,
     )
     return jax.lax.with_sharding_constraint(batch, setup.placement.batch)
 
@@ -224,7 +230,12 @@ def host_batch(number: int, train: Examples, spec: StepSpec) -> tuple[jax.Array,
     epoch_rows = epoch_permutation(jnp.asarray(epoch, jnp.int32), seed=spec.seed, count=len(train.labels))
     picked = train.at(np.asarray(epoch_rows)[position * spec.batch_size :][: spec.batch_size])
     return make_batch(
-        picked, jnp.asarray(number), normalization=spec.normalization, augmented=spec.augmented, seed=spec.seed
+        picked,
+        jnp.asarray(number),
+        normalization=spec.normalization,
+        augmented=spec.augmented,
+        seed=spec.seed,
+        regularization=spec.regularization,
     )
 
 
@@ -264,6 +275,7 @@ def compile_programs(
         batch_size=spec.eval_batch_size,
         normalization=spec.normalization,
         sharding=placement.batch,
+        random=graphs.random,
     )
     no_sums, first = placement.abstract((zero_sums(), np.int32(0)))
     evaluate_programs = {

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from dctps_jax.config import check_config, resolve
+from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, record_data
 from dctps_jax.runs.mending import mend_finished_run
 from dctps_jax.runs.summary import last_line, summarize
@@ -44,9 +45,10 @@ def run(config: Any, workdir: Path, signals: StopSignals | None = None) -> dict[
         stack.enter_context(claim(workdir, config))
 
         def bind(data: dict[str, Any]) -> None:
-            check_same_data(workdir, data)
             record_config(workdir, config)
-            record_data(workdir, data)
+            if not is_import_path(config.data.name):  # a function may give each seed images of its own
+                check_same_data(workdir, data)
+                record_data(workdir, data)
 
         results = []
         for seed in range(config.seed, config.seed + config.num_seeds):
