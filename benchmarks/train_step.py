@@ -23,7 +23,6 @@ from record import describe_run, save
 
 from dctps_jax import models, pruning
 from dctps_jax.data.batches import Examples, Normalization
-from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.optimizers import make_optimizer
 from dctps_jax.training import loop
 from dctps_jax.training.memory import keep_freed_memory
@@ -46,8 +45,9 @@ class Case:
         placement = loop.place_on_all_devices()
         graphs, state = create_state(model, optimizer, placement.axis_name)
         self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.supports, state.opt_state)))
-        self.train = placement.put(Examples(images, rng.integers(0, arguments.num_classes, count, dtype=np.int32)))
-        steps = arguments.steps_per_dispatch or loop.default_steps_per_dispatch()
+        labels = rng.integers(0, arguments.num_classes, count, dtype=np.int32)
+        self.train = placement.put(Examples(images, labels).in_rows())
+        steps = arguments.steps_per_dispatch or loop.default_steps_per_dispatch(placement.platform)
         spec = loop.StepSpec(
             batch_size=arguments.batch_size,
             eval_batch_size=arguments.batch_size,
@@ -63,8 +63,7 @@ class Case:
         setup = loop.Setup(spec, graphs, optimizer, placement)
         take_steps = partial(loop.take_steps, num_steps=self.steps, setup=setup)
         started = time.perf_counter()
-        jitted = jax.jit(take_steps, donate_argnums=(0, 1), out_shardings=placement.replicated)
-        self.program = jitted.lower(self.state, self.sums, self.train, self.epoch_rows).compile(compiler_options())
+        self.program = placement.compile(take_steps, (self.state, self.sums, self.train, self.epoch_rows), (0, 1))
         self.compile_seconds = time.perf_counter() - started
         memory = self.program.memory_analysis()
         assert memory is not None, "the compiler of this device does not tell what a program allocates"

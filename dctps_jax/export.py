@@ -37,7 +37,7 @@ from dctps_jax.files import check_target, is_printable, parse_json, write_whole
 from dctps_jax.kernels import Mask, Support
 from dctps_jax.layers import prunable_layers
 from dctps_jax.ops.methods import AUTODIFF
-from dctps_jax.ops.target import portable
+from dctps_jax.ops.target import PORTABLE, tracing_for
 from dctps_jax.own import IMPORT_PATH, is_import_path
 from dctps_jax.runs.checkpoint import read_arrays
 from dctps_jax.runs.fields import check_data, check_object
@@ -217,7 +217,7 @@ def export_stablehlo(file: Path | str, output: Path, network: str | None = None)
 
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *description.shape), jnp.uint8)
-    with portable():
+    with tracing_for(PORTABLE):
         program = export.export(logits_of, platforms=PLATFORMS)(images)
     write_whole(output, bytes(program.serialize()))
 

@@ -3,7 +3,6 @@
 import json
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs import lenet_digits
 from dctps_jax import data
@@ -47,9 +46,7 @@ def make_optimizer_of(config, learning_rate):
 
 
 def placement_on(num_devices):
-    devices = jax.devices()[:num_devices]
-    mesh = jax.make_mesh((num_devices,), ("data",), axis_types=(AxisType.Auto,), devices=devices)
-    return loop.Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data")))
+    return loop.place_on(jax.devices()[:num_devices])
 
 
 def rows(workdir):

@@ -1,5 +1,6 @@
 """Batches made on the device: the whole data set lives there as uint8, everything random is keyed by seed and step."""
 
+import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -24,6 +25,26 @@ class Examples(NamedTuple):
 
     def at(self, rows: jax.Array | np.ndarray) -> "Examples":
         return Examples(self.images[rows], self.labels[rows])
+
+    def in_rows(self) -> "ExamplesInRows":
+        return ExamplesInRows(self.images.reshape(len(self.images), -1), self.labels, self.images.shape[1:])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ExamplesInRows:
+    """Examples as they lie on the devices: each image is a row of pixels, uint8 ``[n, height · width · 3]``.
+
+    On a TPU, XLA (JAX 0.10.2) picks rows as they lie. To pick from four dimensions it copies the whole data set into
+    another layout in each dispatch, which takes four times its memory (``tests/benchmarks/test_tpu.py``).
+    """
+
+    pixels: jax.Array | np.ndarray
+    labels: jax.Array | np.ndarray
+    image_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    def at(self, rows: jax.Array) -> Examples:
+        return Examples(self.pixels[rows].reshape(len(rows), *self.image_shape), self.labels[rows])
 
 
 class Normalization(NamedTuple):
@@ -91,7 +112,7 @@ def augment(images: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def training_batch(
-    train: Examples,
+    train: Examples | ExamplesInRows,
     epoch_rows: jax.Array,
     step: jax.Array,
     *,

@@ -16,10 +16,11 @@ from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.layers import DCTpSConv, DCTpSLinear, prunable_layers
 from dctps_jax.models.blocks import Running
 from dctps_jax.models.fixup_resnet import BLOCKS_PER_STAGE, FixupResNet
+from dctps_jax.models.initializers import INITIALIZERS
 from dctps_jax.models.lenet import LeNet
 from dctps_jax.models.mobilenet import STAGES as MOBILENET_STAGES
 from dctps_jax.models.mobilenet import MobileNetV2
-from dctps_jax.models.parts import INITIALIZERS, Parts, make_parts
+from dctps_jax.models.parts import Parts, make_parts
 from dctps_jax.models.resnet import BLOCKS, ResNet
 from dctps_jax.models.vgg import STAGES, VGG
 from dctps_jax.offsets import Offset

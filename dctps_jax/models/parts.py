@@ -1,4 +1,4 @@
-"""What every network is built from: its layer types with the settings already filled in, and how weights start."""
+"""What every network is built from: its layer types with the settings already filled in, and poolings."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -12,18 +12,10 @@ from flax import nnx
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.models.blocks import Running
+from dctps_jax.models.initializers import INITIALIZERS
 from dctps_jax.models.normalization import BatchNorm
 from dctps_jax.offsets import Offset, find_offset
 from dctps_jax.ops.target import on_cpu
-
-# Untruncated normals with the gains of PyTorch's functions of these names.
-INITIALIZERS: dict[str, nnx.Initializer] = {
-    "kaiming_normal": nnx.initializers.variance_scaling(2.0, "fan_in", "normal"),
-    "kaiming_normal_fan_out": nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-    "xavier_normal": nnx.initializers.variance_scaling(1.0, "fan_avg", "normal"),
-    "orthogonal": nnx.initializers.orthogonal(),
-    "zeros": nnx.initializers.zeros,
-}
 
 LayerType = TypeVar("LayerType", bound=KernelLayer)
 

@@ -11,9 +11,17 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dctps_jax.data.batches import Examples, Normalization, epoch_permutation, make_batch, training_batch
+from dctps_jax.data.batches import (
+    Examples,
+    ExamplesInRows,
+    Normalization,
+    epoch_permutation,
+    make_batch,
+    training_batch,
+)
 from dctps_jax.data.regularization import Regularization
 from dctps_jax.ops.compiler import compiler_options
+from dctps_jax.ops.target import tracing_for
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
 from dctps_jax.training.signals import NonFiniteLoss
@@ -52,6 +60,28 @@ class Placement(NamedTuple):
         mesh = self.replicated.mesh
         return mesh.axis_names[0] if mesh.size > 1 else None
 
+    @property
+    def num_devices(self) -> int:
+        return self.replicated.mesh.size
+
+    @property
+    def platform(self) -> str:
+        """The platform of the devices, which the programs of the run are traced and compiled for."""
+        return next(iter(self.replicated.device_set)).platform
+
+    def compile(self, function: Callable[..., Any], arguments: tuple[Any, ...], donated: tuple[int, ...]) -> Any:
+        """Compile ``function`` for the devices; its results are whole on each. Devices need not be at hand for it.
+
+        ``arguments`` may be abstract, as :meth:`abstract` makes them; ``donated`` are the numbers of those given away.
+        """
+        with tracing_for(self.platform):
+            jitted = jax.jit(function, donate_argnums=donated, out_shardings=self.replicated)
+            return jitted.lower(*arguments).compile(compiler_options())
+
+    def abstract(self, tree: Any) -> Any:
+        """Return shapes and dtypes of ``tree``, whole on every device."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree)
+
     def put(self, tree: Any) -> Any:
         """Place copies of ``tree`` whole on every device."""
         # device_put may alias the source on one of the devices, and a donated alias would delete the caller's array.
@@ -61,8 +91,13 @@ class Placement(NamedTuple):
 
 def place_on_all_devices() -> Placement:
     """Return the placement for data-parallel training over all devices of all hosts."""
+    return place_on(jax.devices())
+
+
+def place_on(devices: Sequence[jax.Device]) -> Placement:
+    """Return the placement for data-parallel training over ``devices``: what programs are traced and compiled for."""
     # Auto axes: with explicit ones, the gathers of the random crop would each need a sharding of their own.
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
     return Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data")))
 
 
@@ -92,7 +127,7 @@ class Programs(NamedTuple):
     compile_seconds: float
 
     def evaluate(
-        self, state: TrainState, data: Examples, rows: jax.Array, before_batch: Callable[[], None] = lambda: None
+        self, state: TrainState, data: ExamplesInRows, rows: jax.Array, before_batch: Callable[[], None] = lambda: None
     ) -> Sums:
         """Return the sums over the images of ``data`` that ``rows`` name; ``before_batch`` may raise to end it."""
         put = self.setup.placement.put
@@ -127,7 +162,7 @@ class Pace:
 
 
 def take_steps(
-    state: TrainState, sums: Sums, train: Examples, epoch_rows: jax.Array, *, num_steps: int, setup: Setup
+    state: TrainState, sums: Sums, train: ExamplesInRows, epoch_rows: jax.Array, *, num_steps: int, setup: Setup
 ) -> tuple[TrainState, Sums]:
     """Take ``num_steps`` steps from where ``state`` stands.
 
@@ -153,7 +188,7 @@ def take_steps(
 
 
 def update_masks(
-    state: TrainState, sums: Sums, train: Examples, epoch_rows: jax.Array, num_drop: jax.Array, *, setup: Setup
+    state: TrainState, sums: Sums, train: ExamplesInRows, epoch_rows: jax.Array, num_drop: jax.Array, *, setup: Setup
 ) -> tuple[TrainState, Sums]:
     """Take a step that moves weights; ``num_drop`` has a number for each of ``graphs.counts``."""
     spec, graphs = setup.spec, setup.graphs
@@ -171,7 +206,9 @@ def update_masks(
     return after, sums._replace(moved=sums.moved + jnp.stack(list(moved.values())).astype(jnp.int32))
 
 
-def batch_of_step(step: jax.Array, train: Examples, epoch_rows: jax.Array, setup: Setup) -> tuple[jax.Array, jax.Array]:
+def batch_of_step(
+    step: jax.Array, train: ExamplesInRows, epoch_rows: jax.Array, setup: Setup
+) -> tuple[jax.Array, jax.Array]:
     spec = setup.spec
     batch = training_batch(
         train,
@@ -206,9 +243,9 @@ def compile_programs(
     setup: Setup,
     state: TrainState,
     sums: Sums,
-    train: Examples,
+    train: ExamplesInRows,
     epoch_rows: jax.Array,
-    evaluated: Sequence[tuple[Examples, jax.Array]],
+    evaluated: Sequence[tuple[ExamplesInRows, jax.Array]],
 ) -> Programs:
     """Compile everything that the run will call, before its first step; donation and sharding are decided here.
 
@@ -216,26 +253,20 @@ def compile_programs(
     """
     start = time.perf_counter()
     spec, graphs, _, placement = setup
-    options = compiler_options()
-
-    def compiled(function: Callable[..., Any], arguments: tuple[Any, ...], donated: tuple[int, ...]) -> Any:
-        jitted = jax.jit(function, donate_argnums=donated, out_shardings=placement.replicated)
-        return jitted.lower(*arguments).compile(options)
-
     # Dispatch lengths of a whole epoch, and of the rest of the current one after a resume in its middle.
     lengths = {length for first in (0, int(state.step)) for length, _ in dispatches(first, spec)}
     if spec.updates:  # some epochs have updates, others none: one step, and as many as fit
         lengths |= {1, min(spec.steps_per_dispatch, spec.steps_per_epoch)}
     step_programs = {
-        num_steps: compiled(
+        num_steps: placement.compile(
             partial(take_steps, num_steps=num_steps, setup=setup), (state, sums, train, epoch_rows), (0, 1)
         )
         for num_steps in lengths
     }
     update_program = None
     if spec.updates:
-        num_drop = placement.put(np.zeros(len(graphs.counts), np.int32))
-        update_program = compiled(
+        num_drop = placement.abstract(np.zeros(len(graphs.counts), np.int32))
+        update_program = placement.compile(
             partial(update_masks, setup=setup), (state, sums, train, epoch_rows, num_drop), (0, 1)
         )
     evaluate_batch = partial(
@@ -246,9 +277,9 @@ def compile_programs(
         sharding=placement.batch,
         random=graphs.random,
     )
-    no_sums, first = placement.put(zero_sums()), placement.put(jnp.zeros((), jnp.int32))
+    no_sums, first = placement.abstract((zero_sums(), np.int32(0)))
     evaluate_programs = {
-        (data.labels.shape, rows.shape): compiled(evaluate_batch, (state, no_sums, data, rows, first), (1,))
+        (data.labels.shape, rows.shape): placement.compile(evaluate_batch, (state, no_sums, data, rows, first), (1,))
         for data, rows in evaluated
     }
     return Programs(setup, step_programs, update_program, evaluate_programs, time.perf_counter() - start)
@@ -263,7 +294,7 @@ def run_epoch(
     programs: Programs,
     state: TrainState,
     sums: Sums,
-    train: Examples,
+    train: ExamplesInRows,
     epoch_rows: jax.Array,
     step: int,
     log_every_steps: int = MOST_QUEUED,
@@ -315,14 +346,14 @@ def means(sums: Sums) -> tuple[float, float]:
     return float(sums.loss) / images, int(sums.correct) / images
 
 
-def default_steps_per_dispatch() -> int:
-    """Return how many steps one call to the device takes where the config leaves it open.
+def default_steps_per_dispatch(platform: str) -> int:
+    """Return how many steps one call to a device of ``platform`` takes where the config leaves it open.
 
     XLA's CPU backend (JAX 0.10.2) compiles the body of a loop worse than a program of its own, see
     https://github.com/jax-ml/jax/issues/12868, and a call costs little beside a step. ``benchmarks/train_step.py
     --steps_per_dispatch`` times both.
     """
-    return 1 if jax.default_backend() == "cpu" else 50
+    return 1 if platform == "cpu" else 50
 
 
 def dispatches(step: int, spec: StepSpec) -> Iterator[tuple[int, bool]]:

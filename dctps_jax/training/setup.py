@@ -26,8 +26,8 @@ from dctps_jax.training import loop
 from dctps_jax.training.own_network import build_own_network
 
 
-def make_step_spec(config: Any, dataset: data.Dataset, train: Examples) -> loop.StepSpec:
-    """Return the fixed numbers of the run; a batch larger than the training split is a UserError."""
+def make_step_spec(config: Any, dataset: data.Dataset, train: Examples, platform: str) -> loop.StepSpec:
+    """Return the fixed numbers of a run on ``platform``; a batch larger than the training split is a UserError."""
     steps_per_epoch = len(train.labels) // config.batch_size
     if steps_per_epoch == 0:
         raise UserError(
@@ -45,7 +45,7 @@ def make_step_spec(config: Any, dataset: data.Dataset, train: Examples) -> loop.
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,
         steps_per_epoch=steps_per_epoch,
-        steps_per_dispatch=config.steps_per_dispatch or loop.default_steps_per_dispatch(),
+        steps_per_dispatch=config.steps_per_dispatch or loop.default_steps_per_dispatch(platform),
         normalization=choose_normalization(config, dataset, train),
         augmented=config.data.augment,
         seed=config.seed,

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from dctps_jax.data.batches import Examples, Normalization, normalize
+from dctps_jax.data.batches import Examples, ExamplesInRows, Normalization, normalize
 from dctps_jax.losses import cross_entropy
 from dctps_jax.pruning.dynamic import keep_only, move_weights, skip_optimizer_step
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
@@ -79,6 +80,8 @@ def value_and_gradients(
     def local(params: Any, others: Any, batch: tuple[jax.Array, jax.Array]) -> Any:
         return jax.value_and_grad(_loss_of(graph, others, batch), has_aux=True)(params)
 
+    chex.assert_rank(batch, (4, 1))
+    chex.assert_equal_shape_prefix(batch, 1)
     others = (state.batch_stats, supports, state.frozen)
     if mesh is None or mesh.size == 1:
         return local(state.params, (*others, random_at(dict(random), state.step)), batch)
@@ -211,7 +214,7 @@ def add_metrics(sums: Sums, metrics: dict[str, jax.Array], step: jax.Array, batc
 def eval_step(
     state: TrainState,
     sums: Sums,
-    data: Examples,
+    data: Examples | ExamplesInRows,
     rows: jax.Array,
     start: jax.Array,
     *,

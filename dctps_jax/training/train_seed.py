@@ -79,7 +79,8 @@ def train_seed(
     described, split = describe_data(dataset), describe_split(train_rows, validation_rows)
     check_same_data(workdir, described | split, saved.record.get("data") if saved is not None else None)
     train_split = images.at(train_rows)
-    spec = make_step_spec(config, dataset, train_split)
+    placement = loop.place_on_all_devices()
+    spec = make_step_spec(config, dataset, train_split, placement.platform)
 
     # Network: the layers with their supports, and the optimiser. A run that goes on has its supports.
     own_supports = None if saved is None else supports_of(saved)
@@ -99,13 +100,12 @@ def train_seed(
             print(report)
         print(layer_table(shapes, counts, sizes))
         if config.execution.explain:
-            local = config.batch_size // jax.device_count()
+            local = config.batch_size // placement.num_devices
             print(plan_table(planned(model, (local, *dataset.train_images.shape[1:]))))
     _warn_if_nothing_moves(config, spec, counts, sizes)
     bind(described, split)
 
     # State: a new one, or the newest that an earlier call saved, on the devices.
-    placement = loop.place_on_all_devices()
     graphs, state = create_state(model, optimizer, placement.axis_name, spec.ema_decay > 0)
     setup = loop.Setup(spec, graphs, optimizer, placement)
     no_sums = zero_sums(max(1, len(graphs.counts)))
@@ -123,10 +123,7 @@ def train_seed(
         return state if runs_compact else placement.put(to_masked(state, graphs.shapes, optimizer))
 
     # Abstract: the arrays themselves are given away with the first step.
-    template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
-        {"state": stored(state), "sums": sums},
-    )
+    template = placement.abstract({"state": stored(state), "sums": sums})
     num_trainable = sum(leaf.size for leaf in jax.tree.leaves(template["state"].params))
     account = storage_account(state, template["state"], graphs.shapes, optimizer)
     if is_first_host:
@@ -163,10 +160,10 @@ def train_seed(
         )
 
     # Compile. The images live on the devices as uint8.
-    train = placement.put(images)
+    train = placement.put(images.in_rows())
     validation = train, placement.put(validation_rows)
     test = Examples(dataset.test_images, dataset.test_labels)
-    test = placement.put(test), placement.put(np.arange(len(test.labels), dtype=np.int32))
+    test = placement.put(test.in_rows()), placement.put(np.arange(len(test.labels), dtype=np.int32))
 
     def rows_of_epoch(epoch: int) -> jax.Array:
         return placement.put(loop.rows_of_epoch(epoch, spec, train_rows))
@@ -179,7 +176,7 @@ def train_seed(
     programs = loop.compile_programs(setup, state, sums, train, rows_of_epoch(0), [validation, test])
     print(
         f"{config.model.name}, {num_trainable:,} trainable parameters, {spec.steps_per_epoch} steps an epoch, "
-        f"{jax.device_count()} {jax.devices()[0].platform} device(s), compiled in {programs.compile_seconds:.1f} s"
+        f"{placement.num_devices} {placement.platform} device(s), compiled in {programs.compile_seconds:.1f} s"
     )
 
     def save(rows: Sequence[dict[str, Any]]) -> None:

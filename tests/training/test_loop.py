@@ -1,6 +1,6 @@
 """The compiled programs and the loop: same numbers on any number of devices, no transfer between steps."""
 
-from functools import cache
+from functools import cache, partial
 
 import chex
 import jax
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dctps_jax import pruning
 from dctps_jax.data.batches import Examples, Normalization
+from dctps_jax.ops.target import tracing_for
 from dctps_jax.training import loop
 from dctps_jax.training.setup import build_model
 from dctps_jax.training.signals import NonFiniteLoss
@@ -48,8 +49,8 @@ class Run:
         graphs, state = create_state(model, optimizer, self.placement.axis_name)
         self.state, self.sums = self.placement.put(state), self.placement.put(zero_sums())
         split = Examples(digits.train_images, digits.train_labels)
-        self.train = self.placement.put(Examples(split.images[:180], split.labels[:180]))
-        test = self.placement.put(split)
+        self.train = self.placement.put(Examples(split.images[:180], split.labels[:180]).in_rows())
+        test = self.placement.put(split.in_rows())
         self.held_out = test, self.placement.put(np.arange(180, len(split.labels), dtype=np.int32))
         self.programs = loop.compile_programs(
             loop.Setup(self.spec, graphs, optimizer, self.placement),
@@ -125,6 +126,21 @@ def test_hot_loop_transfers_nothing():
     # The guard of the loop itself is armed: an order on the host would have to be transferred.
     with pytest.raises(Exception, match=r"(?i)transfer"):
         list(run.epoch(order=np.arange(180, dtype=np.int32)))
+
+
+def test_a_program_is_traced_for_the_platform_that_is_named(monkeypatch):
+    run = Run()
+    for question in ("default_backend", "devices", "local_devices", "device_count"):
+        monkeypatch.setattr(jax, question, None)
+
+    def lowered(platform):
+        take_step = partial(loop.take_steps, num_steps=1, setup=run.programs.setup)
+        with tracing_for(platform):
+            traced = jax.jit(take_step).trace(run.state, run.sums, run.train, run.rows_of_epoch(0))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    # Only a CPU computes four columns of few channels at a time.
+    assert "tensor<5x8x3x24xf32>" in lowered("cpu") and "tensor<5x8x3x24xf32>" not in lowered("tpu")
 
 
 @given(st.integers(1, 400), st.integers(1, 60), st.data())

@@ -218,3 +218,12 @@ def test_optimizer_sees_every_trainable_parameter_and_no_other():
     }
     assert names == {"conv/kernel", "norm/scale", "norm/bias", "fc/kernel"}
     assert jax.tree.structure(state.opt_state[0].trace) == jax.tree.structure(state.params)
+
+
+@pytest.mark.parametrize("labels", [jnp.zeros((4, 1), jnp.int32), jnp.zeros((3,), jnp.int32)])
+def test_labels_that_would_broadcast_are_refused(labels):
+    with pytest.raises(AssertionError, match=r"rank|shape"):
+        cross_entropy(jnp.zeros((4, CLASSES)), labels)
+    graphs, state = create_state(Network(), optax.sgd(0.1))
+    with pytest.raises(AssertionError, match=r"rank|shape"):
+        train_step(state, (jnp.zeros((4, 6, 6, 3)), labels), graph=graphs.train, optimizer=optax.sgd(0.1))
