@@ -173,7 +173,7 @@ FIELDS: dict[str, Field] = {
     "data.cache_dir": Field("", 'Folder for decoded copies of the images; "": beside the files.', resume=True),
     "data.image_size": Field(
         0,
-        "Resize the images of `image_folder` and `synthetic` to so many pixels.",
+        "Resize images that are decoded from files, and those of `synthetic`, to so many pixels.",
         allowed=at_least(1, zero="for the size the images have"),
     ),
     "data.max_pixels": Field(

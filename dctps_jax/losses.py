@@ -13,10 +13,11 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     ``labels`` may be the probabilities of the classes, too: then it is the mean over them.
     """
-    _check_shapes(logits, labels)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    if labels.ndim == 2:
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        chex.assert_equal_shape((logits, labels))
         return optax.losses.softmax_cross_entropy(logits, labels)
+    _check_shapes(logits, labels)
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -31,8 +32,8 @@ def nll_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def _check_shapes(logits: jax.Array, labels: jax.Array) -> None:
     # Labels [n, 1] would broadcast to a loss of [n, n].
-    chex.assert_rank(logits, 2)
-    chex.assert_shape(labels, (logits.shape if labels.ndim == 2 else logits.shape[:1]))
+    chex.assert_rank((logits, labels), (2, 1))
+    chex.assert_equal_shape_prefix((logits, labels), 1)
 
 
 LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {

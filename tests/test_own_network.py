@@ -182,7 +182,7 @@ def test_changed_code_does_not_go_on():
 
 @pytest.mark.usefixtures("folder", "small")
 def test_a_network_with_layers_of_its_own_and_images_that_change(capsys):
-    settings = {"network": "mine.networks:Linear", "pruning__method": "snip", "num_epochs": 1}
+    settings = {"network": "mine.networks:Linear", "pruning__method": "snip", "num_epochs": 1, "data__augment": True}
     run(config_of(**settings, num_seeds=2), Path("seeds"))
     assert "K = α·D + M⊙S, 24 weights" in capsys.readouterr().out
     digests = [json.loads((Path("seeds") / f"seed_{seed}/data.json").read_text())["fingerprint"] for seed in (0, 1)]

@@ -26,8 +26,12 @@ FREE_FIELDS: tuple[str, ...] = (
     *(name for name, field in FIELDS.items() if field.resume),
 )
 
-# The fields that configs of earlier versions lack, with what these configs mean.
-ADDED_FIELDS: dict[str, Any] = {name: field.default for name, field in FIELDS.items() if field.added}
+# The fields that configs of earlier versions lack, with what these configs mean, as JSON has it.
+ADDED_FIELDS: dict[str, Any] = {
+    name: list(field.default) if isinstance(field.default, tuple) else field.default
+    for name, field in FIELDS.items()
+    if field.added
+}
 
 # What a run writes; none of it may be there before the run's config.json.
 FILES = ("results.json", "data.json", "metrics.jsonl", "masks.npz", "masks_initial.npz", "checkpoints", "tensorboard")
