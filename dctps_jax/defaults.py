@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_dict
 
 from dctps_jax import data, models, pruning
 from dctps_jax.data.dataset import MAX_PIXELS
+from dctps_jax.data.images import FITS
 from dctps_jax.field import Allowed, Field, at_least
 from dctps_jax.losses import LOSSES
 from dctps_jax.offsets import OFFSETS
@@ -122,14 +123,24 @@ FIELDS: dict[str, Field] = {
     "data.name": Field("cifar10", "The data set.", choices=data.SOURCES),
     "data.dir": Field(
         "",
-        'Folder of the data set\'s files; "": `~/.cache/dctps_jax/data`. A run on an `image_folder` must keep it.',
+        'Folder of the files; "": `dctps_jax/data` below `$XDG_CACHE_HOME` or `~/.cache`. A run on an `image_folder` '
+        "must keep it.",
         resume=True,
     ),
-    "data.cache_dir": Field("", 'Folder for decoded copies of the images; "": beside the files.', resume=True),
+    "data.cache_dir": Field(
+        "", 'Folder for decoded copies of the images; "": `dctps_jax/decoded` in the same place.', resume=True
+    ),
     "data.image_size": Field(
         0,
         "Resize the images of `image_folder` and `synthetic` to so many pixels.",
         allowed=at_least(1, zero="for the size the images have"),
+    ),
+    "data.fit": Field(
+        "squash",
+        "How an `image_folder` brings images to `data.image_size` that are not square: `crop` takes the middle, `pad` "
+        "adds white margins, `squash` changes their shape.",
+        choices=FITS,
+        added=True,
     ),
     "data.max_pixels": Field(
         MAX_PIXELS,

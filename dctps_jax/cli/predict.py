@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +10,19 @@ import numpy as np
 
 from dctps_jax.command import command
 from dctps_jax.data.dataset import MAX_PIXELS
-from dctps_jax.data.images import FORMATS, decode_image, max_file_bytes
+from dctps_jax.data.images import FORMATS, SUFFIXES, decode_image, max_file_bytes
 from dctps_jax.data.reading import read_file
 from dctps_jax.errors import UserError
-from dctps_jax.export import read_exported
+from dctps_jax.export import Description, read_exported
 
 
 @command("predict.py")
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, help="file that python -m dctps_jax.export wrote")
-    parser.add_argument("images", type=Path, nargs="+", help=f"{', '.join(FORMATS)} files of any size")
+    parser.add_argument(
+        "images", type=Path, nargs="+", help=f"{', '.join(FORMATS)} files of any size, or folders of them"
+    )
     parser.add_argument("--top", type=int, default=3, help="how many classes to name")
     parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="larger images are refused")
     arguments = parser.parse_args()
@@ -28,17 +31,27 @@ def main() -> None:
     if arguments.max_pixels < 1:
         raise UserError(f"--max-pixels is {arguments.max_pixels}; it must be at least 1")
     description, model = read_exported(arguments.model)
-    images = np.stack([read_image(file, description.image_size, arguments.max_pixels) for file in arguments.images])
+    files = [file for path in arguments.images for file in (images_in(path) if path.is_dir() else [path])]
+    images = np.stack([read_image(file, description, arguments.max_pixels) for file in files])
     probabilities = np.asarray(jax.nn.softmax(model(description.prepare(jnp.asarray(images)))))
-    for file, row in zip(arguments.images, probabilities, strict=True):
+    for file, row in zip(files, probabilities, strict=True):
         best = np.argsort(-row)[: arguments.top]
         print(f"{file}: {', '.join(f'{description.class_names[index]} {row[index]:.1%}' for index in best)}")
 
 
-def read_image(file: Path, size: int, max_pixels: int) -> np.ndarray:
-    """Return an image file as uint8 ``[size, size, 3]``."""
-    data = read_file(file, max_file_bytes(max_pixels), "give image files")
-    return decode_image(data, str(file), max_pixels=max_pixels, resize_to=size, limit_name="--max-pixels")
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files below a folder; none is a UserError."""
+    files = sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise UserError(f"{folder} holds no image; it may hold files of {', '.join(SUFFIXES)}")
+    return files
+
+
+def read_image(file: Path, description: Description, max_pixels: int) -> np.ndarray:
+    """Return an image file as uint8 ``[size, size, 3]``, brought to its size as the images of training were."""
+    data, size = read_file(file, max_file_bytes(max_pixels), "give image files"), description.image_size
+    options: Any = {"max_pixels": max_pixels, "limit_name": "--max-pixels"}
+    return decode_image(data, str(file), resize_to=size, fit=description.fit, **options)
 
 
 if __name__ == "__main__":

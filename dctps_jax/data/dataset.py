@@ -99,7 +99,7 @@ class Options:
 
     `dir` is the folder that holds the source's files, `cache_dir` the one for decoded copies (None: chosen by
     `dctps_jax.data.cache`), `image_size` the size asked for in pixels (0: the source's own), `max_pixels` what an image
-    file may have at most before it is resized.
+    file may have at most before it is resized, `fit` how it is brought to another shape.
     """
 
     dir: Path
@@ -107,6 +107,7 @@ class Options:
     image_size: int = 0
     download: bool = True
     max_pixels: int = MAX_PIXELS
+    fit: str = "squash"
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ def train_seed(
         image_size=config.data.image_size,
         download=config.data.download,
         max_pixels=config.data.max_pixels,
+        fit=config.data.fit,
     )
     images = Examples(dataset.train_images, dataset.train_labels)
     train_rows, validation_rows = split_training(len(images.labels), config.data.train_fraction, config.seed)
@@ -281,6 +282,7 @@ def train_seed(
             "mean": list(map(float, spec.normalization.mean)),
             "std": list(map(float, spec.normalization.std)),
             "fingerprint": dataset.fingerprint,
+            "fit": config.data.fit,
         },
         "compile_seconds": programs.compile_seconds,
         "total_seconds": time.perf_counter() - started,
