@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_dict
 
 from dctps_jax import data, models, pruning
 from dctps_jax.data.dataset import MAX_PIXELS
+from dctps_jax.data.images import FITS
 from dctps_jax.field import Allowed, Field, at_least
 from dctps_jax.losses import LOSSES
 from dctps_jax.offsets import OFFSETS
@@ -161,7 +162,8 @@ FIELDS: dict[str, Field] = {
     ),
     "data.dir": Field(
         "",
-        'Folder of the data set\'s files; "": `~/.cache/dctps_jax/data`. A run on an `image_folder` must keep it.',
+        'Folder of the files; "": `dctps_jax/data` below `$XDG_CACHE_HOME` or `~/.cache`. A run on an `image_folder` '
+        "must keep it.",
         resume=True,
     ),
     "data.channels": Field(
@@ -170,11 +172,20 @@ FIELDS: dict[str, Field] = {
         allowed=Allowed(lambda value: value in (1, 3), "3 or 1"),
         added=True,
     ),
-    "data.cache_dir": Field("", 'Folder for decoded copies of the images; "": beside the files.', resume=True),
+    "data.cache_dir": Field(
+        "", 'Folder for decoded copies of the images; "": `dctps_jax/decoded` in the same place.', resume=True
+    ),
     "data.image_size": Field(
         0,
         "Resize images that are decoded from files, and those of `synthetic`, to so many pixels.",
         allowed=at_least(1, zero="for the size the images have"),
+    ),
+    "data.fit": Field(
+        "squash",
+        "How images that are not square are brought to `data.image_size`: `crop` takes the middle, `pad` "
+        "adds white margins, `squash` changes their shape.",
+        choices=FITS,
+        added=True,
     ),
     "data.max_pixels": Field(
         MAX_PIXELS,

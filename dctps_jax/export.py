@@ -63,6 +63,7 @@ class Description(NamedTuple):
     image_size: Size
     normalization: Normalization
     step: int
+    fit: str = "squash"
 
     def prepare(self, images: jax.Array) -> jax.Array:
         """Return uint8 images of :attr:`shape` as the network takes them."""
@@ -74,24 +75,26 @@ class Description(NamedTuple):
         return (*height_and_width(self.image_size), len(self.normalization.mean))
 
 
-def export_run(run: Path, output: Path, checkpoint: str = "best") -> None:
-    """Write the network of a finished run to a safetensors file, whole or not at all.
+def export_run(run: Path | str, output: Path | str, checkpoint: str = "best") -> Path:
+    """Write the network of a finished run to a safetensors file, whole or not at all; return the run's directory.
 
-    ``checkpoint`` is "best", "latest", or "ema": the averaged weights of the latest one.
-
-    Raises :class:`~dctps_jax.errors.UserError` where the run is not finished, is
-    of an older version, or has no sound checkpoint, or the file cannot be written.
+    Of several seeds it is the one that was best on validation. ``checkpoint`` is "best", "latest", or "ema": the
+    averaged weights of the latest one. Raises :class:`~dctps_jax.errors.UserError` where the run is not finished, is of
+    an older version, or has no sound checkpoint, or the file cannot be written.
     """
     from safetensors.numpy import save
 
+    run, output = Path(run), Path(output)
     check_target("--output", output)
     if not is_printable(str(run.absolute())):
         raise UserError(f"{run} has a name that is no UTF-8; Orbax reads no checkpoints there, rename it")
     config, results = read_config(run), read_results(run)
+    if "seeds" in results:
+        run = best_seed(run)
+        config, results = read_config(run), read_results(run)
     if "data" not in results:
         raise UserError(
-            f"{run / 'results.json'} does not say what the data were: it is of an older version, or of several seeds; "
-            "give the directory of one seed, or train it again"
+            f"{run / 'results.json'} does not say what the data were: it is of an older version; train it again"
         )
     try:
         check_data(results["data"])
@@ -125,6 +128,13 @@ def export_run(run: Path, output: Path, checkpoint: str = "best") -> None:
         "step": str(step),
     }
     write_whole(output, save(tensors, metadata | {"digest": _digest(tensors, metadata)}))
+    return run
+
+
+def best_seed(run: Path) -> Path:
+    """Return the directory, below that of several seeds, of the seed that was best on validation."""
+    seeds = {folder: read_results(folder)["best_val_accuracy"] for folder in sorted(run.glob("seed_*"))}
+    return max(seeds, key=lambda folder: seeds[folder])
 
 
 def _digest(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
@@ -198,13 +208,14 @@ def _build(file: Path, description: Description, tensors: dict[str, np.ndarray],
     return nnx.merge(graph, *parts, random)
 
 
-def export_stablehlo(file: Path | str, output: Path, network: str | None = None) -> None:
+def export_stablehlo(file: Path | str, output: Path | str, network: str | None = None) -> None:
     """Write an exported network as serialised StableHLO: uint8 images, any number of them → logits.
 
     One program for CPU, CUDA and TPU; ``jax.export.deserialize`` reads it.
     """
     from jax import export
 
+    output = Path(output)
     check_target("--stablehlo", output)
     description, model = read_exported(file, network)
     for layer in prunable_layers(model).values():
@@ -263,6 +274,11 @@ def _content(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     from safetensors import safe_open
 
     if not file.is_file():
+        if file.is_dir():
+            raise UserError(
+                f"{file} is a directory; give the file of a network, which this makes of the directory of a run: "
+                f"python -m dctps_jax.export {file} --output model.safetensors"
+            )
         state = "is no file" if file.exists() else "does not exist"
         raise UserError(f"{file} {state}; write it with: python -m dctps_jax.export RUN --output {file}")
     file.open("rb").close()  # safetensors calls every file that it cannot open one that does not exist
@@ -285,7 +301,8 @@ def _description(metadata: Mapping[str, str]) -> Description:
     _check_config(config)
     normalization = Normalization(tuple(data["mean"]), tuple(data["std"]))
     size = tuple(data["image_size"]) if isinstance(data["image_size"], list) else data["image_size"]
-    return Description(config, tuple(data["class_names"]), size, normalization, step)
+    fit = data.get("fit", "squash")
+    return Description(config, tuple(data["class_names"]), size, normalization, step, fit)
 
 
 def _check_config(config: Any) -> None:
@@ -313,7 +330,9 @@ def main() -> None:
         check_target("--stablehlo", arguments.stablehlo)
         if arguments.stablehlo.absolute() == arguments.output.absolute():
             raise UserError(f"--output and --stablehlo are both {arguments.output}; name two files")
-    export_run(arguments.run, arguments.output, arguments.checkpoint)
+    run = export_run(arguments.run, arguments.output, arguments.checkpoint)
+    if run != arguments.run:
+        print(f"{run} was the best of its seeds on validation")
     print(f"written: {arguments.output}, {arguments.output.stat().st_size / 1000:,.1f} kB")
     if arguments.stablehlo:
         export_stablehlo(arguments.output, arguments.stablehlo, arguments.network)

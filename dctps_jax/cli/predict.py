@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,17 +11,19 @@ import numpy as np
 from dctps_jax.command import command
 from dctps_jax.data.dataset import MAX_PIXELS
 from dctps_jax.data.decoding import as_grey
-from dctps_jax.data.images import FORMATS, decode_image, max_file_bytes
+from dctps_jax.data.images import FORMATS, SUFFIXES, decode_image, max_file_bytes
 from dctps_jax.data.reading import read_file
 from dctps_jax.errors import UserError
-from dctps_jax.export import read_exported
+from dctps_jax.export import Description, read_exported
 
 
 @command("predict.py")
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path, help="file that python -m dctps_jax.export wrote")
-    parser.add_argument("images", type=Path, nargs="+", help=f"{', '.join(FORMATS)} files of any size")
+    parser.add_argument(
+        "images", type=Path, nargs="+", help=f"{', '.join(FORMATS)} files of any size, or folders of them"
+    )
     parser.add_argument("--top", type=int, default=3, help="how many classes to name")
     parser.add_argument("--network", help="function that built a network of your own, as my_package.networks:build")
     parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="larger images are refused")
@@ -30,20 +33,28 @@ def main() -> None:
     if arguments.max_pixels < 1:
         raise UserError(f"--max-pixels is {arguments.max_pixels}; it must be at least 1")
     description, model = read_exported(arguments.model, arguments.network)
-    images = np.stack([read_image(file, description.shape, arguments.max_pixels) for file in arguments.images])
+    files = [file for path in arguments.images for file in (images_in(path) if path.is_dir() else [path])]
+    images = np.stack([read_image(file, description, arguments.max_pixels) for file in files])
     probabilities = np.asarray(jax.nn.softmax(model(description.prepare(jnp.asarray(images)))))
-    for file, row in zip(arguments.images, probabilities, strict=True):
+    for file, row in zip(files, probabilities, strict=True):
         best = np.argsort(-row)[: arguments.top]
         print(f"{file}: {', '.join(f'{description.class_names[index]} {row[index]:.1%}' for index in best)}")
 
 
-def read_image(file: Path, shape: tuple[int, int, int], max_pixels: int) -> np.ndarray:
-    """Return an image file as uint8 of that height, width and number of channels."""
-    height, width, channels = shape
-    data = read_file(file, max_file_bytes(max_pixels), "give image files")
-    size = height if height == width else (height, width)
-    image = decode_image(data, str(file), max_pixels=max_pixels, resize_to=size, limit_name="--max-pixels")
-    return image if channels == 3 else as_grey(image)
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files below a folder; none is a UserError."""
+    files = sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise UserError(f"{folder} holds no image; it may hold files of {', '.join(SUFFIXES)}")
+    return files
+
+
+def read_image(file: Path, description: Description, max_pixels: int) -> np.ndarray:
+    """Return an image file as uint8, of the size and with the channels of the images of training."""
+    data, size = read_file(file, max_file_bytes(max_pixels), "give image files"), description.image_size
+    options: Any = {"max_pixels": max_pixels, "limit_name": "--max-pixels"}
+    image = decode_image(data, str(file), resize_to=size, fit=description.fit, **options)
+    return image if description.shape[2] == 3 else as_grey(image)
 
 
 if __name__ == "__main__":

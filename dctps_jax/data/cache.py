@@ -23,13 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from dctps_jax.data.dataset import Arrays, Decoded, DecodedPart, Options
-from dctps_jax.data.reading import SPENT_HANDLES, open_regular, unreadable
+from dctps_jax.data.reading import SPENT_HANDLES, cache_folder, open_regular, unreadable
 from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.files import unfinished
 
 logger = logging.getLogger("dctps_jax")
 
-FALLBACK_ROOT = "~/.cache/dctps_jax/decoded"
 _FOLDER_IN_SOURCE = ".dctps_cache"
 _FORMAT = 1
 # Name, type and number of axes.
@@ -53,8 +52,8 @@ def cached(name: str, source: Path, stamp: str, options: Options, decode: Callab
     """Returns train images, train labels, test images, test labels and class names, decoding only where it has to.
 
     `stamp` stands for the content of `source`. The copy goes below `options.cache_dir`, or else below
-    `.dctps_cache` in `options.dir`, or, where that must not be written to, below ~/.cache/dctps_jax/decoded. A damaged
-    copy is reported in a warning, removed and made again.
+    dctps_jax/decoded in the user's cache, and its place is printed. A damaged copy is reported in a warning, removed
+    and made again.
 
     Raises DiskFull where there is no room for the copy, UserError where it cannot be written or read for another
     reason, and whatever `decode` raises.
@@ -69,7 +68,7 @@ def cached(name: str, source: Path, stamp: str, options: Options, decode: Callab
                 except _DamagedError as damage:
                     logger.warning("%s; the decoded copy is made again from %s", damage, source)
                     shutil.rmtree(folder, ignore_errors=True)
-        logger.info("decoding %s once into %s", source, folders[0])
+        print(f"decoding {source} once into {folders[0]} (data.cache_dir)")
         decoded = decode()
         try:
             _write(folders[0], name, source, decoded, options.dir)
@@ -118,15 +117,11 @@ def _unwritable(folder: Path, source: Path, num_bytes: int, error: OSError) -> U
 
 
 def _roots(options: Options) -> list[Path]:
-    """The folders in which copies may lie, the one for new copies first."""
-    if options.cache_dir:
-        return [options.cache_dir]
-    beside, fallback = options.dir / _FOLDER_IN_SOURCE, Path(FALLBACK_ROOT).expanduser()
-    owner = beside if beside.is_dir() else options.dir
-    # The mode is looked at as well, because os.access allows root everything, also what is marked as read-only.
-    if os.access(owner, os.W_OK | os.X_OK) and owner.stat().st_mode & 0o222:
-        return [beside, fallback]
-    return [fallback, beside]
+    """The folders in which copies may lie, the one for new copies first.
+
+    Version 0.1.0 wrote them beside the images.
+    """
+    return [options.cache_dir or cache_folder("decoded"), options.dir / _FOLDER_IN_SOURCE]
 
 
 def _source_dir(folder: Path) -> str | None:

@@ -110,8 +110,8 @@ class Options:
 
     `dir` is the folder that holds the source's files, `cache_dir` the one for decoded copies (None: chosen by
     `dctps_jax.data.cache`), `image_size` the size asked for in pixels (0: the source's own), `max_pixels` what an image
-    file may have at most before it is resized. `channels` are those of images that are decoded from files: 3, or 1 for
-    grey ones. `seed` is that of the run, for a source that draws its images.
+    file may have at most before it is resized, `fit` how it is brought to another shape. `channels` are those of images
+    that are decoded from files: 3, or 1 for grey ones. `seed` is that of the run, for a source that draws its images.
     """
 
     dir: Path
@@ -121,11 +121,12 @@ class Options:
     max_pixels: int = MAX_PIXELS
     channels: int = 3
     seed: int = 0
+    fit: str = "squash"
 
     @property
     def decoding(self) -> str:
         """What a decoded copy depends on besides the files."""
-        return f"image_size={self.image_size},channels={self.channels}"
+        return f"image_size={self.image_size},channels={self.channels},fit={self.fit}"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def decode_part(
     """
 
     def decode(where: str, data: bytes) -> np.ndarray:
-        image = decode_image(data, where, max_pixels=options.max_pixels, resize_to=options.image_size)
+        image = decode_image(data, where, max_pixels=options.max_pixels, resize_to=options.image_size, fit=options.fit)
         return image if options.channels == 3 else as_grey(image)
 
     first_place, first_data = next(files)

@@ -1,32 +1,33 @@
 """Any images sorted into folders by class: `<data.dir>/train/<class>/*` and `<data.dir>/test/<class>/*`."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from dctps_jax.data.cache import cached
 from dctps_jax.data.dataset import Dataset, Decoded, DecodedPart, Options
-from dctps_jax.data.images import decode_image, image_blocks, max_file_bytes
+from dctps_jax.data.images import DECODER, SUFFIXES, decode_image, image_blocks, max_file_bytes
 from dctps_jax.data.reading import read_file, stamp_of, unreadable
 from dctps_jax.errors import UserError
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+from dctps_jax.files import printable
 
 
 def load_image_folder(options: Options) -> Dataset:
     """Reads the images below `options.dir` (.png, .jpg, .jpeg, .bmp, .webp, .gif, .tif, .tiff in any case).
 
     There is one folder for each class. Label k is the k-th class in the alphabetical order of the folder names in
-    train. Other files and hidden ones are passed over. All images become RGB, of several frames the first is taken.
-    With `options.image_size` 0 they all have to be of one square size; otherwise they are resized to it. `mean` and
-    `std` are None.
+    train. Other files, hidden ones, and those in folders inside a class are passed over; how many, is printed. All
+    images become RGB, of several frames the first is taken. With `options.image_size` 0 they all have to be of one
+    square size; otherwise they are resized to it in the way of `options.fit`. `mean` and `std` are None.
 
     Raises UserError for a missing or empty folder, a class that only test has or whose name is not UTF-8, and an image
     that is unreadable, of another size, or of more than `options.max_pixels`.
     """
-    train = _list_classes(options.dir / "train")
-    test = _list_classes(options.dir / "test")
+    passed_over: dict[str, list[str]] = {}
+    train = _list_classes(options.dir / "train", passed_over)
+    test = _list_classes(options.dir / "test", passed_over)
     for class_name in test:
         if class_name not in train:
             raise UserError(
@@ -34,25 +35,47 @@ def load_image_folder(options: Options) -> Dataset:
                 f"{_shorten(list(train))}; remove the folder, or add its training images."
             )
     files = [file for classes in (train, test) for listed in classes.values() for file in listed]
-    stamp = stamp_of(options.dir, files, extra=f"image_size={options.image_size}")
+    num_train = sum(map(len, train.values()))
+    print(f"{options.dir}: {num_train} training and {len(files) - num_train} test images of {len(train)} classes")
+    for reason, names in passed_over.items():
+        print(f"  passed over, {reason}: {len(names)} ({_shorten(names, 3)})")
+    stamp = stamp_of(options.dir, files, extra=f"image_size={options.image_size},fit={options.fit},{DECODER}")
     arrays = cached("image_folder", options.dir, stamp, options, lambda: _decode(train, test, options))
     return Dataset("image_folder", *arrays)
 
 
-def _list_classes(part: Path) -> dict[str, list[Path]]:
-    """The image files of every class folder in `part`, in alphabetical order."""
+def _list_classes(part: Path, passed_over: dict[str, list[str]]) -> dict[str, list[Path]]:
+    """The image files of every class folder in `part`, in alphabetical order; `passed_over` takes others by reason."""
+
+    def skip(path: Path, reason: str) -> None:
+        passed_over.setdefault(reason, []).append(printable(str(path.relative_to(part.parent))))
+
     classes = {}
-    for folder in _list_visible(part):
+    for folder in _list(part):
+        if folder.name.startswith("."):
+            skip(folder, "hidden")
+            continue
         if not folder.is_dir():
+            skip(folder, "in no folder of a class")
             continue
         try:
             folder.name.encode()
         except UnicodeEncodeError as error:  # neither a terminal nor a results file can show it
             raise UserError(f"{folder} is a class folder whose name is not UTF-8; rename it.") from error
-        files = [path for path in _list_visible(folder) if path.suffix.lower() in _SUFFIXES and not path.is_dir()]
+        files = []
+        for path in _list(folder):
+            if path.name.startswith("."):
+                skip(path, "hidden")
+            elif path.is_dir():
+                for file in _files_below(path):
+                    skip(file, "in a folder inside a class")
+            elif path.suffix.lower() in SUFFIXES:
+                files.append(path)
+            else:
+                skip(path, "not named as an image")
         if not files:
             raise UserError(
-                f"{folder} holds no image; put at least one file of {', '.join(_SUFFIXES)} there, or remove the folder."
+                f"{folder} holds no image; put at least one file of {', '.join(SUFFIXES)} there, or remove the folder."
             )
         classes[folder.name] = files
     if not classes:
@@ -60,13 +83,17 @@ def _list_classes(part: Path) -> dict[str, list[Path]]:
     return classes
 
 
-def _list_visible(folder: Path) -> list[Path]:
+def _list(folder: Path) -> list[Path]:
     try:
-        names = sorted(os.listdir(folder))
+        return [folder / name for name in sorted(os.listdir(folder))]
     except OSError as error:
         advice = "data.dir has to hold train/<class>/ and test/<class>/: set it to a folder that does"
         raise unreadable(folder, error, advice) from error
-    return [folder / name for name in names if not name.startswith(".")]
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for place, _, names in os.walk(folder):
+        yield from (Path(place) / name for name in sorted(names))
 
 
 def _decode(train: dict[str, list[Path]], test: dict[str, list[Path]], options: Options) -> Decoded:
@@ -90,11 +117,13 @@ def _decode(train: dict[str, list[Path]], test: dict[str, list[Path]], options: 
         labels = [class_names.index(class_name) for class_name, paths in classes.items() for _ in paths]
         advice = "set data.image_size to resize all images to one size."
         resize = bool(options.image_size)
-        blocks = image_blocks(files, read, size, resize=resize, size_advice=advice, max_pixels=max_pixels)
+        blocks = image_blocks(
+            files, read, size, resize=resize, size_advice=advice, max_pixels=max_pixels, fit=options.fit
+        )
         return DecodedPart(np.array(labels, np.int32), size, blocks)
 
     return Decoded(split(train), split(test), class_names)
 
 
-def _shorten(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+def _shorten(names: list[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

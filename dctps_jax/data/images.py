@@ -15,6 +15,14 @@ from dctps_jax.errors import UserError
 
 # Pillow goes by the content of a file. Without a list it also takes formats that it hands to other programs: EPS.
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+
+# How an image of another shape is brought to a size: its middle, all of it beside a margin, or out of shape.
+FITS = ("squash", "crop", "pad")
+# What shows through transparent pixels, and fills margins.
+BACKGROUND = (255, 255, 255)
+# Copies that an earlier way of decoding made are not taken.
+DECODER = "decoder=2"
 
 _BLOCK = 64
 _THREADS = min(8, os.cpu_count() or 1)
@@ -27,12 +35,19 @@ def max_file_bytes(max_pixels: int) -> int:
 
 
 def decode_image(
-    data: bytes, where: str, *, max_pixels: int = MAX_PIXELS, resize_to: Size = 0, limit_name: str = "data.max_pixels"
+    data: bytes,
+    where: str,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    resize_to: Size = 0,
+    limit_name: str = "data.max_pixels",
+    fit: str = "squash",
 ) -> np.ndarray:
     """Decodes an image file into uint8 RGB [height, width, 3]; where it has several frames or pages, the first one.
 
-    Greyscale becomes three equal channels, of 16 bits the upper 8 are kept, palettes are looked up, and transparency
-    is dropped. With `resize_to`, the image is brought to that size, bilinearly with antialiasing.
+    It is turned upright as its EXIF data say. Greyscale becomes three equal channels, of 16 bits the upper 8 are kept,
+    palettes are looked up, and white shows through transparent pixels. With `resize_to`, the image is brought to that
+    size, bilinearly with antialiasing, in the way of `fit`, one of `FITS`.
 
     Raises UserError, which names the file as `where`, for data that is no image or is cut short, for pixels of more
     than 16 bits, and for more than `max_pixels` pixels, which the message calls `limit_name`. The header gives their
@@ -43,19 +58,18 @@ def decode_image(
         with pillow.open(io.BytesIO(data), formats=FORMATS) as opened:
             _check_pixels(opened, where, max_pixels, limit_name)
             opened.load()
-            image = opened
+            image = _upright(opened)
             if image.mode.startswith("I"):
                 image = pillow.fromarray(_upper_bits(np.asarray(image)))
             elif image.mode == "F":
                 raise ValueError("its pixels are floating-point numbers, 8 or 16 bits are allowed")
-            elif image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")  # Pillow warns on the direct way to RGB
+            elif image.has_transparency_data:
+                background = pillow.new("RGBA", image.size, BACKGROUND)
+                image = pillow.alpha_composite(background, image.convert("RGBA"))
             if image.mode != "RGB":
                 image = image.convert("RGB")
             height, width = height_and_width(resize_to)
-            if resize_to and image.size != (width, height):
-                image = image.resize((width, height), pillow.Resampling.BILINEAR)
-            return np.asarray(image)
+            return np.asarray(_resized(image, (width, height), fit) if resize_to else image)
     except (UserError, MemoryError):
         raise
     except pillow.DecompressionBombError as error:  # a bound of its own, at twice this number
@@ -81,6 +95,7 @@ def image_blocks(
     size_advice: str,
     max_pixels: int = MAX_PIXELS,
     inside: str = "",
+    fit: str = "squash",
 ) -> Iterator[np.ndarray]:
     """Yields the images of `files` in their order, as uint8 blocks [up to 64, size, size, 3].
 
@@ -91,7 +106,7 @@ def image_blocks(
 
     def decode(file: str) -> np.ndarray:
         data, where = read(file), f"{file}{inside}"
-        image = decode_image(data, where, max_pixels=max_pixels, resize_to=size if resize else 0)
+        image = decode_image(data, where, max_pixels=max_pixels, resize_to=size if resize else 0, fit=fit)
         check_size(image, where, size, size_advice)
         return image
 
@@ -116,6 +131,31 @@ def check_size(image: np.ndarray, where: str, size: int, advice: str) -> None:
     height, width = image.shape[:2]
     if (height, width) != (size, size):
         raise UserError(f"{where} is {width} x {height} pixels, but has to be {size} x {size}; {advice}")
+
+
+def _upright(image: Any) -> Any:
+    """Return an image as its EXIF orientation shows it; damaged EXIF data say nothing."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises errors of many types on damaged EXIF data
+        return image
+
+
+def _resized(image: Any, size: tuple[int, int], fit: str) -> Any:
+    from PIL import ImageOps
+
+    method = _pillow().Resampling.BILINEAR
+    if image.size == size:
+        return image
+    if fit == "crop":
+        return ImageOps.fit(image, size, method)
+    if fit == "pad":
+        return ImageOps.pad(image, size, method, color=BACKGROUND)
+    return image.resize(size, method)
 
 
 def _check_pixels(opened: Any, where: str, max_pixels: int, limit_name: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from dctps_jax.data.cache import cached
 from dctps_jax.data.dataset import Dataset, Decoded, Options
 from dctps_jax.data.decoding import decode_part
+from dctps_jax.data.images import DECODER
 from dctps_jax.data.reading import parsing, stamp_of
 from dctps_jax.errors import UserError
 
@@ -33,7 +34,7 @@ def load_parquet_folder(options: Options) -> Dataset:
     """
     files = sorted(path for path in options.dir.rglob("*.parquet") if path.is_file())
     parts = {part: _files_of(files, names, options.dir) for part, names in _SPLITS.items()}
-    stamp = stamp_of(options.dir, [*parts["train"], *parts["test"]], extra=options.decoding)
+    stamp = stamp_of(options.dir, [*parts["train"], *parts["test"]], extra=f"{options.decoding},{DECODER}")
     arrays = cached("parquet_folder", options.dir, stamp, options, lambda: _decode(parts, options))
     return Dataset("parquet_folder", *arrays)
 

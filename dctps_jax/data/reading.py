@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,12 @@ from pathlib import Path
 from dctps_jax.errors import SPENT_HANDLES, UserError
 
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+
+
+def cache_folder(name: str) -> Path:
+    """Return a folder of the package in the user's cache: below $XDG_CACHE_HOME, or ~/.cache if that is not set."""
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (root if root.is_absolute() else Path("~/.cache").expanduser()) / "dctps_jax" / name
 
 
 def open_regular(path: Path) -> io.BufferedReader:

@@ -11,14 +11,12 @@ from dctps_jax.data.dataset import MAX_PIXELS, Dataset, Options
 from dctps_jax.data.image_folder import load_image_folder
 from dctps_jax.data.own import load_npz, load_own
 from dctps_jax.data.parquet_folder import load_parquet_folder
-from dctps_jax.data.reading import unreadable
+from dctps_jax.data.reading import cache_folder, unreadable
 from dctps_jax.data.tfds_source import load_tfds_folder
 from dctps_jax.data.tiny_imagenet import load_tiny_imagenet
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.field import Allowed
 from dctps_jax.own import IMPORT_PATH, is_import_path
-
-DEFAULT_DIR = "~/.cache/dctps_jax/data"
 
 
 class Source(NamedTuple):
@@ -62,14 +60,16 @@ def load(
     max_pixels: int = MAX_PIXELS,
     channels: int = 3,
     seed: int = 0,
+    fit: str = "squash",
 ) -> Dataset:
     """Reads the data set `name` (a key of `SOURCES`, or the user's own, see :func:`is_own`) into a `Dataset`.
 
-    `dir` is the folder with its files ("": ~/.cache/dctps_jax/data; an image_folder has to name its own), `cache_dir`
-    the folder for decoded copies ("": see `dctps_jax.data.cache`). `image_size` in pixels asks for another size than
-    the source's own (0), which only synthetic and image_folder can give. With `download`, official archives that are
-    missing are fetched into `dir`. An image file of more than `max_pixels` is refused before it is decoded. `channels`
-    is 1 to have the images of parquet_folder and tfds_folder grey. `seed` is handed to a function of the user's.
+    `dir` is the folder with its files ("": dctps_jax/data in the user's cache; an image_folder has to name its own),
+    `cache_dir` the folder for decoded copies ("": see `dctps_jax.data.cache`). `image_size` in pixels asks for another
+    size than the source's own (0), which only synthetic and image_folder can give. With `download`, official archives
+    that are missing are fetched into `dir`. An image file of more than `max_pixels` is refused before it is decoded.
+    `channels` is 1 to have the images of parquet_folder and tfds_folder grey. `seed` is handed to a function of the
+    user's. `fit` says how images of another shape are brought to `image_size`.
 
     Raises UserError for an unknown name, a size that the source cannot give, every missing or damaged file, and memory
     that runs out.
@@ -96,12 +96,12 @@ def load(
         )
     if source.in_dir and not dir:
         raise UserError(f"data.dir is empty, but '{name}' needs it; set it to the folder that holds train and test.")
-    folder = _folder("data.dir", dir or DEFAULT_DIR)
+    folder = _folder("data.dir", dir or str(cache_folder("data")))
     decoded = _folder("data.cache_dir", cache_dir) if cache_dir else None
     try:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"data.dir is {folder}, which is a file; give the folder that holds it.")
-        return source.load(Options(folder, decoded, image_size, download, max_pixels, channels, seed))
+        return source.load(Options(folder, decoded, image_size, download, max_pixels, channels, seed, fit))
     except OSError as error:  # what cannot even be looked up, for want of permissions or of a working disk
         advice = "make it readable, or set data.dir to another folder"
         raise unreadable(error.filename or folder, error, advice) from error

@@ -16,6 +16,7 @@ import numpy as np
 from dctps_jax.data.cache import cached
 from dctps_jax.data.dataset import Dataset, Decoded, DecodedPart, Options
 from dctps_jax.data.decoding import decode_part
+from dctps_jax.data.images import DECODER
 from dctps_jax.data.reading import open_regular, parsing, read_file, stamp_of, unreadable
 from dctps_jax.errors import UserError
 
@@ -43,7 +44,7 @@ def load_tfds_folder(options: Options) -> Dataset:
             "that TFDS prepared with file_format='array_record'."
         )
     files = [path for path in prepared.iterdir() if path.is_file() and not path.name.startswith(".")]
-    stamp = stamp_of(prepared, files, extra=options.decoding)
+    stamp = stamp_of(prepared, files, extra=f"{options.decoding},{DECODER}")
     return Dataset("tfds_folder", *cached("tfds_folder", prepared, stamp, options, lambda: decode(prepared, options)))
 
 

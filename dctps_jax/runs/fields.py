@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dctps_jax.data.images import FITS
 from dctps_jax.field import find_field
 from dctps_jax.offsets import OFFSETS
 
@@ -113,6 +114,9 @@ DATA: Rules = {
     ),
 }
 
+# Networks of earlier versions had their images squashed.
+DATA_IF_THERE: Rules = {"fit": (lambda value: value in FITS, f"one of: {', '.join(FITS)}")}
+
 
 def check_object(values: Any) -> None:
     """Raise ``ValueError`` for what is no JSON object."""
@@ -136,7 +140,7 @@ def check_results(values: Any) -> None:
 
 def check_data(values: Any) -> None:
     """Raise ``ValueError`` for what does not describe a network's data: classes, image size, normalisation."""
-    _check(values, DATA)
+    _check(values, DATA, DATA_IF_THERE)
 
 
 def check_row(row: Any, before: Sequence[Mapping[str, Any]]) -> None:

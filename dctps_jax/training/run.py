@@ -19,7 +19,7 @@ from dctps_jax.training.signals import StopSignals, listen_for_signals
 from dctps_jax.training.train_seed import train_seed
 
 
-def run(config: Any, workdir: Path, signals: StopSignals | None = None) -> dict[str, Any]:
+def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) -> dict[str, Any]:
     """Train, evaluate and report as ``config`` says, in ``workdir``; go on where an earlier call was stopped.
 
     With ``num_seeds`` above 1, each seed has a directory ``seed_N`` of its own, and the mean and standard deviation of
@@ -36,7 +36,7 @@ def run(config: Any, workdir: Path, signals: StopSignals | None = None) -> dict[
         jax.distributed.initialize()
     config = resolve(config)
     check_config(config)
-    workdir = workdir.absolute()
+    workdir = Path(workdir).absolute()
     with contextlib.ExitStack() as stack:
         if signals is None:
             signals = stack.enter_context(listen_for_signals())

@@ -74,6 +74,7 @@ def train_seed(
         max_pixels=config.data.max_pixels,
         channels=config.data.channels,
         seed=config.seed,
+        fit=config.data.fit,
     )
     images = Examples(dataset.train_images, dataset.train_labels)
     train_rows, validation_rows = split_training(len(images.labels), config.data.train_fraction, config.seed)
@@ -295,6 +296,7 @@ def train_seed(
             "mean": list(map(float, spec.normalization.mean)),
             "std": list(map(float, spec.normalization.std)),
             "fingerprint": dataset.fingerprint,
+            "fit": config.data.fit,
         },
         "compile_seconds": programs.compile_seconds,
         "total_seconds": time.perf_counter() - started,

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import logging
@@ -42,7 +43,11 @@ def options(tmp_path):
 
 
 def copy_of(options):
-    return options.dir / ".dctps_cache/toy-0123456789ab"
+    return copies() / "toy-0123456789ab"
+
+
+def copies():
+    return Path.home() / ".cache/dctps_jax/decoded"
 
 
 def test_first_decoded_then_read(options, caplog):
@@ -60,7 +65,7 @@ def test_first_decoded_then_read(options, caplog):
 def test_another_stamp_is_decoded_anew(options):
     read(options)
     assert read(options, lambda: decode(50), "fedcba9876543210")[0][0, 0, 0, 0] == 50
-    assert len(list((options.dir / ".dctps_cache").iterdir())) == 2
+    assert len(list(copies().iterdir())) == 2
 
 
 def test_cache_dir_is_taken(options, tmp_path):
@@ -69,24 +74,21 @@ def test_cache_dir_is_taken(options, tmp_path):
     assert not list(options.dir.iterdir())
 
 
-def test_read_only_dir_falls_back(options, home):
-    options.dir.chmod(0o555)
-    try:
-        read(options)
-        read(options, never)
-        assert not list(options.dir.iterdir())
-    finally:
-        options.dir.chmod(0o755)
-    assert (home / ".cache/dctps_jax/decoded/toy-0123456789ab/meta.json").is_file()
-
-
-def test_copy_in_a_read_only_dir_is_used(options):
+def test_the_place_is_printed_and_not_the_users_folder(options, home, monkeypatch, capsys):
     read(options)
-    (options.dir / ".dctps_cache").chmod(0o555)
-    try:
-        read(options, never)
-    finally:
-        (options.dir / ".dctps_cache").chmod(0o755)
+    assert not list(options.dir.iterdir())
+    assert str(home / ".cache/dctps_jax/decoded/toy-0123456789ab") in capsys.readouterr().out
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "elsewhere"))
+    read(options)
+    assert (home / "elsewhere/dctps_jax/decoded/toy-0123456789ab/meta.json").is_file()
+
+
+def test_copy_beside_the_images_of_version_0_1_0_is_used(options):
+    read(options)
+    (options.dir / ".dctps_cache").mkdir()
+    copy_of(options).rename(options.dir / ".dctps_cache" / copy_of(options).name)
+    read(options, never)
+    assert not list(copies().iterdir())
 
 
 def test_cache_dir_that_cannot_be_made(options, tmp_path):
@@ -151,7 +153,7 @@ def test_decoder_that_fails_leaves_nothing(options):
     broken = Decoded(DecodedPart(good.train.labels, 4, blocks()), good.test, good.class_names)
     with pytest.raises(UserError, match="image 2"):
         read(options, lambda: broken)
-    assert not list((options.dir / ".dctps_cache").iterdir())
+    assert not list(copies().iterdir())
 
 
 def wait_and_kill(options):
@@ -168,13 +170,13 @@ def test_killed_decode_leaves_no_copy_and_its_draft_is_removed_later(options):
     process.start()
     process.join()
     assert process.exitcode == 9
-    (draft,) = (options.dir / ".dctps_cache").iterdir()
+    (draft,) = copies().iterdir()
     assert draft != copy_of(options) and not copy_of(options).exists()
 
     two_days_ago = time.time() - 2 * 24 * 3600
     os.utime(draft, (two_days_ago, two_days_ago))
     read(options)
-    assert list((options.dir / ".dctps_cache").iterdir()) == [copy_of(options)]
+    assert list(copies().iterdir()) == [copy_of(options)]
 
 
 def test_second_of_two_decoders_takes_the_copy_of_the_first(options):
@@ -183,7 +185,7 @@ def test_second_of_two_decoders_takes_the_copy_of_the_first(options):
         return decode(100)
 
     assert read(options, slow)[0][0, 0, 0, 0] == 7
-    assert list((options.dir / ".dctps_cache").iterdir()) == [copy_of(options)]
+    assert list(copies().iterdir()) == [copy_of(options)]
 
 
 def load_and_report(options, barrier, queue):
@@ -201,13 +203,14 @@ def test_processes_that_decode_at_once(options):
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    assert list((options.dir / ".dctps_cache").iterdir()) == [copy_of(options)]
+    assert list(copies().iterdir()) == [copy_of(options)]
 
 
 def test_full_disk_is_one_sentence_with_folder_and_bytes(options):
-    with no_room(150), pytest.raises(DiskFull) as caught:
+    out = io.StringIO()  # not a file without room
+    with no_room(150), contextlib.redirect_stdout(out), pytest.raises(DiskFull) as caught:
         read(options)
-    folder = options.dir / ".dctps_cache"
+    folder = copies()
     # 3 and 2 images of 48 bytes, with labels of 4.
     assert f"the decoded copy of /the/source needs 260 bytes in {folder}, which has no room" in str(caught.value)
     assert "data.cache_dir" in str(caught.value) and caught.value.exit_code == 74
@@ -215,10 +218,10 @@ def test_full_disk_is_one_sentence_with_folder_and_bytes(options):
     assert read(options)[1].tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("name", [".dctps_cache", ".dctps_cache/toy-0123456789ab"])
+@pytest.mark.parametrize("name", ["", "toy-0123456789ab"])
 def test_file_in_the_place_of_a_folder(options, name):
-    path = options.dir / name
-    path.parent.mkdir(exist_ok=True)
+    path = copies() / name
+    path.parent.mkdir(parents=True)
     path.write_text("of a user")
     with pytest.raises(UserError, match=rf"{path} is a file.*data\.cache_dir"):
         read(options)
@@ -283,7 +286,7 @@ def test_foreign_content_with_right_checksums_is_reported_and_mended(options, ca
 
 def test_copy_of_another_source_under_this_ones_name_is_made_again(options, caplog):
     read(options, lambda: decode(50), "fedcba9876543210")
-    (options.dir / ".dctps_cache/toy-fedcba987654").rename(copy_of(options))
+    (copies() / "toy-fedcba987654").rename(copy_of(options))
     assert read(options)[0][:, 0, 0, 0].tolist() == [7, 8, 9]
     assert "the copy of another source" in caplog.text
 

@@ -177,12 +177,12 @@ def test_archive_of_the_other_cifar(archive):
     assert "holds no train.bin" in message(archive.parent, "cifar100")
 
 
-def test_copy_outlives_the_archive(archive):
+def test_copy_outlives_the_archive(archive, home):
     load("cifar10", dir=str(archive.parent), download=False)
     archive.unlink()
     _, train, test = make_cifar10()
     check(load("cifar10", dir=str(archive.parent), download=False), train, test)
-    (copy,) = (archive.parent / ".dctps_cache").iterdir()
+    (copy,) = (home / ".cache/dctps_jax/decoded").iterdir()
     (copy / "train_labels.npy").write_bytes(b"")
     text = message(archive.parent)
     assert "train_labels.npy is damaged" in text and "data.dir" in text

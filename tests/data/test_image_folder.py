@@ -21,7 +21,7 @@ def folder(tmp_path):
     put(root / "train/zebra/b.png", (1, 2, 3))
     put(root / "train/zebra/a.BMP", (4, 5, 6))
     put(root / "train/ape/x.png", 9, mode="L")
-    put(root / "train/ape/y.PNG", (7, 8, 9, 10), mode="RGBA")
+    put(root / "train/ape/y.PNG", (7, 8, 9, 255), mode="RGBA")
     put(root / "test/zebra/t.png", (11, 12, 13))
     (root / "train/zebra/notes.txt").write_text("no image")
     (root / "train/zebra/.hidden.png").write_bytes(b"no image")
@@ -76,6 +76,31 @@ def test_resizing(folder):
     assert load("image_folder", dir=str(folder), image_size=6).image_size == 6
 
 
+def test_what_is_read_and_what_is_passed_over_is_printed(folder, capsys):
+    put(folder / "train/ape/more/a.tif", (0, 0, 0))
+    put(folder / "train/ape/more/still/b.gif", (0, 0, 0))
+    put(folder / "test/loose.png", (0, 0, 0))
+    for _ in range(2):  # decoded, then from the cache
+        load("image_folder", dir=str(folder))
+        lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("decoding ")]
+        assert lines == [
+            f"{folder}: 4 training and 1 test images of 2 classes",
+            "  passed over, hidden: 3 (train/.DS_Store, train/.thumbs, train/zebra/.hidden.png)",
+            "  passed over, in a folder inside a class: 2 (train/ape/more/a.tif, train/ape/more/still/b.gif)",
+            "  passed over, not named as an image: 1 (train/zebra/notes.txt)",
+            "  passed over, in no folder of a class: 1 (test/loose.png)",
+        ]
+
+
+def test_images_of_another_shape_are_brought_to_size_as_asked(folder):
+    put(folder / "test/ape/wide.png", (40, 40, 40), size=(20, 10))
+    first_pixels = {
+        fit: load("image_folder", dir=str(folder), image_size=4, fit=fit).test_images[0, 0, 0].tolist()
+        for fit in ("squash", "crop", "pad")
+    }
+    assert first_pixels == {"squash": [40, 40, 40], "crop": [40, 40, 40], "pad": [255, 255, 255]}
+
+
 def test_not_square(folder):
     put(folder / "train/ape/a.png", (0, 0, 0), size=(8, 9))
     text = message(folder)
@@ -105,10 +130,10 @@ def test_missing_folders(folder, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n\0\0"])
-def test_unreadable_image(folder, content):
+def test_unreadable_image(folder, content, home):
     (folder / "train/zebra/c.png").write_bytes(content)
     assert "train/zebra/c.png cannot be read as an image" in message(folder)
-    assert not list((folder / ".dctps_cache").iterdir())
+    assert not list((home / ".cache/dctps_jax/decoded").iterdir())
 
 
 def test_dangling_link_is_named(folder):
@@ -165,10 +190,10 @@ def test_names_that_are_no_text(folder):
     assert "is a class folder whose name is not UTF-8" in message(folder)
 
 
-def test_spent_file_handles_are_named(folder):
+def test_spent_file_handles_are_named(folder, home):
     load("image_folder", dir=str(folder))
-    copies = sorted((folder / ".dctps_cache").glob("*/*"))
+    copies = sorted((home / ".cache/dctps_jax/decoded").glob("*/*"))
     with no_more_handles():
         text = message(folder)
     assert "Too many open files" in text and "ulimit -n" in text
-    assert sorted((folder / ".dctps_cache").glob("*/*")) == copies
+    assert sorted((home / ".cache/dctps_jax/decoded").glob("*/*")) == copies

@@ -36,8 +36,66 @@ def test_other_modes_become_rgb():
     )
     deep = Image.fromarray(grey.astype(np.uint16) * 256 + 17)
     np.testing.assert_array_equal(decode_image(encode(deep), "x"), three)
-    alpha = np.dstack([PIXELS, np.full((6, 6), 100, np.uint8)])
-    np.testing.assert_array_equal(decode_image(encode(Image.fromarray(alpha)), "x"), PIXELS)
+    opaque = np.dstack([PIXELS, np.full((6, 6), 255, np.uint8)])
+    np.testing.assert_array_equal(decode_image(encode(Image.fromarray(opaque)), "x"), PIXELS)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "RGB", "L"])
+def test_white_shows_through_transparent_pixels(mode):
+    image = Image.new("RGBA", (4, 4), (100, 100, 100, 255))
+    image.putpixel((1, 0), (100, 100, 100, 0))
+    image.putpixel((2, 0), (100, 100, 100, 128))
+    options = {}
+    if mode in ("RGB", "L"):  # one colour stands for transparency
+        image = Image.new("RGBA", (4, 4), (100, 100, 100, 255))
+        image.putpixel((1, 0), (7, 7, 7, 255))
+        options["transparency"] = 7 if mode == "L" else (7, 7, 7)
+    elif mode == "P":
+        image = Image.new("P", (4, 4), 0)
+        image.putpalette([100, 100, 100] * 3)
+        image.putpixel((1, 0), 1)
+        image.putpixel((2, 0), 2)
+        options["transparency"] = bytes([255, 0, 128])
+    data = encode(
+        image.convert(mode) if mode not in ("RGBA", "P") else image, "TIFF" if mode == "PA" else "PNG", **options
+    )
+    decoded = decode_image(data, "x")
+    assert decoded[3, 3].tolist() == [100] * 3 and decoded[0, 1].tolist() == [255] * 3
+    if mode not in ("RGB", "L"):
+        assert decoded[0, 2].tolist() == [177] * 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_images_are_upright(format, orientation):
+    upright = np.zeros((8, 16, 3), np.uint8)
+    upright[:4, :8] = 200  # the upper left corner is bright
+    undo = {
+        1: lambda image: image, 2: lambda image: image[:, ::-1], 3: lambda image: image[::-1, ::-1],
+        4: lambda image: image[::-1], 5: lambda image: image.swapaxes(0, 1),
+        6: lambda image: np.rot90(image), 7: lambda image: np.rot90(image, 2).swapaxes(0, 1),
+        8: lambda image: np.rot90(image, -1),
+    }  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
+    decoded = decode_image(encode(stored, format, exif=exif), "x")
+    assert decoded.shape == upright.shape
+    assert np.abs(decoded.astype(int) - upright).mean() < 5
+
+
+def test_damaged_exif_data_are_passed_over():
+    data = encode(Image.fromarray(PIXELS), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\0\1\2")
+    np.testing.assert_array_equal(decode_image(data, "x"), PIXELS)
+
+
+def test_shapes_are_fitted():
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[:, 2:6] = 100  # the middle
+    for fit, first, middle in (("crop", 100, 100), ("pad", 255, 100), ("squash", 0, 100)):
+        image = decode_image(encode(Image.fromarray(pixels)), "x", resize_to=4, fit=fit)
+        assert image.shape == (4, 4, 3) and abs(int(image[0, 0, 0]) - first) < 20
+        assert abs(int(image[2, 1, 0]) - middle) < 40
 
 
 def test_palette_with_transparency_gives_no_warning():
@@ -47,7 +105,7 @@ def test_palette_with_transparency_gives_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         decoded = decode_image(encode(image, transparency=bytes([0, 128])), "x")
-    assert decoded[0, 0].tolist() == [10, 20, 30] and decoded[0, 1].tolist() == [200, 100, 50]
+    assert decoded[0, 0].tolist() == [255, 255, 255] and decoded[0, 1].tolist() == [227, 177, 152]
 
 
 def test_resizing_is_antialiased():

@@ -115,7 +115,12 @@ class Material:
             for name, tree in (("image_folder", "images"), ("cifar10", "cifar_archive")):
                 shutil.rmtree(self.sandbox, ignore_errors=True)
                 shutil.copytree(kind / tree, self.sandbox / "data")
-                data.load(name, dir=str(self.sandbox / "data"), download=False)
+                data.load(
+                    name,
+                    dir=str(self.sandbox / "data"),
+                    cache_dir=str(self.sandbox / "data/.dctps_cache"),
+                    download=False,
+                )
                 shutil.copytree(self.sandbox / "data", kind / f"{tree}_decoded")
         shutil.copytree(self.sound / "cifar_archive_decoded", self.sound / "cifar_orphan")
         (self.sound / "cifar_orphan/cifar-10-binary.tar.gz").unlink()

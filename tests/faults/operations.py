@@ -290,7 +290,9 @@ def masks(material: Material, sandbox: Path) -> Value:
 def load(name: str) -> Callable[[Material, Path], Value]:
     def go(material: Material, sandbox: Path) -> Value:
         with _log() as log:
-            dataset = data.load(name, dir=str(sandbox / "data"), download=False)
+            dataset = data.load(
+                name, dir=str(sandbox / "data"), cache_dir=str(sandbox / "data/.dctps_cache"), download=False
+            )
         return {
             "train_images": [image.tobytes() for image in np.asarray(dataset.train_images)],
             "test_images": [image.tobytes() for image in np.asarray(dataset.test_images)],
