@@ -333,7 +333,9 @@ def test_the_commands(runs, tmp_path):
 
     closed = call_into_closed_pipe(predict.main, model, images[0])
     assert (closed.code, closed.err) == (141, "")
-    for arguments in ([images[0], images[0]], [model, tmp_path / "no.png"], [model, tmp_path], [tmp_path, images[0]]):
+    (tmp_path / "empty").mkdir()
+    mistakes = [images[0], images[0]], [model, tmp_path / "no.png"], [model, tmp_path / "empty"], [tmp_path, images[0]]
+    for arguments in mistakes:
         assert_one_sentence(call(predict.main, *arguments), "predict.py", str(tmp_path))
     assert_one_sentence(call(predict.main, model, images[0], "--top", "0"), "predict.py", "--top is 0")
     (tmp_path / "eps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
