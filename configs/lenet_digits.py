@@ -16,5 +16,6 @@ def get_config():
     config.data.name = "digits"
     config.data.augment = False  # a flipped digit is another digit, or none
     config.pruning.method = "epl"
-    config.pruning.density = 0.05
+    config.pruning.density = 0.01
+    config.optimizer.learning_rate = 0.01
     return config

@@ -27,6 +27,8 @@ def small_config(**overrides):
     config = lenet_digits.get_config()
     config.num_epochs = 2
     config.batch_size = BATCH_SIZE
+    config.pruning.density = 0.05
+    config.optimizer.learning_rate = 0.001
     config.tensorboard = False
     config.execution.keep_memory = False  # a setting of the whole process
     config.data.augment = True

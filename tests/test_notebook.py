@@ -84,11 +84,37 @@ def test_installed_package_is_left_alone(bare):
 
 def test_installation_keeps_jax(bare):
     names, asked = bare
+    names["INSTALL_FROM_INDEX"] = True
     names["install"]()
     command, constraints = asked
     assert command[-1] == "dctps_jax"
     assert {f"jax=={jax.__version__}", f"jaxlib=={importlib.metadata.version('jaxlib')}"} <= set(constraints)
     assert not [line for line in constraints if line.startswith(("flax", "jaxtyping"))]
+
+
+def test_nothing_comes_from_an_index_unless_told_to(bare, tmp_path):
+    names, asked = bare
+    with pytest.raises(names["Stop"], match=rf"put a checkout, a wheel or a zip of it into {tmp_path}"):
+        names["install"]()
+    assert asked == []
+
+
+def test_cells_after_a_failed_installation_stop_with_one_sentence(tmp_path):
+    """In a kernel to which dctps_jax is not installed."""
+    notebook = nbformat.read(NOTEBOOK, 4)
+    hide = (
+        "from importlib import metadata\nmetadata.distributions = lambda **_: []\nmetadata.version = lambda name: '1.0'"
+    )
+    hide += "\nimport sys\nsys.modules['dctps_jax'] = None"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"][:4]
+    notebook.cells = [nbformat.v4.new_code_cell(hide), *code]
+    client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}})
+    client.allow_errors = True
+    client.execute()
+    _, install, _, training = ("".join(out.get("text", "") for out in cell.outputs) for cell in code)
+    assert install.startswith("dctps_jax is not installed; put a checkout") and install.count("\n") == 1
+    assert training == "dctps_jax is not installed; run the cell below Installation, which says what to do.\n"
+    assert not any(out.output_type == "error" for cell in code for out in cell.outputs)
 
 
 def test_sources(bare, tmp_path, monkeypatch):
@@ -107,6 +133,8 @@ def test_old_jax_is_one_sentence(bare, monkeypatch):
     names, asked = bare
     versions = {"jax": "0.7.2"}
     monkeypatch.setattr(importlib.metadata, "version", lambda name: versions.get(name, "1.0"))
-    with pytest.raises(SystemExit, match=r"JAX is 0\.7\.2 here and dctps_jax needs 0\.10 or newer: run .*pip install"):
+    with pytest.raises(
+        names["Stop"], match=r"JAX is 0\.7\.2 here and dctps_jax needs 0\.10 or newer: run .*pip install"
+    ):
         names["install"]()
     assert asked == []

@@ -36,11 +36,23 @@ class NonFiniteLoss(Exception):
 
     exit_code = 3
 
-    def __init__(self, step: int, what: str = "the loss is"):
-        super().__init__(
-            f"{what} not finite at step {step}; checkpoints from before are kept, and a smaller "
-            "config.optimizer.learning_rate usually helps"
-        )
+    def __init__(self, step: int, what: str = "the loss is", rate: float | None = None):
+        self.step, self.what = step, what
+        advice = "a smaller config.optimizer.learning_rate usually helps"
+        if rate is not None:
+            advice = f"start again in another directory with a smaller rate: --config.optimizer.learning_rate={rate:g}"
+        super().__init__(f"{what} not finite at step {step}; checkpoints from before are kept, and {advice}")
+
+
+@contextlib.contextmanager
+def suggest_rate(learning_rate: float, steps_per_epoch: int) -> Iterator[None]:
+    """Have a :class:`NonFiniteLoss` of the first epoch name a tenth of the learning rate as the next one to try."""
+    try:
+        yield
+    except NonFiniteLoss as error:
+        if error.step > steps_per_epoch:
+            raise
+        raise NonFiniteLoss(error.step, error.what, learning_rate / 10) from None
 
 
 class StopSignals:

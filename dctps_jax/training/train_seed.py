@@ -34,7 +34,7 @@ from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.own_network import check_same_program, describe_program
 from dctps_jax.training.progress import Progress, announce_compilation, doing
 from dctps_jax.training.setup import build_sparse_model, make_optimizer_and_schedule, make_step_spec
-from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals
+from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals, suggest_rate
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
 from dctps_jax.training.step import zero_sums
 
@@ -55,7 +55,8 @@ def train_seed(
     started = time.perf_counter()
     is_first_host = jax.process_index() == 0
 
-    print(f"{config.model.name} on {config.data.name}, in {workdir}")
+    shown = workdir.relative_to(Path.cwd()) if workdir.is_relative_to(Path.cwd()) else workdir
+    print(f"{config.model.name} on {config.data.name}, in {shown}")
 
     # What an earlier call saved.
     plain_config = json.loads(config.to_json())
@@ -199,7 +200,7 @@ def train_seed(
     # Train.
     progress = Progress(config.num_epochs, spec.steps_per_epoch, spec.batch_size, config.log_every_steps)
     every = config.checkpoint_every_steps
-    with signals.saving(step):
+    with signals.saving(step), suggest_rate(config.optimizer.learning_rate, spec.steps_per_epoch):
         for epoch in range(first_epoch, config.num_epochs):
             epoch_started, first_step = time.perf_counter(), step
             with progress.epoch(epoch, step):
