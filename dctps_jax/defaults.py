@@ -340,6 +340,12 @@ FIELDS: dict[str, Field] = {
     "execution.remat": Field(
         False, "Compute the inside of each block again for the gradient: less memory, more time.", resume=True
     ),
+    "execution.keep_compiled": Field(
+        True,
+        "Keep compiled programs in `dctps_jax/compiled` in the user's cache, for a later start of the run.",
+        resume=True,
+        added=True,
+    ),
     "execution.keep_memory": Field(
         True, "On a CPU, keep freed memory for the next step, which is faster.", resume=True
     ),

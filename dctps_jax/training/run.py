@@ -14,6 +14,7 @@ from dctps_jax.runs.bound_data import check_same_data, record_data
 from dctps_jax.runs.mending import mend_finished_run
 from dctps_jax.runs.summary import last_line, summarize
 from dctps_jax.runs.workdir import claim, read_results, record_config
+from dctps_jax.training.compiled_programs import keep_compiled_programs
 from dctps_jax.training.memory import keep_freed_memory
 from dctps_jax.training.signals import StopSignals, listen_for_signals
 from dctps_jax.training.train_seed import train_seed
@@ -32,6 +33,8 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
     """
     if config.get("execution", {}).get("keep_memory") is True:
         keep_freed_memory()
+    if config.get("execution", {}).get("keep_compiled") is True:
+        keep_compiled_programs()
     if config.get("multi_host", False):
         jax.distributed.initialize()
     config = resolve(config)
