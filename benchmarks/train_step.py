@@ -59,11 +59,11 @@ class Case:
         )
         self.steps = steps
         self.state, self.sums = placement.put(state), placement.put(zero_sums())
-        self.epoch_rows = placement.put(loop.rows_of_epoch(0, spec, np.arange(count, dtype=np.int32)))
+        self.epoch = placement.put(loop.epoch_of(0, spec, np.arange(count, dtype=np.int32)))
         setup = loop.Setup(spec, graphs, optimizer, placement)
         take_steps = partial(loop.take_steps, num_steps=self.steps, setup=setup)
         started = time.perf_counter()
-        self.program = placement.compile(take_steps, (self.state, self.sums, self.train, self.epoch_rows), (0, 1))
+        self.program = placement.compile(take_steps, (self.state, self.sums, self.train, self.epoch), (0, 1))
         self.compile_seconds = time.perf_counter() - started
         memory = self.program.memory_analysis()
         assert memory is not None, "the compiler of this device does not tell what a program allocates"
@@ -72,7 +72,7 @@ class Case:
 
     def run(self) -> "Times":
         wall, cpu = time.perf_counter(), time.process_time()
-        self.state, self.sums = jax.block_until_ready(self.program(self.state, self.sums, self.train, self.epoch_rows))
+        self.state, self.sums = jax.block_until_ready(self.program(self.state, self.sums, self.train, self.epoch))
         return Times((time.perf_counter() - wall) / self.steps, (time.process_time() - cpu) / self.steps)
 
     def figures(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Batches made on the device: the whole data set lives there as uint8, everything random is keyed by seed and step."""
 
 import dataclasses
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -86,10 +85,12 @@ def normalization_of(dataset: Dataset, train: Examples) -> Normalization:
     return Normalization(tuple(mean), tuple(std))
 
 
-@partial(jax.jit, static_argnames=("count", "seed"))
-def epoch_permutation(epoch: jax.Array, *, seed: int, count: int) -> jax.Array:
+def epoch_permutation(epoch: int | jax.Array, *, seed: int | jax.Array, count: int) -> jax.Array:
     """Return the order in which an epoch visits ``count`` training images: a function of (seed, epoch)."""
-    return jax.random.permutation(jax.random.fold_in(stream(seed, "order"), epoch), count)
+    return _permutation(jax.random.fold_in(stream(seed, "order"), epoch), count)
+
+
+_permutation = jax.jit(jax.random.permutation, static_argnums=1)
 
 
 def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:
@@ -120,7 +121,7 @@ def training_batch(
     steps_per_epoch: int,
     normalization: Normalization,
     augmented: bool,
-    seed: int,
+    seed: int | jax.Array,
     regularization: Regularization = NOTHING,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the normalised images and labels of one step.
@@ -139,13 +140,24 @@ def training_batch(
     return soften(batch, step, seed, regularization)
 
 
+def evaluation_batch(
+    data: Examples | ExamplesInRows, rows: jax.Array, start: jax.Array, *, batch_size: int
+) -> tuple[Examples, jax.Array]:
+    """Return the images of ``data`` at ``rows[start:]``, as many as a batch has, and which of them are valid.
+
+    A last partial batch is filled up with images that are not.
+    """
+    positions = start + jnp.arange(batch_size)
+    return data.at(rows[jnp.minimum(positions, len(rows) - 1)]), positions < len(rows)
+
+
 def make_batch(
     picked: Examples,
     step: jax.Array,
     *,
     normalization: Normalization,
     augmented: bool,
-    seed: int,
+    seed: int | jax.Array,
     regularization: Regularization = NOTHING,
 ) -> tuple[jax.Array, jax.Array]:
     """Augment and normalise the images picked for a step. Labels stay as they are."""

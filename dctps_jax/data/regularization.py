@@ -25,7 +25,7 @@ class Regularization(NamedTuple):
 NOTHING = Regularization()
 
 
-def blank_out(images: jax.Array, step: jax.Array, seed: int, settings: Regularization) -> jax.Array:
+def blank_out(images: jax.Array, step: jax.Array, seed: int | jax.Array, settings: Regularization) -> jax.Array:
     """Set rectangles of normalised images to 0, which is the mean colour, by cutout and random erasing."""
     if settings.cutout:
         images = cut_out(images, jax.random.fold_in(stream(seed, "cutout"), step), settings.cutout)
@@ -72,7 +72,7 @@ def _without(images: jax.Array, first: jax.Array, last: jax.Array) -> jax.Array:
 
 
 def soften(
-    batch: tuple[jax.Array, jax.Array], step: jax.Array, seed: int, settings: Regularization
+    batch: tuple[jax.Array, jax.Array], step: jax.Array, seed: int | jax.Array, settings: Regularization
 ) -> tuple[jax.Array, jax.Array]:
     """Return a batch with the probabilities of classes for labels, if label smoothing or mixup is on.
 

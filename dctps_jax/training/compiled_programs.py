@@ -4,6 +4,7 @@ import hashlib
 import platform
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -17,7 +18,8 @@ def keep_compiled_programs() -> Path | None:
     It is a setting of the whole process. Where JAX has such a folder already (``JAX_COMPILATION_CACHE_DIR``), or is
     told to keep nothing (``JAX_ENABLE_COMPILATION_CACHE=false``), nothing is changed and None is returned.
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config  # its fields are unknown to type checkers
+    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return None
     # JAX (0.10.2) takes a program for a CPU as it lies, also on a CPU that lacks some of its instructions.
     folder = cache_folder("compiled") / f"{platform.machine()}_{hashlib.sha256(_cpu_flags()).hexdigest()[:12]}"

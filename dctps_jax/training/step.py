@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from dctps_jax.data.batches import Examples, ExamplesInRows, Normalization, normalize
+from dctps_jax.data.batches import Examples, Normalization, normalize
 from dctps_jax.losses import cross_entropy
 from dctps_jax.pruning.dynamic import keep_only, move_weights, skip_optimizer_step
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
@@ -214,28 +214,23 @@ def add_metrics(sums: Sums, metrics: dict[str, jax.Array], step: jax.Array, batc
 def eval_step(
     state: TrainState,
     sums: Sums,
-    data: Examples | ExamplesInRows,
-    rows: jax.Array,
-    start: jax.Array,
+    batch: Examples,
+    valid: jax.Array,
     *,
     graph: nnx.GraphDef,
-    batch_size: int,
     normalization: Normalization,
     sharding: jax.sharding.Sharding | None = None,
     random: Any = MappingProxyType({}),
 ) -> Sums:
-    """Add loss and correct answers of a batch to ``sums``: the images of ``data`` at ``rows[start:]``.
+    """Add loss and correct answers of the ``valid`` images of a batch to ``sums``.
 
-    A last partial batch counts as it is. ``sharding`` splits a batch among the devices.
+    ``sharding`` splits a batch among the devices.
     """
-    positions = start + jnp.arange(batch_size)
-    valid = positions < len(rows)
-    picked = data.at(rows[jnp.minimum(positions, len(rows) - 1)])
-    images = normalize(jnp.asarray(picked.images), normalization)
+    images = normalize(jnp.asarray(batch.images), normalization)
     if sharding is not None:
         images = jax.lax.with_sharding_constraint(images, sharding)
     logits: Any = merge(graph, state, random)(images)
-    labels = jnp.asarray(picked.labels)
+    labels = jnp.asarray(batch.labels)
     losses = jnp.where(valid, cross_entropy(logits, labels), 0)
     correct = valid & (logits.argmax(-1) == labels)
     return sums._replace(

@@ -168,8 +168,8 @@ def train_seed(
     test = Examples(dataset.test_images, dataset.test_labels)
     test = placement.put(test.in_rows()), placement.put(np.arange(len(test.labels), dtype=np.int32))
 
-    def rows_of_epoch(epoch: int) -> jax.Array:
-        return placement.put(loop.rows_of_epoch(epoch, spec, train_rows))
+    def epoch_of(number: int) -> loop.Epoch:
+        return placement.put(loop.epoch_of(number, spec, train_rows))
 
     def num_drop_at(step: int) -> np.ndarray:
         assert spec.updates is not None
@@ -177,7 +177,7 @@ def train_seed(
         return np.array([drop[path] for path in graphs.counts], np.int32)
 
     announce_compilation(len(shapes))
-    programs = loop.compile_programs(setup, state, sums, train, rows_of_epoch(0), [validation, test])
+    programs = loop.compile_programs(setup, state, sums, train, epoch_of(0), [validation, test])
     print(
         f"{config.model.name}, {num_trainable:,} trainable parameters, {spec.steps_per_epoch} steps an epoch, "
         f"{placement.num_devices} {placement.platform} device(s), compiled in {programs.compile_seconds:.1f} s"
@@ -210,7 +210,7 @@ def train_seed(
                         state,
                         sums,
                         train,
-                        rows_of_epoch(epoch),
+                        epoch_of(epoch),
                         step,
                         config.log_every_steps,
                         num_drop_at,

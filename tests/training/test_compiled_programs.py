@@ -51,6 +51,13 @@ def test_a_second_start_compiles_nothing(tmp_path):
     counted(tmp_path, "third")
 
 
+def test_another_seed_is_another_run_of_the_same_programs(tmp_path):
+    options = ["--config.data.name=tests.small_runs:normalized_digits"]
+    _, misses = counted(tmp_path, "first", *options)
+    hits, compiled = counted(tmp_path, "second", *options, "--config.seed=1")
+    assert (hits, compiled) == (misses, 0)
+
+
 @pytest.mark.parametrize("off", [["--config.execution.keep_compiled=False"], []], ids=["field", "environment"])
 def test_nothing_is_kept_where_it_is_switched_off(tmp_path, off):
     environment = {} if off else {"JAX_ENABLE_COMPILATION_CACHE": "false"}

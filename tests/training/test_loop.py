@@ -57,19 +57,19 @@ class Run:
             self.state,
             self.sums,
             self.train,
-            self.rows_of_epoch(0),
+            self.epoch_of(0),
             [self.held_out],
         )
         self.step = 0
 
-    def rows_of_epoch(self, number):
+    def epoch_of(self, number):
         rows = np.arange(len(self.train.labels), dtype=np.int32)
-        return self.placement.put(loop.rows_of_epoch(number, self.spec, rows))
+        return self.placement.put(loop.epoch_of(number, self.spec, rows))
 
     def epoch(self, log_every_steps=1000, order=None):
         number = self.step // self.spec.steps_per_epoch
         if order is None:
-            order = self.rows_of_epoch(number)
+            order = self.epoch_of(number)
         dispatches = loop.run_epoch(self.programs, self.state, self.sums, self.train, order, self.step, log_every_steps)
         for self.step, self.state, self.sums in dispatches:
             yield self.step
@@ -78,7 +78,7 @@ class Run:
         """The sum of the losses of each dispatch of two epochs."""
         length, found = self.spec.steps_per_dispatch, []
         for step in range(0, 2 * self.spec.steps_per_epoch, length):
-            order = self.rows_of_epoch(step // self.spec.steps_per_epoch)
+            order = self.epoch_of(step // self.spec.steps_per_epoch)
             sums = self.placement.put(zero_sums())
             self.state, sums = self.programs.step_programs[length](self.state, sums, self.train, order)
             found.append(float(sums.loss))
@@ -118,14 +118,14 @@ def test_hot_loop_transfers_nothing():
     run = Run()
     for _ in run.epoch():  # the first one may warm up
         pass
-    order = run.rows_of_epoch(1)
+    order = run.epoch_of(1)
     with jax.transfer_guard("disallow"):
         for _ in run.epoch(order=order):
             pass
     assert run.step == 10
     # The guard of the loop itself is armed: an order on the host would have to be transferred.
     with pytest.raises(Exception, match=r"(?i)transfer"):
-        list(run.epoch(order=np.arange(180, dtype=np.int32)))
+        list(run.epoch(order=order._replace(rows=np.arange(180, dtype=np.int32))))
 
 
 def test_a_program_is_traced_for_the_platform_that_is_named(monkeypatch):
@@ -136,7 +136,7 @@ def test_a_program_is_traced_for_the_platform_that_is_named(monkeypatch):
     def lowered(platform):
         take_step = partial(loop.take_steps, num_steps=1, setup=run.programs.setup)
         with tracing_for(platform):
-            traced = jax.jit(take_step).trace(run.state, run.sums, run.train, run.rows_of_epoch(0))
+            traced = jax.jit(take_step).trace(run.state, run.sums, run.train, run.epoch_of(0))
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
     # Only a CPU computes four columns of few channels at a time.
