@@ -1,8 +1,10 @@
-"""The quick start: LeNet-5 with the DCT offset and 5 % of its weights, on scikit-learn's digits. No network needed.
+"""The quick start: LeNet-5 with the DCT offset and 1 % of its weights, on scikit-learn's digits. No network needed.
 
-    python train.py --config configs/lenet_digits.py --workdir runs/lenet_digits
+    python train.py --config configs/lenet_digits.py
+    python train.py --config configs/lenet_digits.py --config.model.offset=None
 
-About 95 % of the test digits are recognised after half a minute on two CPU cores.
+93 % of the test digits are right, and 21 % without the offset. Each takes less than half a minute on two
+CPU cores.
 """
 
 from dctps_jax import defaults

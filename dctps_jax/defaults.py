@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_dict
 from dctps_jax import data, models, pruning
 from dctps_jax.data.dataset import MAX_PIXELS
 from dctps_jax.data.images import FITS
-from dctps_jax.field import Allowed, Field, at_least
+from dctps_jax.field import Allowed, Field, Need, at_least
 from dctps_jax.losses import LOSSES
 from dctps_jax.offsets import OFFSETS
 from dctps_jax.ops import cost_model
@@ -51,11 +51,11 @@ def is_density(value: Any) -> bool:
     return isinstance(value, int | float) and 0 < value <= 1
 
 
-# Fields that have an effect with some values of another field only.
-OFFSET_IN_USE = ("model.offset", tuple(OFFSETS))
-OWN_DENSITY = ("pruning.method", pruning.METHODS)  # not from_run
-SCORE_IN_USE = ("pruning.method", tuple(pruning.SCORES))
-WEIGHTS_MOVE = ("sparse_training.method", tuple(method for method in dynamic.METHODS if method != "static"))
+# What some fields need to have an effect.
+OFFSET_IN_USE = Need("model.offset", lambda name: name is not None)
+OWN_DENSITY = Need("pruning.method", lambda name: name != "from_run")
+SCORE_IN_USE = Need("pruning.method", lambda name: name not in (*pruning.ALLOCATIONS, "from_run"))
+WEIGHTS_MOVE = Need("sparse_training.method", lambda name: name != "static")
 
 FROM_0_TO_1 = Allowed(lambda value: 0 <= value <= 1, "from 0 to 1")
 
@@ -146,11 +146,10 @@ FIELDS: dict[str, Field] = {
         "Initial kernels without offset. With an offset S starts at zero. Fixup networks have their own start.",
         choices=models.INITIALIZERS,
     ),
-    "model.width": Field(
-        64, "Channels of the first stage of a ResNet.", allowed=at_least(1), needs=("model.name", models.RESNETS)
-    ),
+    "model.width": Field(64, "Channels of the first stage of a ResNet.", allowed=at_least(1)),
     "model.stable": Field(
-        False, "Divide the residual branches of a ResNet by √(number of blocks).", needs=("model.name", models.RESNETS)
+        False,
+        "Divide the residual branches of a ResNet by √(number of blocks).",
     ),
     "model.dtype": Field("float32", "Type of the computation. Parameters are always float32.", choices=DTYPES),
     # The images.
@@ -268,7 +267,9 @@ FIELDS: dict[str, Field] = {
         needs=SCORE_IN_USE,
     ),
     "pruning.run": Field(
-        "", "Directory of the run whose masks `from_run` takes.", needs=("pruning.method", ("from_run",))
+        "",
+        "Directory of the run whose masks `from_run` takes.",
+        needs=Need("pruning.method", lambda name: name == "from_run"),
     ),
     "pruning.dense_layers": Field(
         (),
@@ -366,7 +367,7 @@ FIELDS: dict[str, Field] = {
         0.9,
         "The momentum of `sgd` and `nesterov`.",
         allowed=BELOW_1,
-        needs=("optimizer.name", ("sgd", "nesterov")),
+        needs=Need("optimizer.name", lambda name: name in ("sgd", "nesterov")),
     ),
     "optimizer.weight_decay": Field(
         5e-4,

@@ -21,6 +21,13 @@ class Allowed(NamedTuple):
     words: str
 
 
+class Need(NamedTuple):
+    """A dotted field, and a test of its value."""
+
+    field: str
+    test: Callable[[Any], bool]
+
+
 @dataclass(frozen=True)
 class Field:
     """One field of the config.
@@ -32,7 +39,7 @@ class Field:
     - ``allowed``: which values the field takes; besides the names, where it has a list of them.
     - ``optional``: the field takes None, too.
     - ``added``: configs of earlier versions lack the field; its default is assumed for them.
-    - ``needs``: another field, and the values of it with which this field has an effect.
+    - ``needs``: what another field has to be for this one to have an effect.
     - ``resume``: a resumed run may change the field: it does not change the results, or changes them by rounding only.
     """
 
@@ -43,7 +50,7 @@ class Field:
     allowed: Allowed | None = None
     optional: bool = False
     added: bool = False
-    needs: tuple[str, Collection[Any]] | None = None
+    needs: Need | None = None
     resume: bool = False
 
     @property

@@ -31,7 +31,7 @@ def test_there_are_some():
 @pytest.mark.parametrize("name", NAMES)
 def test_header_has_the_command(name):
     header = load(name).__doc__ or ""
-    assert f"python train.py --config configs/{name}.py --workdir" in header
+    assert f"python train.py --config configs/{name}.py" in header
     assert header.strip().splitlines()[0].endswith(".")
 
 

@@ -103,8 +103,9 @@ def _draw_dots(lines: Sequence[Line], baselines: Mapping[str, tuple[Line, Any]],
     rows = sorted(methods, key=lambda method: (methods[method], method))
     kernels = sorted({line["offset"] for line in lines}, key=lambda offset: (offset == "none", offset))
     densities = sorted({_density(line) for line in lines}, reverse=True)
-    size = {"width": 1.5 + 2.6 * len(densities), "height": 1.2 + 0.35 * sum(row.count("\n") + 1 for row in rows)}
-    figure, panels = new_figure(1, len(densities), **size, title=title, sharex=True)
+    longest = max(len(line) for row in rows for line in row.split("\n"))
+    width, height = 0.8 + 0.08 * longest + 2.6 * len(densities), 1.2 + 0.3 * sum(row.count("\n") + 1 for row in rows)
+    figure, panels = new_figure(1, len(densities), width=width, height=height, title=title, sharex=True)
     entries: dict[str, Any] = {}
     for axes, density in zip(panels, densities, strict=True):
         for label, (line, style) in baselines.items():

@@ -74,6 +74,7 @@ def draw_curves(records: Sequence[Record], output: Path | str) -> None:
                 color=colour,
                 linestyle=offset_line(offset),
                 marker="o" if len(epochs) == 1 else None,
+                markerfacecolor="white" if offset is None else None,
                 label=f"{100 * densities[setting]:.3g} %, {kernel_name(offset, densities[setting] == 1)}",
             )
             if len(members) > 1:

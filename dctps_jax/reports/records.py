@@ -145,8 +145,8 @@ def has_effect(field: str, config: Mapping[str, Any]) -> bool:
     """Return whether a field of a config by dotted field can change the run's numbers, given its other fields."""
     if is_dense(config) and field.startswith("pruning.") and field != "pruning.density":
         return False
-    needs = FIELDS[field].needs if field in FIELDS else None
-    return needs is None or needs[0] not in config or config[needs[0]] in needs[1]
+    need = FIELDS[field].needs if field in FIELDS else None
+    return need is None or need.field not in config or need.test(config[need.field])
 
 
 def by_setting(records: Iterable[Record]) -> dict[Setting, list[Record]]:
@@ -196,7 +196,7 @@ def title_of(configs: Iterable[Mapping[str, Any]]) -> str:
     configs = list(configs)
     networks = {config["model.name"] for config in configs}
     sources = {
-        Path(config["data.dir"]).name if config["data.name"] == "image_folder" else config["data.name"]
+        (config["data.name"] == "image_folder" and Path(config.get("data.dir", "")).name) or config["data.name"]
         for config in configs
     }
     return f"{', '.join(sorted(networks))} on {', '.join(sorted(sources))}"

@@ -2,10 +2,12 @@
 
 import re
 
+import jax.numpy as jnp
 import pytest
 
 from dctps_jax.training import progress
 from dctps_jax.training.progress import Progress, duration
+from dctps_jax.training.step import zero_sums
 from tests.small_runs import small_run
 
 
@@ -37,8 +39,7 @@ def test_a_pipe_has_a_line_every_few_steps(small, tmp_path, capsys):
     assert all(0 < 5 * float(mean) - 4 * loss < loss for loss, mean in zip(losses[1:2], means, strict=False))
 
 
-class Sums:
-    loss, images = 12.0, 320
+SUMS = zero_sums()._replace(loss=jnp.float32(12), images=jnp.int32(320))
 
 
 def test_time_left_counts_the_steps_that_are_finished_and_what_follows_an_epoch(monkeypatch, capsys):
@@ -47,13 +48,13 @@ def test_time_left_counts_the_steps_that_are_finished_and_what_follows_an_epoch(
     shown = Progress(num_epochs=3, steps_per_epoch=10, batch_size=32, log_every_steps=5)
     with shown.epoch(0, 0):
         now[0] = 10.0
-        shown.finished(5, Sums)
+        shown.finished(5, SUMS)
         now[0] = 20.0
-        shown.finished(10, Sums)
+        shown.finished(10, SUMS)
         now[0] = 50.0  # validation
     with shown.epoch(1, 10):
         now[0] = 60.0
-        shown.finished(15, Sums)
+        shown.finished(15, SUMS)
     assert capsys.readouterr().out.splitlines() == [
         "epoch 1/3  step 5/10  loss 1.2000  16 images/s  left: 10 s, run 50 s",
         # Two seconds a step for 15 steps, and twice 30 s after the steps of an epoch.
