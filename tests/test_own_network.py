@@ -231,5 +231,5 @@ def test_mistakes(fields, parts):
 @pytest.mark.usefixtures("small")
 def test_the_example(tmp_path):
     config = experiment.get_config()
-    config.num_epochs, config.tensorboard, config.execution.keep_memory = 4, False, False
+    config.num_epochs, config.tensorboard, config.execution.keep_memory = 5, False, False
     assert run(config, tmp_path / "mixer")["test_accuracy_final"] > 0.6

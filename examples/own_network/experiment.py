@@ -18,5 +18,5 @@ def get_config():
     config.data.name = "examples.own_network.digits:load"
     config.data.augment = False
     config.pruning.density = 0.1
-    config.optimizer.learning_rate = 0.003
+    config.optimizer.learning_rate = 0.01
     return config

@@ -10,7 +10,7 @@ class Block(nnx.Module):
     def __init__(self, width: int, rngs: nnx.Rngs):
         self.positions = nnx.Conv(width, width, (3, 3), feature_group_count=width, rngs=rngs)
         self.channels = nnx.Conv(width, width, (1, 1), rngs=rngs)
-        self.norm = nnx.BatchNorm(width, rngs=rngs)
+        self.norm = nnx.BatchNorm(width, momentum=0.9, rngs=rngs)
         self.dropout = nnx.Dropout(0.1, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
