@@ -161,7 +161,7 @@ FIELDS: dict[str, Field] = {
     ),
     "data.dir": Field(
         "",
-        'Folder of the files; "": `dctps_jax/data` below `$XDG_CACHE_HOME` or `~/.cache`. A run on an `image_folder` '
+        'Folder of the files; "": `~/.cache/dctps_jax/data`, or below `$XDG_CACHE_HOME`. A run on an `image_folder` '
         "must keep it.",
         resume=True,
     ),
@@ -172,7 +172,7 @@ FIELDS: dict[str, Field] = {
         added=True,
     ),
     "data.cache_dir": Field(
-        "", 'Folder for decoded copies of the images; "": `dctps_jax/decoded` in the same place.', resume=True
+        "", 'Folder for decoded copies of the images; "": `~/.cache/dctps_jax/decoded`.', resume=True
     ),
     "data.image_size": Field(
         0,
@@ -343,7 +343,7 @@ FIELDS: dict[str, Field] = {
     ),
     "execution.keep_compiled": Field(
         True,
-        "Keep compiled programs in `dctps_jax/compiled` in the user's cache, for a later start of the run.",
+        "Keep compiled programs in `~/.cache/dctps_jax/compiled`, for later starts.",
         resume=True,
         added=True,
     ),

@@ -139,7 +139,9 @@ def do_program(module, arguments, finished_run):
         shutil.copytree(finished_run, run, dirs_exist_ok=True)
     match module.rpartition(".")[2]:
         case "train":
-            check_config(resolve(parse_flags(arguments)[0]))
+            config, workdir, _ = parse_flags(arguments)
+            check_config(resolve(config))
+            shutil.copytree(finished_run, workdir or "runs/default", dirs_exist_ok=True)
         case "sweep":
             config, workdir, grid = parse_flags(arguments)
             assert workdir and grid, f"{arguments} names no directory or no sweep"

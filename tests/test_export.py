@@ -333,9 +333,16 @@ def test_the_commands(runs, tmp_path):
 
     closed = call_into_closed_pipe(predict.main, model, images[0])
     assert (closed.code, closed.err) == (141, "")
-    (tmp_path / "empty").mkdir()
-    mistakes = [images[0], images[0]], [model, tmp_path / "no.png"], [model, tmp_path / "empty"], [tmp_path, images[0]]
-    for arguments in mistakes:
+    folder = tmp_path / "folder" / "inside"
+    folder.mkdir(parents=True)
+    assert_one_sentence(call(predict.main, model, folder.parent), "predict.py", f"{folder.parent} holds no image")
+    Image.new("RGB", (5, 6)).save(folder / "a.JPG", "JPEG")
+    (folder / "notes.txt").touch()
+    done = call(predict.main, model, folder.parent, images[0])
+    assert done.out.startswith(f"{folder / 'a.JPG'}: ") and done.out.count("\n") == 2
+    done = call(predict.main, runs / "dct", images[0])
+    assert_one_sentence(done, "predict.py", "is a directory", f"python -m dctps_jax.export {runs / 'dct'} --output")
+    for arguments in ([images[0], images[0]], [model, tmp_path / "no.png"], [tmp_path, images[0]]):
         assert_one_sentence(call(predict.main, *arguments), "predict.py", str(tmp_path))
     assert_one_sentence(call(predict.main, model, images[0], "--top", "0"), "predict.py", "--top is 0")
     (tmp_path / "eps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")

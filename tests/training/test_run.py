@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 from dctps_jax.errors import DiskFull, UserError
+from dctps_jax.export import describe_exported, export_run
 from dctps_jax.pruning import load_masks
+from dctps_jax.reports import curves
+from dctps_jax.reports.masks import load_runs
 from dctps_jax.runs.checkpoint import Checkpoints
 from dctps_jax.runs.summary import last_line
 from dctps_jax.training import loop
 from dctps_jax.training.signals import NonFiniteLoss, Stopped
+from tests.commands import call
 from tests.killed_runs import Kill, copy_unfinished, flip_content, kill_at, run_through_kills, run_until_killed
 from tests.small_runs import STEPS_PER_EPOCH, arrays, assert_same_end, results, rows, small_run, steps
 
@@ -203,7 +207,7 @@ def test_last_update_that_is_not_finite_is_no_success(tmp_path):
 
 
 def test_several_seeds_and_their_mean(tmp_path, plain, capsys):
-    found = small_run(tmp_path, num_seeds=2, checkpoint_every_steps=2)
+    found = small_run(str(tmp_path), num_seeds=2, checkpoint_every_steps=2)  # a text names a directory, too
     alone = [results(tmp_path / f"seed_{seed}") for seed in (0, 1)]
     assert found["seeds"] == [0, 1] and [run["seed"] for run in alone] == [0, 1]
     for name in ("best_val_accuracy", "test_accuracy_best", "test_accuracy_final"):
@@ -218,6 +222,13 @@ def test_several_seeds_and_their_mean(tmp_path, plain, capsys):
     first, second = arrays(plain), arrays(tmp_path / "seed_1")
     assert not np.array_equal(first["state/supports/convs/6/support"], second["state/supports/convs/6/support"])
     assert rows(plain) != rows(tmp_path / "seed_1")
+    # The programs that take a run take its seeds.
+    best = max(alone, key=lambda run: run["best_val_accuracy"])["seed"]
+    exported = export_run(str(tmp_path), str(tmp_path / "model.safetensors"))
+    assert exported == tmp_path / f"seed_{best}" and describe_exported(tmp_path / "model.safetensors").fit == "squash"
+    done = call(curves.main, tmp_path, "--output", tmp_path / "curves.pdf")
+    assert done.code == 0 and done.out == f"written: {tmp_path / 'curves.pdf'}\n"
+    assert list(load_runs([tmp_path])) == [f"{tmp_path.name}/seed_{seed}" for seed in (0, 1)]
 
 
 @pytest.mark.parametrize(
