@@ -141,10 +141,10 @@ def do_program(module, arguments, finished_run):
         case "train":
             config, workdir, _ = parse_flags(arguments)
             check_config(resolve(config))
-            shutil.copytree(finished_run, workdir or "runs/default", dirs_exist_ok=True)
+            shutil.copytree(finished_run, workdir, dirs_exist_ok=True)
         case "sweep":
             config, workdir, grid = parse_flags(arguments)
-            assert workdir and grid, f"{arguments} names no directory or no sweep"
+            assert grid, f"{arguments} names no sweep"
             assert len(plan_runs(config, sweep.load_sweep(grid))) > 1
             shutil.copytree(finished_run, Path(workdir) / "run", dirs_exist_ok=True)
         case _:
@@ -162,7 +162,8 @@ def parse_flags(arguments):
     with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", argv)  # where ml_collections looks for fields
         assert train.parse_flags(argv) == ["train.py"], f"{arguments} has a word that is no option"
-        return train.CONFIG.value, train.WORKDIR.value, sweep.SWEEP.value
+        grid, files = sweep.SWEEP.value, [sweep.SWEEP.value] if sweep.SWEEP.value else []
+        return train.CONFIG.value, train.workdir_of("sweeps" if files else "runs", *files), grid
 
 
 def check_arguments(script, arguments):

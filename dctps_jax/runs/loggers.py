@@ -46,7 +46,7 @@ def _open_tensorboard(workdir: Path, step: int) -> Logger | None:
 
 def _open_wandb(workdir: Path, config: Any) -> Logger:
     """Weights & Biases: offline, everything stays in the run's directory until ``wandb sync`` sends it."""
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     run: Any = wandb.init(
         project="dctps_jax",
@@ -64,7 +64,7 @@ def _open_wandb(workdir: Path, config: Any) -> Logger:
 def _open_trackio(workdir: Path, config: Any) -> Logger:
     """Trackio: its database lies in the run's directory, unless ``TRACKIO_DIR`` names another one."""
     os.environ.setdefault("TRACKIO_DIR", str(workdir / "trackio"))
-    import trackio
+    import trackio  # pyright: ignore[reportMissingImports]
 
     run: Any = trackio.init(
         project="dctps_jax", name=workdir.name, resume="allow", config=config.to_dict(), embed=False

@@ -74,8 +74,9 @@ class Progress:
             print(f"{self._title}  step {position}/{self.steps_per_epoch}  {'  '.join(texts)}")
 
     def note(self, text: str) -> None:
-        """Say on the bar what is done after the last step of an epoch."""
+        """Say on the bar what is done after the last step of an epoch, which is finished."""
         if self._bar is not None and not self._bar.disable:
+            self._bar.n = self.steps_per_epoch
             self._bar.set_postfix_str(text)
 
 

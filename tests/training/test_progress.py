@@ -67,5 +67,5 @@ def test_a_terminal_has_a_bar_of_finished_steps(small, tmp_path, capsys, monkeyp
     small_run(tmp_path, log_every_steps=1, num_epochs=1)
     captured = capsys.readouterr()
     assert re.search(r"epoch 1/1 \|.*\| 4/5, loss \d+\.\d{4}, [\d,]+ images/s, left: \d+ s, run \d+ s", captured.err)
-    assert "validating" in captured.err and "testing" in captured.err
+    assert "5/5, validating" in captured.err and "testing" in captured.err
     assert "step 4/5" not in captured.out
