@@ -23,7 +23,6 @@ from record import describe_run, save
 
 from dctps_jax import models, pruning
 from dctps_jax.data.batches import Examples, Normalization
-from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.optimizers import make_optimizer
 from dctps_jax.training import loop
 from dctps_jax.training.memory import keep_freed_memory
@@ -46,8 +45,9 @@ class Case:
         placement = loop.place_on_all_devices()
         graphs, state = create_state(model, optimizer, placement.axis_name)
         self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.supports, state.opt_state)))
-        self.train = placement.put(Examples(images, rng.integers(0, arguments.num_classes, count, dtype=np.int32)))
-        steps = arguments.steps_per_dispatch or loop.default_steps_per_dispatch()
+        labels = rng.integers(0, arguments.num_classes, count, dtype=np.int32)
+        self.train = placement.put(Examples(images, labels).in_rows())
+        steps = arguments.steps_per_dispatch or loop.default_steps_per_dispatch(placement.platform)
         spec = loop.StepSpec(
             batch_size=arguments.batch_size,
             eval_batch_size=arguments.batch_size,
@@ -59,12 +59,11 @@ class Case:
         )
         self.steps = steps
         self.state, self.sums = placement.put(state), placement.put(zero_sums())
-        self.epoch_rows = placement.put(loop.rows_of_epoch(0, spec, np.arange(count, dtype=np.int32)))
+        self.epoch = placement.put(loop.epoch_of(0, spec, np.arange(count, dtype=np.int32)))
         setup = loop.Setup(spec, graphs, optimizer, placement)
         take_steps = partial(loop.take_steps, num_steps=self.steps, setup=setup)
         started = time.perf_counter()
-        jitted = jax.jit(take_steps, donate_argnums=(0, 1), out_shardings=placement.replicated)
-        self.program = jitted.lower(self.state, self.sums, self.train, self.epoch_rows).compile(compiler_options())
+        self.program = placement.compile(take_steps, (self.state, self.sums, self.train, self.epoch), (0, 1))
         self.compile_seconds = time.perf_counter() - started
         memory = self.program.memory_analysis()
         assert memory is not None, "the compiler of this device does not tell what a program allocates"
@@ -73,7 +72,7 @@ class Case:
 
     def run(self) -> "Times":
         wall, cpu = time.perf_counter(), time.process_time()
-        self.state, self.sums = jax.block_until_ready(self.program(self.state, self.sums, self.train, self.epoch_rows))
+        self.state, self.sums = jax.block_until_ready(self.program(self.state, self.sums, self.train, self.epoch))
         return Times((time.perf_counter() - wall) / self.steps, (time.process_time() - cpu) / self.steps)
 
     def figures(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """DCT plus Sparse: networks that train with 1 % down to 0.01 % of their weights, in JAX and Flax NNX."""
 
-from dctps_jax.conversion import convert
+from dctps_jax.conversion import conversion_report, convert
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import Alpha, FrozenAlpha, Mask, SparseParam, Support
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
@@ -21,6 +21,7 @@ __all__ = [
     "UserError",
     "__version__",
     "compiler_options",
+    "conversion_report",
     "convert",
     "keep_masked",
     "materialized",

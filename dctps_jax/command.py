@@ -31,7 +31,14 @@ LIMITS = (
     "can't start new thread",
 )
 # The extra of pyproject.toml that brings a package.
-EXTRAS = {"sklearn": "data", "tensorflow_datasets": "data", "matplotlib": "plots"}
+EXTRAS = {
+    "sklearn": "data",
+    "tensorflow_datasets": "data",
+    "matplotlib": "plots",
+    "pyarrow": "parquet",
+    "wandb": "wandb",
+    "trackio": "trackio",
+}
 LIMIT_ERRORS = (*SPENT_HANDLES, errno.ENOMEM, errno.EAGAIN)
 
 

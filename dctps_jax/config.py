@@ -10,6 +10,8 @@ from dctps_jax import models
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.field import flat_fields
+from dctps_jax.optimizers import check_options as check_options_of_optimizer
+from dctps_jax.own import as_options, check_options, find_function, is_import_path
 
 
 def resolve(config: Any) -> Any:
@@ -60,11 +62,15 @@ def check_value(name: str, value: Any) -> None:
         return
     if field.renamed and value in field.renamed:  # a list cannot be looked up
         raise UserError(f"config.{name} is {value!r}; it is now called {field.renamed[value]!r}, give this name")
-    if field.choices and value not in field.choices:
+    if value in field.choices or (field.allowed and field.allowed.test(value)):
+        return
+    hint = did_you_mean(value, field.choices)
+    if field.choices:
         names = ", ".join(choice or "''" for choice in field.choices)
         allowed = f"None or one of: {names}" if field.optional else f"one of: {names}"
-        raise UserError(f"config.{name} is {value!r}{did_you_mean(value, field.choices)}; it must be {allowed}")
-    if field.allowed and not field.allowed.test(value):
+        other = f"; or {field.allowed.words}" if field.allowed else ""
+        raise UserError(f"config.{name} is {value!r}{hint}; it must be {allowed}{other}")
+    if field.allowed:
         raise UserError(f"config.{name} is {value!r}; it must be {field.allowed.words}")
 
 
@@ -92,10 +98,10 @@ def _last_seed_too_large(config: Any) -> str | None:
 def _moments_incomplete(config: Any) -> str | None:
     mean, std = config.data.mean, config.data.std
     are_numbers = all(isinstance(number, int | float) and math.isfinite(number) for number in (*mean, *std))
-    if not are_numbers or len(mean) not in (0, 3) or len(mean) != len(std) or any(number <= 0 for number in std):
+    if not are_numbers or len(mean) not in (0, 1, 3) or len(mean) != len(std) or any(number <= 0 for number in std):
         return (
-            f"config.data.mean is {mean!r} and config.data.std {std!r}; give three numbers each, the deviations "
-            "above 0, or () for both"
+            f"config.data.mean is {mean!r} and config.data.std {std!r}; give three numbers each (one each for "
+            "grey images), the deviations above 0, or () for both"
         )
     return None
 
@@ -127,6 +133,46 @@ def _old_name_of_method(config: Any) -> str | None:
     return None
 
 
+def _own_network_unusable(config: Any) -> str | None:
+    name = config.model.name
+    if not is_import_path(name):
+        for field in ("options", "exclude"):
+            if config.model[field]:
+                return f"config.model.{field} is for networks of your own; {name} has none, leave it at ()"
+        return None
+    for field in ("init", "dtype"):
+        default = FIELDS[f"model.{field}"].default
+        if config.model[field] != default:
+            return (
+                f"config.model.{field} is {config.model[field]!r}, which {name} cannot know; leave it at {default!r} "
+                "and give the network an argument of its own in config.model.options"
+            )
+    check_options("config.model.name", name, as_options(config.model.options))
+    return None
+
+
+def _optimizer_unusable(config: Any) -> str | None:
+    settings = config.optimizer
+    check_options_of_optimizer(settings.name, as_options(settings.options))
+    if settings.name == "muon" and (config.pruning.density < 1 or config.pruning.method == "from_run"):
+        return (
+            f"config.optimizer.name is 'muon' and config.pruning.density {config.pruning.density}; muon orthogonalises "
+            "whole matrices, so it is for dense networks: choose density 1.0 or another optimiser"
+        )
+    if settings.warmup_epochs >= config.num_epochs:
+        return (
+            f"config.optimizer.warmup_epochs is {settings.warmup_epochs}, but the run has {config.num_epochs} epochs; "
+            "warm up for fewer"
+        )
+    return None
+
+
+def _own_data_missing(config: Any) -> str | None:
+    if is_import_path(config.data.name):
+        find_function("config.data.name", config.data.name)
+    return None
+
+
 def _options_without_resnet(config: Any) -> str | None:
     width, stable = FIELDS["model.width"].default, FIELDS["model.stable"].default
     if config.model.name not in models.RESNETS and (config.model.width != width or config.model.stable != stable):
@@ -144,6 +190,9 @@ CROSS_CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _no_weights_to_move,
     _old_name_of_method,
     _options_without_resnet,
+    _own_network_unusable,
+    _own_data_missing,
+    _optimizer_unusable,
 )
 
 

@@ -2,8 +2,9 @@
 
 import fnmatch
 import inspect
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -75,6 +76,71 @@ def convert(
     if not supports and not is_dense:
         apply_masks(copy, prune(copy, method, density, key=key, **fixed_layers, **options), form)
     return copy
+
+
+class Row(NamedTuple):
+    """What became of the parameters of one module: how many it had, how many are trained, and why."""
+
+    path: str
+    kind: str
+    parameters: int
+    trained: int
+    outcome: str
+
+
+class Report(NamedTuple):
+    """What a conversion changed, what it left, and why. ``str(report)`` is a table."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def density(self) -> float:
+        """Trained parameters ÷ all parameters of the network, biases and normalisation among them."""
+        return sum(row.trained for row in self.rows) / sum(row.parameters for row in self.rows)
+
+    def __str__(self) -> str:
+        cells = [(row.path or "(the network)", row.kind, f"{row.trained:,} of {row.parameters:,}") for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            f"{path:{widths[0]}}  {kind:{widths[1]}}  {numbers:>{widths[2]}}  {row.outcome}"
+            for (path, kind, numbers), row in zip(cells, self.rows, strict=True)
+        ]
+        trained, parameters = (sum(getattr(row, name) for row in self.rows) for name in ("trained", "parameters"))
+        lines.append(f"{trained:,} of {parameters:,} parameters are trained, {100 * self.density:.4g} %")
+        return "\n".join(lines)
+
+
+def conversion_report(model: nnx.Module) -> Report:
+    """Return what :func:`convert` made of each module with parameters: converted, or left, and why.
+
+    The α of a layer counts among the trained parameters, but not among all, of which it is none without an offset.
+    """
+    parameters: dict[tuple[Any, ...], dict[str, int]] = {}
+    for place, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        parameters.setdefault(tuple(place[:-1]), {})[str(place[-1])] = variable[...].size
+    modules = dict(nnx.iter_modules(model))
+    return Report(tuple(_row(place, modules.get(place), sizes) for place, sizes in parameters.items()))
+
+
+def _row(place: tuple[Any, ...], module: Any, sizes: dict[str, int]) -> Row:
+    path, total = ".".join(map(str, place)), sum(sizes.values())
+    kind = type(module).__name__
+    if isinstance(module, LAYERS):
+        weights = math.prod(module.kernel_shape)
+        nnz = weights if module.mask is None else int(module.mask[...].sum())
+        nnz = nnz if module.support is None else module.support[...].size
+        others = total - sizes["kernel"]
+        kernel = "K = S" if module.offset is None else "K = α·D + M⊙S"
+        return Row(path, kind, weights + others - sizes.get("alpha", 0), nnz + others, f"{kernel}, {nnz:,} weights")
+    if type(module) in (nnx.Conv, nnx.Linear):
+        outcome = "left: excluded"
+    elif isinstance(module, nnx.Conv | nnx.Linear):
+        outcome = "left: a subclass may compute something else"
+    elif "kernel" in sizes:
+        outcome = "left: no nnx.Conv or nnx.Linear"
+    else:
+        outcome = "left: it has no kernel"
+    return Row(path, kind, total, total, outcome)
 
 
 def _first_paths(model: nnx.Module, exclude: Iterable[str]) -> dict[str, str]:

@@ -22,7 +22,8 @@ from dctps_jax.field import Allowed, Field, Need, at_least
 from dctps_jax.losses import LOSSES
 from dctps_jax.offsets import OFFSETS
 from dctps_jax.ops import cost_model
-from dctps_jax.optimizers import OPTIMIZERS, SCHEDULES
+from dctps_jax.optimizers import DECAYS, OPTIMIZERS, SCHEDULES
+from dctps_jax.own import IMPORT_PATH, is_option
 from dctps_jax.pruning import dynamic, schedules
 
 DTYPES = ("float32", "bfloat16")
@@ -58,6 +59,9 @@ WEIGHTS_MOVE = Need("sparse_training.method", lambda name: name != "static")
 
 FROM_0_TO_1 = Allowed(lambda value: 0 <= value <= 1, "from 0 to 1")
 
+FINITE = Allowed(lambda value: 0 <= value < math.inf, "at least 0 and finite")
+BELOW_1 = Allowed(lambda value: 0 <= value < 1, "at least 0 and below 1")
+
 # Dotted name → declaration.
 FIELDS: dict[str, Field] = {
     "seed": Field(
@@ -91,13 +95,43 @@ FIELDS: dict[str, Field] = {
         allowed=at_least(1, zero="for the end of each epoch only"),
     ),
     "tensorboard": Field(True, "Write the metrics for TensorBoard, too, if tensorboardX is installed.", resume=True),
+    "wandb": Field(
+        "off",
+        "Write the metrics for Weights & Biases, too: kept in the run's directory, or sent.",
+        choices=("off", "offline", "online"),
+        added=True,
+        resume=True,
+    ),
+    "trackio": Field(
+        False, "Write the metrics for Trackio, too: kept in the run's directory.", added=True, resume=True
+    ),
     "multi_host": Field(
         False,
         "Call `jax.distributed.initialize()` first; all hosts need the same `--workdir`.",
         resume=True,
     ),
     # The network.
-    "model.name": Field("lenet", "The network.", choices=models.MODELS),
+    "model.name": Field(
+        "lenet",
+        "The network. A function of yours gets those of `num_classes`, `image_size`, `channels`, `offset` and `rngs` "
+        "that it takes, and returns an `nnx.Module`.",
+        choices=models.MODELS,
+        allowed=IMPORT_PATH,
+    ),
+    "model.options": Field(
+        (),
+        "More arguments for a network of yours.",
+        allowed=Allowed(
+            lambda pairs: are_pairs(pairs, is_option), "(name, value) pairs, e.g. (('depth', 4), ('widths', (8, 16)))"
+        ),
+        added=True,
+    ),
+    "model.exclude": Field(
+        (),
+        "Path patterns of layers of a network of yours that stay as they are: no offset, all weights.",
+        allowed=Allowed(are_texts, "path patterns, e.g. ('head',)"),
+        added=True,
+    ),
     "model.offset": Field(
         "dct",
         "The fixed matrix D in the kernels K = α·D + M⊙S; None: kernels are K = M⊙S.",
@@ -119,24 +153,35 @@ FIELDS: dict[str, Field] = {
     ),
     "model.dtype": Field("float32", "Type of the computation. Parameters are always float32.", choices=DTYPES),
     # The images.
-    "data.name": Field("cifar10", "The data set.", choices=data.SOURCES),
+    "data.name": Field(
+        "cifar10",
+        "The data set. A function of yours gets those of `dir`, `image_size` and `seed` that it takes.",
+        choices=data.SOURCES,
+        allowed=data.OWN,
+    ),
     "data.dir": Field(
         "",
         'Folder of the files; "": `dctps_jax/data` below `$XDG_CACHE_HOME` or `~/.cache`. A run on an `image_folder` '
         "must keep it.",
         resume=True,
     ),
+    "data.channels": Field(
+        3,
+        "Channels of the images of a `parquet_folder` or `tfds_folder`: 3, or 1 for grey ones.",
+        allowed=Allowed(lambda value: value in (1, 3), "3 or 1"),
+        added=True,
+    ),
     "data.cache_dir": Field(
         "", 'Folder for decoded copies of the images; "": `dctps_jax/decoded` in the same place.', resume=True
     ),
     "data.image_size": Field(
         0,
-        "Resize the images of `image_folder` and `synthetic` to so many pixels.",
+        "Resize images that are decoded from files, and those of `synthetic`, to so many pixels.",
         allowed=at_least(1, zero="for the size the images have"),
     ),
     "data.fit": Field(
         "squash",
-        "How an `image_folder` brings images to `data.image_size` that are not square: `crop` takes the middle, `pad` "
+        "How images that are not square are brought to `data.image_size`: `crop` takes the middle, `pad` "
         "adds white margins, `squash` changes their shape.",
         choices=FITS,
         added=True,
@@ -148,9 +193,27 @@ FIELDS: dict[str, Field] = {
         resume=True,
     ),
     "data.download": Field(True, "Download an official archive that is missing.", resume=True),
-    "data.mean": Field((), "Mean of each channel, of pixels in [0, 1]: three numbers; (): the data set's own."),
-    "data.std": Field((), "Standard deviation of each channel: three numbers; (): the data set's own."),
+    "data.mean": Field((), "Mean of each channel, of pixels in [0, 1]; (): the data set's own."),
+    "data.std": Field((), "Standard deviation of each channel; (): the data set's own."),
     "data.augment": Field(True, "Train on random crops (padding 4) and flips."),
+    "data.cutout": Field(
+        0,
+        "Blank a square of so many pixels in each training image (DeVries & Taylor 2017).",
+        allowed=at_least(1, zero="for none"),
+        added=True,
+    ),
+    "data.random_erasing": Field(
+        0.0,
+        "Blank a random rectangle in this part of the training images (Zhong et al. 2020).",
+        allowed=FROM_0_TO_1,
+        added=True,
+    ),
+    "data.mixup": Field(
+        0.0,
+        "Mix the images of a batch in pairs, with weights from Beta(mixup, mixup) (Zhang et al. 2018).",
+        allowed=FINITE,
+        added=True,
+    ),
     "data.train_fraction": Field(
         0.9,
         "The part of the training images that trains; the others validate.",
@@ -278,11 +341,23 @@ FIELDS: dict[str, Field] = {
     "execution.remat": Field(
         False, "Compute the inside of each block again for the gradient: less memory, more time.", resume=True
     ),
+    "execution.keep_compiled": Field(
+        True,
+        "Keep compiled programs in `dctps_jax/compiled` in the user's cache, for a later start of the run.",
+        resume=True,
+        added=True,
+    ),
     "execution.keep_memory": Field(
         True, "On a CPU, keep freed memory for the next step, which is faster.", resume=True
     ),
     # The optimiser.
-    "optimizer.name": Field("adam", "The optimiser.", choices=OPTIMIZERS),
+    "optimizer.name": Field("adam", "The optimiser, one of optax's. `muon` is for dense networks.", choices=OPTIMIZERS),
+    "optimizer.options": Field(
+        (),
+        "More arguments of the optimiser, those of optax.",
+        allowed=Allowed(lambda pairs: are_pairs(pairs, is_option), "(name, value) pairs, e.g. (('b1', 0.95),)"),
+        added=True,
+    ),
     "optimizer.learning_rate": Field(
         0.001,
         "The learning rate at the start.",
@@ -290,17 +365,63 @@ FIELDS: dict[str, Field] = {
     ),
     "optimizer.momentum": Field(
         0.9,
-        "The momentum of `sgd`.",
-        allowed=Allowed(lambda value: 0 <= value < 1, "at least 0 and below 1"),
-        needs=Need("optimizer.name", lambda name: name not in ("adam", "adamw")),
+        "The momentum of `sgd` and `nesterov`.",
+        allowed=BELOW_1,
+        needs=Need("optimizer.name", lambda name: name in ("sgd", "nesterov")),
     ),
     "optimizer.weight_decay": Field(
         5e-4,
-        "L2 on every trainable parameter; decoupled with `adamw`.",
-        allowed=Allowed(lambda value: 0 <= value < math.inf, "at least 0 and finite"),
+        "L2 on every trainable parameter; decoupled with `adamw`, `nadamw`, `lion`, `adan` and `muon`.",
+        allowed=FINITE,
+    ),
+    "optimizer.decay": Field(
+        "all",
+        "Which parameters the weight decay acts on: all, as in the paper, or kernels only.",
+        choices=DECAYS,
+        added=True,
+    ),
+    "optimizer.clip_norm": Field(
+        0.0,
+        "Scale the gradients down to this norm of all of them together, where theirs is larger; 0: never.",
+        allowed=FINITE,
+        added=True,
+    ),
+    "optimizer.accumulate_steps": Field(
+        1,
+        "Change the parameters at each of so many steps only, by the mean gradient of these steps.",
+        allowed=at_least(1),
+        added=True,
+    ),
+    "optimizer.label_smoothing": Field(
+        0.0,
+        "The part of a label that is shared among all classes (Szegedy et al. 2016).",
+        allowed=BELOW_1,
+        added=True,
+    ),
+    "optimizer.ema_decay": Field(
+        0.0,
+        "Keep a moving average of the weights, e.g. by 0.999 a step, and test it as well; 0: none.",
+        allowed=BELOW_1,
+        added=True,
     ),
     "optimizer.schedule": Field(
-        "milestones", "The learning rate as a function of the training step.", choices=SCHEDULES, added=True
+        "milestones",
+        "The learning rate as a function of the training step: constant, lower after milestones, half a cosine "
+        "(Loshchilov & Hutter 2017), one cycle (Smith & Topin 2018), or lower where the training loss stays.",
+        choices=SCHEDULES,
+        added=True,
+    ),
+    "optimizer.warmup_epochs": Field(
+        0.0,
+        "The learning rate rises linearly for so many epochs; with `one_cycle` along a cosine (0: 30 % of all).",
+        allowed=FINITE,
+        added=True,
+    ),
+    "optimizer.patience": Field(
+        10,
+        "With the schedule `plateau`: epochs without a lower loss after which the rate is multiplied by `decay_rate`.",
+        allowed=at_least(1),
+        added=True,
     ),
     "optimizer.milestones": Field(
         (),
@@ -309,7 +430,7 @@ FIELDS: dict[str, Field] = {
     ),
     "optimizer.decay_rate": Field(
         0.1,
-        "The learning rate is multiplied by it at each milestone.",
+        "The learning rate is multiplied by it at each milestone, and on a plateau.",
         allowed=Allowed(lambda value: 0 < value <= 1, "above 0 and at most 1"),
     ),
 }

@@ -30,13 +30,15 @@ from ml_collections import ConfigDict
 from dctps_jax.command import command
 from dctps_jax.config import check_value
 from dctps_jax.data.batches import Normalization, normalize
+from dctps_jax.data.dataset import Size, height_and_width
 from dctps_jax.errors import UserError, first_line
 from dctps_jax.field import flat_fields
 from dctps_jax.files import check_target, is_printable, parse_json, write_whole
 from dctps_jax.kernels import Mask, Support
 from dctps_jax.layers import prunable_layers
 from dctps_jax.ops.methods import AUTODIFF
-from dctps_jax.ops.target import portable
+from dctps_jax.ops.target import PORTABLE, tracing_for
+from dctps_jax.own import IMPORT_PATH, is_import_path
 from dctps_jax.runs.checkpoint import read_arrays
 from dctps_jax.runs.fields import check_data, check_object
 from dctps_jax.runs.packing import digest, flatten
@@ -58,22 +60,27 @@ class Description(NamedTuple):
 
     config: dict[str, Any]
     class_names: tuple[str, ...]
-    image_size: int
+    image_size: Size
     normalization: Normalization
     step: int
     fit: str = "squash"
 
     def prepare(self, images: jax.Array) -> jax.Array:
-        """Return uint8 images ``[batch, size, size, 3]`` as the network takes them."""
+        """Return uint8 images of :attr:`shape` as the network takes them."""
         return normalize(images, self.normalization)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        return (*height_and_width(self.image_size), len(self.normalization.mean))
 
 
 def export_run(run: Path | str, output: Path | str, checkpoint: str = "best") -> Path:
     """Write the network of a finished run to a safetensors file, whole or not at all; return the run's directory.
 
-    Of several seeds it is the one that was best on validation. ``checkpoint`` is "best" or "latest". Raises
-    :class:`~dctps_jax.errors.UserError` where the run is not finished, is of an older version, or has no sound
-    checkpoint, or the file cannot be written.
+    Of several seeds it is the one that was best on validation. ``checkpoint`` is "best", "latest", or "ema": the
+    averaged weights of the latest one. Raises :class:`~dctps_jax.errors.UserError` where the run is not finished, is of
+    an older version, or has no sound checkpoint, or the file cannot be written.
     """
     from safetensors.numpy import save
 
@@ -94,12 +101,20 @@ def export_run(run: Path | str, output: Path | str, checkpoint: str = "best") ->
         _check_config(config)
     except ValueError as error:
         raise UserError(f"{run} cannot be exported: {error}; restore its files or take another run") from error
-    step, arrays = read_arrays(run / "checkpoints", checkpoint, identity(config))
-    if checkpoint == "latest" and step != results.get("step", step):  # results of version 0.1.0 have none
+    step, arrays = read_arrays(run / "checkpoints", "best" if checkpoint == "best" else "latest", identity(config))
+    if checkpoint != "best" and step != results.get("step", step):  # results of version 0.1.0 have none
         raise UserError(
             f"{run / 'checkpoints' / 'latest'} ends at step {step}, but the run at step {results['step']}; put back "
             "its last checkpoint, or take another run"
         )
+    if checkpoint == "ema":
+        prefix = "state/averages/"
+        averages = {
+            f"state/{name.removeprefix(prefix)}": array for name, array in arrays.items() if name.startswith(prefix)
+        }
+        if not averages:
+            raise UserError(f"{run} keeps no averaged weights; train it with config.optimizer.ema_decay, e.g. 0.999")
+        arrays |= averages
     tensors = {
         name.removeprefix("state/"): np.asarray(array, order="C")
         for name, array in arrays.items()
@@ -133,50 +148,68 @@ def describe_exported(file: Path | str) -> Description:
     return _read(Path(file))[0]
 
 
-def load_exported(file: Path | str) -> nnx.Module:
+def load_exported(file: Path | str, network: str | None = None) -> nnx.Module:
     """Return the network of an exported file. Its logits are ``model(describe_exported(file).prepare(images))``.
 
-    Its layers are compact. Raises :class:`~dctps_jax.errors.UserError` for a file that is missing, truncated, damaged,
-    foreign or of a newer version. One of format version 1 comes with a warning: only its weights can be verified.
+    Its layers are compact. ``network`` is the import path of the function that built a network of the user's own: the
+    file only names it, and what a file names is not called unasked.
+
+    Raises :class:`~dctps_jax.errors.UserError` for a file that is missing, truncated, damaged, foreign or of a newer
+    version. One of format version 1 comes with a warning: only its weights can be verified.
     """
-    return read_exported(file)[1]
+    return read_exported(file, network)[1]
 
 
-def read_exported(file: Path | str) -> tuple[Description, nnx.Module]:
+def read_exported(file: Path | str, network: str | None = None) -> tuple[Description, nnx.Module]:
     """Return both of :func:`describe_exported` and :func:`load_exported`, reading the file once."""
     description, tensors = _read(Path(file))
-    return description, _build(Path(file), description, tensors)
+    return description, _build(Path(file), description, tensors, network)
 
 
-def _build(file: Path, description: Description, tensors: dict[str, np.ndarray]) -> nnx.Module:
+def _build(file: Path, description: Description, tensors: dict[str, np.ndarray], network: str | None) -> nnx.Module:
     config = ConfigDict(description.config)
+    named = config.model.name
+    if is_import_path(named) and network is None:
+        raise UserError(
+            f"{file} holds a network that {named} built, which is not a part of dctps_jax; if you know this function, "
+            f"give it: --network {named}"
+        )
+    if is_import_path(named) != (network is not None):
+        raise UserError(f"--network is {network!r}, but {file} holds {named}, a network of dctps_jax; leave it out")
+    if network is not None:
+        if not is_import_path(network):
+            raise UserError(f"--network is {network!r}; it must be {IMPORT_PATH.words}")
+        config.model.name = network
     supports = {
         ".".join(name.split("/")[1:-1]): array for name, array in tensors.items() if name.startswith("supports/")
     }
     try:
-        model = build_model(config, len(description.class_names), description.image_size, supports=supports or None)
+        size, channels = description.image_size, description.shape[2]
+        model = build_model(config, len(description.class_names), size, channels, supports or None)
     except UserError as error:
         raise UserError(
             f"{file} does not hold the network that it describes ({error}); export the run again"
         ) from error
     model.eval()
-    graph, *parts = nnx.split(model, nnx.Param, nnx.BatchStat, (Mask, Support), ...)
+    graph, *parts, random, frozen = nnx.split(model, nnx.Param, nnx.BatchStat, (Mask, Support), nnx.RngState, ...)
+    parts.append(frozen)
     for section, part in zip(SECTIONS, parts, strict=True):
         leaves = flatten(nnx.to_pure_dict(part))
         found = {
             name.removeprefix(f"{section}/"): array for name, array in tensors.items() if name.startswith(f"{section}/")
         }
         if {name: leaf.shape for name, leaf in leaves.items()} != {name: array.shape for name, array in found.items()}:
-            raise UserError(f"{file} does not hold the {section} of its own network; export the run again")
+            changed = f", or {network}, which built it, has changed" if network else ""
+            raise UserError(f"{file} does not hold the {section} of its own network{changed}; export the run again")
         values = jax.tree.unflatten(
             jax.tree.structure(nnx.to_pure_dict(part)), [jnp.asarray(found[name]) for name in leaves]
         )
         nnx.replace_by_pure_dict(part, values)
-    return nnx.merge(graph, *parts)
+    return nnx.merge(graph, *parts, random)
 
 
-def export_stablehlo(file: Path | str, output: Path | str) -> None:
-    """Write an exported network as serialised StableHLO: uint8 images ``[batch, size, size, 3]`` of any batch → logits.
+def export_stablehlo(file: Path | str, output: Path | str, network: str | None = None) -> None:
+    """Write an exported network as serialised StableHLO: uint8 images, any number of them → logits.
 
     One program for CPU, CUDA and TPU; ``jax.export.deserialize`` reads it.
     """
@@ -184,7 +217,7 @@ def export_stablehlo(file: Path | str, output: Path | str) -> None:
 
     output = Path(output)
     check_target("--stablehlo", output)
-    description, model = read_exported(file)
+    description, model = read_exported(file, network)
     for layer in prunable_layers(model).values():
         layer.method = AUTODIFF.name
     graph, state = nnx.split(model)
@@ -194,8 +227,8 @@ def export_stablehlo(file: Path | str, output: Path | str) -> None:
         return nnx.merge(graph, state)(description.prepare(images))
 
     (batch,) = export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, description.image_size, description.image_size, 3), jnp.uint8)
-    with portable():
+    images = jax.ShapeDtypeStruct((batch, *description.shape), jnp.uint8)
+    with tracing_for(PORTABLE):
         program = export.export(logits_of, platforms=PLATFORMS)(images)
     write_whole(output, bytes(program.serialize()))
 
@@ -267,9 +300,9 @@ def _description(metadata: Mapping[str, str]) -> Description:
     check_data(data)
     _check_config(config)
     normalization = Normalization(tuple(data["mean"]), tuple(data["std"]))
-    return Description(
-        config, tuple(data["class_names"]), data["image_size"], normalization, step, data.get("fit", "squash")
-    )
+    size = tuple(data["image_size"]) if isinstance(data["image_size"], list) else data["image_size"]
+    fit = data.get("fit", "squash")
+    return Description(config, tuple(data["class_names"]), size, normalization, step, fit)
 
 
 def _check_config(config: Any) -> None:
@@ -288,8 +321,9 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="directory of a finished run")
     parser.add_argument("--output", type=Path, required=True, help="file to write, e.g. model.safetensors")
     parser.add_argument(
-        "--checkpoint", choices=("best", "latest"), default="best", help="best on validation, or the last"
+        "--checkpoint", choices=("best", "latest", "ema"), default="best", help="best on validation, last, or averages"
     )
+    parser.add_argument("--network", help="for --stablehlo: function that built a network of your own")
     parser.add_argument("--stablehlo", type=Path, help="file for the network as a program")
     arguments = parser.parse_args()
     if arguments.stablehlo:
@@ -301,7 +335,7 @@ def main() -> None:
         print(f"{run} was the best of its seeds on validation")
     print(f"written: {arguments.output}, {arguments.output.stat().st_size / 1000:,.1f} kB")
     if arguments.stablehlo:
-        export_stablehlo(arguments.output, arguments.stablehlo)
+        export_stablehlo(arguments.output, arguments.stablehlo, arguments.network)
         print(f"written: {arguments.stablehlo}, {arguments.stablehlo.stat().st_size / 1000:,.1f} kB")
 
 

@@ -36,7 +36,7 @@ class Field:
     - ``help``: what the field does, in one line.
     - ``choices``: the names that the field takes, usually the keys of a registry.
     - ``renamed``: names of earlier versions, each with its present name.
-    - ``allowed``: which values the field takes, where it has no list of names.
+    - ``allowed``: which values the field takes; besides the names, where it has a list of them.
     - ``optional``: the field takes None, too.
     - ``added``: configs of earlier versions lack the field; its default is assumed for them.
     - ``needs``: what another field has to be for this one to have an effect.

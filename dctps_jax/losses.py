@@ -2,14 +2,22 @@
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return ``-log softmax(logits)[label]``, the loss of training, in float32 or a wider type."""
+    """Return ``-log softmax(logits)[label]``, the loss of training, in float32 or a wider type.
+
+    ``labels`` may be the probabilities of the classes, too: then it is the mean over them.
+    """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        chex.assert_equal_shape((logits, labels))
+        return optax.losses.softmax_cross_entropy(logits, labels)
+    _check_shapes(logits, labels)
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -18,7 +26,14 @@ def nll_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     The original's scores use it: they call PyTorch's ``F.nll_loss`` without a softmax. It exists to reproduce them.
     """
+    _check_shapes(logits, labels)
     return -jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+
+
+def _check_shapes(logits: jax.Array, labels: jax.Array) -> None:
+    # Labels [n, 1] would broadcast to a loss of [n, n].
+    chex.assert_rank((logits, labels), (2, 1))
+    chex.assert_equal_shape_prefix((logits, labels), 1)
 
 
 LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {

@@ -65,10 +65,10 @@ def train(model, images, labels, num_epochs, batch_size=60):
             step(model, optimizer, images[batch], labels[batch])
 
 
-def main(num_epochs=20):
+def main(num_epochs=20, depth=4):
     flat, labels = map(jnp.asarray, load_digits(return_X_y=True))
     images = flat.reshape(-1, 8, 8, 1).astype(jnp.float32) / 16
-    dense = Mixer(nnx.Rngs(0))
+    dense = Mixer(nnx.Rngs(0), depth=depth)
     models = {
         "dense": dense,
         "0.3 % and the DCT offset": convert(dense, density=0.003, method="erk", exclude=("patches", "head")),

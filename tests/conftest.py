@@ -1,16 +1,21 @@
 """Settings for every test: eight fake CPU devices, strict rank promotion, programs that compile fast and only once for
-all tests and the processes that they start. And D as the original holds it."""
+all tests, the processes that they start, and the next run of the tests. And D as the original holds it."""
 
 import dataclasses
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
+from pathlib import Path
 
-# Most of a test is the compiler's time. It compiles faster at level 1. At level 0 the programs are so slow that the
-# traces of training take four times as long.
-COMPILE_FAST = "--xla_backend_optimization_level=1"
+# Most of a test is the compiler's time. It compiles in half the time at level 1 and without the fusion emitters, which
+# translate each fusion by way of MLIR. At level 0 the programs are so slow that the traces of training take four times
+# as long.
+COMPILE_FAST = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+
+# Where pytest keeps its own notes. JAX names an entry by a digest of program, options and versions.
+COMPILED = Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+MAX_COMPILED_BYTES = 2 * 10**9
 
 
 def xla_takes(flags):
@@ -23,7 +28,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit it
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     os.environ["XLA_FLAGS"] = f"{flags} {COMPILE_FAST}" if xla_takes(COMPILE_FAST) else flags
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dctps_compiled")
+    if COMPILED.exists() and sum(entry.stat().st_size for entry in COMPILED.iterdir()) > MAX_COMPILED_BYTES:
+        shutil.rmtree(COMPILED)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(COMPILED)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
@@ -42,9 +49,43 @@ from tests.small_disk import SmallDisk
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-def pytest_unconfigure(config):
-    if not hasattr(config, "workerinput"):
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+# How the names of tests begin that take more than five seconds each: networks at their full size, whose small ones are
+# among the others, and programs from start to end. `pytest` leaves them out, `pytest -m slow` runs them alone, and
+# .ci/run runs both.
+SLOW = (
+    "tests/faults/test_runs.py::test_right_or_one_sentence[resume]",
+    "tests/models/test_blocks.py::test_running_changes_nothing[resnet18",
+    "tests/models/test_blocks.py::test_running_changes_nothing[vgg11",
+    "tests/models/test_models.py::test_the_deepest_network",
+    "tests/models/test_models.py::test_every_network_maps_both_sizes_to_logits[resnet1",
+    "tests/pruning/test_dynamic.py::test_rigl_equals_the_original_where_it_is_right",
+    "tests/pruning/test_scores.py::test_masks_equal_the_authors_bit_for_bit[resnet18",
+    "tests/pruning/test_scores.py::test_synflow_is_finite_in_float32_at_full_width",
+    "tests/test_examples.py::test_mixer_digits",
+    "tests/test_execution.py::test_networks_compute_the_same_by_every_method[fixup_resnet20",
+    "tests/test_execution.py::test_networks_compute_the_same_by_every_method[mobilenet_v2",
+    "tests/test_execution.py::test_networks_compute_the_same_by_every_method[resnet18",
+    "tests/test_execution.py::test_networks_compute_the_same_by_every_method[vgg11",
+    "tests/test_execution.py::test_no_method_needs_much_more_memory_than_another",
+    "tests/test_notebook.py::test_runs_from_top_to_bottom",
+    "tests/test_parity.py::test_float64_forward_and_gradients_equal_the_original[parity_mobilenet",
+    "tests/test_parity.py::test_float64_forward_and_gradients_equal_the_original[parity_resnet18",
+    "tests/test_parity.py::test_float32_is_as_close_to_float64_as_the_original_is[parity_resnet18",
+    "tests/test_train_cli.py::test_a_run_through_kills_and_signals_ends_as_one_undisturbed",
+    "tests/test_train_cli.py::test_a_second_signal_is_survived_and_a_third_is_not",
+    "tests/training/test_compilation.py::test_each_program_is_traced_once[2",
+    "tests/training/test_compilation.py::test_each_program_is_traced_once[5",
+    "tests/training/test_forms.py::test_both_forms_train_alike[small_mobilenet",
+    "tests/training/test_forms.py::test_both_forms_train_alike[small_resnet",
+    "tests/training/test_traces.py::test_float64_trace_equals_the_original[trace_fixup",
+    "tests/training/test_traces.py::test_float32_trace_stays_close[trace_fixup",
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")

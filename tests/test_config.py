@@ -16,7 +16,11 @@ from dctps_jax.errors import UserError
 from dctps_jax.ops import cost_model
 
 CHOICES = [(name, field.choices) for name, field in FIELDS.items() if field.choices and not field.optional]
-RANGES = [(name, field.allowed) for name, field in FIELDS.items() if field.allowed and field.default != ()]
+RANGES = [
+    (name, field.allowed)
+    for name, field in FIELDS.items()
+    if field.allowed and not (field.choices or field.default == ())
+]
 
 
 def config_with(**fields):
@@ -64,13 +68,16 @@ BAD_NUMBERS = [
     ("seed", -1), ("seed", 2**32), ("num_seeds", 0), ("batch_size", 0), ("batch_size", -128), ("eval_batch_size", 0),
     ("num_epochs", 0), ("steps_per_dispatch", -1), ("execution.min_loop", 1), ("execution.min_loop", -1),
     ("log_every_steps", 0), ("checkpoint_every_steps", -1), ("model.width", 0), ("data.train_fraction", 0.0),
-    ("data.train_fraction", 1.0), ("data.image_size", -1), ("data.max_pixels", 0), ("pruning.density", 0.0),
+    ("data.train_fraction", 1.0), ("data.image_size", -1), ("data.max_pixels", 0), ("data.channels", 2),
+    ("pruning.density", 0.0),
     ("pruning.density", 1.01), ("pruning.density", math.nan), ("pruning.num_steps", -1), ("pruning.num_batches", 0),
     ("sparse_training.update_every", 0), ("sparse_training.stop_fraction", 1.5),
     ("sparse_training.drop_fraction", -0.1), ("optimizer.learning_rate", 0.0), ("optimizer.learning_rate", -1.0),
     ("optimizer.learning_rate", math.inf), ("optimizer.learning_rate", math.nan), ("optimizer.momentum", 1.0),
     ("optimizer.weight_decay", -1e-4), ("optimizer.weight_decay", math.inf), ("optimizer.decay_rate", 0.0),
-    ("optimizer.decay_rate", 1.1),
+    ("optimizer.decay_rate", 1.1), ("optimizer.clip_norm", -1.0), ("optimizer.accumulate_steps", 0),
+    ("optimizer.label_smoothing", 1.0), ("optimizer.ema_decay", 1.0), ("optimizer.warmup_epochs", -1.0),
+    ("optimizer.patience", 0), ("data.cutout", -1), ("data.random_erasing", 1.5), ("data.mixup", -0.1),
 ]  # fmt: skip
 
 

@@ -23,7 +23,6 @@ def test_declaration_is_complete(name):
     field = FIELDS[name]
     check_value(name, field.default)
     assert field.help.endswith(".") and "\n" not in field.help and "|" not in field.help
-    assert not (field.choices and field.allowed)  # a list of names is all that a field takes
 
 
 def test_no_offset_can_be_set_where_a_field_has_a_name():

@@ -97,10 +97,10 @@ def test_what_the_page_on_extending_adds_trains_together(folder, method):
     options: dict[str, Any] = {"batch": batch} if method in pruning.SCORES else {}
     masks = pruning.prune(model, method, 0.1, key=jax.random.key(0), **options)
     pruning.apply_masks(model, masks, form="compact")
-    schedule = SCHEDULES["cosine"](types.SimpleNamespace(learning_rate=0.01), 10, 2)
+    schedule = SCHEDULES["linear"](types.SimpleNamespace(learning_rate=0.01), 10, 2)
     rates = [np.asarray(schedule(step)).item() for step in (0, 10, 20)]
     assert rates == pytest.approx([0.01, 0.005, 0])
-    optimizer = make_optimizer("lion", schedule, momentum=0.9, weight_decay=5e-4, fixup=False)
+    optimizer = make_optimizer("signum", schedule, momentum=0.9, weight_decay=5e-4, fixup=False)
     graphs, state = create_state(model, optimizer)
     step = jax.jit(partial(train_step, graph=graphs.train, optimizer=optimizer))
     losses = []

@@ -8,5 +8,5 @@ def test_optax_only():
 
 
 def test_mixer_digits():
-    accuracies = mixer_digits.main(num_epochs=4)
+    accuracies = mixer_digits.main(num_epochs=4, depth=2)
     assert accuracies["dense"] > 0.8 and accuracies["0.3 % and the DCT offset"] > accuracies["0.3 % alone"]

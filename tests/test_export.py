@@ -45,7 +45,7 @@ def runs(tmp_path_factory, small_families):
         patch.setattr("dctps_jax.data.load", lambda *_, **__: digits)
         patch.setattr("jax.device_count", lambda: 1)
         for name, settings in SETTINGS.items():
-            small_run(folder / name, batch_size=32, eval_batch_size=32, **settings)
+            small_run(folder / name, **settings)
     return folder
 
 

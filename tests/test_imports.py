@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dctps_jax"
 # A name is a module or a folder of the package.
 GROUPS = [
-    ["errors", "field", "seeds", "files", "npz", "command", "losses"],
+    ["errors", "field", "own", "seeds", "files", "npz", "command", "losses"],
     ["offsets", "dct", "ops", "kernels"],
     ["layers", "models", "data"],
     ["pruning", "conversion", "torch_compat"],

@@ -22,15 +22,21 @@ def works_of(model: nnx.Module, inputs: tuple[int, ...]) -> list[tuple[str, Work
     rows: list[tuple[str, Work, Any]] = []
     copy = nnx.clone(model)
     copy.eval()
-    if hasattr(copy, "running"):
+    if isinstance(getattr(copy, "running", None), Running):
         setattr(copy, "running", Running(min_loop=0))  # noqa: B010 (each layer is to run under its own name)
 
     def record(path: str, layer: Any, inputs: jax.Array, geometry: Geometry) -> jax.Array:
         rows.append((path, layer.work(inputs, geometry), inputs.dtype))
         return type(layer)._apply(layer, inputs, geometry)
 
-    for path, layer in prunable_layers(copy).items():
-        # Past nnx, which would take it for a part of the network.
-        object.__setattr__(layer, "_apply", partial(record, path, layer))
-    jax.eval_shape(copy, jax.ShapeDtypeStruct(inputs, jnp.float32))
+    graph, state = nnx.split(copy)
+
+    def call(state: Any, images: jax.Array) -> Any:
+        traced: Any = nnx.merge(graph, state)  # a network may change its variables where it is traced only
+        for path, layer in prunable_layers(traced).items():
+            # Past nnx, which would take it for a part of the network.
+            object.__setattr__(layer, "_apply", partial(record, path, layer))
+        return traced(images)
+
+    jax.eval_shape(call, state, jax.ShapeDtypeStruct(inputs, jnp.float32))
     return rows

@@ -62,6 +62,7 @@ def _row(name: str, field: Field) -> str:
 def _allowed(field: Field) -> str:
     if field.choices:
         names = ", ".join(f"`{name or repr('')}`" for name in field.choices)
+        names += f"; {field.allowed.words}" if field.allowed else ""
         return f"None, {names}" if field.optional else names
     return field.allowed.words if field.allowed else field.type_words
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from dctps_jax.command import command
 from dctps_jax.data.dataset import MAX_PIXELS
+from dctps_jax.data.decoding import as_grey
 from dctps_jax.data.images import FORMATS, SUFFIXES, decode_image, max_file_bytes
 from dctps_jax.data.reading import read_file
 from dctps_jax.errors import UserError
@@ -24,13 +25,14 @@ def main() -> None:
         "images", type=Path, nargs="+", help=f"{', '.join(FORMATS)} files of any size, or folders of them"
     )
     parser.add_argument("--top", type=int, default=3, help="how many classes to name")
+    parser.add_argument("--network", help="function that built a network of your own, as my_package.networks:build")
     parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, help="larger images are refused")
     arguments = parser.parse_args()
     if arguments.top < 1:
         raise UserError(f"--top is {arguments.top}; it must be at least 1")
     if arguments.max_pixels < 1:
         raise UserError(f"--max-pixels is {arguments.max_pixels}; it must be at least 1")
-    description, model = read_exported(arguments.model)
+    description, model = read_exported(arguments.model, arguments.network)
     files = [file for path in arguments.images for file in (images_in(path) if path.is_dir() else [path])]
     images = np.stack([read_image(file, description, arguments.max_pixels) for file in files])
     probabilities = np.asarray(jax.nn.softmax(model(description.prepare(jnp.asarray(images)))))
@@ -48,10 +50,11 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def read_image(file: Path, description: Description, max_pixels: int) -> np.ndarray:
-    """Return an image file as uint8 ``[size, size, 3]``, brought to its size as the images of training were."""
+    """Return an image file as uint8, of the size and with the channels of the images of training."""
     data, size = read_file(file, max_file_bytes(max_pixels), "give image files"), description.image_size
     options: Any = {"max_pixels": max_pixels, "limit_name": "--max-pixels"}
-    return decode_image(data, str(file), resize_to=size, fit=description.fit, **options)
+    image = decode_image(data, str(file), resize_to=size, fit=description.fit, **options)
+    return image if description.shape[2] == 3 else as_grey(image)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Batches made on the device: the whole data set lives there as uint8, everything random is keyed by seed and step."""
 
-from functools import partial
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dctps_jax.data.dataset import Dataset
+from dctps_jax.data.regularization import NOTHING, Regularization, blank_out, soften
 from dctps_jax.errors import UserError
 from dctps_jax.ops.fusion import materialized
 from dctps_jax.seeds import stream
@@ -16,7 +17,7 @@ CROP_PADDING = 4
 
 
 class Examples(NamedTuple):
-    """Images uint8 ``[n, height, width, 3]`` and labels int32 ``[n]``, in numpy or on the devices."""
+    """Images uint8 ``[n, height, width, channels]`` and labels int32 ``[n]``, in numpy or on the devices."""
 
     images: jax.Array | np.ndarray
     labels: jax.Array | np.ndarray
@@ -24,12 +25,32 @@ class Examples(NamedTuple):
     def at(self, rows: jax.Array | np.ndarray) -> "Examples":
         return Examples(self.images[rows], self.labels[rows])
 
+    def in_rows(self) -> "ExamplesInRows":
+        return ExamplesInRows(self.images.reshape(len(self.images), -1), self.labels, self.images.shape[1:])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ExamplesInRows:
+    """Examples as they lie on the devices: each image is a row of pixels, uint8 ``[n, height · width · 3]``.
+
+    On a TPU, XLA (JAX 0.10.2) picks rows as they lie. To pick from four dimensions it copies the whole data set into
+    another layout in each dispatch, which takes four times its memory (``tests/benchmarks/test_tpu.py``).
+    """
+
+    pixels: jax.Array | np.ndarray
+    labels: jax.Array | np.ndarray
+    image_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    def at(self, rows: jax.Array) -> Examples:
+        return Examples(self.pixels[rows].reshape(len(rows), *self.image_shape), self.labels[rows])
+
 
 class Normalization(NamedTuple):
     """Mean and standard deviation a channel, of pixels scaled to [0, 1]."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def split_training(count: int, train_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,20 +75,22 @@ def normalization_of(dataset: Dataset, train: Examples) -> Normalization:
         return Normalization(dataset.mean, dataset.std)
     # Counts of the 256 pixel values give exact moments without a float copy of the images.
     mean, std = [], []
-    for channel in range(3):
+    for channel in range(dataset.channels):
         counts = np.bincount(np.asarray(train.images)[..., channel].ravel(), minlength=256)
         values = np.arange(256) / 255
         mean.append(float(np.average(values, weights=counts)))
         std.append(float(np.sqrt(np.average((values - mean[-1]) ** 2, weights=counts))))
     if min(std) < 1e-6:
         raise UserError(f"the training images of data.name={dataset.name!r} are constant in a channel; check the files")
-    return Normalization((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+    return Normalization(tuple(mean), tuple(std))
 
 
-@partial(jax.jit, static_argnames=("count", "seed"))
-def epoch_permutation(epoch: jax.Array, *, seed: int, count: int) -> jax.Array:
+def epoch_permutation(epoch: int | jax.Array, *, seed: int | jax.Array, count: int) -> jax.Array:
     """Return the order in which an epoch visits ``count`` training images: a function of (seed, epoch)."""
-    return jax.random.permutation(jax.random.fold_in(stream(seed, "order"), epoch), count)
+    return _permutation(jax.random.fold_in(stream(seed, "order"), epoch), count)
+
+
+_permutation = jax.jit(jax.random.permutation, static_argnums=1)
 
 
 def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:
@@ -79,18 +102,18 @@ def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:
 def augment(images: jax.Array, key: jax.Array) -> jax.Array:
     """Crop at random out of a border of four black pixels, and flip half of the images left to right."""
     crop_key, flip_key = jax.random.split(key)
-    batch, height, width, _ = images.shape
+    batch, *shape = images.shape
     border = (CROP_PADDING, CROP_PADDING)
     padded = jnp.pad(images, ((0, 0), border, border, (0, 0)))
     corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * CROP_PADDING + 1)
-    crop = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, 3)))
+    crop = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), shape))
     cropped = crop(padded, corners)
     flipped = jax.random.bernoulli(flip_key, shape=(batch,))
     return jnp.where(flipped[:, None, None, None], cropped[:, :, ::-1], cropped)
 
 
 def training_batch(
-    train: Examples,
+    train: Examples | ExamplesInRows,
     epoch_rows: jax.Array,
     step: jax.Array,
     *,
@@ -98,22 +121,48 @@ def training_batch(
     steps_per_epoch: int,
     normalization: Normalization,
     augmented: bool,
-    seed: int,
+    seed: int | jax.Array,
+    regularization: Regularization = NOTHING,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the normalised images and labels of one step.
 
     ``epoch_rows`` has the rows of ``train`` in the order of the step's epoch.
     """
     rows = jax.lax.dynamic_slice(epoch_rows, (step % steps_per_epoch * batch_size,), (batch_size,))
-    return make_batch(train.at(rows), step, normalization=normalization, augmented=augmented, seed=seed)
+    batch = make_batch(
+        train.at(rows),
+        step,
+        normalization=normalization,
+        augmented=augmented,
+        seed=seed,
+        regularization=regularization,
+    )
+    return soften(batch, step, seed, regularization)
+
+
+def evaluation_batch(
+    data: Examples | ExamplesInRows, rows: jax.Array, start: jax.Array, *, batch_size: int
+) -> tuple[Examples, jax.Array]:
+    """Return the images of ``data`` at ``rows[start:]``, as many as a batch has, and which of them are valid.
+
+    A last partial batch is filled up with images that are not.
+    """
+    positions = start + jnp.arange(batch_size)
+    return data.at(rows[jnp.minimum(positions, len(rows) - 1)]), positions < len(rows)
 
 
 def make_batch(
-    picked: Examples, step: jax.Array, *, normalization: Normalization, augmented: bool, seed: int
+    picked: Examples,
+    step: jax.Array,
+    *,
+    normalization: Normalization,
+    augmented: bool,
+    seed: int | jax.Array,
+    regularization: Regularization = NOTHING,
 ) -> tuple[jax.Array, jax.Array]:
-    """Augment and normalise the images picked for a step."""
+    """Augment and normalise the images picked for a step. Labels stay as they are."""
     images, labels = jnp.asarray(picked.images), jnp.asarray(picked.labels)
     if augmented:
         images = augment(images, jax.random.fold_in(stream(seed, "augment"), step))
     # Stored: otherwise XLA (JAX 0.10.2) augments them again in every operation that reads them, see ops/fusion.py.
-    return materialized(normalize(images, normalization)), labels
+    return materialized(blank_out(normalize(images, normalization), step, seed, regularization)), labels

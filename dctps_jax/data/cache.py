@@ -189,9 +189,8 @@ def _write(folder: Path, name: str, source: Path, decoded: Decoded, source_dir: 
         draft.mkdir()
         crcs = {}
         for part, split in (("train", decoded.train), ("test", decoded.test)):
-            shape = (len(split.labels), split.image_size, split.image_size, 3)
             images = _with_progress(f"{name} {part}", split)
-            crcs[f"{part}_images"] = _write_array(draft / f"{part}_images.npy", shape, np.dtype(np.uint8), images)
+            crcs[f"{part}_images"] = _write_array(draft / f"{part}_images.npy", split.shape, np.dtype(np.uint8), images)
             labels = iter([split.labels])
             crcs[f"{part}_labels"] = _write_array(
                 draft / f"{part}_labels.npy", split.labels.shape, np.dtype(np.int32), labels

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from a directory prepared by TFDS or from the official binary archives (never pickles).
+"""CIFAR-10 and CIFAR-100 from a directory prepared by TFDS or from the official archives, binary or for Python.
 
 In the binary format a record is one label byte (CIFAR-100: a coarse and a fine one) followed by 3,072 pixel bytes: the
 red plane, then green, then blue, each row by row.
@@ -6,13 +6,15 @@ red plane, then green, then blue, each row by row.
 
 import gzip
 import tarfile
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from dctps_jax.data import tfds_source
 from dctps_jax.data.cache import cached, cached_without_source
+from dctps_jax.data.cifar_python import as_binary
 from dctps_jax.data.dataset import Arrays, Channels, Dataset, Decoded, DecodedPart, Options
 from dctps_jax.data.download import ARCHIVES, obtain
 from dctps_jax.data.reading import parsing, read_file, stamp_of
@@ -23,6 +25,9 @@ _PIXELS = 3 * _SIZE * _SIZE
 _MAX_TEXT_BYTES = 2**16
 _MAX_OTHER_BYTES = 2**20  # of an archive: its headers, padding and a readme
 _DOWNLOAD_AGAIN = "remove it and download it again"
+
+# Turns the files of an archive, read from a place, into those of the binary one.
+_Convert = Callable[[dict[str, bytes], Path], dict[str, bytes]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,10 @@ class _Layout:
     test_records: int
     mean: Channels
     std: Channels
+    python_archive: str
+    python_folder: str
+    python_names: str  # the file with the names of the classes
+    label_keys: tuple[str, ...]
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -54,6 +63,17 @@ class _Layout:
             self.names_file: _MAX_TEXT_BYTES,
         }
 
+    @property
+    def python_files(self) -> dict[str, str]:
+        """The names of the binary files, by those of the python archive."""
+        return {**{Path(file).stem: file for file in self.files[:-1]}, self.python_names: self.names_file}
+
+    @property
+    def max_python_bytes(self) -> dict[str, int]:
+        """How long each file of the python archive may be: it has a name for each image, too."""
+        limits = self.max_bytes
+        return {name: limits[file] // 8 * 9 + _MAX_TEXT_BYTES for name, file in self.python_files.items()}
+
 
 _LAYOUTS = {
     "cifar10": _Layout(
@@ -66,6 +86,10 @@ _LAYOUTS = {
         test_records=10_000,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2023, 0.1994, 0.2010),
+        python_archive="cifar-10-python.tar.gz",
+        python_folder="cifar-10-batches-py",
+        python_names="batches.meta",
+        label_keys=("labels",),
     ),
     "cifar100": _Layout(
         ("train.bin",),
@@ -77,6 +101,10 @@ _LAYOUTS = {
         test_records=10_000,
         mean=(0.5071, 0.4867, 0.4408),
         std=(0.2675, 0.2565, 0.2761),
+        python_archive="cifar-100-python.tar.gz",
+        python_folder="cifar-100-python",
+        python_names="meta",
+        label_keys=("coarse_labels", "fine_labels"),
     ),
 }
 
@@ -85,8 +113,9 @@ def load_cifar(name: str, options: Options) -> Dataset:
     """Reads CIFAR (`name` is cifar10 or cifar100, the latter with its fine labels): 32 × 32 RGB images.
 
     Taken is the first of these that `options.dir` has: a TFDS directory in array_record format, the official binary
-    archive, its extracted folder, a decoded copy of an earlier run. Otherwise the archive is downloaded. It may hold
-    fewer records than the official one. `mean` and `std` are those in common use for the training images.
+    archive, its extracted folder, the same for Python, a decoded copy of an earlier run. Otherwise the binary archive
+    is downloaded. It may hold fewer records than the official one. `mean` and `std` are those in common use for the
+    training images.
 
     Raises UserError where nothing is found and nothing can be downloaded, and for a damaged file.
     """
@@ -101,47 +130,65 @@ def _from_tfds(name: str, layout: _Layout, options: Options) -> Arrays | None:
         return None
     files = [path for path in prepared.iterdir() if path.is_file() and not path.name.startswith(".")]
     stamp = stamp_of(prepared, files)
+    as_stored = replace(options, image_size=0, channels=3)
     return cached(
         name,
         prepared,
         stamp,
         options,
-        lambda: tfds_source.decode(prepared, _SIZE, layout.num_classes, options.max_pixels),
+        lambda: tfds_source.decode(prepared, as_stored, _SIZE, layout.num_classes),
     )
 
 
 def _from_binary(name: str, layout: _Layout, options: Options) -> Arrays:
     archive = ARCHIVES[name]
-    path = options.dir / archive.file
-    if not path.is_file():
-        folder = _find_extracted(options.dir, archive.folder, layout)
-        if folder is not None:
-            stamp = stamp_of(folder, [folder / file for file in layout.files if (folder / file).is_file()])
-            return cached(name, folder, stamp, options, lambda: _decode(_read_folder(folder, layout), folder, layout))
-        if arrays := cached_without_source(name, options):
-            return arrays
-        path = obtain(archive, options)
-    stamp = stamp_of(path.parent, [path])
-    return cached(
-        name, path, stamp, options, lambda: _decode(_read_archive(path, archive.folder, layout), path, layout)
+
+    def from_python(contents: dict[str, bytes], source: Path) -> dict[str, bytes]:
+        binary = as_binary(contents, source, layout.label_keys, _DOWNLOAD_AGAIN)
+        return {layout.python_files[file]: content for file, content in binary.items()}
+
+    def of_archive(path: Path, folder: str, limits: dict[str, int], convert: _Convert) -> Arrays:
+        def decode() -> Decoded:
+            return _decode(convert(_read_archive(path, folder, limits), path), path, layout)
+
+        return cached(name, path, stamp_of(path.parent, [path]), options, decode)
+
+    def of_folder(folder: Path, limits: dict[str, int], convert: _Convert) -> Arrays:
+        def decode() -> Decoded:
+            return _decode(convert(_read_folder(folder, limits), folder), folder, layout)
+
+        stamp = stamp_of(folder, [folder / file for file in limits if (folder / file).is_file()])
+        return cached(name, folder, stamp, options, decode)
+
+    kinds: tuple[tuple[str, str, dict[str, int], _Convert], ...] = (
+        (archive.file, archive.folder, layout.max_bytes, lambda contents, source: contents),
+        (layout.python_archive, layout.python_folder, layout.max_python_bytes, from_python),
     )
+    for file, folder_name, limits, convert in kinds:
+        if (options.dir / file).is_file():
+            return of_archive(options.dir / file, folder_name, limits, convert)
+        if folder := _find_extracted(options.dir, folder_name, limits):
+            return of_folder(folder, limits, convert)
+    if arrays := cached_without_source(name, options):
+        return arrays
+    return of_archive(obtain(archive, options), *kinds[0][1:])
 
 
-def _find_extracted(parent: Path, name: str, layout: _Layout) -> Path | None:
+def _find_extracted(parent: Path, name: str, files: Iterable[str]) -> Path | None:
     """The folder extracted from the archive: `parent`/`name`, or `parent` itself. It may lack some of the files."""
     for folder in (parent / name, parent):
-        if any((folder / file).is_file() for file in layout.files):
+        if any((folder / file).is_file() for file in files):
             return folder
     return None
 
 
-def _read_folder(folder: Path, layout: _Layout) -> dict[str, bytes]:
-    present = {file: limit for file, limit in layout.max_bytes.items() if (folder / file).is_file()}
+def _read_folder(folder: Path, limits: dict[str, int]) -> dict[str, bytes]:
+    present = {file: limit for file, limit in limits.items() if (folder / file).is_file()}
     return {file: read_file(folder / file, limit, _DOWNLOAD_AGAIN) for file, limit in present.items()}
 
 
-def _read_archive(path: Path, folder: str, layout: _Layout) -> dict[str, bytes]:
-    limits, contents = layout.max_bytes, {}
+def _read_archive(path: Path, folder: str, limits: dict[str, int]) -> dict[str, bytes]:
+    contents = {}
     with parsing(path, _DOWNLOAD_AGAIN), _LimitedGzip(path, sum(limits.values()) + _MAX_OTHER_BYTES) as stream:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:

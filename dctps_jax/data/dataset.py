@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,24 @@ from dctps_jax.errors import UserError
 _ROWS = 1024
 MAX_PIXELS = 2**25  # of an image file: photographs of 24 megapixels pass
 
-Channels = tuple[float, float, float]
+# One number for each channel.
+Channels = tuple[float, ...]
+# Height and width, as one number where they are the same.
+Size = int | tuple[int, int]
+
+
+def height_and_width(size: Size) -> tuple[int, int]:
+    return size if isinstance(size, tuple) else (size, size)
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled square RGB images in a training and a test part, as they are stored: no scaling, no augmentation.
+    """Labelled images in a training and a test part, as they are stored: no scaling, no augmentation.
 
-    `train_images` and `test_images` are uint8 [n, height, width, 3] with values 0 to 255, height = width, and may be
-    read-only memory maps. `train_labels` and `test_labels` are int32 [n], indices into `class_names`. `mean` and
-    `std` are those of pixel/255 per channel, or None where the caller has to compute them from its training split.
+    `train_images` and `test_images` are uint8 [n, height, width, channels] with values 0 to 255, all of one size and
+    with 1 (grey) or 3 (RGB) channels, and may be read-only memory maps. `train_labels` and `test_labels` are int32 [n],
+    indices into `class_names`. `mean` and `std` are those of pixel/255 per channel, or None where the caller has to
+    compute them from its training split.
 
     Raises UserError where an array has another shape or type, a part is empty, or a label is out of range.
     """
@@ -41,27 +50,23 @@ class Dataset:
         for part in ("train", "test"):
             images, labels = getattr(self, f"{part}_images"), getattr(self, f"{part}_labels")
             where = f"data set '{self.name}'"
-            if (
-                images.dtype != np.uint8
-                or images.ndim != 4
-                or images.shape[3] != 3
-                or images.shape[1] != images.shape[2]
-            ):
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
                 raise UserError(
                     f"{where}: {part}_images is {images.dtype} {list(images.shape)}, but has to be uint8 "
-                    "[n, size, size, 3]; bring the images to one square RGB size first."
+                    "[n, height, width, channels] with 1 or 3 channels; bring the images to one size and to bytes "
+                    "from 0 to 255 first."
                 )
             if images.shape[1:] != self.train_images.shape[1:]:
                 raise UserError(
-                    f"{where}: test_images are {images.shape[1]} pixels high, but train_images are {self.image_size}; "
-                    "bring both to one size first."
+                    f"{where}: an image of test_images is {list(images.shape[1:])}, but one of train_images "
+                    f"{list(self.train_images.shape[1:])}; bring both to one size first."
                 )
             if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
                 raise UserError(
                     f"{where}: {part}_labels is {labels.dtype} {list(labels.shape)}, but has to be int32 "
                     f"[{len(images)}], one label for each image."
                 )
-            if len(images) == 0 or images.shape[1] == 0:
+            if images.size == 0:
                 raise UserError(f"{where}: its {part} part holds no image; it needs at least one.")
             if labels.min() < 0 or labels.max() >= self.num_classes:
                 raise UserError(
@@ -74,9 +79,15 @@ class Dataset:
         return len(self.class_names)
 
     @property
-    def image_size(self) -> int:
-        """Height and width of every image in pixels."""
-        return self.train_images.shape[1]
+    def image_size(self) -> Size:
+        """Height and width of every image in pixels: one number, or two where they differ."""
+        height, width = self.train_images.shape[1:3]
+        return height if height == width else (height, width)
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for RGB."""
+        return self.train_images.shape[3]
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -99,7 +110,8 @@ class Options:
 
     `dir` is the folder that holds the source's files, `cache_dir` the one for decoded copies (None: chosen by
     `dctps_jax.data.cache`), `image_size` the size asked for in pixels (0: the source's own), `max_pixels` what an image
-    file may have at most before it is resized, `fit` how it is brought to another shape.
+    file may have at most before it is resized, `fit` how it is brought to another shape. `channels` are those of images
+    that are decoded from files: 3, or 1 for grey ones. `seed` is that of the run, for a source that draws its images.
     """
 
     dir: Path
@@ -107,19 +119,33 @@ class Options:
     image_size: int = 0
     download: bool = True
     max_pixels: int = MAX_PIXELS
+    channels: int = 3
+    seed: int = 0
     fit: str = "squash"
+
+    @property
+    def decoding(self) -> str:
+        """What a decoded copy depends on besides the files."""
+        return f"image_size={self.image_size},channels={self.channels},fit={self.fit}"
 
 
 @dataclass(frozen=True)
 class DecodedPart:
-    """One part of a data set while it is decoded: int32 `labels` [n] and its images as uint8 blocks [*, size, size, 3].
+    """One part of a data set while it is decoded: int32 `labels` [n] and its images as uint8 blocks.
 
-    The blocks come in the order of the labels, so that a part never has to fit into memory as a whole.
+    A block is [*, height, width, channels]. The blocks come in the order of the labels, so that a part never has to fit
+    into memory as a whole.
     """
 
     labels: np.ndarray
-    image_size: int
+    image_size: Size
     blocks: Iterator[np.ndarray]
+    channels: int = 3
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of all its images together."""
+        return (len(self.labels), *height_and_width(self.image_size), self.channels)
 
 
 @dataclass(frozen=True)
@@ -134,7 +160,7 @@ class Decoded:
     def num_bytes(self) -> int:
         """What the arrays take."""
         parts = (self.train, self.test)
-        return sum(len(part.labels) * (3 * part.image_size**2 + part.labels.itemsize) for part in parts)
+        return sum(math.prod(part.shape) + part.labels.nbytes for part in parts)
 
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]

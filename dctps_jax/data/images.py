@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dctps_jax.data.dataset import MAX_PIXELS
+from dctps_jax.data.dataset import MAX_PIXELS, Size, height_and_width
 from dctps_jax.errors import UserError
 
 # Pillow goes by the content of a file. Without a list it also takes formats that it hands to other programs: EPS.
@@ -39,7 +39,7 @@ def decode_image(
     where: str,
     *,
     max_pixels: int = MAX_PIXELS,
-    resize_to: int = 0,
+    resize_to: Size = 0,
     limit_name: str = "data.max_pixels",
     fit: str = "squash",
 ) -> np.ndarray:
@@ -47,7 +47,7 @@ def decode_image(
 
     It is turned upright as its EXIF data say. Greyscale becomes three equal channels, of 16 bits the upper 8 are kept,
     palettes are looked up, and white shows through transparent pixels. With `resize_to`, the image is brought to that
-    many pixels square, bilinearly with antialiasing, in the way of `fit`, one of `FITS`.
+    size, bilinearly with antialiasing, in the way of `fit`, one of `FITS`.
 
     Raises UserError, which names the file as `where`, for data that is no image or is cut short, for pixels of more
     than 16 bits, and for more than `max_pixels` pixels, which the message calls `limit_name`. The header gives their
@@ -68,7 +68,8 @@ def decode_image(
                 image = pillow.alpha_composite(background, image.convert("RGBA"))
             if image.mode != "RGB":
                 image = image.convert("RGB")
-            return np.asarray(_resized(image, (resize_to, resize_to), fit) if resize_to else image)
+            height, width = height_and_width(resize_to)
+            return np.asarray(_resized(image, (width, height), fit) if resize_to else image)
     except (UserError, MemoryError):
         raise
     except pillow.DecompressionBombError as error:  # a bound of its own, at twice this number

@@ -9,16 +9,25 @@ from dctps_jax.data.builtin import load_digits, make_synthetic
 from dctps_jax.data.cifar import load_cifar
 from dctps_jax.data.dataset import MAX_PIXELS, Dataset, Options
 from dctps_jax.data.image_folder import load_image_folder
+from dctps_jax.data.own import load_npz, load_own
+from dctps_jax.data.parquet_folder import load_parquet_folder
 from dctps_jax.data.reading import cache_folder, unreadable
+from dctps_jax.data.tfds_source import load_tfds_folder
 from dctps_jax.data.tiny_imagenet import load_tiny_imagenet
 from dctps_jax.errors import UserError, did_you_mean
+from dctps_jax.field import Allowed
+from dctps_jax.own import IMPORT_PATH, is_import_path
 
 
 class Source(NamedTuple):
-    """A data set: the function that reads it, and the size of its images (None: any, `data.image_size`)."""
+    """A data set: the function that reads it, and the size of its images (None: any, `data.image_size`).
+
+    `in_dir` is for a source that reads whatever lies in `data.dir`: nothing else tells which images they are.
+    """
 
     load: Callable[[Options], Dataset]
     image_size: int | None = None
+    in_dir: bool = False
 
 
 SOURCES = {
@@ -27,8 +36,18 @@ SOURCES = {
     "cifar10": Source(functools.partial(load_cifar, "cifar10"), image_size=32),
     "cifar100": Source(functools.partial(load_cifar, "cifar100"), image_size=32),
     "tiny_imagenet": Source(load_tiny_imagenet, image_size=64),
-    "image_folder": Source(load_image_folder),
+    "image_folder": Source(load_image_folder, in_dir=True),
+    "parquet_folder": Source(load_parquet_folder, in_dir=True),
+    "tfds_folder": Source(load_tfds_folder, in_dir=True),
 }
+
+
+def is_own(name: str) -> bool:
+    """Return whether `data.name` stands for data of the user's own: an import path, or the path of an `.npz` file."""
+    return is_import_path(name) or name.endswith(".npz")
+
+
+OWN = Allowed(is_own, f"{IMPORT_PATH.words}, or the path of an .npz file")
 
 
 def load(
@@ -39,19 +58,26 @@ def load(
     image_size: int = 0,
     download: bool = True,
     max_pixels: int = MAX_PIXELS,
+    channels: int = 3,
+    seed: int = 0,
     fit: str = "squash",
 ) -> Dataset:
-    """Reads the data set `name` (a key of `SOURCES`) into a `Dataset`.
+    """Reads the data set `name` (a key of `SOURCES`, or the user's own, see :func:`is_own`) into a `Dataset`.
 
     `dir` is the folder with its files ("": dctps_jax/data in the user's cache; an image_folder has to name its own),
     `cache_dir` the folder for decoded copies ("": see `dctps_jax.data.cache`). `image_size` in pixels asks for another
     size than the source's own (0), which only synthetic and image_folder can give. With `download`, official archives
     that are missing are fetched into `dir`. An image file of more than `max_pixels` is refused before it is decoded.
-    `fit` says how an image_folder brings images of another shape to `image_size`.
+    `channels` is 1 to have the images of parquet_folder and tfds_folder grey. `seed` is handed to a function of the
+    user's. `fit` says how images of another shape are brought to `image_size`.
 
     Raises UserError for an unknown name, a size that the source cannot give, every missing or damaged file, and memory
     that runs out.
     """
+    if is_import_path(name):
+        return load_own(name, dir, image_size, seed)
+    if name.endswith(".npz"):
+        return load_npz(Path(name).expanduser())
     if name not in SOURCES:
         hint = did_you_mean(name, SOURCES)
         raise UserError(f"data.name is {name!r}{hint}, but has to be one of {', '.join(SOURCES)}.")
@@ -68,16 +94,14 @@ def load(
             f"data.image_size is {image_size}, but '{name}' has images of {source.image_size} pixels only; set it to "
             f"0 or {source.image_size}."
         )
-    if name == "image_folder" and not dir:
-        raise UserError(
-            "data.dir is empty, but 'image_folder' needs it; set it to the folder that holds train and test."
-        )
+    if source.in_dir and not dir:
+        raise UserError(f"data.dir is empty, but '{name}' needs it; set it to the folder that holds train and test.")
     folder = _folder("data.dir", dir or str(cache_folder("data")))
     decoded = _folder("data.cache_dir", cache_dir) if cache_dir else None
     try:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"data.dir is {folder}, which is a file; give the folder that holds it.")
-        return source.load(Options(folder, decoded, image_size, download, max_pixels, fit=fit))
+        return source.load(Options(folder, decoded, image_size, download, max_pixels, channels, seed, fit))
     except OSError as error:  # what cannot even be looked up, for want of permissions or of a working disk
         advice = "make it readable, or set data.dir to another folder"
         raise unreadable(error.filename or folder, error, advice) from error

@@ -1,4 +1,4 @@
-"""Data sets that TFDS has prepared in array_record format, read without TensorFlow.
+"""Data sets that TFDS has prepared in array_record or parquet format, read without TensorFlow.
 
 Only the records and three small files are read, here, and TFDS's own reader of such directories is not used: it imports
 the modules that features.json and dataset_info.json name, and decodes whatever features and image formats they give.
@@ -13,9 +13,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from dctps_jax.data.dataset import Decoded, DecodedPart
-from dctps_jax.data.images import check_size, decode_image
-from dctps_jax.data.reading import open_regular, parsing, read_file, unreadable
+from dctps_jax.data.cache import cached
+from dctps_jax.data.dataset import Dataset, Decoded, DecodedPart, Options
+from dctps_jax.data.decoding import decode_part
+from dctps_jax.data.images import DECODER
+from dctps_jax.data.reading import open_regular, parsing, read_file, stamp_of, unreadable
 from dctps_jax.errors import UserError
 
 logger = logging.getLogger("dctps_jax")
@@ -27,10 +29,39 @@ _MAX_BYTES = 2**22
 _PREPARE_AGAIN = "prepare the data set again, or remove the directory to use the official archive"
 _OWN_MODULES = "tensorflow_datasets.core.features."
 _BLOCK = 1024
+_FORMATS = ("array_record", "parquet")
+
+
+def load_tfds_folder(options: Options) -> Dataset:
+    """Reads a directory that TFDS prepared, the one with dataset_info.json, or else the newest version below.
+
+    The test part is the split "test", or else "validation".
+    """
+    prepared = _find_version(options.dir)
+    if prepared is None:
+        raise UserError(
+            f"{options.dir} (data.dir) has no {_INFO} in {' or '.join(_FORMATS)} format; set data.dir to a directory "
+            "that TFDS prepared with file_format='array_record'."
+        )
+    files = [path for path in prepared.iterdir() if path.is_file() and not path.name.startswith(".")]
+    stamp = stamp_of(prepared, files, extra=f"{options.decoding},{DECODER}")
+    return Dataset("tfds_folder", *cached("tfds_folder", prepared, stamp, options, lambda: decode(prepared, options)))
+
+
+def _find_version(folder: Path) -> Path | None:
+    return next((path for path in _versions_in(folder) if _read_json(path / _INFO).get("fileFormat") in _FORMATS), None)
+
+
+def _versions_in(folder: Path) -> list[Path]:
+    """The directories with a dataset_info.json: `folder` itself, or the versions below, the newest first."""
+    if (folder / _INFO).exists():
+        return [folder]
+    versions = [path.parent for path in folder.glob(f"**/{_INFO}") if re.fullmatch(r"[\d.]+", path.parent.name)]
+    return sorted(versions, key=lambda path: [int(number) for number in path.name.split(".") if number], reverse=True)
 
 
 def find_prepared(name: str, folder: Path) -> Path | None:
-    """Returns the directory with the newest version of the data set `name` that TFDS prepared in array_record format.
+    """Returns the directory with the newest version of the data set `name` that TFDS prepared in one of `_FORMATS`.
 
     Looked at are `<folder>/<name>/<version>` and `folder` itself. None where there is none. One in another format is
     passed over with a warning, since reading it would take TensorFlow. Raises UserError where its dataset_info.json is
@@ -49,7 +80,7 @@ def find_prepared(name: str, folder: Path) -> Path | None:
             raise UserError(
                 f"{path} belongs to the data set '{found}', but data.name is '{name}'; set data.dir to another folder."
             )
-        if file_format == "array_record":
+        if file_format in _FORMATS:
             return candidate
         logger.warning(
             "%s is in %s format, which only TensorFlow can read, and is passed over; prepare it with "
@@ -60,8 +91,10 @@ def find_prepared(name: str, folder: Path) -> Path | None:
     return None
 
 
-def decode(prepared: Path, image_size: int, num_classes: int, max_pixels: int) -> Decoded:
+def decode(prepared: Path, options: Options, size: int = 0, num_classes: int = 0) -> Decoded:
     """Reads the features "image" and "label" of the splits "train" and "test" in a directory that TFDS prepared.
+
+    `size` and `num_classes` are what the images and labels have to have (0: any).
 
     Raises UserError where it is damaged, has features of other packages than TFDS, or holds images of another size or
     labels out of range.
@@ -69,8 +102,9 @@ def decode(prepared: Path, image_size: int, num_classes: int, max_pixels: int) -
     _check_features(prepared / _FEATURES)
     shards = _list_shards(prepared)
     class_names = _read_class_names(prepared / _CLASS_NAMES, num_classes)
+    num_classes = len(class_names)
     try:
-        parts = {name: _read_split(shards[name], image_size, max_pixels) for name in ("train", "test")}
+        parts = {name: _read_split(shards[name], options, size) for name in ("train", "test")}
     except ImportError as error:
         raise UserError(
             f"{prepared} cannot be read without the Python package {error.name}; install it, or remove the directory "
@@ -129,12 +163,13 @@ def _list_shards(prepared: Path) -> dict[str, list[tuple[Path, int]]]:
     with parsing(path, _PREPARE_AGAIN):
         all_lengths = {split["name"]: [int(length) for length in split["shardLengths"]] for split in info["splits"]}
         shards = {}
-        for name in ("train", "test"):
-            lengths = all_lengths.get(name, [])
-            if not sum(lengths):
-                raise ValueError(f"it gives the split '{name}' no records")
-            stem = f"{info['name']}-{name}.array_record"
-            shards[name] = [
+        for part, names in (("train", ("train",)), ("test", ("test", "validation"))):
+            name = next((name for name in names if sum(all_lengths.get(name, []))), None)
+            if name is None:
+                raise ValueError(f"it gives the split '{part}' no records")
+            lengths = all_lengths[name]
+            stem = f"{info['name']}-{name}.{info['fileFormat']}"
+            shards[part] = [
                 (prepared / f"{stem}-{number:05}-of-{len(lengths):05}", length) for number, length in enumerate(lengths)
             ]
         return shards
@@ -144,7 +179,8 @@ def _read_class_names(path: Path, num_classes: int) -> tuple[str, ...]:
     content = read_file(path, _MAX_BYTES, _PREPARE_AGAIN)
     with parsing(path, _PREPARE_AGAIN):
         names = tuple(line.strip() for line in content.decode("utf-8-sig").split("\n") if line.strip())
-    if len(set(names)) != num_classes or len(names) != num_classes:
+    num_classes = num_classes or len(names)
+    if not names or len(set(names)) != num_classes or len(names) != num_classes:
         raise UserError(
             f"{path} has {len(names)} class names ({len(set(names))} different ones), but has to have {num_classes}; "
             f"{_PREPARE_AGAIN}."
@@ -152,29 +188,42 @@ def _read_class_names(path: Path, num_classes: int) -> tuple[str, ...]:
     return names
 
 
-def _read_split(shards: Sequence[tuple[Path, int]], image_size: int, max_pixels: int) -> DecodedPart:
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
+def _read_split(shards: Sequence[tuple[Path, int]], options: Options, size: int) -> DecodedPart:
+    labels = [feature["label"].int64_list.value[0] for _, feature in _features_of(shards)]
+    images = ((where, feature["image"].bytes_list.value[0]) for where, feature in _features_of(shards))
+    return decode_part(images, np.array(labels, np.int32), options, f"{_PREPARE_AGAIN}.", size)
+
+
+def _features_of(shards: Sequence[tuple[Path, int]]) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the features of each record."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     parse = cast(Any, tf_example_pb2).Example.FromString
-    blocks, labels = [], []
     for path, length in shards:
         try:
             open_regular(path).close()
         except OSError as error:
             raise unreadable(path, error, _PREPARE_AGAIN) from error
-        with parsing(path, _PREPARE_AGAIN), ArrayRecordDataSource([str(path)]) as records:
-            if len(records) != length:
-                raise ValueError(f"it has {len(records)} records, but {_INFO} says {length}")
-            for start in range(0, length, _BLOCK):
-                images = []
-                block = records.__getitems__(range(start, min(start + _BLOCK, length)))
-                for number, record in enumerate(block, start):
-                    feature = parse(record).features.feature
-                    where = f"image {number} in {path}"
-                    image = decode_image(feature["image"].bytes_list.value[0], where, max_pixels=max_pixels)
-                    check_size(image, where, image_size, f"{_PREPARE_AGAIN}.")
-                    images.append(image)
-                    labels.append(np.int32(feature["label"].int64_list.value[0]))
-                blocks.append(np.stack(images))
-    return DecodedPart(np.array(labels, np.int32), image_size, iter(blocks))
+        with parsing(path, _PREPARE_AGAIN):
+            records = _in_parquet(path) if ".parquet" in path.name else _in_array_record(path)
+            number = -1
+            for number, record in enumerate(records):
+                yield f"image {number} in {path}", parse(record).features.feature
+            if number + 1 != length:
+                raise ValueError(f"it has {number + 1} records, but {_INFO} says {length}")
+
+
+def _in_array_record(path: Path) -> Iterator[bytes]:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    with ArrayRecordDataSource([str(path)]) as records:
+        for start in range(0, len(records), _BLOCK):
+            yield from records.__getitems__(range(start, min(start + _BLOCK, len(records))))
+
+
+def _in_parquet(path: Path) -> Iterator[bytes]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(_BLOCK, columns=["data"]):
+            yield from batch.column(0).to_pylist()

@@ -171,7 +171,19 @@ def _list_train(tree: _Tree, labels: dict[str, int]) -> dict[str, str]:
 
 
 def _list_val(tree: _Tree, labels: dict[str, int]) -> dict[str, str]:
-    """The class of every validation image, in the order of val_annotations.txt."""
+    """The class of every validation image: in the order of val_annotations.txt, or sorted into folders of classes.
+
+    Scripts that sort them for PyTorch move them to val/CLASS or val/CLASS/images.
+    """
+    in_folders = []
+    for name in tree.names:
+        match = re.fullmatch(r"val/([^/]+)/(?:images/)?[^/.]*?(\d{1,18})\.JPEG", name)
+        if match and match[1] in labels:
+            in_folders.append((labels[match[1]], int(match[2]), name, match[1]))
+    if in_folders:
+        if missing := labels.keys() - {class_name for *_, class_name in in_folders}:
+            raise UserError(f"{tree.where} has no image in val/{min(missing)}; get {tree.where.name} again.")
+        return {name: class_name for _, _, name, class_name in sorted(in_folders)}
     present = {name for name in tree.names if re.fullmatch(r"val/images/[^/.]+\.JPEG", name)}
     images = {}
     for number, line in enumerate(_read_text(tree, _ANNOTATIONS).splitlines(), 1):

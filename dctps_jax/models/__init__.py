@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dctps_jax.data.dataset import Size, height_and_width
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.layers import DCTpSConv, DCTpSLinear, prunable_layers
 from dctps_jax.models.blocks import Running
 from dctps_jax.models.fixup_resnet import BLOCKS_PER_STAGE, FixupResNet
+from dctps_jax.models.initializers import INITIALIZERS
 from dctps_jax.models.lenet import LeNet
 from dctps_jax.models.mobilenet import STAGES as MOBILENET_STAGES
 from dctps_jax.models.mobilenet import MobileNetV2
-from dctps_jax.models.parts import INITIALIZERS, Parts, make_parts
+from dctps_jax.models.parts import Parts, make_parts
 from dctps_jax.models.resnet import BLOCKS, ResNet
 from dctps_jax.models.vgg import STAGES, VGG
 from dctps_jax.offsets import Offset
@@ -42,7 +44,7 @@ def create_model(
     *,
     num_classes: int,
     offset: str | Offset | None = None,
-    image_size: int = 32,
+    image_size: Size = 32,
     rngs: nnx.Rngs,
     alpha_trainable: bool = True,
     init: str = "kaiming_normal",
@@ -51,19 +53,22 @@ def create_model(
     precision: Any = None,
     min_loop: int = 64,
     remat: bool = False,
+    channels: int = 3,
     supports: Mapping[str, np.ndarray] | None = None,
     **options: Any,
 ) -> nnx.Module:
     """Build a network by name, with an offset in its prunable layers (``offset="dct"``) or without one (None).
 
-    ``model(x)`` maps ``[batch, height, width, 3]`` to logits ``[batch, num_classes]``; ``model.train()`` and
-    ``model.eval()`` switch BatchNorm. The weights do not depend on ``image_size``, which is only checked.
+    ``model(x)`` maps ``[batch, height, width, channels]`` to logits ``[batch, num_classes]``; ``model.train()`` and
+    ``model.eval()`` switch BatchNorm. The weights do not depend on ``image_size``, one number or (height, width), which
+    is only checked.
 
     - ``alpha_trainable``: False freezes every α at its initial value.
     - ``init``: how kernels start without an offset, one of :data:`INITIALIZERS`; Fixup networks have their own start.
     - ``dtype``: of the computation (None: as the inputs and parameters); ``param_dtype``: of the parameters.
     - ``min_loop``: so many equal blocks in a row or more are one loop, compiled once; 0: never.
     - ``remat``: True keeps the inputs of blocks only and computes what is inside again for the gradient: less memory.
+    - ``channels``: of the images, 3 for RGB and 1 for grey ones.
     - ``supports``: the ascending positions of the trained weights in the flattened kernel of each prunable layer, by
       path. The network is then compact: it stores only these weights, e.g. for
       ``random_supports(key, shapes, allocate(shapes, 0.001, "epl"))`` (of ``dctps_jax.pruning``) with the shapes of
@@ -77,11 +82,11 @@ def create_model(
     if init not in INITIALIZERS:
         raise UserError(f"there is no initialiser {init!r}; choose one of: {', '.join(INITIALIZERS)}")
     smallest = getattr(constructor, "func", constructor).MIN_IMAGE_SIZE
-    if image_size < smallest:
+    if min(height_and_width(image_size)) < smallest:
         raise UserError(f"image_size is {image_size}; {name} needs images of at least {smallest}×{smallest}")
     in_order = None
     if supports is not None:
-        shapes = kernel_shapes(name, num_classes=num_classes, **options)
+        shapes = kernel_shapes(name, num_classes=num_classes, channels=channels, **options)
         _check_supports(supports, shapes)
         in_order = [supports[path] for path in shapes]
     parts = make_parts(
@@ -93,6 +98,7 @@ def create_model(
         precision=precision,
         supports=in_order,
         running=Running(min_loop, remat),
+        channels=channels,
         rngs=rngs,
     )
     model: Any = constructor(parts, num_classes=num_classes, **options)
@@ -112,23 +118,24 @@ def _check_supports(supports: Mapping[str, np.ndarray], shapes: Mapping[str, tup
             )
 
 
-def kernel_shapes(name: str, *, num_classes: int, **options: Any) -> dict[str, tuple[int, ...]]:
+def kernel_shapes(name: str, *, num_classes: int, channels: int = 3, **options: Any) -> dict[str, tuple[int, ...]]:
     """Return the kernel shapes of a network's prunable layers by dotted path. No array is made.
 
     ``options`` are those of the network itself, e.g. ``width``. Errors as in :func:`create_model`.
     """
-    return dict(_abstract_shapes(_find_network(name, num_classes, options), num_classes, tuple(options.items())))
+    constructor = _find_network(name, num_classes, options)
+    return dict(_abstract_shapes(constructor, num_classes, channels, tuple(options.items())))
 
 
 @cache
 def _abstract_shapes(
-    constructor: Any, num_classes: int, options: tuple[tuple[str, Any], ...]
+    constructor: Any, num_classes: int, channels: int, options: tuple[tuple[str, Any], ...]
 ) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
 
     def build() -> None:
         same_key: Any = _SameKey()
-        parts = make_parts(running=Running(), rngs=same_key)
+        parts = make_parts(running=Running(), rngs=same_key, channels=channels)
         model = constructor(parts, num_classes=num_classes, **dict(options))
         shapes.update({path: layer.kernel_shape for path, layer in _layers_as_built(model, parts).items()})
 

@@ -20,7 +20,11 @@ class LeNet(nnx.Module):
     def __init__(self, parts: Parts, num_classes: int):
         conv = partial(parts.conv, kernel_size=(5, 5), padding="VALID")
         self.convs = nnx.List(
-            [conv(3, 6), nnx.relu, halve_by_average, conv(6, 16), nnx.relu, halve_by_average, conv(16, 120), nnx.relu],
+            [
+                *(conv(parts.channels, 6), nnx.relu, halve_by_average),
+                *(conv(6, 16), nnx.relu, halve_by_average),
+                *(conv(16, 120), nnx.relu),
+            ],
         )
         self.fcs = nnx.List(
             [parts.linear(120, 82, use_bias=False), nnx.relu, parts.linear(82, num_classes, use_bias=False)]

@@ -54,7 +54,7 @@ class MobileNetV2(nnx.Module):
 
     def __init__(self, parts: Parts, num_classes: int, stages: tuple[tuple[int, int, int, int], ...]):
         self.running = parts.running
-        self.conv1 = parts.conv(3, 32, (3, 3), padding=1)
+        self.conv1 = parts.conv(parts.channels, 32, (3, 3), padding=1)
         self.bn1 = parts.norm(32)
         blocks = []
         in_features = 32

@@ -1,4 +1,4 @@
-"""What every network is built from: its layer types with the settings already filled in, and how weights start."""
+"""What every network is built from: its layer types with the settings already filled in, and poolings."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -12,18 +12,10 @@ from flax import nnx
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.models.blocks import Running
+from dctps_jax.models.initializers import INITIALIZERS
 from dctps_jax.models.normalization import BatchNorm
 from dctps_jax.offsets import Offset, find_offset
 from dctps_jax.ops.target import on_cpu
-
-# Untruncated normals with the gains of PyTorch's functions of these names.
-INITIALIZERS: dict[str, nnx.Initializer] = {
-    "kaiming_normal": nnx.initializers.variance_scaling(2.0, "fan_in", "normal"),
-    "kaiming_normal_fan_out": nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-    "xavier_normal": nnx.initializers.variance_scaling(1.0, "fan_avg", "normal"),
-    "orthogonal": nnx.initializers.orthogonal(),
-    "zeros": nnx.initializers.zeros,
-}
 
 LayerType = TypeVar("LayerType", bound=KernelLayer)
 
@@ -31,13 +23,14 @@ LayerType = TypeVar("LayerType", bound=KernelLayer)
 class Parts(NamedTuple):
     """Constructors of a network's layers: offset, dtypes and random numbers are filled in once, in ``make_parts``.
 
-    ``built`` lists the prunable layers that were built so far.
+    ``channels`` are those of the images, ``built`` lists the prunable layers that were built so far.
     """
 
     conv: Callable[..., DCTpSConv]
     linear: Callable[..., DCTpSLinear]
     norm: Callable[..., BatchNorm]
     scalar: Callable[[float], nnx.Param]
+    channels: int
     offset: Offset | None
     running: Running
     built: list[KernelLayer]
@@ -47,6 +40,7 @@ def make_parts(
     *,
     running: Running,
     rngs: nnx.Rngs,
+    channels: int = 3,
     offset: str | Offset | None = None,
     alpha_trainable: bool = True,
     init: str = "zeros",
@@ -85,6 +79,7 @@ def make_parts(
         norm=partial(BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs),
         # jnp.array makes a buffer of its own for each: donation refuses one that occurs twice.
         scalar=lambda value: nnx.Param(jnp.array(value, param_dtype)),
+        channels=channels,
         offset=found,
         running=running,
         built=built,

@@ -96,7 +96,7 @@ class ResNet(nnx.Module):
     ):
         residual_scale = 1 / math.sqrt(sum(num_blocks)) if stable else 1.0
         self.running = parts.running
-        self.conv1 = parts.conv(3, width, (3, 3), padding=1)
+        self.conv1 = parts.conv(parts.channels, width, (3, 3), padding=1)
         self.bn1 = parts.norm(width)
         in_features = width
         stages = []

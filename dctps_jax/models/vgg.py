@@ -35,7 +35,7 @@ class VGG(nnx.Module):
     def __init__(self, parts: Parts, stages: tuple[tuple[int, ...], ...], num_classes: int):
         self.running = parts.running
         feature = []
-        in_features = 3
+        in_features = parts.channels
         for stage, channels in enumerate(stages):
             if stage > 0:
                 feature.append(halve_by_maximum)

@@ -91,11 +91,21 @@ def _angle_tables(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray, np.nda
     The column scale s_m is part of the fine tables.
     """
     check_sizes("DCT", n_in, n_out)
-    radix = math.isqrt(n_in - 1) + 1
+    radix = _radix(n_in)
     coarse = angles(2 * radix * np.arange(-(-n_in // radix))[:, None], n_in, n_out)
     fine = angles(2 * np.arange(radix)[:, None] + 1, n_in, n_out)
     scale = column_scale(n_in, n_out)
     return np.cos(coarse), np.sin(coarse), np.cos(fine) * scale, np.sin(fine) * scale
+
+
+def _radix(n_in: int) -> int:
+    """Return the number of fine angles: a divisor of ``n_in`` near its root, so that no row is made to be cut away.
+
+    It is a multiple of 16 where there is one, because a TPU then makes the rows where they belong.
+    """
+    root = math.isqrt(n_in - 1) + 1
+    divisors = [number for number in range(16, 4 * root, 16) if n_in % number == 0 and 4 * number >= root]
+    return min(divisors, key=lambda number: abs(number - root), default=root)
 
 
 class CentredFactors(NamedTuple):

@@ -26,7 +26,7 @@ class Autodiff:
     def apply(
         self, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
     ) -> jax.Array:
-        return convolve(inputs, kernel_of(work, values, alpha, support).astype(inputs.dtype), work.geometry)
+        return convolve(inputs, kernel_of(work, values, alpha, support, inputs.dtype), work.geometry)
 
     def cost(self, work: Work, costs: Costs) -> float:
         forward, gradient = cost_of_multiply_add(work, costs)

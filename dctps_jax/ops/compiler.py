@@ -6,6 +6,8 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 
+from dctps_jax.ops import target
+
 # The XLA of JAX 0.10.2 hands convolutions on a CPU to the library YNNPACK, which runs most of them on one core. This
 # list leaves convolutions out, so that they go to XLA's own code, which takes all cores. `benchmarks/layers.py` and
 # `train_step.py` compile with these options; tests/ops/test_compiler.py checks that XLA knows them.
@@ -14,20 +16,22 @@ CPU: dict[str, str | bool] = {
 }
 
 
-@cache
-def compiler_options() -> dict[str, str | bool]:
-    """Return the options for ``jax.jit(function, compiler_options=…)`` on the current platform.
+def compiler_options(platform: str | None = None) -> dict[str, str | bool]:
+    """Return the options for ``jax.jit(function, compiler_options=…)`` on ``platform``, by default that of the process.
 
     They change the speed of convolutions, and their rounding. They are empty on GPU and TPU, and where this version of
     XLA does not know them.
     """
-    if jax.default_backend() != "cpu":
-        return {}
-    return CPU if are_known(CPU) else {}
+    return CPU if (platform or target.platform()) == "cpu" and are_known(CPU) else {}
 
 
 def are_known(options: Mapping[str, str | bool | int]) -> bool:
     """Return whether this version of XLA has all of the options."""
+    return _are_known(tuple(options.items()))
+
+
+@cache
+def _are_known(options: tuple[tuple[str, str | bool | int], ...]) -> bool:
     try:
         jax.jit(lambda x: x, compiler_options=dict(options))(jnp.zeros(()))
     except jax.errors.JaxRuntimeError:

@@ -7,10 +7,10 @@ depends on shapes and the number of trained weights alone, so it is made once, w
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from dctps_jax.errors import UserError
+from dctps_jax.ops import target
 from dctps_jax.ops.costs import FILES, Costs, read_costs
 from dctps_jax.ops.methods import AUTODIFF, METHODS, possible_methods
 from dctps_jax.ops.work import Work
@@ -34,10 +34,10 @@ MARGIN = 0.9
 def predicted_seconds(work: Work, method: str, platform: str | None = None) -> float:
     """Return the predicted seconds of a layer's part of a training step, forward and all gradients.
 
-    They are seconds of one core of a CPU, or of a GPU. ``platform`` is by default the platform of this process. A
+    They are seconds of one core of a CPU, or of a GPU. ``platform`` is by default the one that is traced for. A
     platform that was not measured has the costs of a CPU.
     """
-    costs = COSTS.get(platform or jax.default_backend(), COSTS["cpu"])
+    costs = COSTS.get(platform or target.platform(), COSTS["cpu"])
     return 1e-9 * METHODS[method].cost(work, costs)
 
 
@@ -57,7 +57,7 @@ def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) ->
     if setting != "auto":
         method = METHODS[setting]
         return method.name if method.is_possible(work) else method.fallback
-    platform = platform or jax.default_backend()
+    platform = platform or target.platform()
     if platform not in COSTS or jnp.dtype(dtype).itemsize < 4:
         return AUTODIFF.name
     seconds = {

@@ -90,14 +90,15 @@ def _backward(method: MethodWithGradients, work: Work, saved: Any, gradient: jax
 _apply.defvjp(_forward, _backward)
 
 
-def kernel_of(work: Work, values: jax.Array, alpha: jax.Array | None, support: jax.Array) -> jax.Array:
-    """Return ``α·D + S`` in the dtype of ``values``."""
-    # The values are added into α·D. Adding α·D to an array of S would write and read one more array.
+def kernel_of(work: Work, values: jax.Array, alpha: jax.Array | None, support: jax.Array, dtype: Any) -> jax.Array:
+    """Return ``α·D + S`` in ``dtype``. α·D is rounded once, and so are the values and the sums with them."""
+    # The values are added into α·D. Adding α·D to an array of S would write and read one more array, and so would a
+    # kernel in the dtype of the values that is converted afterwards.
     if alpha is None:
-        scaled = jnp.zeros(work.geometry.kernel_shape, values.dtype)
+        scaled = jnp.zeros(work.geometry.kernel_shape, dtype)
     else:
-        scaled = alpha.astype(values.dtype) * work.offset_kernel(values.dtype)
-    return add_at(scaled, support, values)
+        scaled = (alpha.astype(values.dtype) * work.offset_kernel(values.dtype)).astype(dtype)
+    return add_at(scaled, support, values.astype(dtype))
 
 
 def inner_product(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 To add a method, write a class as :class:`~dctps_jax.ops.method.Method` describes and add an object to :data:`METHODS`.
 """
 
+import chex
 import jax
 
 from dctps_jax.ops.autodiff import Autodiff
@@ -36,4 +37,6 @@ def apply_kernel(
 
     S holds ``values`` at ``support``. D is the offset of ``work``; ``alpha`` is None where it has none.
     """
+    chex.assert_shape(inputs, work.inputs)
+    chex.assert_equal_shape((values, support))
     return METHODS[method].apply(work, inputs, values, alpha, support)

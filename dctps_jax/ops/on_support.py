@@ -58,7 +58,7 @@ class OnSupport:
     def forward(
         self, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
     ) -> tuple[jax.Array, Saved]:
-        kernel = kernel_of(work, values, alpha, support).astype(inputs.dtype)
+        kernel = kernel_of(work, values, alpha, support, inputs.dtype)
         outputs = convolve_once(inputs, kernel, work.geometry)
         # ⟨Y, ∂Y⟩ or ⟨X, ∂X⟩: whichever reads less.
         kept = outputs if alpha is not None and outputs.size < inputs.size else None
@@ -68,7 +68,7 @@ class OnSupport:
         inputs, values, alpha, support, outputs = saved
         gradient = materialized(gradient)  # else XLA computes it again where it is read, see fusion.py
         sparse_part = self.sparse_part(work, support)
-        kernel = kernel_of(work, values, alpha, support).astype(inputs.dtype)
+        kernel = kernel_of(work, values, alpha, support, inputs.dtype)
         to_inputs = gradient_of_inputs(gradient, kernel, work.geometry, inputs)
         to_values = sparse_part.gradient_of_values(inputs, gradient)
         to_alpha = None

@@ -1,24 +1,22 @@
-"""The platform that programs are traced for: the one of this process, unless a program is made for several."""
+"""The platform that programs are traced for: the one that :data:`tracing_for` names, by default that of this process.
 
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
+All that depends on the platform asks here: ways of computing, costs, compiler options. A CPU can so trace and compile
+the program that a TPU would compile for itself.
+"""
 
 import jax
 
-_portable: ContextVar[bool] = ContextVar("_portable", default=False)
+# The platform of a program for every platform: native operations only.
+PORTABLE = "portable"
+# ``with tracing_for("tpu"):`` traces for that platform. JAX caches what it has traced by this context, too.
+tracing_for = jax.make_user_context()
+
+
+def platform() -> str:
+    """Return the platform that is traced for: "cpu", "gpu", "tpu" or :data:`PORTABLE`."""
+    return tracing_for.value or jax.default_backend()
 
 
 def on_cpu() -> bool:
     """Return whether what is traced will run on a CPU only. Layers then take what is fast on a CPU."""
-    return not _portable.get() and jax.default_backend() == "cpu"
-
-
-@contextlib.contextmanager
-def portable() -> Iterator[None]:
-    """Trace for every platform, with native operations only."""
-    token = _portable.set(True)
-    try:
-        yield
-    finally:
-        _portable.reset(token)
+    return platform() == "cpu"

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -58,6 +59,7 @@ def move_weights(
     ``kept`` marks the weights that are active before and after. At all other positions the caller sets the weight and
     its optimiser state to zero.
     """
+    chex.assert_equal_shape((kernel, mask, growth))
     # NaN counts as no gradient. Sorting would put it last, even behind the weights that stay.
     active, growth = mask.ravel(), jnp.where(jnp.isnan(growth), 0, growth).ravel()
     # Active weights rank before all others, the largest first. -1 puts the others behind active weights of exactly 0.

@@ -18,10 +18,11 @@ FILE = "data.json"
 
 def describe_data(dataset: Dataset) -> dict[str, Any]:
     """Return what tells data sets apart: numbers of images, classes, and a digest of the decoded images and labels."""
+    size = dataset.image_size
     return {
         "train_images": len(dataset.train_labels),
         "test_images": len(dataset.test_labels),
-        "image_size": dataset.image_size,
+        "image_size": list(size) if isinstance(size, tuple) else size,
         "class_names": list(dataset.class_names),
         "fingerprint": dataset.fingerprint,
     }

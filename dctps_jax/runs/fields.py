@@ -31,6 +31,11 @@ def is_list_of(value: Any, count: int, is_allowed: Callable[[Any], bool]) -> boo
     return isinstance(value, list) and len(value) == (count or max(1, len(value))) and all(map(is_allowed, value))
 
 
+def is_of_channels(value: Any, is_allowed: Callable[[Any], bool]) -> bool:
+    """Return whether a value is a list of allowed values, one for each channel of RGB or grey images."""
+    return any(is_list_of(value, channels, is_allowed) for channels in (1, 3))
+
+
 TEXT: Rule = (lambda value: isinstance(value, str), "a text")
 NUMBER: Rule = (is_number, "a finite number")
 POSITIVE_OR_ZERO: Rule = (lambda value: is_number(value, 0), "a finite number of at least 0")
@@ -77,6 +82,8 @@ RESULTS_IF_THERE: Rules = {
     "seed": COUNT,
     "test_accuracy_best": SHARE_OR_NONE,
     "test_accuracy_best_std": POSITIVE_OR_ZERO,
+    "test_accuracy_ema": SHARE,
+    "test_accuracy_ema_std": POSITIVE_OR_ZERO,
     "layer_densities": (
         lambda value: isinstance(value, dict) and all(is_number(density, 0, 1) for density in value.values()),
         "the density of each layer, numbers from 0 to 1",
@@ -96,11 +103,14 @@ ACCOUNTS: Mapping[str, Rules] = {
 # What an exported network needs of the data: the field "data" of results.json.
 DATA: Rules = {
     "class_names": (lambda value: is_list_of(value, 0, lambda name: isinstance(name, str)), "a list of texts"),
-    "image_size": FROM_ONE,
-    "mean": (lambda value: is_list_of(value, 3, is_number), "three finite numbers"),
+    "image_size": (
+        lambda value: is_whole(value, 1) or is_list_of(value, 2, lambda side: is_whole(side, 1)),
+        "a whole number of at least 1, or two, height and width",
+    ),
+    "mean": (lambda value: is_of_channels(value, is_number), "three finite numbers, or one for grey images"),
     "std": (
-        lambda value: is_list_of(value, 3, lambda number: is_number(number, 0) and number > 0),
-        "three finite numbers above 0",
+        lambda value: is_of_channels(value, lambda number: is_number(number, 0) and number > 0),
+        "three finite numbers above 0, or one for grey images",
     ),
 }
 

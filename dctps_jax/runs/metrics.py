@@ -1,9 +1,9 @@
-"""Metrics of a run as it goes: `metrics.jsonl`, TensorBoard where it is installed, and a line a row on the screen."""
+"""Metrics of a run as it goes: `metrics.jsonl`, the loggers, and a line a row on the screen."""
 
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,19 @@ import jax
 from dctps_jax.errors import UserError
 from dctps_jax.files import parse_json, read_file, write_whole
 from dctps_jax.runs.fields import check_row
+from dctps_jax.runs.loggers import Logger
 
 
 class MetricsLog:
     """``metrics.jsonl``: one JSON object an epoch. The checkpoint of an epoch is written first, and holds the rows."""
 
-    def __init__(self, workdir: Path, step: int, tensorboard: bool, rows: list[dict[str, Any]] | None = None):
+    def __init__(
+        self,
+        workdir: Path,
+        step: int,
+        rows: list[dict[str, Any]] | None = None,
+        open_loggers: Callable[[], Sequence[Logger]] = tuple,
+    ):
         """Open the log of a run that stands at ``step``, with the ``rows`` that its checkpoint holds.
 
         Without them, as in checkpoints of format 2, those of the file count; later ones, which will come again, are
@@ -26,10 +33,10 @@ class MetricsLog:
         self.path = workdir / "metrics.jsonl"
         self.rows = [row for row in read_rows(self.path) if row["step"] <= step] if rows is None else list(rows)
         self._writes = jax.process_index() == 0
-        self._tensorboard = None
+        self._loggers: Sequence[Logger] = ()
         if self._writes:
             write_rows(self.path, self.rows)
-            self._tensorboard = _summary_writer(workdir / "tensorboard", step) if tensorboard else None
+            self._loggers = open_loggers()
 
     def append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
@@ -42,19 +49,21 @@ class MetricsLog:
                 os.fsync(file.fileno())
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error
-        if self._tensorboard is not None:
-            for name, value in row.items():
-                if isinstance(value, int | float) and name not in ("epoch", "step"):
-                    self._tensorboard.add_scalar(name, value, row["step"])
-            self._tensorboard.flush()
+        values = {
+            name: value
+            for name, value in row.items()
+            if isinstance(value, int | float) and name not in ("epoch", "step")
+        }
+        for logger in self._loggers:
+            logger.write(values, row["step"])
 
     def best_row(self) -> dict[str, Any] | None:
         """Return the first row with the highest validation accuracy."""
         return max(self.rows, key=lambda row: row["val_accuracy"], default=None)
 
     def close(self) -> None:
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        for logger in self._loggers:
+            logger.close()
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -116,11 +125,3 @@ def mean_and_std(values: list[float]) -> tuple[float, float]:
     if len(values) == 1:
         return mean, 0.0
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-
-
-def _summary_writer(folder: Path, step: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=step + 1)

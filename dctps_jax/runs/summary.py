@@ -16,15 +16,18 @@ def last_line(results: dict[str, Any]) -> str:
     """Return the closing line of a run, or of the runs of several seeds."""
     if "seeds" in results:
         best, std = (results.get(name, math.nan) for name in ("test_accuracy_best", "test_accuracy_best_std"))
+        ema, ema_std = (results.get(f"test_accuracy_ema{end}", math.nan) for end in ("", "_std"))
+        averaged = "" if math.isnan(ema) else f", of averaged weights {ema:.2%} ± {ema_std:.2%}"
         return (
             f"{len(results['seeds'])} seeds: test accuracy of the best epoch {best:.2%} ± {std:.2%}, "
-            f"of the last {results['test_accuracy_final']:.2%} ± {results['test_accuracy_final_std']:.2%}"
+            f"of the last {results['test_accuracy_final']:.2%} ± {results['test_accuracy_final_std']:.2%}{averaged}"
         )
-    best = results["test_accuracy_best"]
+    best, ema = results["test_accuracy_best"], results.get("test_accuracy_ema")
+    averaged = "" if ema is None else f", {ema:.2%} of averaged weights"
     return (
         f"test accuracy {results['test_accuracy_final']:.2%} after the last epoch, "
         f"{'unknown' if best is None else f'{best:.2%}'} after epoch {results['best_epoch']}, the best on validation "
-        f"({results['best_val_accuracy']:.2%})"
+        f"({results['best_val_accuracy']:.2%}){averaged}"
     )
 
 
@@ -32,8 +35,8 @@ def summarize(runs: list[dict[str, Any]], workdir: Path, config: dict[str, Any])
     """Write and print mean and standard deviation of the runs of several seeds; return what was written."""
     seeds = [results["seed"] for results in runs]
     results: dict[str, Any] = {"seed": seeds[0], "seeds": seeds}
-    for name in ("best_val_accuracy", "test_accuracy_best", "test_accuracy_final"):
-        values = [results[name] for results in runs if results[name] is not None]
+    for name in ("best_val_accuracy", "test_accuracy_best", "test_accuracy_final", "test_accuracy_ema"):
+        values = [results[name] for results in runs if results.get(name) is not None]
         if values:
             results[name], results[f"{name}_std"] = mean_and_std(values)
     for name in ("density", "density_asked", "layer_densities", "trainable_parameters"):

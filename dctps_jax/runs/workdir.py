@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from dctps_jax.data import SOURCES
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
@@ -25,8 +26,12 @@ FREE_FIELDS: tuple[str, ...] = (
     *(name for name, field in FIELDS.items() if field.resume),
 )
 
-# The fields that configs of earlier versions lack, with what these configs mean.
-ADDED_FIELDS: dict[str, Any] = {name: field.default for name, field in FIELDS.items() if field.added}
+# The fields that configs of earlier versions lack, with what these configs mean, as JSON has it.
+ADDED_FIELDS: dict[str, Any] = {
+    name: list(field.default) if isinstance(field.default, tuple) else field.default
+    for name, field in FIELDS.items()
+    if field.added
+}
 
 # What a run writes; none of it may be there before the run's config.json.
 FILES = ("results.json", "data.json", "metrics.jsonl", "masks.npz", "masks_initial.npz", "checkpoints", "tensorboard")
@@ -160,9 +165,10 @@ def write_json(path: Path, value: Any) -> None:
 def free_fields(config: dict[str, Any]) -> set[str]:
     """Return those of :data:`FREE_FIELDS` that are free in a config by dotted field.
 
-    ``data.dir`` is not free where the data are an image folder: nothing else tells which images they are.
+    ``data.dir`` is not free where the data are what lies there: nothing else tells which images they are.
     """
-    return set(FREE_FIELDS) - ({"data.dir"} if config.get("data.name") == "image_folder" else set())
+    source = SOURCES.get(config.get("data.name", ""))
+    return set(FREE_FIELDS) - ({"data.dir"} if source is not None and source.in_dir else set())
 
 
 def identity(config: dict[str, Any]) -> str:

@@ -78,8 +78,14 @@ def _convert(
         return converters.get(".".join(map(str, layer)), _same) if name == "kernel" else _same
 
     by_leaf = jax.tree_util.tree_map_with_path(move_of, state.params)
+
+    def moved(params: Any) -> Any:
+        return jax.tree.map(lambda move, leaf: move(leaf), by_leaf, params)
+
+    averages = state.averages
     return state._replace(
-        params=jax.tree.map(lambda move, leaf: move(leaf), by_leaf, state.params),
+        params=moved(state.params),
+        averages=averages if averages is None else averages | {"params": moved(averages["params"])},
         supports=supports,
         opt_state=optax.tree_utils.tree_map_params(optimizer, lambda leaf, move: move(leaf), state.opt_state, by_leaf),
     )

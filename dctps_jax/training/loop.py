@@ -11,8 +11,18 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dctps_jax.data.batches import Examples, Normalization, epoch_permutation, make_batch, training_batch
+from dctps_jax.data.batches import (
+    Examples,
+    ExamplesInRows,
+    Normalization,
+    epoch_permutation,
+    evaluation_batch,
+    make_batch,
+    training_batch,
+)
+from dctps_jax.data.regularization import Regularization
 from dctps_jax.ops.compiler import compiler_options
+from dctps_jax.ops.target import tracing_for
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
 from dctps_jax.training.signals import NonFiniteLoss
@@ -35,6 +45,8 @@ class StepSpec(NamedTuple):
     seed: int
     sparse_training: str = "static"
     updates: UpdateSchedule | None = None
+    regularization: Regularization = Regularization()
+    ema_decay: float = 0.0
 
 
 class Placement(NamedTuple):
@@ -49,6 +61,28 @@ class Placement(NamedTuple):
         mesh = self.replicated.mesh
         return mesh.axis_names[0] if mesh.size > 1 else None
 
+    @property
+    def num_devices(self) -> int:
+        return self.replicated.mesh.size
+
+    @property
+    def platform(self) -> str:
+        """The platform of the devices, which the programs of the run are traced and compiled for."""
+        return next(iter(self.replicated.device_set)).platform
+
+    def compile(self, function: Callable[..., Any], arguments: tuple[Any, ...], donated: tuple[int, ...]) -> Any:
+        """Compile ``function`` for the devices; its results are whole on each. Devices need not be at hand for it.
+
+        ``arguments`` may be abstract, as :meth:`abstract` makes them; ``donated`` are the numbers of those given away.
+        """
+        with tracing_for(self.platform):
+            jitted = jax.jit(function, donate_argnums=donated, out_shardings=self.replicated)
+            return jitted.lower(*arguments).compile(compiler_options())
+
+    def abstract(self, tree: Any) -> Any:
+        """Return shapes and dtypes of ``tree``, whole on every device."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree)
+
     def put(self, tree: Any) -> Any:
         """Place copies of ``tree`` whole on every device."""
         # device_put may alias the source on one of the devices, and a donated alias would delete the caller's array.
@@ -58,9 +92,21 @@ class Placement(NamedTuple):
 
 def place_on_all_devices() -> Placement:
     """Return the placement for data-parallel training over all devices of all hosts."""
+    return place_on(jax.devices())
+
+
+def place_on(devices: Sequence[Any]) -> Placement:
+    """Return the placement for data-parallel training over ``devices``: what programs are traced and compiled for."""
     # Auto axes: with explicit ones, the gathers of the random crop would each need a sharding of their own.
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
     return Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data")))
+
+
+class Epoch(NamedTuple):
+    """The rows of the training images in the order of an epoch, and the key of the run's random numbers."""
+
+    rows: jax.Array
+    key: jax.Array
 
 
 class Setup(NamedTuple):
@@ -75,28 +121,30 @@ class Setup(NamedTuple):
 class Programs(NamedTuple):
     """Compiled programs, and what they were compiled from.
 
-    - ``step_programs[n]`` takes n steps: (state, sums, train, epoch_rows) → (state, sums).
-    - ``update_program`` takes a step that moves weights: (state, sums, train, epoch_rows, weights to drop by layer) →
+    - ``step_programs[n]`` takes n steps: (state, sums, train, epoch) → (state, sums).
+    - ``update_program`` takes a step that moves weights: (state, sums, train, epoch, weights to drop by layer) →
       (state, sums).
-    - ``evaluate_programs`` add a batch to sums: (state, sums, images, rows, first position) → sums. There is one for
-      each pair of shapes of labels and rows.
+    - ``pick_programs`` pick a batch to evaluate: (images, rows, first position) → (batch, which of it count). There is
+      one for each pair of shapes of labels and rows.
+    - ``evaluate_program`` adds such a batch to sums: (state, sums, batch, which of it count) → sums.
     """
 
     setup: Setup
     step_programs: dict[int, Callable[..., tuple[TrainState, Sums]]]
     update_program: Callable[..., tuple[TrainState, Sums]] | None
-    evaluate_programs: dict[tuple[Any, Any], Callable[..., Sums]]
+    pick_programs: dict[tuple[Any, Any], Callable[..., tuple[Examples, jax.Array]]]
+    evaluate_program: Callable[..., Sums]
     compile_seconds: float
 
     def evaluate(
-        self, state: TrainState, data: Examples, rows: jax.Array, before_batch: Callable[[], None] = lambda: None
+        self, state: TrainState, data: ExamplesInRows, rows: jax.Array, before_batch: Callable[[], None] = lambda: None
     ) -> Sums:
         """Return the sums over the images of ``data`` that ``rows`` name; ``before_batch`` may raise to end it."""
         put = self.setup.placement.put
-        sums, program, pace = put(zero_sums()), self.evaluate_programs[data.labels.shape, rows.shape], Pace()
+        sums, pick, pace = put(zero_sums()), self.pick_programs[data.labels.shape, rows.shape], Pace()
         for begin in range(0, len(rows), self.setup.spec.eval_batch_size):
             before_batch()
-            sums = program(state, sums, data, rows, put(np.int32(begin)))
+            sums = self.evaluate_program(state, sums, *pick(data, rows, put(np.int32(begin))))
             pace.wait(sums)
         return jax.device_get(sums)
 
@@ -124,21 +172,20 @@ class Pace:
 
 
 def take_steps(
-    state: TrainState, sums: Sums, train: Examples, epoch_rows: jax.Array, *, num_steps: int, setup: Setup
+    state: TrainState, sums: Sums, train: ExamplesInRows, epoch: Epoch, *, num_steps: int, setup: Setup
 ) -> tuple[TrainState, Sums]:
-    """Take ``num_steps`` steps from where ``state`` stands.
-
-    ``epoch_rows`` has the rows of ``train`` in the order of the epoch.
-    """
+    """Take ``num_steps`` steps of an epoch from where ``state`` stands."""
 
     def take_step(carry: tuple[TrainState, Sums], _: None) -> tuple[tuple[TrainState, Sums], None]:
         state, sums = carry
         after, metrics = train_step(
             state,
-            batch_of_step(state.step, train, epoch_rows, setup),
+            batch_of_step(state.step, train, epoch, setup),
             graph=setup.graphs.train,
             optimizer=setup.optimizer,
             mesh=setup.placement.replicated.mesh,
+            random=setup.graphs.random,
+            ema_decay=setup.spec.ema_decay,
         )
         return (after, add_metrics(sums, metrics, state.step, setup.spec.batch_size)), None
 
@@ -148,14 +195,14 @@ def take_steps(
 
 
 def update_masks(
-    state: TrainState, sums: Sums, train: Examples, epoch_rows: jax.Array, num_drop: jax.Array, *, setup: Setup
+    state: TrainState, sums: Sums, train: ExamplesInRows, epoch: Epoch, num_drop: jax.Array, *, setup: Setup
 ) -> tuple[TrainState, Sums]:
     """Take a step that moves weights; ``num_drop`` has a number for each of ``graphs.counts``."""
     spec, graphs = setup.spec, setup.graphs
-    growth_key = jax.random.fold_in(stream(spec.seed, "growth"), state.step) if spec.sparse_training == "set" else None
+    growth_key = jax.random.fold_in(stream(epoch.key, "growth"), state.step) if spec.sparse_training == "set" else None
     after, metrics, moved = mask_update_step(
         state,
-        batch_of_step(state.step, train, epoch_rows, setup),
+        batch_of_step(state.step, train, epoch, setup),
         dict(zip(graphs.counts, num_drop, strict=True)),
         growth_key,
         graphs=graphs,
@@ -166,17 +213,18 @@ def update_masks(
     return after, sums._replace(moved=sums.moved + jnp.stack(list(moved.values())).astype(jnp.int32))
 
 
-def batch_of_step(step: jax.Array, train: Examples, epoch_rows: jax.Array, setup: Setup) -> tuple[jax.Array, jax.Array]:
+def batch_of_step(step: jax.Array, train: ExamplesInRows, epoch: Epoch, setup: Setup) -> tuple[jax.Array, jax.Array]:
     spec = setup.spec
     batch = training_batch(
         train,
-        epoch_rows,
+        epoch.rows,
         step,
         batch_size=spec.batch_size,
         steps_per_epoch=spec.steps_per_epoch,
         normalization=spec.normalization,
         augmented=spec.augmented,
-        seed=spec.seed,
+        seed=epoch.key,
+        regularization=spec.regularization,
     )
     return jax.lax.with_sharding_constraint(batch, setup.placement.batch)
 
@@ -184,10 +232,15 @@ def batch_of_step(step: jax.Array, train: Examples, epoch_rows: jax.Array, setup
 def host_batch(number: int, train: Examples, spec: StepSpec) -> tuple[jax.Array, jax.Array]:
     """Return the batch of training step ``number`` out of training images that are not on the devices yet."""
     epoch, position = divmod(number, spec.steps_per_epoch)
-    epoch_rows = epoch_permutation(jnp.asarray(epoch, jnp.int32), seed=spec.seed, count=len(train.labels))
-    picked = train.at(np.asarray(epoch_rows)[position * spec.batch_size :][: spec.batch_size])
+    order = epoch_of(epoch, spec, np.arange(len(train.labels))).rows
+    picked = train.at(np.asarray(order)[position * spec.batch_size :][: spec.batch_size])
     return make_batch(
-        picked, jnp.asarray(number), normalization=spec.normalization, augmented=spec.augmented, seed=spec.seed
+        picked,
+        jnp.asarray(number),
+        normalization=spec.normalization,
+        augmented=spec.augmented,
+        seed=spec.seed,
+        regularization=spec.regularization,
     )
 
 
@@ -195,9 +248,9 @@ def compile_programs(
     setup: Setup,
     state: TrainState,
     sums: Sums,
-    train: Examples,
-    epoch_rows: jax.Array,
-    evaluated: Sequence[tuple[Examples, jax.Array]],
+    train: ExamplesInRows,
+    epoch: Epoch,
+    evaluated: Sequence[tuple[ExamplesInRows, jax.Array]],
 ) -> Programs:
     """Compile everything that the run will call, before its first step; donation and sharding are decided here.
 
@@ -205,54 +258,54 @@ def compile_programs(
     """
     start = time.perf_counter()
     spec, graphs, _, placement = setup
-    options = compiler_options()
-
-    def compiled(function: Callable[..., Any], arguments: tuple[Any, ...], donated: tuple[int, ...]) -> Any:
-        jitted = jax.jit(function, donate_argnums=donated, out_shardings=placement.replicated)
-        return jitted.lower(*arguments).compile(options)
-
     # Dispatch lengths of a whole epoch, and of the rest of the current one after a resume in its middle.
     lengths = {length for first in (0, int(state.step)) for length, _ in dispatches(first, spec)}
     if spec.updates:  # some epochs have updates, others none: one step, and as many as fit
         lengths |= {1, min(spec.steps_per_dispatch, spec.steps_per_epoch)}
     step_programs = {
-        num_steps: compiled(
-            partial(take_steps, num_steps=num_steps, setup=setup), (state, sums, train, epoch_rows), (0, 1)
+        num_steps: placement.compile(
+            partial(take_steps, num_steps=num_steps, setup=setup), (state, sums, train, epoch), (0, 1)
         )
         for num_steps in lengths
     }
     update_program = None
     if spec.updates:
-        num_drop = placement.put(np.zeros(len(graphs.counts), np.int32))
-        update_program = compiled(
-            partial(update_masks, setup=setup), (state, sums, train, epoch_rows, num_drop), (0, 1)
+        num_drop = placement.abstract(np.zeros(len(graphs.counts), np.int32))
+        update_program = placement.compile(
+            partial(update_masks, setup=setup), (state, sums, train, epoch, num_drop), (0, 1)
         )
-    evaluate_batch = partial(
+    # To pick a batch is a program of its own: the network is then compiled once, for all that is evaluated.
+    pick = partial(evaluation_batch, batch_size=spec.eval_batch_size)
+    no_sums, first = placement.abstract((zero_sums(), np.int32(0)))
+    pick_programs = {
+        (data.labels.shape, rows.shape): placement.compile(pick, (data, rows, first), ()) for data, rows in evaluated
+    }
+    evaluate = partial(
         eval_step,
         graph=graphs.eval,
-        batch_size=spec.eval_batch_size,
         normalization=spec.normalization,
         sharding=placement.batch,
+        random=graphs.random,
     )
-    no_sums, first = placement.put(zero_sums()), placement.put(jnp.zeros((), jnp.int32))
-    evaluate_programs = {
-        (data.labels.shape, rows.shape): compiled(evaluate_batch, (state, no_sums, data, rows, first), (1,))
-        for data, rows in evaluated
-    }
-    return Programs(setup, step_programs, update_program, evaluate_programs, time.perf_counter() - start)
+    batch = placement.abstract(jax.eval_shape(pick, *evaluated[0], first))
+    evaluate_program = placement.compile(evaluate, (state, no_sums, *batch), (1,))
+    seconds = time.perf_counter() - start
+    return Programs(setup, step_programs, update_program, pick_programs, evaluate_program, seconds)
 
 
-def rows_of_epoch(epoch: int, spec: StepSpec, rows: np.ndarray) -> np.ndarray:
-    """Return the ``rows`` of the training images in the order in which an epoch visits them."""
-    return rows[np.asarray(epoch_permutation(jnp.asarray(epoch, jnp.int32), seed=spec.seed, count=len(rows)))]
+def epoch_of(number: int, spec: StepSpec, rows: np.ndarray) -> Epoch:
+    """Return an epoch over the ``rows`` of the training images."""
+    key = jax.random.key(spec.seed)
+    order = epoch_permutation(number, seed=key, count=len(rows))
+    return Epoch(jnp.asarray(rows[np.asarray(order)]), key)
 
 
 def run_epoch(
     programs: Programs,
     state: TrainState,
     sums: Sums,
-    train: Examples,
-    epoch_rows: jax.Array,
+    train: ExamplesInRows,
+    epoch: Epoch,
     step: int,
     log_every_steps: int = MOST_QUEUED,
     num_drop_at: Callable[[int], np.ndarray] | None = None,
@@ -272,10 +325,10 @@ def run_epoch(
         if is_update:
             assert programs.update_program is not None and num_drop_at is not None
             num_drop = placement.put(num_drop_at(step))
-            state, sums = programs.update_program(state, sums, train, epoch_rows, num_drop)
+            state, sums = programs.update_program(state, sums, train, epoch, num_drop)
         else:
             with jax.transfer_guard("disallow"):
-                state, sums = programs.step_programs[length](state, sums, train, epoch_rows)
+                state, sums = programs.step_programs[length](state, sums, train, epoch)
         is_due = (step + length) // log_every_steps > step // log_every_steps
         step += length
         if pace.wait(sums, is_due):
@@ -307,14 +360,14 @@ def means(sums: Sums) -> tuple[float, float]:
     return float(sums.loss) / images, int(sums.correct) / images
 
 
-def default_steps_per_dispatch() -> int:
-    """Return how many steps one call to the device takes where the config leaves it open.
+def default_steps_per_dispatch(platform: str) -> int:
+    """Return how many steps one call to a device of ``platform`` takes where the config leaves it open.
 
     XLA's CPU backend (JAX 0.10.2) compiles the body of a loop worse than a program of its own, see
     https://github.com/jax-ml/jax/issues/12868, and a call costs little beside a step. ``benchmarks/train_step.py
     --steps_per_dispatch`` times both.
     """
-    return 1 if jax.default_backend() == "cpu" else 50
+    return 1 if platform == "cpu" else 50
 
 
 def dispatches(step: int, spec: StepSpec) -> Iterator[tuple[int, bool]]:

@@ -9,10 +9,12 @@ from typing import Any
 import jax
 
 from dctps_jax.config import check_config, resolve
+from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, record_data
 from dctps_jax.runs.mending import mend_finished_run
 from dctps_jax.runs.summary import last_line, summarize
 from dctps_jax.runs.workdir import claim, read_results, record_config
+from dctps_jax.training.compiled_programs import keep_compiled_programs
 from dctps_jax.training.memory import keep_freed_memory
 from dctps_jax.training.signals import StopSignals, listen_for_signals
 from dctps_jax.training.train_seed import train_seed
@@ -31,6 +33,8 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
     """
     if config.get("execution", {}).get("keep_memory") is True:
         keep_freed_memory()
+    if config.get("execution", {}).get("keep_compiled") is True:
+        keep_compiled_programs()
     if config.get("multi_host", False):
         jax.distributed.initialize()
     config = resolve(config)
@@ -44,9 +48,10 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
         stack.enter_context(claim(workdir, config))
 
         def bind(data: dict[str, Any]) -> None:
-            check_same_data(workdir, data)
             record_config(workdir, config)
-            record_data(workdir, data)
+            if not is_import_path(config.data.name):  # a function may give each seed images of its own
+                check_same_data(workdir, data)
+                record_data(workdir, data)
 
         results = []
         for seed in range(config.seed, config.seed + config.num_seeds):

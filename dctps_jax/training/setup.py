@@ -15,15 +15,19 @@ from flax import nnx
 
 from dctps_jax import data, models, pruning
 from dctps_jax.data.batches import Examples, Normalization, normalization_of
+from dctps_jax.data.dataset import Size
+from dctps_jax.data.regularization import Regularization
 from dctps_jax.errors import UserError
-from dctps_jax.optimizers import SCHEDULES, make_optimizer
+from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau
+from dctps_jax.own import as_options, is_import_path
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
 from dctps_jax.training import loop
+from dctps_jax.training.own_network import build_own_network
 
 
-def make_step_spec(config: Any, dataset: data.Dataset, train: Examples) -> loop.StepSpec:
-    """Return the fixed numbers of the run; a batch larger than the training split is a UserError."""
+def make_step_spec(config: Any, dataset: data.Dataset, train: Examples, platform: str) -> loop.StepSpec:
+    """Return the fixed numbers of a run on ``platform``; a batch larger than the training split is a UserError."""
     steps_per_epoch = len(train.labels) // config.batch_size
     if steps_per_epoch == 0:
         raise UserError(
@@ -41,12 +45,20 @@ def make_step_spec(config: Any, dataset: data.Dataset, train: Examples) -> loop.
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,
         steps_per_epoch=steps_per_epoch,
-        steps_per_dispatch=config.steps_per_dispatch or loop.default_steps_per_dispatch(),
+        steps_per_dispatch=config.steps_per_dispatch or loop.default_steps_per_dispatch(platform),
         normalization=choose_normalization(config, dataset, train),
         augmented=config.data.augment,
         seed=config.seed,
         sparse_training=config.sparse_training.method,
         updates=updates,
+        regularization=Regularization(
+            cutout=config.data.cutout,
+            random_erasing=config.data.random_erasing,
+            mixup=config.data.mixup,
+            label_smoothing=config.optimizer.label_smoothing,
+            num_classes=dataset.num_classes,
+        ),
+        ema_decay=config.optimizer.ema_decay,
     )
 
 
@@ -61,7 +73,12 @@ def make_optimizer_and_schedule(
         schedule,
         momentum=options.momentum,
         weight_decay=options.weight_decay,
-        fixup=config.model.name.startswith("fixup"),
+        fixup=config.model.name.startswith("fixup") and not is_import_path(config.model.name),
+        options=as_options(options.options),
+        decay=options.decay,
+        clip_norm=options.clip_norm,
+        accumulate_steps=options.accumulate_steps,
+        plateau=reduce_on_plateau(options, steps_per_epoch) if options.schedule == "plateau" else None,
     )
     return optimizer, schedule
 
@@ -69,6 +86,11 @@ def make_optimizer_and_schedule(
 def choose_normalization(config: Any, dataset: data.Dataset, train: Examples) -> Normalization:
     """Return the config's moments where it has any, else the data set's, else the training split's."""
     if config.data.mean:
+        if len(config.data.mean) != dataset.channels:
+            raise UserError(
+                f"config.data.mean is {config.data.mean!r}, but the images have {dataset.channels} channels; give a "
+                "number for each, or () for the data set's own"
+            )
         return Normalization(config.data.mean, config.data.std)
     return normalization_of(dataset, train)
 
@@ -81,15 +103,20 @@ Shapes = Mapping[str, tuple[int, ...]]
 Supports = dict[str, np.ndarray]
 
 
-def build_model(config: Any, num_classes: int, image_size: int, **options: Any) -> nnx.Module:
+def build_model(
+    config: Any, num_classes: int, image_size: Size, channels: int = 3, supports: Mapping[str, np.ndarray] | None = None
+) -> nnx.Module:
     """Return the network that ``config.model`` describes, with initial weights from the run's seed.
 
-    ``options`` as in :func:`dctps_jax.models.create_model`.
+    With ``supports``, as in :func:`dctps_jax.models.create_model`, it is compact.
     """
+    if is_import_path(config.model.name):
+        return build_own_network(config, num_classes, image_size, channels, supports)
     return models.create_model(
         config.model.name,
         num_classes=num_classes,
         image_size=image_size,
+        channels=channels,
         offset=config.model.offset,
         alpha_trainable=config.model.alpha_trainable,
         init=config.model.init,
@@ -97,8 +124,8 @@ def build_model(config: Any, num_classes: int, image_size: int, **options: Any) 
         min_loop=config.execution.min_loop,
         remat=config.execution.remat,
         rngs=nnx.Rngs(stream(config.seed, "init")),
+        supports=supports,
         **_network_options(config),
-        **options,
     )
 
 
@@ -107,10 +134,16 @@ def _network_options(config: Any) -> dict[str, Any]:
     return {name: config.model[name] for name in models.network_options(config.model.name) if name in config.model}
 
 
+def _kernel_shapes(config: Any, num_classes: int, channels: int, build: Callable[[], nnx.Module]) -> Shapes:
+    if is_import_path(config.model.name):
+        return {path: layer.kernel_shape for path, layer in models.prunable_layers(build()).items()}
+    name = config.model.name
+    return models.kernel_shapes(name, num_classes=num_classes, channels=channels, **_network_options(config))
+
+
 def build_sparse_model(
     config: Any,
-    num_classes: int,
-    image_size: int,
+    dataset: data.Dataset,
     train: Examples,
     spec: loop.StepSpec,
     own_supports: Mapping[str, np.ndarray] | None = None,
@@ -121,8 +154,8 @@ def build_sparse_model(
     none. In the compact form dense kernels are built only to compute scores, and, in a network without offset, one
     layer at a time to draw its initial weights.
     """
-    build = partial(build_model, config, num_classes, image_size)
-    shapes = models.kernel_shapes(config.model.name, num_classes=num_classes, **_network_options(config))
+    build = partial(build_model, config, dataset.num_classes, dataset.image_size, dataset.channels)
+    shapes = _kernel_shapes(config, dataset.num_classes, dataset.channels, build)
     settings = config.pruning
     if own_supports is not None:
         _check_supports(own_supports, shapes)

@@ -1,6 +1,7 @@
 """The state of a training run, as plain nested dicts of arrays, and the network without its arrays."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,8 @@ class TrainState(NamedTuple):
     """The arrays that a training step advances.
 
     ``supports`` say which weights are trained: a mask or the positions of each layer that is not dense. ``frozen``
-    holds what is neither trained nor a statistic nor a support: the αs that keep their initial value.
+    holds what is neither trained nor a statistic nor a support: the αs that keep their initial value. ``averages`` are
+    moving averages of ``params`` and ``batch_stats``, or None.
     """
 
     step: jax.Array
@@ -25,13 +27,19 @@ class TrainState(NamedTuple):
     supports: Any
     frozen: Any
     opt_state: Any
+    averages: Any = None
+
+    def averaged(self) -> "TrainState":
+        """Return the state with the averages in place of the parameters and statistics."""
+        return self._replace(params=self.averages["params"], batch_stats=self.averages["batch_stats"])
 
 
 class Graphs(NamedTuple):
     """A network without its arrays: for training, for evaluation, and for training all weights (dense gradients).
 
     ``shapes`` and ``counts`` are kernel shapes and numbers of trained weights of the layers with a support, by path in
-    the state's order.
+    the state's order. ``random`` holds the streams of random numbers of a network that draws some when it is called, as
+    for dropout; their state is not advanced, see :func:`random_at`.
     """
 
     train: nnx.GraphDef
@@ -39,10 +47,29 @@ class Graphs(NamedTuple):
     dense: nnx.GraphDef
     shapes: dict[str, tuple[int, ...]]
     counts: dict[str, int]
+    random: Any
+
+
+def random_at(random: Any, step: jax.Array, axis_name: str | None = None) -> Any:
+    """Return the streams of random numbers for a step: other numbers at each step, and on each device.
+
+    They are a function of the step, so that a resumed run draws the same numbers.
+    """
+
+    def fold(leaf: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return leaf
+        key = jax.random.fold_in(leaf, step)
+        return key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+
+    return jax.tree.map(fold, random)
 
 
 def create_state(
-    model: nnx.Module, optimizer: optax.GradientTransformation, axis_name: str | None = None
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    axis_name: str | None = None,
+    has_averages: bool = False,
 ) -> tuple[Graphs, TrainState]:
     """Split ``model`` into its graphs and an initial state. The state shares no buffers with the model.
 
@@ -51,10 +78,12 @@ def create_state(
     model.eval()
     eval_graph = nnx.graphdef(model)
     model.train()
-    _, *parts = nnx.split(model, nnx.Param, nnx.BatchStat, (Mask, Support), ...)
+    _, *parts = nnx.split(model, nnx.Param, nnx.BatchStat, (Mask, Support), nnx.RngState, ...)
     # Copies: a donated state would otherwise delete the model's own arrays.
-    params, batch_stats, supports, frozen = (jax.tree.map(jnp.copy, nnx.to_pure_dict(part)) for part in parts)
+    params, batch_stats, supports, random, frozen = (jax.tree.map(jnp.copy, nnx.to_pure_dict(part)) for part in parts)
     state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, supports, frozen, optimizer.init(params))
+    if has_averages:
+        state = state._replace(averages=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}))
     layers = prunable_layers(model)
     shapes = {path: layers[path].kernel_shape for path in supports_by_path(supports)}
     counts = {
@@ -66,7 +95,7 @@ def create_state(
         nnx.graphdef(nnx.eval_shape(lambda copy=copy: _averaging_over(copy(model), axis_name)))
         for copy in (nnx.clone, unmasked_copy)
     )
-    return Graphs(train_graph, eval_graph, dense_graph, shapes, counts), state
+    return Graphs(train_graph, eval_graph, dense_graph, shapes, counts, random), state
 
 
 def _averaging_over(model: nnx.Module, axis_name: str | None) -> nnx.Module:
@@ -76,9 +105,9 @@ def _averaging_over(model: nnx.Module, axis_name: str | None) -> nnx.Module:
     return model
 
 
-def merge(graph: nnx.GraphDef, state: TrainState) -> nnx.Module:
-    """Put a network's graph and the arrays of a state together again."""
-    return nnx.merge(graph, state.params, state.batch_stats, state.supports, state.frozen)
+def merge(graph: nnx.GraphDef, state: TrainState, random: Any = MappingProxyType({})) -> nnx.Module:
+    """Put a network's graph, the arrays of a state and streams of random numbers together again."""
+    return nnx.merge(graph, state.params, state.batch_stats, state.supports, state.frozen, dict(random))
 
 
 def supports_by_path(supports: Any) -> dict[str, jax.Array]:

@@ -1,8 +1,10 @@
 """The pure functions that advance and evaluate a training state."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,7 +14,7 @@ from dctps_jax.data.batches import Examples, Normalization, normalize
 from dctps_jax.losses import cross_entropy
 from dctps_jax.pruning.dynamic import keep_only, move_weights, skip_optimizer_step
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
-from dctps_jax.training.state import Graphs, TrainState, merge, nested, place_of, supports_by_path
+from dctps_jax.training.state import Graphs, TrainState, merge, nested, place_of, random_at, supports_by_path
 
 Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 NO_BAD_STEP = jnp.iinfo(jnp.int32).max
@@ -52,7 +54,7 @@ def _loss_of(graph: nnx.GraphDef, others: tuple[Any, ...], batch: tuple[jax.Arra
     def loss_fn(params: Any) -> Any:
         model = nnx.merge(graph, params, *others)
         logits = model(images)
-        correct = jnp.sum(logits.argmax(-1) == labels)
+        correct = jnp.sum(logits.argmax(-1) == (labels if labels.ndim == 1 else labels.argmax(-1)))
         batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
         return cross_entropy(logits, labels).mean(), ({"correct": correct}, batch_stats)
 
@@ -65,9 +67,11 @@ def value_and_gradients(
     supports: Any,
     batch: tuple[jax.Array, jax.Array],
     mesh: Mesh | None,
+    random: Any = MappingProxyType({}),
 ) -> Any:
     """Return ``((mean loss, ({"correct": count}, new batch_stats)), gradients)`` of a batch.
 
+    ``random`` are the streams of the network's random numbers, see :func:`dctps_jax.training.state.random_at`.
     With a mesh of several devices each takes its part of the batch, and what crosses devices is the gradient of the
     parameters as they are stored, besides BatchNorm's moments: automatic partitioning would sum the gradients of whole
     kernels before a compact layer picks its positions.
@@ -76,21 +80,25 @@ def value_and_gradients(
     def local(params: Any, others: Any, batch: tuple[jax.Array, jax.Array]) -> Any:
         return jax.value_and_grad(_loss_of(graph, others, batch), has_aux=True)(params)
 
+    chex.assert_rank(batch[0], 4)
+    chex.assert_equal_shape_prefix(batch, 1)
     others = (state.batch_stats, supports, state.frozen)
     if mesh is None or mesh.size == 1:
-        return local(state.params, others, batch)
+        return local(state.params, (*others, random_at(dict(random), state.step)), batch)
     (axis,) = mesh.axis_names
 
-    def on_each_device(params: Any, others: Any, batch: tuple[jax.Array, jax.Array]) -> Any:
+    def on_each_device(params: Any, others: Any, step: jax.Array, batch: tuple[jax.Array, jax.Array]) -> Any:
         # As values of this device alone: else every use of a parameter would sum its gradient over the devices.
         params = jax.lax.pcast(params, axis, to="varying")
-        (loss, (metrics, batch_stats)), gradients = local(params, others, batch)
+        drawn = random_at(dict(random), step, axis)
+        (loss, (metrics, batch_stats)), gradients = local(params, (*others, drawn), batch)
         loss, gradients = jax.lax.pmean((loss, gradients), axis)
         return (loss, (jax.lax.psum(metrics, axis), batch_stats)), gradients
 
     replicated, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(axis)
-    return jax.shard_map(on_each_device, mesh=mesh, in_specs=(replicated, replicated, split), out_specs=replicated)(
-        state.params, others, batch
+    in_specs = (replicated, replicated, replicated, split)
+    return jax.shard_map(on_each_device, mesh=mesh, in_specs=in_specs, out_specs=replicated)(
+        state.params, others, state.step, batch
     )
 
 
@@ -101,16 +109,25 @@ def train_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None = None,
+    random: Any = MappingProxyType({}),
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimiser step on ``batch`` (normalised images, labels); return the new state and the batch's metrics.
 
     The metrics are ``loss`` (mean, before the update) and ``correct`` (count). ``mesh`` has one axis, along which the
-    batch is split.
+    batch is split. With an ``ema_decay`` the state's averages follow.
     """
-    (loss, (metrics, batch_stats)), gradients = value_and_gradients(graph, state, state.supports, batch, mesh)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    (loss, (metrics, batch_stats)), gradients = value_and_gradients(graph, state, state.supports, batch, mesh, random)
+    # Only a plateau looks at the loss.
+    value = {"value": loss} if isinstance(optimizer, optax.GradientTransformationExtraArgs) else {}
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, **value)
     params = optax.apply_updates(state.params, updates)
-    state = state._replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state)
+    averages = state.averages
+    if ema_decay:
+        averages = move_averages(averages, {"params": params, "batch_stats": batch_stats}, state.step, ema_decay)
+    state = state._replace(
+        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, averages=averages
+    )
     return state, metrics | {"loss": loss}
 
 
@@ -133,7 +150,7 @@ def mask_update_step(
     compact = is_compact(state)
     state = to_masked(state, graphs.shapes, optimizer)
     # Under SET nothing uses the gradients: the compiler leaves them out.
-    (loss, (metrics, batch_stats)), gradients = value_and_gradients(graphs.dense, state, {}, batch, mesh)
+    (loss, (metrics, batch_stats)), gradients = value_and_gradients(graphs.dense, state, {}, batch, mesh, graphs.random)
     masks, moved, kept = {}, {}, jax.tree.map(lambda _: jnp.ones((), bool), state.params)
     for position, (path, mask) in enumerate(supports_by_path(state.supports).items()):
         place = (*place_of(path), "kernel")
@@ -146,14 +163,29 @@ def mask_update_step(
         kept = _with(kept, place, kept_here)
     params = jax.tree.map(lambda value, mask: jnp.where(mask, value, 0), state.params, kept)
     opt_state = skip_optimizer_step(keep_only(optimizer, state.opt_state, kept))
+    averages = state.averages
+    if averages is not None:
+        zeroed = jax.tree.map(lambda value, mask: jnp.where(mask, value, 0), averages["params"], kept)
+        averages = averages | {"params": zeroed}
     state = state._replace(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         supports=nested({path: {"mask": mask} for path, mask in masks.items()}),
         opt_state=opt_state,
+        averages=averages,
     )
     return to_compact(state, graphs.counts, optimizer) if compact else state, metrics | {"loss": loss}, moved
+
+
+def move_averages(averages: Any, now: Any, step: jax.Array, decay: float) -> Any:
+    """Return exponential moving averages after a step: ``d · average + (1 - d) · now``.
+
+    d rises to ``decay`` as ``(1 + step) / (10 + step)``, so that the first weights are soon forgotten (as in
+    TensorFlow's ExponentialMovingAverage).
+    """
+    d = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda average, value: (d * average + (1 - d) * value).astype(value.dtype), averages, now)
 
 
 def _at(tree: Any, place: tuple) -> Any:
@@ -182,27 +214,23 @@ def add_metrics(sums: Sums, metrics: dict[str, jax.Array], step: jax.Array, batc
 def eval_step(
     state: TrainState,
     sums: Sums,
-    data: Examples,
-    rows: jax.Array,
-    start: jax.Array,
+    batch: Examples,
+    valid: jax.Array,
     *,
     graph: nnx.GraphDef,
-    batch_size: int,
     normalization: Normalization,
     sharding: jax.sharding.Sharding | None = None,
+    random: Any = MappingProxyType({}),
 ) -> Sums:
-    """Add loss and correct answers of a batch to ``sums``: the images of ``data`` at ``rows[start:]``.
+    """Add loss and correct answers of the ``valid`` images of a batch to ``sums``.
 
-    A last partial batch counts as it is. ``sharding`` splits a batch among the devices.
+    ``sharding`` splits a batch among the devices.
     """
-    positions = start + jnp.arange(batch_size)
-    valid = positions < len(rows)
-    picked = data.at(rows[jnp.minimum(positions, len(rows) - 1)])
-    images = normalize(jnp.asarray(picked.images), normalization)
+    images = normalize(jnp.asarray(batch.images), normalization)
     if sharding is not None:
         images = jax.lax.with_sharding_constraint(images, sharding)
-    logits = merge(graph, state)(images)
-    labels = jnp.asarray(picked.labels)
+    logits: Any = merge(graph, state, random)(images)
+    labels = jnp.asarray(batch.labels)
     losses = jnp.where(valid, cross_entropy(logits, labels), 0)
     correct = valid & (logits.argmax(-1) == labels)
     return sums._replace(

@@ -16,17 +16,22 @@ from dctps_jax.accounts.flops import flops_account
 from dctps_jax.accounts.layer_table import layer_table
 from dctps_jax.accounts.plan_table import plan_table, planned
 from dctps_jax.accounts.storage import file_bytes, storage_account, storage_table
+from dctps_jax.conversion import conversion_report
 from dctps_jax.data.batches import Examples, split_training
 from dctps_jax.errors import UserError
 from dctps_jax.files import digest_of
+from dctps_jax.optimizers import rate_scale
+from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, describe_data, describe_split
 from dctps_jax.runs.checkpoint import Checkpoints, as_tree
+from dctps_jax.runs.loggers import open_loggers
 from dctps_jax.runs.mending import check_not_begun, initial_supports_of, masks_of, mend_files, supports_of
 from dctps_jax.runs.metrics import MetricsLog, describe
 from dctps_jax.runs.summary import environment, last_line
 from dctps_jax.runs.workdir import identity, write_results
 from dctps_jax.training import loop
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
+from dctps_jax.training.own_network import check_same_program, describe_program
 from dctps_jax.training.progress import Progress, announce_compilation, doing
 from dctps_jax.training.setup import build_sparse_model, make_optimizer_and_schedule, make_step_spec
 from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals, suggest_rate
@@ -68,6 +73,8 @@ def train_seed(
         image_size=config.data.image_size,
         download=config.data.download,
         max_pixels=config.data.max_pixels,
+        channels=config.data.channels,
+        seed=config.seed,
         fit=config.data.fit,
     )
     images = Examples(dataset.train_images, dataset.train_labels)
@@ -75,29 +82,34 @@ def train_seed(
     described, split = describe_data(dataset), describe_split(train_rows, validation_rows)
     check_same_data(workdir, described | split, saved.record.get("data") if saved is not None else None)
     train_split = images.at(train_rows)
-    spec = make_step_spec(config, dataset, train_split)
+    placement = loop.place_on_all_devices()
+    spec = make_step_spec(config, dataset, train_split, placement.platform)
 
     # Network: the layers with their supports, and the optimiser. A run that goes on has its supports.
     own_supports = None if saved is None else supports_of(saved)
-    model, supports = build_sparse_model(
-        config, dataset.num_classes, dataset.image_size, train_split, spec, own_supports
-    )
+    model, supports = build_sparse_model(config, dataset, train_split, spec, own_supports)
     del train_split
     shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
     optimizer, schedule = make_optimizer_and_schedule(config, spec.steps_per_epoch)
+    own: dict[str, Any] = {}
+    if is_import_path(config.model.name):
+        own = {"network": describe_program(config, dataset.num_classes, dataset.image_size, dataset.channels)}
+        check_same_program(workdir, None if saved is None else saved.record.get("network"), own["network"])
+    report = conversion_report(model)
     if is_first_host:
+        if own:
+            print(report)
         print(layer_table(shapes, counts, sizes))
         if config.execution.explain:
-            local = config.batch_size // jax.device_count()
+            local = config.batch_size // placement.num_devices
             print(plan_table(planned(model, (local, *dataset.train_images.shape[1:]))))
     _warn_if_nothing_moves(config, spec, counts, sizes)
     bind(described, split)
 
     # State: a new one, or the newest that an earlier call saved, on the devices.
-    placement = loop.place_on_all_devices()
-    graphs, state = create_state(model, optimizer, placement.axis_name)
+    graphs, state = create_state(model, optimizer, placement.axis_name, spec.ema_decay > 0)
     setup = loop.Setup(spec, graphs, optimizer, placement)
     no_sums = zero_sums(max(1, len(graphs.counts)))
     state, sums = placement.put(state), placement.put(no_sums)
@@ -114,10 +126,7 @@ def train_seed(
         return state if runs_compact else placement.put(to_masked(state, graphs.shapes, optimizer))
 
     # Abstract: the arrays themselves are given away with the first step.
-    template = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
-        {"state": stored(state), "sums": sums},
-    )
+    template = placement.abstract({"state": stored(state), "sums": sums})
     num_trainable = sum(leaf.size for leaf in jax.tree.leaves(template["state"].params))
     account = storage_account(state, template["state"], graphs.shapes, optimizer)
     if is_first_host:
@@ -143,7 +152,7 @@ def train_seed(
     elif is_first_host:
         for name, masks in mask_files.items():
             pruning.save_masks(workdir / name, masks)
-    log = MetricsLog(workdir, step, config.tensorboard, rows)
+    log = MetricsLog(workdir, step, rows, lambda: open_loggers(workdir, step, config))
     # A run that was stopped while it evaluated an epoch stands at the end of it, with the epoch's sums.
     is_epoch_pending = step > 0 and step % spec.steps_per_epoch == 0 and int(sums.images) > 0
     first_epoch = (step - is_epoch_pending) // spec.steps_per_epoch
@@ -154,13 +163,13 @@ def train_seed(
         )
 
     # Compile. The images live on the devices as uint8.
-    train = placement.put(images)
+    train = placement.put(images.in_rows())
     validation = train, placement.put(validation_rows)
     test = Examples(dataset.test_images, dataset.test_labels)
-    test = placement.put(test), placement.put(np.arange(len(test.labels), dtype=np.int32))
+    test = placement.put(test.in_rows()), placement.put(np.arange(len(test.labels), dtype=np.int32))
 
-    def rows_of_epoch(epoch: int) -> jax.Array:
-        return placement.put(loop.rows_of_epoch(epoch, spec, train_rows))
+    def epoch_of(number: int) -> loop.Epoch:
+        return placement.put(loop.epoch_of(number, spec, train_rows))
 
     def num_drop_at(step: int) -> np.ndarray:
         assert spec.updates is not None
@@ -168,17 +177,17 @@ def train_seed(
         return np.array([drop[path] for path in graphs.counts], np.int32)
 
     announce_compilation(len(shapes))
-    programs = loop.compile_programs(setup, state, sums, train, rows_of_epoch(0), [validation, test])
+    programs = loop.compile_programs(setup, state, sums, train, epoch_of(0), [validation, test])
     print(
         f"{config.model.name}, {num_trainable:,} trainable parameters, {spec.steps_per_epoch} steps an epoch, "
-        f"{jax.device_count()} {jax.devices()[0].platform} device(s), compiled in {programs.compile_seconds:.1f} s"
+        f"{placement.num_devices} {placement.platform} device(s), compiled in {programs.compile_seconds:.1f} s"
     )
 
     def save(rows: Sequence[dict[str, Any]]) -> None:
         tree = {"state": stored(state), "sums": sums}
         if spec.updates is not None:
             tree["initial_supports"] = initial_supports
-        record = {"data": described | split, "kernel_shapes": graphs.shapes, "rows": rows}
+        record = {"data": described | split, "kernel_shapes": graphs.shapes, "rows": rows} | own
         checkpoints.save("latest", step, tree, record)
         signals.saved_step = step
 
@@ -201,7 +210,7 @@ def train_seed(
                         state,
                         sums,
                         train,
-                        rows_of_epoch(epoch),
+                        epoch_of(epoch),
                         step,
                         config.log_every_steps,
                         num_drop_at,
@@ -229,7 +238,7 @@ def train_seed(
                 "train_accuracy": int(sums.correct) / int(sums.images),
                 "val_loss": val_loss,
                 "val_accuracy": val_accuracy,
-                "learning_rate": float(schedule(step - 1)),
+                "learning_rate": float(schedule(step - 1)) * rate_scale(state.opt_state),
                 "images_per_second": (step - first_step) * spec.batch_size / epoch_seconds,
             }
             if spec.updates is not None:
@@ -257,6 +266,9 @@ def train_seed(
             test_accuracy_best = loop.means(programs.evaluate(best_state, *test))[1]
     else:
         logger.warning("the checkpoint of the best epoch %d is lost; test_accuracy_best is left out", best["epoch"])
+    test_accuracy_ema = {}
+    if spec.ema_decay:
+        test_accuracy_ema["test_accuracy_ema"] = loop.means(programs.evaluate(state.averaged(), *test))[1]
     final_masks = initial_masks
     if spec.updates is not None:
         final_masks = masks_of(supports_by_path(jax.device_get(stored(state).supports)), shapes)
@@ -268,8 +280,10 @@ def train_seed(
         "test_accuracy_best": test_accuracy_best,
         "test_accuracy_final": test_accuracy,
         "test_loss_final": test_loss,
+        **test_accuracy_ema,
         "density_asked": None if config.pruning.method == "from_run" else config.pruning.density,
         "density": sum(counts.values()) / sum(sizes.values()),
+        "density_of_all_parameters": report.density,
         "layer_densities": {path: counts[path] / sizes[path] for path in sizes},
         "trainable_parameters": num_trainable,
         "storage_bytes": account,
@@ -279,7 +293,7 @@ def train_seed(
         "seed": config.seed,
         "data": {
             "class_names": list(dataset.class_names),
-            "image_size": dataset.image_size,
+            "image_size": described["image_size"],
             "mean": list(map(float, spec.normalization.mean)),
             "std": list(map(float, spec.normalization.std)),
             "fingerprint": dataset.fingerprint,

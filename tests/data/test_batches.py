@@ -156,6 +156,11 @@ def test_an_epoch_visits_each_image_once():
             np.testing.assert_allclose(images, expected, rtol=1e-6)
 
 
+def test_images_in_rows_are_the_same_images():
+    train, rows = device_split(14), jnp.asarray([3, 13, 0])
+    jax.tree.map(np.testing.assert_array_equal, train.in_rows().at(rows), train.at(rows))
+
+
 def test_augmentation_is_keyed_by_seed_and_step():
     train, order = device_split(8, size=16), jnp.arange(8)
     batch = np.asarray(batch_of(train, 0, augmented=True, order=order)[0])

@@ -244,3 +244,18 @@ def test_spent_file_handles_are_no_damage(archive):
         text = message(archive.parent)
     assert f"{archive} cannot be read (Too many open files); allow more open files (ulimit -n)" in text
     check(load("tiny_imagenet", dir=str(archive.parent), download=False))
+
+
+@pytest.mark.parametrize("inside", ["", "images/"])
+def test_validation_sorted_into_classes(tmp_path, inside):
+    files = make_files()
+    lines = files.pop("val/val_annotations.txt").decode().splitlines()
+    for name, wnid in (line.split("\t")[:2] for line in lines):
+        files[f"val/{wnid}/{inside}{name}"] = files.pop(f"val/images/{name}")
+    pack(tmp_path / "data/tiny-imagenet-200.zip", files)
+    dataset = load("tiny_imagenet", dir=str(tmp_path / "data"), download=False)
+    assert dataset.test_labels.tolist() == [0, 1, 1, 2]
+    np.testing.assert_allclose(dataset.test_images[:, 1, 63, 0].astype(int), [100, 0, 150, 50], atol=3)
+    del files[f"val/n03/{inside}val_1.JPEG"]
+    pack(tmp_path / "other/tiny-imagenet-200.zip", files)
+    assert "has no image in val/n03" in message(tmp_path / "other")

@@ -3,16 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from dctps_jax.ops import compiler
-
-
-@pytest.fixture(autouse=True)
-def anew():
-    compiler.compiler_options.cache_clear()
-    yield
-    compiler.compiler_options.cache_clear()
+from dctps_jax.ops.target import tracing_for
 
 
 def test_a_program_compiles_with_them():
@@ -30,8 +23,8 @@ def test_convolutions_stay_out_of_the_library():
 
 
 def test_none_on_other_platforms_and_where_unknown(monkeypatch):
+    assert compiler.compiler_options("gpu") == {}
+    with tracing_for("tpu"):
+        assert compiler.compiler_options() == {}
     monkeypatch.setattr(compiler, "CPU", {"xla_no_such_option": "1"})
-    assert compiler.compiler_options() == {}
-    compiler.compiler_options.cache_clear()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert compiler.compiler_options() == {}

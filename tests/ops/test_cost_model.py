@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from dctps_jax.ops.cost_model import COSTS, MARGIN, choose, predicted_seconds
 from dctps_jax.ops.gathered import MAX_GATHERED, Gathered
 from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.methods import METHODS, possible_methods
+from dctps_jax.ops.target import tracing_for
 from dctps_jax.ops.work import Work
 
 
@@ -138,15 +138,15 @@ def test_on_a_gpu_per_weight_is_for_few_weights_on_small_maps(size, nnz, method)
     assert choose("auto", work, jnp.float32, "gpu") == method
 
 
-def test_auto_is_autodiff_where_nothing_was_measured(monkeypatch):
+def test_auto_is_autodiff_where_nothing_was_measured():
     assert choose("auto", SMALL_MAP, jnp.float32) == "per_weight"
     for platform in ("tpu", "a new one"):
         assert choose("auto", SMALL_MAP, jnp.float32, platform) == "autodiff"
     for dtype in (jnp.bfloat16, jnp.float16):
         for platform in ("cpu", "gpu"):
             assert choose("auto", SMALL_MAP, dtype, platform) == "autodiff"
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert choose("auto", SMALL_MAP, jnp.float32) == "autodiff"
+    with tracing_for("tpu"):
+        assert choose("auto", SMALL_MAP, jnp.float32) == "autodiff"
 
 
 @pytest.mark.parametrize("setting", ["sparse", "", "Auto", None])

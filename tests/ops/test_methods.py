@@ -2,13 +2,19 @@
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import dctps_jax.ops
 from dctps_jax.offsets import OFFSETS
 from dctps_jax.ops.cost_model import COSTS
+from dctps_jax.ops.fusion import materialized
 from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.method import kernel_of
 from dctps_jax.ops.methods import METHODS
+from dctps_jax.ops.target import tracing_for
 from dctps_jax.ops.work import Work
 
 WORKS = [
@@ -41,6 +47,29 @@ def test_costs_are_linear(name, platform):
     for work in WORKS:
         assert METHODS[name].cost(work, doubled) == pytest.approx(2 * METHODS[name].cost(work, costs), rel=1e-12)
         assert METHODS[name].cost(work, type(costs)(*(0.0 for _ in costs))) == 0
+
+
+@pytest.mark.parametrize("offset", [OFFSETS["dct"], None])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_kernel_is_made_in_the_dtype_of_the_inputs(dtype, offset):
+    work = WORKS[0]._replace(offset=offset)
+    support = jnp.arange(0, 200, 10)
+    values, alpha = jnp.linspace(-1, 1, len(support)), None if offset is None else jnp.float32(0.7)
+    arrays = values, alpha, support
+    kernel = kernel_of(work, *arrays, dtype)
+    exact = np.zeros(work.num_weights) if offset is None else 0.7 * np.asarray(work.offset_kernel(jnp.float32)).ravel()
+    exact[np.asarray(support)] += np.asarray(values)
+    # α·D, the value and their sum are rounded: three times half an epsilon of at most 1 + 0.7.
+    np.testing.assert_allclose(np.asarray(kernel, np.float64).ravel(), exact, atol=2.6 * float(jnp.finfo(dtype).eps))
+    program = str(jax.make_jaxpr(lambda *arrays: kernel_of(work, *arrays, dtype))(*arrays))
+    (scatter,) = [line for line in program.splitlines() if "scatter-add" in line]
+    assert f"{jnp.dtype(dtype).name.replace('float', 'f')}[" in scatter.replace("bfloat", "bf")
+
+
+def test_a_tpu_fuses_what_others_store():
+    with tracing_for("tpu"):
+        assert "scatter" not in str(jax.make_jaxpr(materialized)(jnp.ones(3)))
+    assert "scatter" in str(jax.make_jaxpr(materialized)(jnp.ones(3)))
 
 
 def test_the_readme_has_a_line_for_each_method():

@@ -35,9 +35,6 @@ RUNS = [("lenet", run["id"]) for run in NETWORKS["lenet"]["runs"]] + [
 def optimised(monkeypatch):
     """Scores are computed by optimised programs. In double precision their time is not the compiler's."""
     monkeypatch.setattr(compiler, "CPU", XLA_DEFAULTS)
-    compiler.compiler_options.cache_clear()
-    yield
-    compiler.compiler_options.cache_clear()
 
 
 @cache

@@ -6,8 +6,18 @@ import os
 import pytest
 from ml_collections import ConfigDict
 
+from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
-from dctps_jax.runs.workdir import FREE_FIELDS, claim, identity, read_json, read_results, record_config, write_json
+from dctps_jax.runs.workdir import (
+    FREE_FIELDS,
+    check_same,
+    claim,
+    identity,
+    read_json,
+    read_results,
+    record_config,
+    write_json,
+)
 from tests.small_runs import small_config
 
 
@@ -70,11 +80,11 @@ def test_where_files_lie_may_change(tmp_path):
     with claim(tmp_path, moved):
         pass
     known = {"data.dir", "data.cache_dir", "data.max_pixels", "data.download"}
-    known |= {"log_every_steps", "tensorboard", "multi_host"}
+    known |= {"log_every_steps", "tensorboard", "wandb", "trackio", "multi_host"}
     # These change them by rounding only.
     known |= {"parallel_seeds"} | {
         f"execution.{name}"
-        for name in ("form", "method", "layer_methods", "explain", "min_loop", "remat", "keep_memory")
+        for name in ("form", "method", "layer_methods", "explain", "min_loop", "remat", "keep_compiled", "keep_memory")
     }
     assert set(FREE_FIELDS) == known  # a new one has to be one that does not change the numbers
 
@@ -158,3 +168,15 @@ def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert read_json(path) == {"a": 1} and list(tmp_path.iterdir()) == [path]
     write_json(path, {"a": 3})
     assert read_json(path) == {"a": 3}
+
+
+def test_a_run_of_a_version_without_the_added_fields_is_the_same_run(tmp_path):
+    config = json.loads(small_config().to_json())
+    older = json.loads(json.dumps(config))
+    for name, field in FIELDS.items():
+        if field.added:
+            section, _, last = name.rpartition(".")
+            del (older[section] if section else older)[last]
+    assert identity(older) == identity(config)
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    check_same(tmp_path, config)

@@ -1,6 +1,6 @@
 """The compiled programs and the loop: same numbers on any number of devices, no transfer between steps."""
 
-from functools import cache
+from functools import cache, partial
 
 import chex
 import jax
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dctps_jax import pruning
 from dctps_jax.data.batches import Examples, Normalization
+from dctps_jax.ops.target import tracing_for
 from dctps_jax.training import loop
 from dctps_jax.training.setup import build_model
 from dctps_jax.training.signals import NonFiniteLoss
@@ -48,27 +49,27 @@ class Run:
         graphs, state = create_state(model, optimizer, self.placement.axis_name)
         self.state, self.sums = self.placement.put(state), self.placement.put(zero_sums())
         split = Examples(digits.train_images, digits.train_labels)
-        self.train = self.placement.put(Examples(split.images[:180], split.labels[:180]))
-        test = self.placement.put(split)
+        self.train = self.placement.put(Examples(split.images[:180], split.labels[:180]).in_rows())
+        test = self.placement.put(split.in_rows())
         self.held_out = test, self.placement.put(np.arange(180, len(split.labels), dtype=np.int32))
         self.programs = loop.compile_programs(
             loop.Setup(self.spec, graphs, optimizer, self.placement),
             self.state,
             self.sums,
             self.train,
-            self.rows_of_epoch(0),
+            self.epoch_of(0),
             [self.held_out],
         )
         self.step = 0
 
-    def rows_of_epoch(self, number):
+    def epoch_of(self, number):
         rows = np.arange(len(self.train.labels), dtype=np.int32)
-        return self.placement.put(loop.rows_of_epoch(number, self.spec, rows))
+        return self.placement.put(loop.epoch_of(number, self.spec, rows))
 
     def epoch(self, log_every_steps=1000, order=None):
         number = self.step // self.spec.steps_per_epoch
         if order is None:
-            order = self.rows_of_epoch(number)
+            order = self.epoch_of(number)
         dispatches = loop.run_epoch(self.programs, self.state, self.sums, self.train, order, self.step, log_every_steps)
         for self.step, self.state, self.sums in dispatches:
             yield self.step
@@ -77,7 +78,7 @@ class Run:
         """The sum of the losses of each dispatch of two epochs."""
         length, found = self.spec.steps_per_dispatch, []
         for step in range(0, 2 * self.spec.steps_per_epoch, length):
-            order = self.rows_of_epoch(step // self.spec.steps_per_epoch)
+            order = self.epoch_of(step // self.spec.steps_per_epoch)
             sums = self.placement.put(zero_sums())
             self.state, sums = self.programs.step_programs[length](self.state, sums, self.train, order)
             found.append(float(sums.loss))
@@ -117,14 +118,29 @@ def test_hot_loop_transfers_nothing():
     run = Run()
     for _ in run.epoch():  # the first one may warm up
         pass
-    order = run.rows_of_epoch(1)
+    order = run.epoch_of(1)
     with jax.transfer_guard("disallow"):
         for _ in run.epoch(order=order):
             pass
     assert run.step == 10
     # The guard of the loop itself is armed: an order on the host would have to be transferred.
     with pytest.raises(Exception, match=r"(?i)transfer"):
-        list(run.epoch(order=np.arange(180, dtype=np.int32)))
+        list(run.epoch(order=order._replace(rows=np.arange(180, dtype=np.int32))))
+
+
+def test_a_program_is_traced_for_the_platform_that_is_named(monkeypatch):
+    run = Run()
+    for question in ("default_backend", "devices", "local_devices", "device_count"):
+        monkeypatch.setattr(jax, question, None)
+
+    def lowered(platform):
+        take_step = partial(loop.take_steps, num_steps=1, setup=run.programs.setup)
+        with tracing_for(platform):
+            traced = jax.jit(take_step).trace(run.state, run.sums, run.train, run.epoch_of(0))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    # Only a CPU computes four columns of few channels at a time.
+    assert "tensor<5x8x3x24xf32>" in lowered("cpu") and "tensor<5x8x3x24xf32>" not in lowered("tpu")
 
 
 @given(st.integers(1, 400), st.integers(1, 60), st.data())

@@ -11,11 +11,11 @@ from dctps_jax.models import prunable_layers
 from dctps_jax.training.setup import build_sparse_model
 from tests.small_runs import small_config
 
-UNUSED: Any = None  # the data and the spec of a step, which only scores need
+UNUSED: Any = None  # the images and the spec of a step, which only scores need
 
 
 @pytest.mark.parametrize("form", ["auto", "compact", "masked"])
-def test_only_the_masked_form_makes_dense_kernels_of_a_random_support(form, monkeypatch):
+def test_only_the_masked_form_makes_dense_kernels_of_a_random_support(form, monkeypatch, digits):
     made, original = [], KernelLayer.sparse_kernel
 
     def record(self):
@@ -23,7 +23,7 @@ def test_only_the_masked_form_makes_dense_kernels_of_a_random_support(form, monk
         return original(self)
 
     monkeypatch.setattr(KernelLayer, "sparse_kernel", record)
-    model, supports = build_sparse_model(small_config(execution__form=form), 10, 32, UNUSED, UNUSED)
+    model, supports = build_sparse_model(small_config(execution__form=form), digits, UNUSED, UNUSED)
     assert len(made) == (5 if form == "masked" else 0)
     for path, layer in prunable_layers(model).items():
         assert (layer.support is None) == (form == "masked")
@@ -31,10 +31,10 @@ def test_only_the_masked_form_makes_dense_kernels_of_a_random_support(form, monk
         np.testing.assert_array_equal(kept, supports[path])
 
 
-def test_layers_take_the_method_of_the_first_pattern_that_matches():
+def test_layers_take_the_method_of_the_first_pattern_that_matches(digits):
     config = small_config(execution__method="on_support")
     config.execution.layer_methods = (("convs.0", "autodiff"), ("convs.*", "per_weight"))
-    model, _ = build_sparse_model(config, 10, 32, UNUSED, UNUSED)
+    model, _ = build_sparse_model(config, digits, UNUSED, UNUSED)
     methods = {path: layer.method for path, layer in prunable_layers(model).items()}
     assert methods == {
         "convs.0": "autodiff",
@@ -45,4 +45,4 @@ def test_layers_take_the_method_of_the_first_pattern_that_matches():
     }
     config.execution.layer_methods = (("conv1", "autodiff"),)
     with pytest.raises(UserError, match=r"layer_methods: no layer matches 'conv1'; the layers are: convs\.0, "):
-        build_sparse_model(config, 10, 32, UNUSED, UNUSED)
+        build_sparse_model(config, digits, UNUSED, UNUSED)

@@ -11,7 +11,7 @@ import optax
 import pytest
 from flax import nnx
 
-from dctps_jax.data.batches import Examples, Normalization
+from dctps_jax.data.batches import Examples, Normalization, evaluation_batch
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.losses import cross_entropy
 from dctps_jax.optimizers import make_optimizer
@@ -170,9 +170,9 @@ def test_evaluation_counts_every_image_once(eval_batch_size, trained):
     data, sums = images_and_labels(), zero_sums()
     among_others = Examples(*(jnp.concatenate([part[::-1], part]) for part in data))
     rows = jnp.arange(COUNT, 2 * COUNT)
-    step = jax.jit(partial(eval_step, graph=graphs.eval, batch_size=eval_batch_size, normalization=PLAIN))
+    step = jax.jit(partial(eval_step, graph=graphs.eval, normalization=PLAIN))
     for start in range(0, COUNT, eval_batch_size):
-        sums = step(state, sums, among_others, rows, jnp.asarray(start))
+        sums = step(state, sums, *evaluation_batch(among_others, rows, jnp.asarray(start), batch_size=eval_batch_size))
     chex.assert_trees_all_equal(before, state)
     logits = merge(graphs.eval, state)(batch()[0])
     assert int(sums.images) == COUNT
@@ -218,3 +218,12 @@ def test_optimizer_sees_every_trainable_parameter_and_no_other():
     }
     assert names == {"conv/kernel", "norm/scale", "norm/bias", "fc/kernel"}
     assert jax.tree.structure(state.opt_state[0].trace) == jax.tree.structure(state.params)
+
+
+@pytest.mark.parametrize("labels", [jnp.zeros((4, 1), jnp.int32), jnp.zeros((3,), jnp.int32)])
+def test_labels_that_would_broadcast_are_refused(labels):
+    with pytest.raises(AssertionError, match=r"rank|shape"):
+        cross_entropy(jnp.zeros((4, CLASSES)), labels)
+    graphs, state = create_state(Network(), optax.sgd(0.1))
+    with pytest.raises(AssertionError, match=r"rank|shape"):
+        train_step(state, (jnp.zeros((4, 6, 6, 3)), labels), graph=graphs.train, optimizer=optax.sgd(0.1))

@@ -1,0 +1,204 @@
+"""What a program compiled for a TPU does, read from its text: cycles, bytes and FLOPs of each operation, and its place.
+
+The TPU's compiler writes its estimate of the cycles beside most operations. They are the compiler's, not measured. It
+writes none beside native gathers and scatters, some changes of layout, and kernels in Pallas: what it leaves out is
+marked, since a sum of cycles says nothing of it.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# Not executed, or counted by what they call.
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call")
+# The group of an operation by the innermost file and function that it comes from, after what its opcode says.
+PLACES = (
+    ("data and augmentation", r"data/batches\.py"),
+    ("optimiser", r"optax/|dctps_jax/optimizers\.py|apply_updates"),
+    ("BatchNorm", r"normalization\.py"),
+    ("pooling", r"pool|halve_by"),
+    ("gathers and scatters", r"add_at|sparse_part|gathered\.py|in_rows\.py|forms\.py|dynamic\.py"),
+    ("making kernels", r"kernel_of|offset_kernel|offsets/|scaled_offset|effective_kernel|factored_offset"),
+)
+
+
+class Instruction(NamedTuple):
+    """A line of a computation."""
+
+    name: str
+    type: str
+    opcode: str
+    operands: list[str]
+    text: str
+
+    @property
+    def bytes(self) -> int:
+        return size_of(self.type)
+
+
+class Operation(NamedTuple):
+    """An operation that is executed ``times`` times in a call of the program; without an estimate it has no cycles."""
+
+    group: str
+    place: str
+    opcode: str
+    type: str
+    times: int
+    cycles: float | None
+    flops: float
+    bytes: float
+    result_bytes: int
+
+
+def size_of(type_text: str, in_memory: bool = False) -> int:
+    """Return the bytes of all arrays in the text of a type, or of those that lie in the chip's main memory (HBM)."""
+    total = 0
+    for dtype, shape, layout in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?", type_text):
+        bits = BITS.get(dtype) or int(re.sub(r"\D", "", dtype) or 0)
+        if not (in_memory and "S(" in layout):
+            total += math.prod(int(size) for size in shape.split(",") if size) * bits // 8
+    return total
+
+
+class Program:
+    """The computations of a compiled program, by name."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.entry = ""
+        for line in text.splitlines():
+            if head := re.match(r"(ENTRY )?%([\w.\-]+) \(.*\{$", line):
+                current = self.computations[head[2]] = {}
+                self.entry = head[2] if head[1] else self.entry
+            elif found := re.match(r"\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)", line):
+                name, type_text, opcode, rest = found.groups()
+                operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+                current[name] = Instruction(name, type_text, opcode, operands, line)
+        self._frames = _frames(text)
+
+    def instructions(self) -> Iterator[tuple[str, Instruction, int]]:
+        """Yield (computation, instruction, times) of all that is executed in a call."""
+        yield from self._executed(self.entry, 1)
+
+    def _executed(self, computation: str, times: int) -> Iterator[tuple[str, Instruction, int]]:
+        for instruction in self.computations[computation].values():
+            yield computation, instruction, times
+            if instruction.opcode in ("while", "conditional", "call"):
+                trips = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.text)
+                repeated = times * int(trips[1]) if trips else times
+                for name in _called(instruction.text):
+                    yield from self._executed(name, repeated)
+
+    def operations(self) -> list[Operation]:
+        """Return what takes time, the largest first."""
+        found = []
+        for computation, instruction, times in self.instructions():
+            if instruction.opcode in FREE or instruction.opcode.endswith("-done"):
+                continue
+            cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.text)
+            inner = self._inner(instruction)
+            products = [(name, op) for name, op in inner if op.opcode in ("convolution", "dot")]
+            hero = products[0][1] if products else instruction
+            frames = self.frames(hero.text) or self.frames(instruction.text)
+            operands = [self.computations[computation].get(name) for name in instruction.operands]
+            moved = size_of(instruction.type, True) + sum(size_of(op.type, True) for op in operands if op)
+            opcodes = {op.opcode for _, op in inner} | {instruction.opcode}
+            found.append(
+                Operation(
+                    _group(hero, opcodes, frames),
+                    _place(frames, hero),
+                    instruction.opcode,
+                    re.sub(r"\{[^}]*\}", "", instruction.type),
+                    times,
+                    times * int(cycles[1]) if cycles else None,
+                    times * sum(self._flops(name, op) for name, op in products),
+                    times * moved,
+                    instruction.bytes,
+                )
+            )
+        return sorted(found, key=lambda operation: -(operation.cycles or 0))
+
+    def frames(self, text: str) -> list[str]:
+        """Return the places ``file:line function`` that an instruction comes from, the innermost first."""
+        number, places = re.search(r"stack_frame_id=(\d+)", text), []
+        frame = int(number[1]) if number else 0
+        while frame:
+            place, frame = self._frames[frame]
+            places.append(place)
+        return places
+
+    def _inner(self, instruction: Instruction) -> list[tuple[str, Instruction]]:
+        """Return an instruction and what is fused into it, with the names of the computations."""
+        if instruction.opcode != "fusion":
+            return [(self.entry, instruction)]
+        (name,) = _called(instruction.text)
+        return [
+            pair
+            for inner in self.computations[name].values()
+            for pair in (self._inner(inner) if inner.opcode == "fusion" else [(name, inner)])
+        ]
+
+    def _flops(self, computation: str, product: Instruction) -> float:
+        kernel = self.computations[computation].get(product.operands[1])
+        labels = re.search(r"dim_labels=\w+_(\w+)->", product.text)
+        if kernel is None or labels is None:
+            return 0.0
+        sizes = [int(size) for size in re.findall(r"\[([\d,]*)\]", kernel.type)[0].split(",")]
+        outputs = re.findall(r"\[([\d,]*)\]", product.type)[0]
+        return 2.0 * math.prod(map(int, outputs.split(","))) * math.prod(sizes) / sizes[labels[1].index("o")]
+
+
+def _called(text: str) -> list[str]:
+    named = re.findall(r"(?:calls|body|to_apply|true_computation|false_computation)=%([\w.\-]+)", text)
+    branches = re.search(r"branch_computations=\{([^}]*)\}", text)
+    return named + (re.findall(r"%([\w.\-]+)", branches[1]) if branches else [])
+
+
+def _frames(text: str) -> dict[int, tuple[str, int]]:
+    """Return (place, number of the caller's frame or 0) by the number of each frame."""
+
+    def table(title: str, pattern: str) -> dict[int, tuple[str, ...]]:
+        part = re.search(rf"^{title}\n((?:\d.*\n)*)", text, re.MULTILINE)
+        rows = re.findall(rf"^(\d+) {pattern}", part[1] if part else "", re.MULTILINE)
+        return {int(number): tuple(fields) for number, *fields in rows}
+
+    files, functions = (table(title, '"(.*)"$') for title in ("FileNames", "FunctionNames"))
+    locations = table("FileLocations", r"\{file_name_id=(\d+) function_name_id=(\d+) line=(\d+)")
+    frames = {}
+    for number, (location, parent) in table("StackFrames", r"\{file_location_id=(\d+) parent_frame_id=(\d+)").items():
+        file, function, line = map(int, locations[int(location)])
+        place = re.sub(r".*/(?=dctps_jax/\w|optax/|flax/|benchmarks/)", "", files[file][0])
+        # The parent is written with one added: a frame without one names itself as the first.
+        frames[number] = (f"{place}:{line} {functions[function][0]}", int(parent) - 1)
+    return frames
+
+
+def _group(hero: Instruction, opcodes: set[str], frames: list[str]) -> str:
+    if hero.opcode.removesuffix("-start") in COLLECTIVES:
+        return "collectives"
+    by_place = next((group for group, pattern in PLACES if any(re.search(pattern, f) for f in frames)), "other")
+    if hero.opcode in ("convolution", "dot"):
+        if by_place in ("making kernels", "gathers and scatters"):
+            return by_place
+        labels = re.search(r"dim_labels=(\w+)_(\w+)->", hero.text)
+        if "transpose(" not in hero.text:
+            return "convolutions forward"
+        return "convolutions to kernels" if labels and labels[1][0] == "f" else "convolutions to inputs"
+    if by_place == "data and augmentation":
+        return by_place
+    if opcodes & {"gather", "scatter"}:
+        return "gathers and scatters"
+    plain = opcodes - {"fusion", "parameter", "bitcast", "tuple", "get-tuple-element", "constant"}
+    if plain <= {"copy", "copy-start", "transpose"}:
+        return "copies"
+    return by_place
+
+
+def _place(frames: list[str], hero: Instruction) -> str:
+    ours = [frame for frame in frames if frame.startswith(("dctps_jax/", "optax/"))]
+    name = re.search(r'op_name="([^"]*)"', hero.text)
+    last = name[1].rpartition("/")[2] if name else hero.opcode
+    return f"{(ours or frames or [''])[0]} {last}".strip()

@@ -1,0 +1,185 @@
+"""Compile training programs for a TPU that is not there: ``python benchmarks/tpu.py vgg19:none:1 vgg19:dct:0.001``.
+
+A case is written as for ``train_step.py``. The program is the one of a run: a dispatch of ``--steps_per_dispatch``
+steps, or the step that moves weights with ``--sparse_training``. Printed are the cycles that the TPU's compiler
+estimates for a step, in all and by group, what bounds each group, the largest operations, and what lies in memory.
+These are estimates of a compiler, not measured times. Needs ``pip install -e '.[tpu]'`` and no TPU. With ``--save
+NAME`` the figures are written to benchmarks/results/tpu_NAME.json, too.
+"""
+
+import argparse
+import os
+from collections import Counter, defaultdict
+from functools import partial
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+# Before JAX is imported: this machine's own devices are its CPU's, and no TPU is asked for its place in a pod.
+for variable, value in (("JAX_PLATFORMS", "cpu"), ("TPU_SKIP_MDS_QUERY", "1"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")):
+    os.environ.setdefault(variable, value)
+
+import jax
+import numpy as np
+from hlo import Operation, Program
+from jax.experimental import topologies
+from record import describe_run, save
+from train_step import build
+
+from dctps_jax.data.batches import ExamplesInRows, Normalization
+from dctps_jax.optimizers import make_optimizer
+from dctps_jax.pruning.dynamic import UpdateSchedule
+from dctps_jax.training import loop
+from dctps_jax.training.state import create_state
+from dctps_jax.training.step import zero_sums
+
+
+class Chip(NamedTuple):
+    """What a chip does in a cycle: FLOPs of its matrix units in bfloat16, bytes of its memory."""
+
+    hertz: float
+    flops: float
+    bytes: float
+
+
+CHIPS = {
+    "v5e": Chip(1.5e9, 197e12 / 1.5e9, 819e9 / 1.5e9),
+    "v6e": Chip(1.75e9, 918e12 / 1.75e9, 1640e9 / 1.75e9),
+}
+# A result of fewer bytes is passed over where operations without an estimate are listed.
+SMALL = 4096
+TOPOLOGIES = {1: "2x2", 4: "2x2", 16: "4x4"}
+
+
+def compile_case(name: str, arguments: argparse.Namespace) -> tuple[Any, int]:
+    """Return the compiled program of a case, and the bytes of what it trains."""
+    network, offset, density, form, method = [*name.split(":"), "compact", "auto"][:5]
+    model = build(network, None if offset == "none" else offset, float(density), form, method, arguments)
+    topology = topologies.get_topology_desc(
+        topology_name=f"{arguments.chip}:{TOPOLOGIES[arguments.chips]}", platform="tpu"
+    )
+    placement = loop.place_on(topology.devices[: arguments.chips])
+    optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=network.startswith("fixup"))
+    graphs, state = create_state(model, optimizer, placement.axis_name)
+    shape, count, moving = (arguments.image_size, arguments.image_size, 3), arguments.images, arguments.sparse_training
+    spec = loop.StepSpec(
+        batch_size=arguments.batch_size,
+        eval_batch_size=arguments.batch_size,
+        steps_per_epoch=count // arguments.batch_size,
+        steps_per_dispatch=arguments.steps_per_dispatch,
+        normalization=Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        augmented=True,
+        seed=0,
+        sparse_training=moving,
+        updates=None if moving == "static" else UpdateSchedule(100, 1000, 0.3),
+    )
+    setup = loop.Setup(spec, graphs, optimizer, placement)
+    images = jax.ShapeDtypeStruct((count, int(np.prod(shape))), np.uint8)
+    train = ExamplesInRows(images, jax.ShapeDtypeStruct((count,), np.int32), shape)
+    rows = jax.ShapeDtypeStruct((count,), np.int32)
+    given = placement.abstract((state, zero_sums(max(1, len(graphs.counts))), train, rows))
+    if moving == "static":
+        program = partial(loop.take_steps, num_steps=spec.steps_per_dispatch, setup=setup)
+    else:
+        program = partial(loop.update_masks, setup=setup)
+        given = *given, placement.abstract(np.zeros(len(graphs.counts), np.int32))
+    return placement.compile(program, given, (0, 1)), sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+
+
+def figures_of(name: str, compiled: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of a compiled program, of a step: its cycles by group, the largest operations, its memory."""
+    program, chip = Program(compiled.as_text()), CHIPS[arguments.chip]
+    steps = arguments.steps_per_dispatch if arguments.sparse_training == "static" else 1
+    operations, memory = program.operations(), compiled.memory_analysis()
+    groups: dict[str, list[Operation]] = defaultdict(list)
+    for operation in operations:
+        groups[operation.group].append(operation)
+    return {
+        "case": name,
+        "dtype": arguments.dtype,
+        "chip": arguments.chip,
+        "chips": arguments.chips,
+        "sparse_training": arguments.sparse_training,
+        "megacycles": sum(operation.cycles or 0 for operation in operations) / steps / 1e6,
+        "groups": {group: summary(of_group, chip, steps) for group, of_group in sorted(groups.items())},
+        "largest": [
+            {"megacycles": (op.cycles or 0) / steps / 1e6, "group": op.group, "place": op.place, "type": op.type}
+            for op in operations[:10]
+        ],
+        "without_estimate": [
+            {"opcode": op.opcode, "place": op.place, "type": op.type, "times": op.times / steps}
+            for op in operations
+            if op.cycles is None and op.result_bytes >= SMALL and not op.opcode.endswith("-start")
+        ],
+        "flops": sum(operation.flops for operation in operations) / steps,
+        "bytes": sum(operation.bytes for operation in operations) / steps,
+        "hbm_arguments": memory.argument_size_in_bytes,
+        "hbm_temporaries": memory.temp_size_in_bytes,
+        "largest_result_bytes": max(op.result_bytes for op in operations),
+        "collective_bytes": [op.result_bytes for op in groups.get("collectives", [])],
+    }
+
+
+def summary(operations: list[Operation], chip: Chip, steps: int) -> dict[str, Any]:
+    """Return the cycles of a group, and which of its bounds is the nearest: matrix unit, memory or vector unit."""
+    cycles, flops, moved = (sum(op[field] or 0 for op in operations) / steps for field in (5, 6, 7))
+    shares = {"matrix unit": flops / chip.flops, "memory": moved / chip.bytes}
+    bound = max(shares, key=lambda unit: shares[unit])
+    # What neither of them explains is the vector unit's, or latency.
+    return {
+        "megacycles": cycles / 1e6,
+        "bound": bound if shares[bound] > cycles / 2 else "vector unit",
+        "megacycles_at_peak": {unit: share / 1e6 for unit, share in shares.items()},
+    }
+
+
+def report(case: dict[str, Any], hertz: float) -> str:
+    """Return the figures of a case as text."""
+    total = case["megacycles"]
+    lines = [
+        f"{case['case']}, {case['dtype']}, {case['chips']} × {case['chip']}, {case['sparse_training']}: "
+        f"{total:.3f} Mcycles ({1e9 * total / hertz:.3f} ms), {case['flops'] / 1e9:,.1f} GFLOP, "
+        f"{case['bytes'] / 1e6:,.0f} MB moved, HBM {case['hbm_arguments'] / 1e6:,.0f} MB arguments and "
+        f"{case['hbm_temporaries'] / 1e6:,.0f} MB temporaries"
+    ]
+    for group, of_group in sorted(case["groups"].items(), key=lambda pair: -pair[1]["megacycles"]):
+        share = of_group["megacycles"] / total
+        lines.append(f"  {group:24} {of_group['megacycles']:8.3f}  {share:6.1%}  {of_group['bound']}")
+    lines += [f"    {op['megacycles']:8.4f} {op['group']}: {op['place']} {op['type'][:70]}" for op in case["largest"]]
+    if case["without_estimate"]:
+        places = Counter(f"{op['place']} {op['type']}" for op in case["without_estimate"])
+        lines.append(f"  without an estimate, not in the sums: {sum(places.values())} operations, the most frequent:")
+        lines += [f"    {count} × {place[:130]}" for place, count in places.most_common(5)]
+    if case["collective_bytes"]:
+        lines.append(f"  bytes of each collective: {case['collective_bytes']}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cases", nargs="+", help="e.g. vgg19:none:1 vgg19:dct:0.001 vgg19:dct:0.001:compact:autodiff")
+    parser.add_argument("--chip", default="v5e", choices=tuple(CHIPS))
+    parser.add_argument("--chips", type=int, default=1, choices=tuple(TOPOLOGIES))
+    parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="of the computation")
+    parser.add_argument("--batch_size", type=int, default=128, help="of all chips together")
+    parser.add_argument("--num_classes", type=int, default=10)
+    parser.add_argument("--image_size", type=int, default=32)
+    parser.add_argument("--images", type=int, default=50_000, help="in the data set")
+    parser.add_argument("--steps_per_dispatch", type=int, default=1)
+    parser.add_argument("--sparse_training", default="static", choices=("static", "rigl", "set"))
+    parser.add_argument("--text", default="", help="also write the compiled program of the last case to this file")
+    parser.add_argument("--save", default="", help="write benchmarks/results/tpu_NAME.json")
+    arguments = parser.parse_args()
+    cases = []
+    for name in arguments.cases:
+        compiled, parameter_bytes = compile_case(name, arguments)
+        cases.append(figures_of(name, compiled, arguments) | {"parameter_bytes": parameter_bytes})
+        print(report(cases[-1], CHIPS[arguments.chip].hertz), flush=True)
+        if arguments.text:
+            with open(arguments.text, "w") as file:
+                file.write(compiled.as_text())
+        saved = describe_run(arguments) | {"libtpu": version("libtpu"), "cases": cases}
+        save(f"tpu_{arguments.save}" if arguments.save else "", saved)
+
+
+if __name__ == "__main__":
+    main()

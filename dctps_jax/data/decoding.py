@@ -1,0 +1,58 @@
+"""Image files that come one after the other, out of a container, as one part of a data set."""
+
+from collections.abc import Iterator
+from itertools import chain, islice
+
+import numpy as np
+
+from dctps_jax.data.dataset import DecodedPart, Options
+from dctps_jax.data.images import check_size, decode_image
+from dctps_jax.errors import UserError
+
+_BLOCK = 64
+
+
+def decode_part(
+    files: Iterator[tuple[str, bytes]], labels: np.ndarray, options: Options, advice: str, size: int = 0
+) -> DecodedPart:
+    """Returns a part whose images are decoded as they are asked for; `files` gives the place and content of each.
+
+    They keep their size, that of the first one, and need not be square; with `options.image_size` they are resized to
+    it. Raises UserError for a file that is no image, and, ending with `advice`, for one of another size than the first
+    and, unless it is 0, than `size` pixels square.
+    """
+
+    def decode(where: str, data: bytes) -> np.ndarray:
+        image = decode_image(data, where, max_pixels=options.max_pixels, resize_to=options.image_size, fit=options.fit)
+        return image if options.channels == 3 else as_grey(image)
+
+    first_place, first_data = next(files)
+    first = decode(first_place, first_data)
+    if size:
+        check_size(first, first_place, size, advice)
+
+    def images() -> Iterator[np.ndarray]:
+        yield first
+        for where, data in files:
+            image = decode(where, data)
+            if size:
+                check_size(image, where, size, advice)
+            if image.shape != first.shape:
+                sizes = " and ".join(f"{width} x {height}" for height, width, _ in (image.shape, first.shape))
+                raise UserError(f"{where} and {first_place} are {sizes} pixels; {advice}")
+            yield image
+
+    def blocks() -> Iterator[np.ndarray]:
+        decoded = images()
+        for image in decoded:
+            yield np.stack(list(chain([image], islice(decoded, _BLOCK - 1))))
+
+    height, width, channels = first.shape
+    return DecodedPart(labels, height if height == width else (height, width), blocks(), channels)
+
+
+def as_grey(image: np.ndarray) -> np.ndarray:
+    """Returns an RGB image as one channel, [height, width, 1]: what its greys are, or else their luma (ITU-R 601)."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).convert("L"))[..., None]

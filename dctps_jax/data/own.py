@@ -1,0 +1,82 @@
+"""Images of the user's own: what a function returns, and arrays in an `.npz` file."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dctps_jax.data.dataset import Dataset
+from dctps_jax.errors import UserError
+from dctps_jax.npz import read_npz
+from dctps_jax.own import call
+
+_FIELD = "config.data.name"
+_CONTRACT = "((train_images, train_labels), (test_images, test_labels)) or a dctps_jax.data.Dataset"
+# The names that Keras gives to its files come second.
+_ARRAYS = (
+    ("train_images", "x_train"),
+    ("train_labels", "y_train"),
+    ("test_images", "x_test"),
+    ("test_labels", "y_test"),
+)
+
+
+def load_own(path: str, folder: str, image_size: int, seed: int) -> Dataset:
+    """Calls the function at an import path with those of `dir`, `image_size` and `seed` that it takes.
+
+    It returns uint8 images [n, height, width, channels] and integer labels as `((train_images, train_labels),
+    (test_images, test_labels))`, or a `Dataset`. Raises UserError where it fails or returns something else.
+    """
+    found = call(_FIELD, path, {"dir": folder, "image_size": image_size, "seed": seed}, {})
+    if isinstance(found, Dataset):
+        return found
+    try:
+        (train_images, train_labels), (test_images, test_labels) = found
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{_FIELD} is {path!r}, which returns {type(found).__name__}; it must return {_CONTRACT}."
+        ) from error
+    return make_dataset(path, *map(np.asarray, (train_images, train_labels, test_images, test_labels)))
+
+
+def load_npz(path: Path) -> Dataset:
+    """Reads the arrays train_images, train_labels, test_images, test_labels and, if there, class_names of a file.
+
+    Raises UserError for a missing or damaged file, and for one without these arrays.
+    """
+    content = "the arrays train_images, train_labels, test_images, test_labels and, if you like, class_names"
+    found = read_npz(path, content)
+    names = [next((name for name in names if name in found), "") for names in _ARRAYS]
+    if "" in names:
+        raise UserError(f"{path} holds {', '.join(found) or 'nothing'}; it should hold {content}.")
+    class_names = tuple(map(str, found["class_names"])) if "class_names" in found else ()
+    train_images, train_labels, test_images, test_labels = (found[name] for name in names)
+    return make_dataset(path.name, train_images, train_labels, test_images, test_labels, class_names)
+
+
+def make_dataset(
+    name: str,
+    train_images: np.ndarray,
+    train_labels: np.ndarray,
+    test_images: np.ndarray,
+    test_labels: np.ndarray,
+    class_names: tuple[str, ...] = (),
+) -> Dataset:
+    """Returns the `Dataset` of four arrays. Grey images may lack the axis of channels, labels are integers of any type.
+
+    Without `class_names` a class is called by its label. Raises UserError for other arrays.
+    """
+    labels = {"train_labels": train_labels, "test_labels": test_labels}
+    for part, array in labels.items():
+        if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+            raise UserError(
+                f"data set '{name}': {part} is {array.dtype} {list(array.shape)}, but has to be integers [n], the "
+                "number of a class from 0 for each image."
+            )
+        if array.size and max(abs(int(array.min())), int(array.max())) >= 2**31:
+            raise UserError(f"data set '{name}': {part} runs to {array.max()}; number the classes from 0.")
+    if not class_names:
+        class_names = tuple(map(str, range(1 + max(int(array.max(initial=-1)) for array in labels.values()))))
+    images: Any = [array[..., None] if array.ndim == 3 else array for array in (train_images, test_images)]
+    train, test = (array.astype(np.int32) for array in labels.values())
+    return Dataset(name, images[0], train, images[1], test, class_names)

@@ -1,0 +1,135 @@
+"""A network of the user's own: built by the function that ``model.name`` imports, its plain layers converted."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dctps_jax.conversion import convert
+from dctps_jax.data.dataset import Size, height_and_width
+from dctps_jax.errors import UserError
+from dctps_jax.layers import prunable_layers
+from dctps_jax.own import as_options, blaming, call
+from dctps_jax.runs.summary import environment
+from dctps_jax.seeds import stream
+
+FIELD = "config.model.name"
+
+
+def build_own_network(
+    config: Any, num_classes: int, image_size: Size, channels: int, supports: Mapping[str, np.ndarray] | None = None
+) -> nnx.Module:
+    """Return the network that the user's function makes, with DCT plus Sparse layers, and with ``supports`` in them.
+
+    A network that has such layers stays as it is. Otherwise every ``nnx.Conv`` and ``nnx.Linear`` is converted, but for
+    those that ``config.model.exclude`` names.
+
+    Raises :class:`~dctps_jax.errors.UserError` where the function fails, returns no module, or one that does not map
+    images to logits or that changes other variables than parameters, statistics and random streams.
+    """
+    made = _make(config, num_classes, image_size, channels)
+    _trace(config, made, num_classes, image_size, channels)
+    if prunable_layers(made):
+        _check_settings(config, made)
+        model = made
+    else:
+        settings = {"offset": config.model.offset, "alpha_trainable": config.model.alpha_trainable}
+        model = convert(made, density=1.0, exclude=config.model.exclude, **settings)
+    layers = prunable_layers(model)
+    for path, support in (supports or {}).items():
+        layers[path].set_support(support)
+    return model
+
+
+def describe_program(config: Any, num_classes: int, image_size: Size, channels: int) -> dict[str, str]:
+    """Return a digest of what the user's network computes before its layers are converted, and the versions it is of.
+
+    Comments, names and initial weights do not change it.
+    """
+    made = _make(config, num_classes, image_size, channels)
+    text = re.sub("0x[0-9a-f]+", "", _trace(config, made, num_classes, image_size, channels))  # addresses of functions
+    versions = {name: version for name, version in environment().items() if name != "device"}
+    return {"digest": hashlib.sha256(text.encode()).hexdigest(), **versions}
+
+
+def check_same_program(workdir: Path, known: Mapping[str, str] | None, now: Mapping[str, str]) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a run whose network has become another one.
+
+    ``known`` is what its checkpoint says. Programs of different versions of the packages are not compared.
+    """
+    if known and known != now and {**known, "digest": ""} == {**now, "digest": ""}:
+        raise UserError(
+            f"--workdir {workdir} belongs to a run of another network: the function that {FIELD} names has changed, "
+            "and its network computes something else now; put back the code that the run began with, or choose "
+            "another directory"
+        )
+
+
+def _make(config: Any, num_classes: int, image_size: Size, channels: int) -> nnx.Module:
+    path = config.model.name
+    offered = {
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "channels": channels,
+        "offset": config.model.offset,
+        "rngs": nnx.Rngs(stream(config.seed, "init")),
+    }
+    made = call(FIELD, path, offered, as_options(config.model.options))
+    if not isinstance(made, nnx.Module):
+        raise UserError(f"{FIELD} is {path!r}, which returns {type(made).__name__}; it must return an nnx.Module")
+    return made
+
+
+def _check_settings(config: Any, model: nnx.Module) -> None:
+    """Refuse settings of the conversion where there is none: the results would be reported under them."""
+    offsets = {layer.offset.name if layer.offset else None for layer in prunable_layers(model).values()}
+    if config.model.offset not in offsets:
+        raise UserError(
+            f"config.model.offset is {config.model.offset!r}, but the layers of {config.model.name} have "
+            f"{', '.join(map(repr, offsets))}; give the function an argument `offset` and hand it to the layers"
+        )
+    if config.model.exclude or not config.model.alpha_trainable:
+        raise UserError(
+            f"config.model.exclude and config.model.alpha_trainable are for plain layers, but {config.model.name} has "
+            "DCT plus Sparse layers already; set it there, e.g. by config.model.options"
+        )
+
+
+def _trace(config: Any, model: nnx.Module, num_classes: int, image_size: Size, channels: int) -> str:
+    """Return the program of the network in training; nothing is computed. Check what it returns and changes."""
+    path, shape = config.model.name, (2, *height_and_width(image_size), channels)
+    kept = (nnx.Param, nnx.BatchStat, nnx.RngState, nnx.Intermediate)
+    changed = []
+
+    def forward(state: Any, images: jax.Array) -> Any:
+        copy: Any = nnx.merge(graph, state)
+        before = {place: variable[...] for place, variable in nnx.to_flat_state(nnx.state(copy))}
+        logits = copy(images)
+        for place, variable in nnx.to_flat_state(nnx.state(copy)):
+            if not isinstance(variable, kept) and before.get(place) is not variable[...]:
+                changed.append(f"{'.'.join(map(str, place))} ({type(variable).__name__})")
+        return logits
+
+    with blaming(f"{FIELD} is {path!r}, whose network fails on images of shape {list(shape)}"):
+        model.train()
+        graph, state = nnx.split(model)
+        images = jax.ShapeDtypeStruct(shape, jnp.float32)
+        program, logits = jax.make_jaxpr(forward, return_shape=True)(state, images)
+    if getattr(logits, "shape", None) != (shape[0], num_classes):
+        found = list(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
+        raise UserError(
+            f"{FIELD} is {path!r}, whose network returns {found} for images of shape {list(shape)}; it must return "
+            f"logits of shape {[shape[0], num_classes]}"
+        )
+    if changed:
+        raise UserError(
+            f"{FIELD} is {path!r}, whose network changes {changed[0]} when it is called; a run keeps nnx.Param, "
+            "nnx.BatchStat and random streams only: make it an nnx.BatchStat"
+        )
+    return str(program)

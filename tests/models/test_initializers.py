@@ -1,0 +1,36 @@
+"""Initial kernels are those of Flax's own initialisers, bit for bit."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dctps_jax.models.initializers import INITIALIZERS
+
+scaling = partial(nnx.initializers.variance_scaling, distribution="normal")
+FLAX = {
+    "kaiming_normal": scaling(2.0, "fan_in"),
+    "kaiming_normal_fan_out": scaling(2.0, "fan_out"),
+    "xavier_normal": scaling(1.0, "fan_avg"),
+}
+
+
+@pytest.mark.parametrize("name", FLAX)
+@pytest.mark.parametrize("shape", [(7, 3), (5, 5, 6, 16), (3, 3, 1, 24), (1, 1, 300, 256)])
+def test_normals(name, shape):
+    for dtype in (jnp.float32, jnp.float64):
+        with jax.enable_x64(dtype == jnp.float64):
+            found = INITIALIZERS[name](jax.random.key(3), shape, dtype)
+            np.testing.assert_array_equal(found, FLAX[name](jax.random.key(3), shape, dtype), strict=True)
+
+
+def test_a_network_draws_few_lengths_of_numbers(caplog):
+    shapes = [(3, 3, 16, 32), (1, 1, 64, 32), (400, 120), (5, 5, 6, 16)]
+    with jax.log_compiles():
+        for shape in shapes:
+            INITIALIZERS["kaiming_normal"](jax.random.key(0), shape, jnp.float16)
+    drawn = [text for text in caplog.messages if text.startswith("Compiling jit(_normal)")]
+    assert len(drawn) == 1, drawn

@@ -1,0 +1,235 @@
+"""Networks and images of the user's own go through all programs: train, resume, export, predict."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from dctps_jax import export
+from dctps_jax.cli import predict
+from dctps_jax.config import check_config
+from dctps_jax.defaults import get_config
+from dctps_jax.errors import UserError
+from dctps_jax.runs.fields import check_results
+from dctps_jax.training.run import run
+from dctps_jax.training.signals import Stopped, StopSignals
+from examples.own_network import experiment
+from tests.commands import call
+from tests.small_runs import assert_same_end, rows
+
+NETWORKS = """
+import jax.numpy as jnp
+from flax import nnx
+from dctps_jax import DCTpSLinear
+
+class Net(nnx.Module):
+    def __init__(self, num_classes, image_size, channels, rngs, width=8, rate=0.5):
+        self.conv = nnx.Conv(channels, width, (3, 3), rngs=rngs)
+        self.dropout = nnx.Dropout(rate, rngs=rngs)
+        self.head = nnx.Linear(width, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.dropout(nnx.relu(self.conv(x))).mean((1, 2)))
+
+class Linear(nnx.Module):
+    def __init__(self, num_classes, image_size, channels, offset, rngs):
+        self.head = DCTpSLinear(image_size[0] * image_size[1] * channels, num_classes, offset=offset, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(x.reshape(len(x), -1))
+
+class Counting(Net):
+    def __init__(self, num_classes, rngs):
+        super().__init__(num_classes, 6, 1, rngs)
+        self.calls = nnx.Variable(jnp.zeros(()))
+
+    def __call__(self, x):
+        self.calls[...] += 1
+        return super().__call__(x)
+
+def features(rngs):
+    return nnx.Conv(1, 3, (3, 3), rngs=rngs)
+
+def nothing(**arguments):
+    return None
+
+def failing(num_classes):
+    raise RuntimeError("no such weather")
+"""
+DATA = """
+import numpy as np
+
+def part(count, seed):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 2, count)
+    images = random.integers(0, 100, (count, 6, 4, 1)) + 100 * labels[:, None, None, None]
+    return images.astype(np.uint8), labels
+
+def load(seed):
+    return part(40, seed), part(20, seed + 100)
+
+def floats(dir, image_size):
+    return (np.zeros((4, 2, 2, 3)), np.zeros(4, int)), (np.zeros((4, 2, 2, 3)), np.zeros(4, int))
+
+def one():
+    return 1
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder that a user works in, with modules of their own."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "networks.py").write_text(NETWORKS)
+    (tmp_path / "mine" / "images.py").write_text(DATA)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    forget("mine")
+
+
+def forget(*packages):
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        del sys.modules[name]
+
+
+def config_of(network="mine.networks:Net", images="mine.images:load", **fields):
+    config = get_config()
+    config.num_epochs, config.batch_size, config.tensorboard = 2, 8, False
+    config.model.name, config.data.name = network, images
+    config.data.augment = False
+    config.execution.keep_memory = False
+    config.pruning.density = 0.5
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
+def message_of(**fields):
+    with pytest.raises(UserError) as caught:
+        check_config(config_of(**fields))
+        run(config_of(**fields), Path("refused"))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class StopAt(StopSignals):
+    """Asks the run to stop as soon as it looks, after it has saved nothing yet or `step` steps."""
+
+    def __init__(self, looks):
+        super().__init__(ends_process=False)
+        self.looks = looks
+
+    @property
+    def number(self):
+        self.looks -= 1
+        return 2 if self.looks < 0 else None
+
+    @number.setter
+    def number(self, value):
+        pass
+
+
+@pytest.mark.usefixtures("folder", "small")
+def test_a_network_with_dropout_resumes_bit_for_bit_and_is_exported(capsys):
+    results = run(config_of(model__options=(("width", 6),), model__exclude=("head",)), Path("whole"))
+    check_results(results)
+    out = capsys.readouterr().out
+    assert "Linear  " in out and "left: excluded" in out and "parameters are trained" in out
+    # conv: 54 weights, 27 of them trained, 6 biases and α; head: 14 of 14.
+    assert results["density_of_all_parameters"] == pytest.approx((27 + 6 + 1 + 14) / (54 + 6 + 14))
+    assert results["data"]["image_size"] == [6, 4] and len(results["data"]["mean"]) == 1
+    with pytest.raises(Stopped):
+        run(config_of(model__options=(("width", 6),), model__exclude=("head",)), Path("parts"), StopAt(3))
+    run(config_of(model__options=(("width", 6),), model__exclude=("head",)), Path("parts"))
+    assert_same_end(Path("parts"), Path("whole"))
+    # Without dropout, other losses: it was in use.
+    run(config_of(model__options=(("width", 6), ("rate", 0.0)), model__exclude=("head",)), Path("plain"))
+    assert rows(Path("plain"))[0]["train_loss"] != rows(Path("whole"))[0]["train_loss"]
+
+    assert call(export.main, "whole", "--output", "net.safetensors").code == 0
+    Image.fromarray(np.full((12, 8), 30, np.uint8)).save("dark.png")
+    unasked = call(predict.main, "net.safetensors", "dark.png")
+    assert unasked.code == 2 and "--network mine.networks:Net" in unasked.err
+    done = call(predict.main, "net.safetensors", "dark.png", "--network", "mine.networks:Net")
+    assert done.code == 0 and done.out.startswith("dark.png: ")
+    _, model = export.read_exported("net.safetensors", "mine.networks:Net")
+    assert model(jnp.zeros((1, 6, 4, 1))).shape == (1, 2)
+
+
+@pytest.mark.usefixtures("folder", "small")
+def test_changed_code_does_not_go_on():
+    with pytest.raises(Stopped):
+        run(config_of(), Path("run"), StopAt(2))
+    edit = Path("mine/networks.py").read_text
+    before = edit()
+    changes = {
+        "nnx.relu(self.conv(x))": ("nnx.gelu(self.conv(x))", "computes something else now"),
+        "width=8": ("width=9", "another network"),
+    }
+    for old, (new, words) in changes.items():
+        Path("mine/networks.py").write_text(before.replace(old, new))
+        forget("mine")
+        with pytest.raises(UserError, match=words):
+            run(config_of(), Path("run"))
+    Path("mine/networks.py").write_text("# A comment changes nothing.\n" + before)
+    forget("mine")
+    run(config_of(), Path("run"))
+
+
+@pytest.mark.usefixtures("folder", "small")
+def test_a_network_with_layers_of_its_own_and_images_that_change(capsys):
+    settings = {"network": "mine.networks:Linear", "pruning__method": "snip", "num_epochs": 1, "data__augment": True}
+    run(config_of(**settings, num_seeds=2), Path("seeds"))
+    assert "K = α·D + M⊙S, 24 weights" in capsys.readouterr().out
+    digests = [json.loads((Path("seeds") / f"seed_{seed}/data.json").read_text())["fingerprint"] for seed in (0, 1)]
+    assert digests[0] != digests[1]  # the function draws other images for another seed
+    with pytest.raises(Stopped):
+        run(config_of(**settings), Path("run"), StopAt(2))
+    Path("mine/images.py").write_text(DATA.replace("100 * labels", "99 * labels"))
+    forget("mine")
+    with pytest.raises(UserError, match="belongs to a run on other data: the content of images"):
+        run(config_of(**settings), Path("run"))
+
+
+@pytest.mark.usefixtures("folder", "small")
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ({"network": "mine.nets:Net"}, ["config.model.name is 'mine.nets:Net'", "no module 'mine.nets'"]),
+        ({"network": "mine.networks:Nat"}, ["mine.networks has no function 'Nat'"]),
+        ({"network": "mine.networks"}, ["config.model.name is 'mine.networks'", "my_package.my_module:my_function"]),
+        ({"network": "mine.networks:nothing"}, ["returns NoneType", "nnx.Module"]),
+        ({"network": "mine.networks:failing"}, ["RuntimeError: no such weather", "line 38 of", "networks.py"]),
+        ({"network": "mine.networks:features"}, ["returns [2, 6, 4, 3] for images of shape [2, 6, 4, 1]", "[2, 2]"]),
+        ({"network": "mine.networks:Counting"}, ["changes calls (Variable)", "nnx.BatchStat"]),
+        (
+            {"model__options": (("depth", 3),)},
+            ["no argument 'depth'", "num_classes, image_size, channels, rngs"],
+        ),
+        ({"model__options": ("depth",)}, ["config.model.options", "(name, value) pairs"]),
+        ({"model__dtype": "bfloat16"}, ["config.model.dtype is 'bfloat16'", "model.options"]),
+        ({"model__exclude": ("haed",)}, ["no layer matches 'haed'", "conv, head"]),
+        ({"network": "mine.networks:Linear", "model__exclude": ("head",)}, ["DCT plus Sparse layers already"]),
+        ({"network": "lenet", "model__options": (("depth", 3),)}, ["config.model.options", "lenet has none"]),
+        ({"images": "mine.images:one"}, ["returns int", "(train_images, train_labels)"]),
+        ({"images": "mine.images:floats"}, ["train_images is float64 [4, 2, 2, 3]", "uint8"]),
+        ({"images": "mine.pictures:load"}, ["config.data.name is 'mine.pictures:load'", "no module"]),
+        ({"data__mean": (0.5, 0.5, 0.5), "data__std": (1.0, 1.0, 1.0)}, ["config.data.mean", "1 channels"]),
+    ],
+)
+def test_mistakes(fields, parts):
+    message = message_of(**fields)
+    for part in parts:
+        assert part in message, message
+    assert not Path("refused/config.json").exists()
+
+
+@pytest.mark.usefixtures("small")
+def test_the_example(tmp_path):
+    config = experiment.get_config()
+    config.num_epochs, config.tensorboard, config.execution.keep_memory = 5, False, False
+    assert run(config, tmp_path / "mixer")["test_accuracy_final"] > 0.6
