@@ -68,7 +68,7 @@ class Program:
 
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}
-        self.entry = ""
+        self.entry, current = "", {}
         for line in text.splitlines():
             if head := re.match(r"(ENTRY )?%([\w.\-]+) \(.*\{$", line):
                 current = self.computations[head[2]] = {}

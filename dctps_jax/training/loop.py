@@ -91,7 +91,7 @@ def place_on_all_devices() -> Placement:
     return place_on(jax.devices())
 
 
-def place_on(devices: Sequence[jax.Device]) -> Placement:
+def place_on(devices: Sequence[Any]) -> Placement:
     """Return the placement for data-parallel training over ``devices``: what programs are traced and compiled for."""
     # Auto axes: with explicit ones, the gathers of the random crop would each need a sharding of their own.
     mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
