@@ -97,10 +97,8 @@ class Program:
         found = []
         for computation, instruction, times in self.instructions():
             # Custom calls other than Pallas's kernels are views and allocations.
-            is_free = instruction.opcode in (
-                FREE if '"tpu_custom_call"' in instruction.text else (*FREE, "custom-call")
-            )
-            if is_free or instruction.opcode.endswith("-done"):
+            is_view = instruction.opcode == "custom-call" and '"tpu_custom_call"' not in instruction.text
+            if is_view or instruction.opcode in FREE or instruction.opcode.endswith("-done"):
                 continue
             cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.text)
             inner = self._inner(instruction)
