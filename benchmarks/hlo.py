@@ -68,7 +68,7 @@ class Program:
 
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}
-        self.entry = ""
+        self.entry, current = "", {}
         for line in text.splitlines():
             if head := re.match(r"(ENTRY )?%([\w.\-]+) \(.*\{$", line):
                 current = self.computations[head[2]] = {}
@@ -96,7 +96,9 @@ class Program:
         """Return what takes time, the largest first."""
         found = []
         for computation, instruction, times in self.instructions():
-            if instruction.opcode in FREE or instruction.opcode.endswith("-done"):
+            # Custom calls other than Pallas's kernels are views and allocations.
+            is_view = instruction.opcode == "custom-call" and '"tpu_custom_call"' not in instruction.text
+            if is_view or instruction.opcode in FREE or instruction.opcode.endswith("-done"):
                 continue
             cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.text)
             inner = self._inner(instruction)
@@ -104,8 +106,13 @@ class Program:
             hero = products[0][1] if products else instruction
             frames = self.frames(hero.text) or self.frames(instruction.text)
             operands = [self.computations[computation].get(name) for name in instruction.operands]
-            moved = size_of(instruction.type, True) + sum(size_of(op.type, True) for op in operands if op)
             opcodes = {op.opcode for _, op in inner} | {instruction.opcode}
+            read = [size_of(op.type, True) for op in operands if op]
+            if opcodes & {"gather", "dynamic-slice", "slice", "dynamic-update-slice"}:
+                read = [min(size, instruction.bytes) for size in read]  # not all of what it picks from
+            moved = size_of(instruction.type, True) + sum(read)
+            if instruction.opcode.endswith("-start"):  # its type names operand, result and a number
+                moved = size_of(re.findall(r"\w+\[[\d,]*\]", instruction.type)[-2:][0])
             found.append(
                 Operation(
                     _group(hero, opcodes, frames),
@@ -179,6 +186,8 @@ def _frames(text: str) -> dict[int, tuple[str, int]]:
 def _group(hero: Instruction, opcodes: set[str], frames: list[str]) -> str:
     if hero.opcode.removesuffix("-start") in COLLECTIVES:
         return "collectives"
+    if frames and "dctps_jax/kernels.py" in frames[0]:
+        return "making kernels"  # all layers are called from there; here it is the place itself
     by_place = next((group for group, pattern in PLACES if any(re.search(pattern, f) for f in frames)), "other")
     if hero.opcode in ("convolution", "dot"):
         if by_place in ("making kernels", "gathers and scatters"):

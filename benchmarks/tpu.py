@@ -73,8 +73,9 @@ def compile_case(name: str, arguments: argparse.Namespace) -> tuple[Any, int]:
         updates=None if moving == "static" else UpdateSchedule(100, 1000, 0.3),
     )
     setup = loop.Setup(spec, graphs, optimizer, placement)
-    images = jax.ShapeDtypeStruct((count, int(np.prod(shape))), np.uint8)
-    train = ExamplesInRows(images, jax.ShapeDtypeStruct((count,), np.int32), shape)
+    images: Any = jax.ShapeDtypeStruct((count, int(np.prod(shape))), np.uint8)
+    labels: Any = jax.ShapeDtypeStruct((count,), np.int32)
+    train = ExamplesInRows(images, labels, shape)
     rows = jax.ShapeDtypeStruct((count,), np.int32)
     given = placement.abstract((state, zero_sums(max(1, len(graphs.counts))), train, rows))
     if moving == "static":
@@ -121,7 +122,8 @@ def figures_of(name: str, compiled: Any, arguments: argparse.Namespace) -> dict[
 
 def summary(operations: list[Operation], chip: Chip, steps: int) -> dict[str, Any]:
     """Return the cycles of a group, and which of its bounds is the nearest: matrix unit, memory or vector unit."""
-    cycles, flops, moved = (sum(op[field] or 0 for op in operations) / steps for field in (5, 6, 7))
+    counts = ((operation.cycles or 0, operation.flops, operation.bytes) for operation in operations)
+    cycles, flops, moved = (sum(of_all) / steps for of_all in zip(*counts, strict=True))
     shares = {"matrix unit": flops / chip.flops, "memory": moved / chip.bytes}
     bound = max(shares, key=lambda unit: shares[unit])
     # What neither of them explains is the vector unit's, or latency.

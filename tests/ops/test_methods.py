@@ -1,5 +1,6 @@
 """The registry of methods."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -55,13 +56,12 @@ def test_a_kernel_is_made_in_the_dtype_of_the_inputs(dtype, offset):
     work = WORKS[0]._replace(offset=offset)
     support = jnp.arange(0, 200, 10)
     values, alpha = jnp.linspace(-1, 1, len(support)), None if offset is None else jnp.float32(0.7)
-    arrays = values, alpha, support
-    kernel = kernel_of(work, *arrays, dtype)
+    kernel = kernel_of(work, values, alpha, support, dtype)
     exact = np.zeros(work.num_weights) if offset is None else 0.7 * np.asarray(work.offset_kernel(jnp.float32)).ravel()
     exact[np.asarray(support)] += np.asarray(values)
     # α·D, the value and their sum are rounded: three times half an epsilon of at most 1 + 0.7.
     np.testing.assert_allclose(np.asarray(kernel, np.float64).ravel(), exact, atol=2.6 * float(jnp.finfo(dtype).eps))
-    program = str(jax.make_jaxpr(lambda *arrays: kernel_of(work, *arrays, dtype))(*arrays))
+    program = str(jax.make_jaxpr(partial(kernel_of, work, dtype=dtype))(values, alpha, support))
     (scatter,) = [line for line in program.splitlines() if "scatter-add" in line]
     assert f"{jnp.dtype(dtype).name.replace('float', 'f')}[" in scatter.replace("bfloat", "bf")
 
