@@ -167,7 +167,7 @@ def read_exported(file: Path | str, network: str | None = None) -> tuple[Descrip
 
 
 def _build(file: Path, description: Description, tensors: dict[str, np.ndarray], network: str | None) -> nnx.Module:
-    config = ConfigDict(description.config)
+    config: Any = ConfigDict(description.config)
     named = config.model.name
     if is_import_path(named) and network is None:
         raise UserError(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax import contrib
 
@@ -200,7 +201,7 @@ def reduce_on_plateau(settings: Any, steps_per_epoch: int) -> optax.GradientTran
 def rate_scale(opt_state: Any) -> float:
     """Return what a plateau has multiplied the learning rate by so far."""
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, contrib.ReduceLROnPlateauState))
-    scales = [float(node.scale) for node in nodes if isinstance(node, contrib.ReduceLROnPlateauState)]
+    scales = [np.asarray(node.scale).item() for node in nodes if isinstance(node, contrib.ReduceLROnPlateauState)]
     return scales[0] if scales else 1.0
 
 

@@ -129,7 +129,7 @@ class StopAt(StopSignals):
         return 2 if self.looks < 0 else None
 
     @number.setter
-    def number(self, value):
+    def number(self, value):  # pyright: ignore[reportIncompatibleVariableOverride]
         pass
 
 

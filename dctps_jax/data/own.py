@@ -36,7 +36,8 @@ def load_own(path: str, folder: str, image_size: int, seed: int) -> Dataset:
         raise UserError(
             f"{_FIELD} is {path!r}, which returns {type(found).__name__}; it must return {_CONTRACT}."
         ) from error
-    return make_dataset(path, *map(np.asarray, (train_images, train_labels, test_images, test_labels)))
+    train_images, train_labels = np.asarray(train_images), np.asarray(train_labels)
+    return make_dataset(path, train_images, train_labels, np.asarray(test_images), np.asarray(test_labels))
 
 
 def load_npz(path: Path) -> Dataset:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def message(*arguments, **options):
 
 
 def save_npz(path, names=("train_images", "train_labels", "test_images", "test_labels"), **changes):
-    values = dict(zip(names, (GREY, LABELS, GREY[:2], LABELS[:2]), strict=True))
+    values: dict[str, Any] = dict(zip(names, (GREY, LABELS, GREY[:2], LABELS[:2]), strict=True))
     np.savez(path, **(values | changes))
     return str(path)
 
@@ -73,7 +74,7 @@ def png(image):
     return buffer.getvalue()
 
 
-def write_parquet(path, images=RGB, labels=LABELS, column="label", names=("cat", "dog", "owl")):
+def write_parquet(path, images: Any = RGB, labels=LABELS, column="label", names=("cat", "dog", "owl")):
     import pyarrow
     import pyarrow.parquet
 
@@ -140,7 +141,7 @@ def test_a_directory_of_tfds(tmp_path, file_format):
     tfds = pytest.importorskip("tensorflow_datasets")
     pytest.importorskip("pyarrow")
 
-    class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore
         __module__ = "no_package"  # from a package, TFDS would want importlib_resources
         VERSION = tfds.core.Version("1.0.0")
 

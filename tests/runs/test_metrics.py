@@ -6,6 +6,7 @@ import math
 import sqlite3
 import statistics
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -106,7 +107,8 @@ def test_trackio_stays_in_the_directory(tmp_path, monkeypatch):
 def test_a_logger_that_is_not_installed_is_named(tmp_path, name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModuleNotFoundError) as caught:
-        log_of(tmp_path, **{name: "offline" if name == "wandb" else True})
+        options: dict[str, Any] = {name: "offline" if name == "wandb" else True}
+        log_of(tmp_path, **options)
     assert sentence(caught.value) == (f"{name} is not installed; pip install 'dctps_jax[{name}]'", 2)
 
 

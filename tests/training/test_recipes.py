@@ -1,5 +1,7 @@
 """What recipes may do: each setting does what it says, and a run that was killed ends as one that was not."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +82,7 @@ def test_one_cycle_peaks_after_its_warm_up():
 
 def test_plateau_lowers_the_rate_where_the_loss_stays():
     config = config_of(schedule="plateau", patience=2, decay_rate=0.1, name="sgd", momentum=0.0, weight_decay=0.0)
-    optimizer, _ = make_optimizer_and_schedule(config, 3)
+    optimizer: Any = make_optimizer_and_schedule(config, 3)[0]
     state, scales = optimizer.init(PARAMS), []
     for step in range(18):  # the mean loss of an epoch falls in the first three of them
         _, state = optimizer.update(GRADS, state, PARAMS, value=jnp.float32(max(10 - step, 4)))
@@ -135,6 +137,8 @@ def test_optimizers_of_optax(name):
     options = OPTIONS.get(name, {})
     optimizer = make_optimizer(name, 0.1, momentum=0.5, weight_decay=0.0, fixup=False, options=options)
     state, gradients = optimizer.init(params), jax.tree.map(lambda leaf: leaf.at[0].set(0.0), params)
+    updates: Any = None
+    others: Any = None
     for _ in range(3):
         updates, state = optimizer.update(gradients, state, params)
     # It goes down, and a weight without a gradient, as a pruned one, stays as it is.
