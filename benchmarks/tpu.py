@@ -76,8 +76,9 @@ def compile_case(name: str, arguments: argparse.Namespace) -> tuple[Any, int]:
     images: Any = jax.ShapeDtypeStruct((count, int(np.prod(shape))), np.uint8)
     labels: Any = jax.ShapeDtypeStruct((count,), np.int32)
     train = ExamplesInRows(images, labels, shape)
-    rows = jax.ShapeDtypeStruct((count,), np.int32)
-    given = placement.abstract((state, zero_sums(max(1, len(graphs.counts))), train, rows))
+    rows: Any = jax.ShapeDtypeStruct((count,), np.int32)
+    epoch = loop.Epoch(rows, jax.eval_shape(lambda: jax.random.key(0)))
+    given = placement.abstract((state, zero_sums(max(1, len(graphs.counts))), train, epoch))
     if moving == "static":
         program = partial(loop.take_steps, num_steps=spec.steps_per_dispatch, setup=setup)
     else:

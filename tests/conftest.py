@@ -53,6 +53,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # among the others, and programs from start to end. `pytest` leaves them out, `pytest -m slow` runs them alone, and
 # .ci/run runs both.
 SLOW = (
+    "tests/benchmarks/test_tpu.py",
     "tests/faults/test_runs.py::test_right_or_one_sentence[resume]",
     "tests/models/test_blocks.py::test_running_changes_nothing[resnet18",
     "tests/models/test_blocks.py::test_running_changes_nothing[vgg11",
