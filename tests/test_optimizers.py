@@ -118,7 +118,7 @@ def test_fixup_slows_the_step_after_momentum_and_moments(name):
     params, grads = ({"bias": tree["layer"]["kernel"], "kernel": tree["layer"]["kernel"]} for tree in (PARAMS, GRADS))
     found = steps(make(name, weight_decay=0.0, fixup=True), params, [grads, grads])
     moved = jax.tree.map(lambda end, start: np.asarray(end - start), found, params)
-    np.testing.assert_allclose(moved["bias"], 0.1 * moved["kernel"], rtol=1e-4)
+    np.testing.assert_allclose(moved["bias"], 0.1 * moved["kernel"], rtol=1e-4, atol=1e-7)  # of numbers around 1
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -155,8 +155,8 @@ def test_constant_rate():
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="no optimizer 'rmsprop'; choose one of: sgd, adam, adamw"):
-        make("rmsprop")
+    with pytest.raises(ValueError, match="no optimizer 'adamm'; choose one of: sgd, "):
+        make("adamm")
 
 
 def test_a_new_schedule_is_one_function_and_one_line(monkeypatch):

@@ -269,7 +269,7 @@ def outcomes(environment, tmp_path_factory):
     diverging = ["--config.optimizer.name=sgd", "--config.optimizer.learning_rate=1e20", "--config.num_epochs=1"]
     commands.append([*DIGITS, *diverging, "--workdir", str(folder / "diverging")])
     hadamard = folder / "hadamard"
-    options = ["--config.model.offset=hadamard", "--config.num_epochs=2", "--config.optimizer.learning_rate=0.01"]
+    options = ["--config.model.offset=hadamard", "--config.num_epochs=2", "--config.pruning.density=0.05"]
     commands.append([*DIGITS, *options, "--workdir", str(hadamard)])
     without_directory = [*DIGITS, "--config.num_epochs=1", "--config.seed=3", "--config.tensorboard=false"]
     commands += [without_directory, without_directory, ["--help"], ["-h"]]

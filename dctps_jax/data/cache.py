@@ -121,7 +121,8 @@ def _roots(options: Options) -> list[Path]:
 
     Version 0.1.0 wrote them beside the images.
     """
-    return [options.cache_dir or cache_folder("decoded"), options.dir / _FOLDER_IN_SOURCE]
+    roots = options.cache_dir or cache_folder("decoded"), options.dir / _FOLDER_IN_SOURCE
+    return list(dict.fromkeys(root.resolve() for root in roots))  # they may be the same
 
 
 def _source_dir(folder: Path) -> str | None:

@@ -44,8 +44,8 @@ def counted(tmp_path, workdir, *arguments, **environment):
 
 def test_a_second_start_compiles_nothing(tmp_path):
     hits, misses = counted(tmp_path, "first")
-    assert hits == 0 and misses > 3
-    assert counted(tmp_path, "second") == (misses, 0)
+    assert misses > 3
+    assert counted(tmp_path, "second") == (hits + misses, 0)
     for entry in (tmp_path / "cache" / "dctps_jax" / "compiled").glob("*/*-cache"):
         entry.write_bytes(entry.read_bytes()[:100])
     counted(tmp_path, "third")
@@ -53,9 +53,9 @@ def test_a_second_start_compiles_nothing(tmp_path):
 
 def test_another_seed_is_another_run_of_the_same_programs(tmp_path):
     options = ["--config.data.name=tests.small_runs:normalized_digits"]
-    _, misses = counted(tmp_path, "first", *options)
-    hits, compiled = counted(tmp_path, "second", *options, "--config.seed=1")
-    assert (hits, compiled) == (misses, 0)
+    hits, misses = counted(tmp_path, "first", *options)
+    assert misses > 3
+    assert counted(tmp_path, "second", *options, "--config.seed=1") == (hits + misses, 0)
 
 
 @pytest.mark.parametrize("off", [["--config.execution.keep_compiled=False"], []], ids=["field", "environment"])
