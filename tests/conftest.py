@@ -49,35 +49,42 @@ from tests.small_disk import SmallDisk
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-# How the names of tests begin that take more than five seconds each: networks at their full size, whose small ones are
-# among the others, and programs from start to end. `pytest` leaves them out, `pytest -m slow` runs them alone, and
-# .ci/run runs both.
+# How the names of slow tests begin: networks at their full size, whose small ones are among the others, and whole runs
+# of several seconds each. `pytest` leaves them out, `pytest -m slow` runs them alone, and .ci/run runs both.
 SLOW = (
     "tests/benchmarks/test_tpu.py",
     "tests/faults/test_runs.py::test_right_or_one_sentence[resume]",
+    "tests/models/test_blocks.py::test_lists_of_weights_of_different_length_share_a_loop",
     "tests/models/test_blocks.py::test_running_changes_nothing[resnet18",
     "tests/models/test_blocks.py::test_running_changes_nothing[vgg11",
     "tests/models/test_models.py::test_the_deepest_network",
     "tests/models/test_models.py::test_every_network_maps_both_sizes_to_logits[resnet1",
     "tests/pruning/test_dynamic.py::test_rigl_equals_the_original_where_it_is_right",
     "tests/pruning/test_scores.py::test_masks_equal_the_authors_bit_for_bit[resnet18",
+    "tests/pruning/test_scores.py::test_scores_of_dct_layers_are_those_of_the_effective_kernel",
     "tests/pruning/test_scores.py::test_synflow_is_finite_in_float32_at_full_width",
     "tests/test_examples.py::test_mixer_digits",
     "tests/test_execution.py::test_networks_compute_the_same_by_every_method[fixup_resnet20",
     "tests/test_execution.py::test_networks_compute_the_same_by_every_method[mobilenet_v2",
     "tests/test_execution.py::test_networks_compute_the_same_by_every_method[resnet18",
+    "tests/test_execution.py::test_networks_compute_the_same_by_every_method[small_mobilenet",
     "tests/test_execution.py::test_networks_compute_the_same_by_every_method[vgg11",
     "tests/test_execution.py::test_no_method_needs_much_more_memory_than_another",
+    "tests/test_export.py",
     "tests/test_notebook.py::test_runs_from_top_to_bottom",
+    "tests/test_own_network.py",
     "tests/test_parity.py::test_float64_forward_and_gradients_equal_the_original[parity_mobilenet",
     "tests/test_parity.py::test_float64_forward_and_gradients_equal_the_original[parity_resnet18",
     "tests/test_parity.py::test_float32_is_as_close_to_float64_as_the_original_is[parity_resnet18",
+    "tests/test_torch_compat.py::test_names_shapes_and_layouts_are_the_originals[mobilenet",
     "tests/test_train_cli.py::test_a_run_through_kills_and_signals_ends_as_one_undisturbed",
     "tests/test_train_cli.py::test_a_second_signal_is_survived_and_a_third_is_not",
     "tests/training/test_compilation.py::test_each_program_is_traced_once[2",
     "tests/training/test_compilation.py::test_each_program_is_traced_once[5",
-    "tests/training/test_forms.py::test_both_forms_train_alike[small_mobilenet",
-    "tests/training/test_forms.py::test_both_forms_train_alike[small_resnet",
+    "tests/training/test_compiled_programs.py",
+    "tests/training/test_forms.py",
+    "tests/training/test_recipes.py::test_a_run_with_all_of_it_ends_the_same_when_it_is_killed",
+    "tests/training/test_sparse_training.py",
     "tests/training/test_traces.py::test_float64_trace_equals_the_original[trace_fixup",
     "tests/training/test_traces.py::test_float32_trace_stays_close[trace_fixup",
 )
