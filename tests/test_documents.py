@@ -34,11 +34,12 @@ from dctps_jax.models import create_model
 from dctps_jax.optimizers import SCHEDULES, make_optimizer
 from dctps_jax.pruning.scores import markdown_table
 from dctps_jax.runs.sweep import plan_runs
+from dctps_jax.training import loop
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import train_step
 from tests.commands import call
 from tests.documents import PAGES, REPO, blocks, code_spans, commands, links, prose, read
-from tests.small_runs import small_run
+from tests.small_runs import placement_on, small_run
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 LANGUAGES = ("python", "bash", "text", "bibtex")
@@ -53,6 +54,7 @@ def finished_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jax.device_count", lambda: 1)
+        patch.setattr(loop, "place_on_all_devices", lambda: placement_on(1))
         small_run(workdir, num_epochs=1, batch_size=128)
     return workdir
 
