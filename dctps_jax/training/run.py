@@ -47,7 +47,7 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
             return _finish_seed(config, workdir, signals)
         stack.enter_context(claim(workdir, config))
 
-        def bind(data: dict[str, Any]) -> None:
+        def bind_seeds(data: dict[str, Any]) -> None:
             record_config(workdir, config)
             if not is_import_path(config.data.name):  # a function may give each seed images of its own
                 check_same_data(workdir, data)
@@ -58,16 +58,16 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
             print(f"seed {seed}:")
             single = config.copy_and_resolve_references()
             single.seed, single.num_seeds = seed, 1
-            results.append(_finish_seed(single, workdir / f"seed_{seed}", signals, bind))
+            results.append(_finish_seed(single, workdir / f"seed_{seed}", signals, bind_seeds))
         return summarize(results, workdir, json.loads(config.to_json()))
 
 
 def _finish_seed(
-    config: Any, workdir: Path, signals: StopSignals, bind_whole: Callable[[dict[str, Any]], None] = lambda data: None
+    config: Any, workdir: Path, signals: StopSignals, bind_seeds: Callable[[dict[str, Any]], None] = lambda data: None
 ) -> dict[str, Any]:
     """Return the results of the run of one seed; train what is missing.
 
-    ``bind_whole`` binds the directory of several seeds to config and data, once nothing can be wrong with them.
+    ``bind_seeds`` binds the directory of several seeds to config and data, once nothing can be wrong with them.
     """
     with claim(workdir, config):
         if (workdir / "results.json").exists():
@@ -77,7 +77,7 @@ def _finish_seed(
             return results
 
         def bind(data: dict[str, Any], split: dict[str, str]) -> None:
-            bind_whole(data)
+            bind_seeds(data)
             record_config(workdir, config)
             record_data(workdir, data | split)
 
