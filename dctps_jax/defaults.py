@@ -167,7 +167,7 @@ FIELDS: dict[str, Field] = {
     ),
     "data.channels": Field(
         3,
-        "Channels of the images of a `parquet_folder` or `tfds_folder`: 3, or 1 for grey ones.",
+        "Channels of the images of an `image_folder`, `parquet_folder` or `tfds_folder`: 3, or 1 for grey ones.",
         allowed=Allowed(lambda value: value in (1, 3), "3 or 1"),
         added=True,
     ),

@@ -10,8 +10,7 @@ import numpy as np
 
 from dctps_jax.command import command
 from dctps_jax.data.dataset import MAX_PIXELS
-from dctps_jax.data.decoding import as_grey
-from dctps_jax.data.images import FORMATS, SUFFIXES, decode_image, max_file_bytes
+from dctps_jax.data.images import FORMATS, SUFFIXES, as_grey, decode_image, max_file_bytes
 from dctps_jax.data.reading import read_file
 from dctps_jax.errors import UserError
 from dctps_jax.export import Description, read_exported
