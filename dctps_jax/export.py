@@ -65,6 +65,12 @@ class Description(NamedTuple):
     step: int
     fit: str = "squash"
 
+    @property
+    def dtype(self) -> str | None:
+        """The type that the network computes in; None for a network of the user's own, whose function decides."""
+        dtype = self.config["model"]["dtype"]
+        return None if dtype == "auto" or is_import_path(self.config["model"]["name"]) else dtype
+
     def prepare(self, images: jax.Array) -> jax.Array:
         """Return uint8 images of :attr:`shape` as the network takes them."""
         return normalize(images, self.normalization)
@@ -209,7 +215,7 @@ def _build(file: Path, description: Description, tensors: dict[str, np.ndarray],
 
 
 def export_stablehlo(file: Path | str, output: Path | str, network: str | None = None) -> None:
-    """Write an exported network as serialised StableHLO: uint8 images, any number of them → logits.
+    """Write an exported network as serialised StableHLO: uint8 images, any number of them → logits in float32.
 
     One program for CPU, CUDA and TPU; ``jax.export.deserialize`` reads it.
     """
@@ -224,7 +230,7 @@ def export_stablehlo(file: Path | str, output: Path | str, network: str | None =
 
     @jax.jit
     def logits_of(images: jax.Array) -> jax.Array:
-        return nnx.merge(graph, state)(description.prepare(images))
+        return nnx.merge(graph, state)(description.prepare(images)).astype(jnp.float32)
 
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *description.shape), jnp.uint8)
@@ -333,7 +339,9 @@ def main() -> None:
     run = export_run(arguments.run, arguments.output, arguments.checkpoint)
     if run != arguments.run:
         print(f"{run} was the best of its seeds on validation")
-    print(f"written: {arguments.output}, {arguments.output.stat().st_size / 1000:,.1f} kB")
+    dtype = describe_exported(arguments.output).dtype
+    computed = f", computed in {dtype}" if dtype else ""
+    print(f"written: {arguments.output}, {arguments.output.stat().st_size / 1000:,.1f} kB{computed}")
     if arguments.stablehlo:
         export_stablehlo(arguments.output, arguments.stablehlo, arguments.network)
         print(f"written: {arguments.stablehlo}, {arguments.stablehlo.stat().st_size / 1000:,.1f} kB")

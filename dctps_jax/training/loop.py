@@ -22,7 +22,7 @@ from dctps_jax.data.batches import (
 )
 from dctps_jax.data.regularization import Regularization
 from dctps_jax.ops.compiler import compiler_options
-from dctps_jax.ops.target import tracing_for
+from dctps_jax.ops.target import auto_dtype, tracing_for
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
 from dctps_jax.training.signals import NonFiniteLoss
@@ -47,6 +47,7 @@ class StepSpec(NamedTuple):
     updates: UpdateSchedule | None = None
     regularization: Regularization = Regularization()
     ema_decay: float = 0.0
+    loss_scale: float = 1.0
 
 
 class Placement(NamedTuple):
@@ -69,6 +70,11 @@ class Placement(NamedTuple):
     def platform(self) -> str:
         """The platform of the devices, which the programs of the run are traced and compiled for."""
         return next(iter(self.replicated.device_set)).platform
+
+    @property
+    def auto_dtype(self) -> str:
+        """The type that a run on the devices computes in where its config leaves it open."""
+        return auto_dtype(next(iter(self.replicated.device_set)))
 
     def compile(self, function: Callable[..., Any], arguments: tuple[Any, ...], donated: tuple[int, ...]) -> Any:
         """Compile ``function`` for the devices; its results are whole on each. Devices need not be at hand for it.
@@ -186,6 +192,7 @@ def take_steps(
             mesh=setup.placement.replicated.mesh,
             random=setup.graphs.random,
             ema_decay=setup.spec.ema_decay,
+            loss_scale=setup.spec.loss_scale,
         )
         return (after, add_metrics(sums, metrics, state.step, setup.spec.batch_size)), None
 
@@ -208,6 +215,7 @@ def update_masks(
         graphs=graphs,
         optimizer=setup.optimizer,
         mesh=setup.placement.replicated.mesh,
+        loss_scale=spec.loss_scale,
     )
     sums = add_metrics(sums, metrics, state.step, spec.batch_size)
     return after, sums._replace(moved=sums.moved + jnp.stack(list(moved.values())).astype(jnp.int32))

@@ -17,6 +17,7 @@ from dctps_jax import data, models, pruning
 from dctps_jax.data.batches import Examples, Normalization, normalization_of
 from dctps_jax.data.dataset import Size
 from dctps_jax.data.regularization import Regularization
+from dctps_jax.defaults import DTYPES
 from dctps_jax.errors import UserError
 from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau
 from dctps_jax.own import as_options, is_import_path
@@ -24,6 +25,11 @@ from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
 from dctps_jax.training import loop
 from dctps_jax.training.own_network import build_own_network
+
+# The smallest normal float16 is 6e-5, and the larger a batch, the smaller are the gradients of its mean loss. With this
+# factor most of them are normal numbers. A gradient of the logits, at most 1 / batch_size without it, stays far below
+# the largest float16, 65,504. The range of bfloat16 is that of float32.
+LOSS_SCALES = {"float16": 1024.0}
 
 
 def make_step_spec(config: Any, dataset: data.Dataset, train: Examples, platform: str) -> loop.StepSpec:
@@ -59,6 +65,7 @@ def make_step_spec(config: Any, dataset: data.Dataset, train: Examples, platform
             num_classes=dataset.num_classes,
         ),
         ema_decay=config.optimizer.ema_decay,
+        loss_scale=LOSS_SCALES.get(config.model.dtype, 1.0),
     )
 
 
@@ -120,13 +127,23 @@ def build_model(
         offset=config.model.offset,
         alpha_trainable=config.model.alpha_trainable,
         init=config.model.init,
-        dtype=None if config.model.dtype == "float32" else jnp.dtype(config.model.dtype),
+        dtype=_dtype_of(config),
         min_loop=config.execution.min_loop,
         remat=config.execution.remat,
         rngs=nnx.Rngs(stream(config.seed, "init")),
         supports=supports,
         **_network_options(config),
     )
+
+
+def _dtype_of(config: Any) -> Any:
+    """Return the type that the network computes in; None: that of its float32 parameters."""
+    if config.model.dtype == "auto":
+        raise UserError(
+            "config.model.dtype is 'auto', which a run resolves by its devices; to build a network, give it one of: "
+            f"{', '.join(DTYPES)}"
+        )
+    return None if config.model.dtype == "float32" else jnp.dtype(config.model.dtype)
 
 
 def _network_options(config: Any) -> dict[str, Any]:
