@@ -5,7 +5,7 @@ kernels are described in :mod:`dctps_jax.kernels`.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -117,13 +117,13 @@ class DCTpSConv(KernelLayer):
         batch_shape = inputs.shape[: inputs.ndim - len(self.kernel_size) - 1]
         inputs = inputs.reshape(math.prod(batch_shape), *inputs.shape[len(batch_shape) :])
         bias = None if self.bias is None else self.bias[...]
-        # The values determine the common dtype in place of the kernel, which not every method builds.
-        inputs, values, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
+        # What is stored of the kernel determines the common dtype in its place: not every method builds K.
+        inputs, stored, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
         inputs, padding = self._pad(inputs)
         geometry = self._geometry(inputs, padding) if out_sharding is None else None
         if geometry is None:
             outputs = self._native_convolution(
-                inputs, self.effective_kernel().astype(values.dtype), padding, out_sharding
+                inputs, self.effective_kernel().astype(stored.dtype), padding, out_sharding
             )
         else:
             outputs = self._apply(inputs, geometry)
@@ -134,10 +134,10 @@ class DCTpSConv(KernelLayer):
     def _geometry(self, inputs: jax.Array, padding: Any) -> Geometry | None:
         """Return the geometry for the methods, or None if only the native convolution can do what is asked."""
         dilated = max(*self.input_dilation, *self.kernel_dilation) > 1
-        own = (
+        has_custom_function = (
             self.conv_general_dilated is not lax.conv_general_dilated or self.promote_dtype is not dtypes.promote_dtype
         )
-        if dilated or own or self.preferred_element_type is not None:
+        if dilated or has_custom_function or self.preferred_element_type is not None:
             return None
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(inputs.shape[1:-1], self.kernel_size, self.strides, padding)
@@ -232,8 +232,8 @@ class DCTpSLinear(KernelLayer):
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Return ``inputs @ K + bias`` for ``inputs [..., in_features]``."""
         bias = None if self.bias is None else self.bias[...]
-        own = self.dot_general is not lax.dot_general or self.promote_dtype is not dtypes.promote_dtype
-        if own or self.preferred_element_type is not None or out_sharding is not None:
+        has_custom_function = self.dot_general is not lax.dot_general or self.promote_dtype is not dtypes.promote_dtype
+        if has_custom_function or self.preferred_element_type is not None or out_sharding is not None:
             inputs, kernel, bias = self.promote_dtype((inputs, self.effective_kernel(), bias), dtype=self.dtype)
             outputs = self._native_product(inputs, kernel, out_sharding)
         else:
@@ -286,41 +286,3 @@ def _canonical_padding(padding: Any, rank: int) -> str | tuple[tuple[int, int], 
     if len(pairs) != rank or any(len(pair) != 2 for pair in pairs):
         raise UserError(f"padding is {padding!r}; a sequence must have {rank} ints or (low, high) pairs")
     return pairs
-
-
-def prunable_layers(model: nnx.Module) -> dict[str, DCTpSConv | DCTpSLinear]:
-    """Return the prunable layers of ``model`` by dotted path, e.g. ``"layer1.0.conv1"``, in order of definition.
-
-    A layer that occurs in several places goes by the first of them. ``nnx.merge`` sorts attributes by name, so the
-    order of definition is lost there; a model that carries it as a static ``layer_order`` (as
-    :func:`dctps_jax.models.create_model` sets it) keeps it.
-    """
-    layers = dict(_layers_below(model, ()))
-    first = {id(layer): path for path, layer in reversed(layers.items())}
-    once = {path: layer for path, layer in layers.items() if first[id(layer)] == path}
-    order = getattr(model, "layer_order", ())
-    known = set(order) <= set(layers) and {id(layers[path]) for path in order} == set(first)
-    return {path: layers[path] for path in order} if known else once
-
-
-def _layers_below(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, DCTpSConv | DCTpSLinear]]:
-    if isinstance(node, DCTpSConv | DCTpSLinear):
-        yield ".".join(path), node
-    elif isinstance(node, nnx.Module | nnx.List):
-        for name, child in vars(node).items():
-            yield from _layers_below(child, (*path, name))
-
-
-def unmasked_copy(model: nnx.Module) -> nnx.Module:
-    """Return a copy of ``model`` that trains all weights and computes in the precision of its parameters.
-
-    The copy shares the arrays of ``model`` where a layer has no mask and no support.
-    """
-    graph, state = nnx.split(model)
-    copy = nnx.merge(graph, nnx.to_pure_dict(state))
-    for layer in prunable_layers(copy).values():
-        layer.set_dense()
-    for _, module in nnx.iter_modules(copy):
-        if hasattr(module, "dtype"):
-            setattr(module, "dtype", None)  # noqa: B010 (the type of modules does not know it)
-    return copy

@@ -20,6 +20,11 @@ def platform() -> str:
     return tracing_for.value or jax.default_backend()
 
 
+def training_devices() -> list[Any]:
+    """Return the devices that a run trains on: all devices of all hosts."""
+    return jax.devices()
+
+
 def auto_dtype(device: Any) -> str:
     """Return the type that networks compute in on a device of JAX's where the config leaves it open.
 

@@ -15,9 +15,9 @@ from dctps_jax.runs.bound_data import check_same_data, record_data
 from dctps_jax.runs.mending import mend_finished_run
 from dctps_jax.runs.summary import last_line, summarize
 from dctps_jax.runs.workdir import claim, read_config, read_results, record_config
-from dctps_jax.training import loop
 from dctps_jax.training.compiled_programs import keep_compiled_programs
 from dctps_jax.training.memory import keep_freed_memory
+from dctps_jax.training.placement import place_on_all_devices
 from dctps_jax.training.signals import StopSignals, listen_for_signals
 from dctps_jax.training.train_seed import train_seed
 
@@ -50,7 +50,7 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
         stack.enter_context(claim(workdir, config))
         settle_dtype(config, workdir)
 
-        def bind(data: dict[str, Any]) -> None:
+        def bind_seeds(data: dict[str, Any]) -> None:
             record_config(workdir, config)
             if not is_import_path(config.data.name):  # a function may give each seed images of its own
                 check_same_data(workdir, data)
@@ -61,7 +61,7 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
             print(f"seed {seed}:")
             single = config.copy_and_resolve_references()
             single.seed, single.num_seeds = seed, 1
-            results.append(_finish_seed(single, workdir / f"seed_{seed}", signals, bind))
+            results.append(_finish_seed(single, workdir / f"seed_{seed}", signals, bind_seeds))
         return summarize(results, workdir, json.loads(config.to_json()))
 
 
@@ -74,7 +74,7 @@ def settle_dtype(config: Any, workdir: Path) -> None:
     if config.model.dtype != "auto":
         return
     is_own = is_import_path(config.model.name)
-    auto = "auto" if is_own else loop.place_on_all_devices().auto_dtype
+    auto = "auto" if is_own else place_on_all_devices().auto_dtype
     recorded = "auto"
     if (workdir / "config.json").exists():
         recorded = find_field(read_config(workdir), "model.dtype")[0] or "auto"
@@ -85,11 +85,11 @@ def settle_dtype(config: Any, workdir: Path) -> None:
 
 
 def _finish_seed(
-    config: Any, workdir: Path, signals: StopSignals, bind_whole: Callable[[dict[str, Any]], None] = lambda data: None
+    config: Any, workdir: Path, signals: StopSignals, bind_seeds: Callable[[dict[str, Any]], None] = lambda data: None
 ) -> dict[str, Any]:
     """Return the results of the run of one seed; train what is missing.
 
-    ``bind_whole`` binds the directory of several seeds to config and data, once nothing can be wrong with them.
+    ``bind_seeds`` binds the directory of several seeds to config and data, once nothing can be wrong with them.
     """
     with claim(workdir, config):
         settle_dtype(config, workdir)
@@ -100,7 +100,7 @@ def _finish_seed(
             return results
 
         def bind(data: dict[str, Any], split: dict[str, str]) -> None:
-            bind_whole(data)
+            bind_seeds(data)
             record_config(workdir, config)
             record_data(workdir, data | split)
 

@@ -49,7 +49,7 @@ def _loss_of(
 ) -> Any:
     """Return ``params → (loss_scale · mean loss, ({"correct": count}, new batch_stats))`` of a batch.
 
-    ``others`` are the state's other arrays, in the order of ``nnx.merge``.
+    ``others`` are the other arrays of the network, in any order.
     """
     images, labels = batch
 
@@ -74,6 +74,7 @@ def value_and_gradients(
 ) -> Any:
     """Return ``((mean loss, ({"correct": count}, new batch_stats)), gradients)`` of a batch.
 
+    ``supports`` are those of the state, or ``{}`` for the ``dense`` graph, whose gradients are of all weights.
     ``random`` are the streams of the network's random numbers, see :func:`dctps_jax.training.state.random_at`. The loss
     that is differentiated is ``loss_scale`` times as large, so that small gradients in float16 are not lost.
     With a mesh of several devices each takes its part of the batch, and what crosses devices is the gradient of the

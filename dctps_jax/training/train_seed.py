@@ -4,21 +4,20 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from dctps_jax import data, models, pruning
+from dctps_jax import models, pruning
 from dctps_jax.accounts.flops import flops_account
 from dctps_jax.accounts.layer_table import layer_table
 from dctps_jax.accounts.plan_table import plan_table, planned
 from dctps_jax.accounts.storage import file_bytes, storage_account, storage_table
 from dctps_jax.conversion import conversion_report
 from dctps_jax.data.batches import Examples, split_training
-from dctps_jax.errors import UserError
 from dctps_jax.files import digest_of
 from dctps_jax.optimizers import rate_scale
 from dctps_jax.own import is_import_path
@@ -29,12 +28,13 @@ from dctps_jax.runs.mending import check_not_begun, initial_supports_of, masks_o
 from dctps_jax.runs.metrics import MetricsLog, describe
 from dctps_jax.runs.summary import environment, last_line
 from dctps_jax.runs.workdir import identity, write_results
-from dctps_jax.training import loop
+from dctps_jax.training import from_config, loop
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.own_network import check_same_program, describe_program
+from dctps_jax.training.placement import place_on_all_devices
 from dctps_jax.training.progress import Progress, announce_compilation, doing
-from dctps_jax.training.setup import build_sparse_model, make_optimizer_and_schedule, make_step_spec
 from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals, suggest_rate
+from dctps_jax.training.sparse_model import build_sparse_model
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
 from dctps_jax.training.step import zero_sums
 
@@ -68,46 +68,38 @@ def train_seed(
         check_not_begun(workdir)
 
     # Data: images and labels, and the rows to train on and to validate on.
-    dataset = data.load(
-        config.data.name,
-        dir=config.data.dir,
-        cache_dir=config.data.cache_dir,
-        image_size=config.data.image_size,
-        download=config.data.download,
-        max_pixels=config.data.max_pixels,
-        channels=config.data.channels,
-        seed=config.seed,
-        fit=config.data.fit,
-    )
+    dataset = from_config.load_data(config)
     images = Examples(dataset.train_images, dataset.train_labels)
     train_rows, validation_rows = split_training(len(images.labels), config.data.train_fraction, config.seed)
     described, split = describe_data(dataset), describe_split(train_rows, validation_rows)
     check_same_data(workdir, described | split, saved.record.get("data") if saved is not None else None)
     train_split = images.at(train_rows)
-    placement = loop.place_on_all_devices()
-    spec = make_step_spec(config, dataset, train_split, placement.platform)
+    placement = place_on_all_devices()
+    spec = from_config.make_step_spec(config, dataset, train_split, placement.platform)
 
     # Network: the layers with their supports, and the optimiser. A run that goes on has its supports.
-    own_supports = None if saved is None else supports_of(saved)
-    model, supports = build_sparse_model(config, dataset, train_split, spec, own_supports)
+    saved_supports = None if saved is None else supports_of(saved)
+    model, supports = build_sparse_model(config, dataset, train_split, spec, saved_supports)
     del train_split
     shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
-    optimizer, schedule = make_optimizer_and_schedule(config, spec.steps_per_epoch)
-    own: dict[str, Any] = {}
+    optimizer, schedule = from_config.make_optimizer_and_schedule(config, spec.steps_per_epoch)
+    program_record: dict[str, Any] = {}
     if is_import_path(config.model.name):
-        own = {"network": describe_program(config, dataset.num_classes, dataset.image_size, dataset.channels)}
-        check_same_program(workdir, None if saved is None else saved.record.get("network"), own["network"])
+        program_record = {
+            "network": describe_program(config, dataset.num_classes, dataset.image_size, dataset.channels)
+        }
+        check_same_program(workdir, None if saved is None else saved.record.get("network"), program_record["network"])
     report = conversion_report(model)
     if is_first_host:
-        if own:
+        if program_record:
             print(report)
         print(layer_table(shapes, counts, sizes))
         if config.execution.explain:
             local = config.batch_size // placement.num_devices
             print(plan_table(planned(model, (local, *dataset.train_images.shape[1:]))))
-    _warn_if_nothing_moves(config, spec, counts, sizes)
+    from_config.warn_if_nothing_moves(config, spec, counts, sizes)
     bind(described, split)
 
     # State: a new one, or the newest that an earlier call saved, on the devices.
@@ -145,7 +137,7 @@ def train_seed(
             initial_supports = {path: np.flatnonzero(mask) for path, mask in initial_masks.items()}
         print(f"going on from step {step}")
         del tree
-    del saved, own_supports
+    del saved, saved_supports
     # Updates move the masks later on; where they started from stays on record.
     initial_masks = masks_of(initial_supports, shapes)
     mask_files = {"masks_initial.npz": initial_masks, "masks.npz": initial_masks}
@@ -157,12 +149,8 @@ def train_seed(
     log = MetricsLog(workdir, step, rows, lambda: open_loggers(workdir, step, config))
     # A run that was stopped while it evaluated an epoch stands at the end of it, with the epoch's sums.
     is_epoch_pending = step > 0 and step % spec.steps_per_epoch == 0 and int(sums.images) > 0
-    first_epoch = (step - is_epoch_pending) // spec.steps_per_epoch
-    if len(log.rows) < first_epoch:
-        raise UserError(
-            f"{log.path} has {len(log.rows)} rows, but the run is {first_epoch} epochs on; restore it or choose "
-            "another directory"
-        )
+    first_epoch = step // spec.steps_per_epoch - int(is_epoch_pending)
+    log.check_rows_of(first_epoch)
 
     # Compile. The images live on the devices as uint8.
     train = placement.put(images.in_rows())
@@ -173,9 +161,9 @@ def train_seed(
     def epoch_of(number: int) -> loop.Epoch:
         return placement.put(loop.epoch_of(number, spec, train_rows))
 
-    def num_drop_at(step: int) -> np.ndarray:
+    def num_drop_at(update_step: int) -> np.ndarray:
         assert spec.updates is not None
-        drop = spec.updates.drop_counts(step, counts, sizes)
+        drop = spec.updates.drop_counts(update_step, counts, sizes)
         return np.array([drop[path] for path in graphs.counts], np.int32)
 
     announce_compilation(len(shapes))
@@ -189,7 +177,7 @@ def train_seed(
         tree = {"state": stored(state), "sums": sums}
         if spec.updates is not None:
             tree["initial_supports"] = initial_supports
-        record = {"data": described | split, "kernel_shapes": graphs.shapes, "rows": rows} | own
+        record = {"data": described | split, "kernel_shapes": graphs.shapes, "rows": rows} | program_record
         checkpoints.save("latest", step, tree, record)
         signals.saved_step = step
 
@@ -312,16 +300,3 @@ def train_seed(
     log.close()
     print(last_line(results))
     return results
-
-
-def _warn_if_nothing_moves(
-    config: Any, spec: loop.StepSpec, counts: Mapping[str, int], sizes: Mapping[str, int]
-) -> None:
-    if spec.updates is not None and not spec.updates.moves_anything(counts, sizes):
-        logger.warning(
-            "sparse_training.method is %r, but no weight will ever move: updates come every %d steps before step %d, "
-            "and only layers that are not full have any; lower sparse_training.update_every or the density",
-            config.sparse_training.method,
-            spec.updates.update_every,
-            spec.updates.end_step,
-        )

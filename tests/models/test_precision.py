@@ -12,14 +12,14 @@ from flax import nnx
 
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.models.resnet import Bottleneck, ResNet
-from dctps_jax.training.setup import LOSS_SCALES
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import value_and_gradients
+from dctps_jax.training.step_spec import LOSS_SCALES
 from tests import small_networks
 from tests.native import jit_unoptimised
 
 BATCH, SIZES = 16, {"lenet": 32, "small_vgg": 16}
-# Rounded arrays between the inputs of a layer and those of the next one: kernel, product, BatchNorm, ReLU, residual sum.
+# Rounded arrays from the inputs of a layer to those of the next: kernel, product, BatchNorm, ReLU, residual sum.
 ROUNDED = 5
 
 
