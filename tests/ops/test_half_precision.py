@@ -90,7 +90,7 @@ def test_outputs_and_gradients_of_every_method(case):
     def by_every_method(inputs, values, alpha, gradient):
         found = []
         for method in methods:
-            apply = partial(apply_kernel, method, work, support=support)
+            apply = partial(apply_kernel, method, work, support=jnp.asarray(support))
             outputs, pull_back = jax.vjp(apply, inputs, values, alpha)
             found.append((outputs, *pull_back(gradient)))
         return found
