@@ -182,10 +182,15 @@ def identity(config: dict[str, Any]) -> str:
 
 
 def check_same(workdir: Path, config: dict[str, Any]) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError`, naming what differs, where a directory is of another config."""
+    """Raise :class:`~dctps_jax.errors.UserError`, naming what differs, where a directory is of another config.
+
+    A ``model.dtype`` of "auto" is the same as any other.
+    """
     there = dict(flat_fields(_read_fields(workdir / "config.json", check_object, "is no config of a run")))
     found, asked = ADDED_FIELDS | there, ADDED_FIELDS | dict(flat_fields(config))
     free = free_fields(asked)
+    if asked.get("model.dtype") == "auto":  # a run that goes on keeps the type that it began with
+        free.add("model.dtype")
     different = [
         f"{field} ({found.get(field, 'absent')!r} there, {asked.get(field, 'absent')!r} now)"
         for field in sorted(found.keys() | asked.keys())

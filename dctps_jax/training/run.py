@@ -8,14 +8,16 @@ from typing import Any
 
 import jax
 
-from dctps_jax.config import check_config, resolve
+from dctps_jax.config import check_config, check_value, resolve
+from dctps_jax.field import find_field
 from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, record_data
 from dctps_jax.runs.mending import mend_finished_run
 from dctps_jax.runs.summary import last_line, summarize
-from dctps_jax.runs.workdir import claim, read_results, record_config
+from dctps_jax.runs.workdir import claim, read_config, read_results, record_config
 from dctps_jax.training.compiled_programs import keep_compiled_programs
 from dctps_jax.training.memory import keep_freed_memory
+from dctps_jax.training.placement import place_on_all_devices
 from dctps_jax.training.signals import StopSignals, listen_for_signals
 from dctps_jax.training.train_seed import train_seed
 
@@ -46,6 +48,7 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
         if config.num_seeds == 1:
             return _finish_seed(config, workdir, signals)
         stack.enter_context(claim(workdir, config))
+        settle_dtype(config, workdir)
 
         def bind_seeds(data: dict[str, Any]) -> None:
             record_config(workdir, config)
@@ -62,6 +65,25 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
         return summarize(results, workdir, json.loads(config.to_json()))
 
 
+def settle_dtype(config: Any, workdir: Path) -> None:
+    """Set ``model.dtype`` to the type that the run computes in, where it is "auto".
+
+    A run that goes on keeps the type that it began with, also on devices of another kind. A network of the user's own
+    computes as its function made it, and stays at "auto".
+    """
+    if config.model.dtype != "auto":
+        return
+    is_own = is_import_path(config.model.name)
+    auto = "auto" if is_own else place_on_all_devices().auto_dtype
+    recorded = "auto"
+    if (workdir / "config.json").exists():
+        recorded = find_field(read_config(workdir), "model.dtype")[0] or "auto"
+        check_value("model.dtype", recorded)
+    config.model.dtype = auto if recorded == "auto" else recorded
+    if config.model.dtype != auto and not is_own:
+        print(f"going on in {recorded}, as the run began; a new run would compute in {auto} here")
+
+
 def _finish_seed(
     config: Any, workdir: Path, signals: StopSignals, bind_seeds: Callable[[dict[str, Any]], None] = lambda data: None
 ) -> dict[str, Any]:
@@ -70,6 +92,7 @@ def _finish_seed(
     ``bind_seeds`` binds the directory of several seeds to config and data, once nothing can be wrong with them.
     """
     with claim(workdir, config):
+        settle_dtype(config, workdir)
         if (workdir / "results.json").exists():
             results = read_results(workdir)
             print(f"{workdir} is finished. {last_line(results)}")
