@@ -42,7 +42,7 @@ from dctps_jax.own import IMPORT_PATH, is_import_path
 from dctps_jax.runs.checkpoint import read_arrays
 from dctps_jax.runs.fields import check_data, check_object
 from dctps_jax.runs.packing import digest, flatten
-from dctps_jax.runs.workdir import identity, read_config, read_results
+from dctps_jax.runs.workdir import read_config, read_results
 from dctps_jax.training.setup import build_model
 
 FORMAT, FORMAT_VERSION = "dctps_jax", 2
@@ -101,7 +101,7 @@ def export_run(run: Path | str, output: Path | str, checkpoint: str = "best") ->
         _check_config(config)
     except ValueError as error:
         raise UserError(f"{run} cannot be exported: {error}; restore its files or take another run") from error
-    step, arrays = read_arrays(run / "checkpoints", "best" if checkpoint == "best" else "latest", identity(config))
+    step, arrays = read_arrays(run / "checkpoints", "best" if checkpoint == "best" else "latest", config)
     if checkpoint != "best" and step != results.get("step", step):  # results of version 0.1.0 have none
         raise UserError(
             f"{run / 'checkpoints' / 'latest'} ends at step {step}, but the run at step {results['step']}; put back "

@@ -11,9 +11,10 @@ import jax
 from dctps_jax.config import check_config, resolve
 from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, record_data
+from dctps_jax.runs.growth import holds_one_seed, move_into_seed, record_growth
 from dctps_jax.runs.mending import mend_finished_run
 from dctps_jax.runs.summary import last_line, summarize
-from dctps_jax.runs.workdir import claim, read_results, record_config
+from dctps_jax.runs.workdir import claim, is_finished, read_results
 from dctps_jax.training.compiled_programs import keep_compiled_programs
 from dctps_jax.training.memory import keep_freed_memory
 from dctps_jax.training.signals import StopSignals, listen_for_signals
@@ -24,7 +25,8 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
     """Train, evaluate and report as ``config`` says, in ``workdir``; go on where an earlier call was stopped.
 
     With ``num_seeds`` above 1, each seed has a directory ``seed_N`` of its own, and the mean and standard deviation of
-    the accuracies are reported. Returns the content of ``results.json``. A finished run reports and does nothing.
+    the accuracies are reported. Returns the content of ``results.json``. A finished run reports and does nothing,
+    unless more epochs or seeds are asked for than it has.
     ``signals`` are the signals that a command line program listens for; without them the run listens itself.
 
     Raises :class:`~dctps_jax.errors.UserError` before anything is compiled or trained where config, data or directory
@@ -45,10 +47,13 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
             signals = stack.enter_context(listen_for_signals())
         if config.num_seeds == 1:
             return _finish_seed(config, workdir, signals)
+        if holds_one_seed(workdir):
+            _finish_seed(_of_seed(config, config.seed), workdir, signals)
         stack.enter_context(claim(workdir, config))
+        move_into_seed(workdir, config)
 
         def bind(data: dict[str, Any]) -> None:
-            record_config(workdir, config)
+            record_growth(workdir, config)
             if not is_import_path(config.data.name):  # a function may give each seed images of its own
                 check_same_data(workdir, data)
                 record_data(workdir, data)
@@ -56,10 +61,16 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
         results = []
         for seed in range(config.seed, config.seed + config.num_seeds):
             print(f"seed {seed}:")
-            single = config.copy_and_resolve_references()
-            single.seed, single.num_seeds = seed, 1
-            results.append(_finish_seed(single, workdir / f"seed_{seed}", signals, bind))
+            results.append(_finish_seed(_of_seed(config, seed), workdir / f"seed_{seed}", signals, bind))
+        record_growth(workdir, config)
         return summarize(results, workdir, json.loads(config.to_json()))
+
+
+def _of_seed(config: Any, seed: int) -> Any:
+    """Return the config of one of the seeds of a run."""
+    single = config.copy_and_resolve_references()
+    single.seed, single.num_seeds = seed, 1
+    return single
 
 
 def _finish_seed(
@@ -70,7 +81,7 @@ def _finish_seed(
     ``bind_whole`` binds the directory of several seeds to config and data, once nothing can be wrong with them.
     """
     with claim(workdir, config):
-        if (workdir / "results.json").exists():
+        if is_finished(workdir, config):
             results = read_results(workdir)
             print(f"{workdir} is finished. {last_line(results)}")
             mend_finished_run(workdir, config, results)
@@ -78,7 +89,7 @@ def _finish_seed(
 
         def bind(data: dict[str, Any], split: dict[str, str]) -> None:
             bind_whole(data)
-            record_config(workdir, config)
+            record_growth(workdir, config)
             record_data(workdir, data | split)
 
         return train_seed(config, workdir, bind, signals)

@@ -23,12 +23,13 @@ from dctps_jax.files import digest_of
 from dctps_jax.optimizers import rate_scale
 from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, describe_data, describe_split
-from dctps_jax.runs.checkpoint import Checkpoints, as_tree
+from dctps_jax.runs.checkpoint import Checkpoints, as_tree, steps_in
+from dctps_jax.runs.growth import check_growth
 from dctps_jax.runs.loggers import open_loggers
 from dctps_jax.runs.mending import check_not_begun, initial_supports_of, masks_of, mend_files, supports_of
 from dctps_jax.runs.metrics import MetricsLog, describe
 from dctps_jax.runs.summary import environment, last_line
-from dctps_jax.runs.workdir import identity, write_results
+from dctps_jax.runs.workdir import write_results
 from dctps_jax.training import loop
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.own_network import check_same_program, describe_program
@@ -60,7 +61,7 @@ def train_seed(
 
     # What an earlier call saved.
     plain_config = json.loads(config.to_json())
-    checkpoints = Checkpoints(workdir / "checkpoints", identity(plain_config))
+    checkpoints = Checkpoints(workdir / "checkpoints", plain_config)
     saved = checkpoints.newest("latest")
     if saved is None:
         check_not_begun(workdir)
@@ -84,6 +85,8 @@ def train_seed(
     train_split = images.at(train_rows)
     placement = loop.place_on_all_devices()
     spec = make_step_spec(config, dataset, train_split, placement.platform)
+    if saved is not None:
+        check_growth(workdir, config, max([saved.step, *steps_in(checkpoints.folder / "best")]), spec.steps_per_epoch)
 
     # Network: the layers with their supports, and the optimiser. A run that goes on has its supports.
     own_supports = None if saved is None else supports_of(saved)
