@@ -29,8 +29,10 @@ from dctps_jax.data.batches import ExamplesInRows, Normalization
 from dctps_jax.optimizers import make_optimizer
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.training import loop
+from dctps_jax.training.placement import place_on
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import zero_sums
+from dctps_jax.training.step_spec import StepSpec
 
 
 class Chip(NamedTuple):
@@ -57,11 +59,11 @@ def compile_case(name: str, arguments: argparse.Namespace) -> tuple[Any, int]:
     topology = topologies.get_topology_desc(
         topology_name=f"{arguments.chip}:{TOPOLOGIES[arguments.chips]}", platform="tpu"
     )
-    placement = loop.place_on(topology.devices[: arguments.chips])
+    placement = place_on(topology.devices[: arguments.chips])
     optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=network.startswith("fixup"))
     graphs, state = create_state(model, optimizer, placement.axis_name)
     shape, count, moving = (arguments.image_size, arguments.image_size, 3), arguments.images, arguments.sparse_training
-    spec = loop.StepSpec(
+    spec = StepSpec(
         batch_size=arguments.batch_size,
         eval_batch_size=arguments.batch_size,
         steps_per_epoch=count // arguments.batch_size,

@@ -26,8 +26,10 @@ from dctps_jax.data.batches import Examples, Normalization
 from dctps_jax.optimizers import make_optimizer
 from dctps_jax.training import loop
 from dctps_jax.training.memory import keep_freed_memory
+from dctps_jax.training.placement import place_on_all_devices
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import zero_sums
+from dctps_jax.training.step_spec import StepSpec, default_steps_per_dispatch
 
 
 class Case:
@@ -42,13 +44,13 @@ class Case:
         rng = np.random.default_rng(0)
         count, size = 10 * arguments.batch_size, arguments.image_size
         images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-        placement = loop.place_on_all_devices()
+        placement = place_on_all_devices()
         graphs, state = create_state(model, optimizer, placement.axis_name)
         self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.supports, state.opt_state)))
         labels = rng.integers(0, arguments.num_classes, count, dtype=np.int32)
         self.train = placement.put(Examples(images, labels).in_rows())
-        steps = arguments.steps_per_dispatch or loop.default_steps_per_dispatch(placement.platform)
-        spec = loop.StepSpec(
+        steps = arguments.steps_per_dispatch or default_steps_per_dispatch(placement.platform)
+        spec = StepSpec(
             batch_size=arguments.batch_size,
             eval_batch_size=arguments.batch_size,
             steps_per_epoch=max(10, steps),

@@ -4,12 +4,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from dctps_jax import models
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.field import flat_fields
+from dctps_jax.ops import target
 from dctps_jax.optimizers import check_options as check_options_of_optimizer
 from dctps_jax.own import as_options, check_options, find_function, is_import_path
 
@@ -40,7 +39,7 @@ def check_config(config: Any, check_devices: bool = True) -> None:
         if mistake := find_mistake(config):
             raise UserError(mistake)
     if check_devices:
-        _check_batches(config, jax.device_count())
+        _check_batches(config, len(target.training_devices()))
 
 
 def check_names(config: Any) -> None:

@@ -3,23 +3,13 @@
 The file is safetensors: the trained weights with their positions, α, BatchNorm and biases; no kernel, no optimiser.
 What it takes to build the network again stands in its metadata. ``--stablehlo FILE`` writes the network as a program
 for CPU, CUDA and TPU, too.
-
-The metadata are texts: ``format`` ("dctps_jax"), ``format_version``, ``config`` and ``data`` (JSON), ``step``,
-``digest``.
-
-- Version 2: the digest is a SHA-256 over the tensors and all metadata but the digest itself.
-- Version 1: the digest covers the tensors only. Such a file is read with a warning, since nothing tells whether its
-  classes, normalisation and config are as they were written.
 """
 
 import argparse
-import hashlib
 import json
 import logging
-import reprlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,51 +18,30 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from dctps_jax.command import command
-from dctps_jax.config import check_value
-from dctps_jax.data.batches import Normalization, normalize
-from dctps_jax.data.dataset import Size, height_and_width
-from dctps_jax.errors import UserError, first_line
-from dctps_jax.field import flat_fields
-from dctps_jax.files import check_target, is_printable, parse_json, write_whole
+from dctps_jax.errors import UserError
+from dctps_jax.exported_file import (
+    FORMAT,
+    FORMAT_VERSION,
+    Description,
+    check_network_config,
+    digest_of_file,
+    read_file,
+)
+from dctps_jax.files import check_target, is_printable, write_whole
 from dctps_jax.kernels import Mask, Support
-from dctps_jax.layers import prunable_layers
 from dctps_jax.ops.methods import AUTODIFF
 from dctps_jax.ops.target import PORTABLE, tracing_for
 from dctps_jax.own import IMPORT_PATH, is_import_path
+from dctps_jax.prunable import prunable_layers
 from dctps_jax.runs.checkpoint import read_arrays
-from dctps_jax.runs.fields import check_data, check_object
-from dctps_jax.runs.packing import digest, flatten
+from dctps_jax.runs.fields import check_data
+from dctps_jax.runs.packing import flatten
 from dctps_jax.runs.workdir import read_config, read_results
-from dctps_jax.training.setup import build_model
+from dctps_jax.training.sparse_model import build_model
 
-FORMAT, FORMAT_VERSION = "dctps_jax", 2
 SECTIONS = ("params", "batch_stats", "supports", "frozen")
 PLATFORMS = ("cpu", "cuda", "tpu")
-# What the network is built of. Other fields may be of another version of dctps_jax.
-MODEL_FIELDS = ("name", "offset", "alpha_trainable", "init", "width", "stable", "dtype")
-CONFIG_FIELDS = (*(f"model.{field}" for field in MODEL_FIELDS), "execution.min_loop", "execution.remat", "seed")
-
 logger = logging.getLogger("dctps_jax")
-
-
-class Description(NamedTuple):
-    """What an exported file says of its network."""
-
-    config: dict[str, Any]
-    class_names: tuple[str, ...]
-    image_size: Size
-    normalization: Normalization
-    step: int
-    fit: str = "squash"
-
-    def prepare(self, images: jax.Array) -> jax.Array:
-        """Return uint8 images of :attr:`shape` as the network takes them."""
-        return normalize(images, self.normalization)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of an image."""
-        return (*height_and_width(self.image_size), len(self.normalization.mean))
 
 
 def export_run(run: Path | str, output: Path | str, checkpoint: str = "best") -> Path:
@@ -98,7 +67,7 @@ def export_run(run: Path | str, output: Path | str, checkpoint: str = "best") ->
         )
     try:
         check_data(results["data"])
-        _check_config(config)
+        check_network_config(config)
     except ValueError as error:
         raise UserError(f"{run} cannot be exported: {error}; restore its files or take another run") from error
     step, arrays = read_arrays(run / "checkpoints", "best" if checkpoint == "best" else "latest", config)
@@ -127,7 +96,7 @@ def export_run(run: Path | str, output: Path | str, checkpoint: str = "best") ->
         "data": json.dumps(results["data"]),
         "step": str(step),
     }
-    write_whole(output, save(tensors, metadata | {"digest": _digest(tensors, metadata)}))
+    write_whole(output, save(tensors, metadata | {"digest": digest_of_file(tensors, metadata)}))
     return run
 
 
@@ -137,15 +106,9 @@ def best_seed(run: Path) -> Path:
     return max(seeds, key=lambda folder: seeds[folder])
 
 
-def _digest(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """Return the digest of a file of version 2."""
-    header = {name: text for name, text in metadata.items() if name != "digest"}
-    return hashlib.sha256(json.dumps([digest(tensors), header], sort_keys=True).encode()).hexdigest()
-
-
 def describe_exported(file: Path | str) -> Description:
     """Return what an exported file says of its network; errors as :func:`load_exported`."""
-    return _read(Path(file))[0]
+    return read_file(Path(file))[0]
 
 
 def load_exported(file: Path | str, network: str | None = None) -> nnx.Module:
@@ -162,7 +125,7 @@ def load_exported(file: Path | str, network: str | None = None) -> nnx.Module:
 
 def read_exported(file: Path | str, network: str | None = None) -> tuple[Description, nnx.Module]:
     """Return both of :func:`describe_exported` and :func:`load_exported`, reading the file once."""
-    description, tensors = _read(Path(file))
+    description, tensors = read_file(Path(file))
     return description, _build(Path(file), description, tensors, network)
 
 
@@ -231,88 +194,6 @@ def export_stablehlo(file: Path | str, output: Path | str, network: str | None =
     with tracing_for(PORTABLE):
         program = export.export(logits_of, platforms=PLATFORMS)(images)
     write_whole(output, bytes(program.serialize()))
-
-
-def _read(file: Path) -> tuple[Description, dict[str, np.ndarray]]:
-    tensors, metadata = _content(file)
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{file} is a safetensors file, but none of dctps_jax.export; give one that it wrote")
-    try:
-        version = int(metadata["format_version"])
-        if version > FORMAT_VERSION:
-            raise UserError(
-                f"{file} was written by a newer dctps_jax (format {version}, this one knows {FORMAT_VERSION}); update "
-                "dctps_jax"
-            )
-        expected = {1: digest(tensors), 2: _digest(tensors, metadata)}[version]
-    except (KeyError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        found = reprlib.repr(metadata.get("format_version"))
-        raise UserError(
-            f"{file} is damaged: its format_version is {found}, not a number from 1 to {FORMAT_VERSION}; export the "
-            "run again"
-        ) from error
-    if metadata.get("digest") != expected:
-        raise UserError(f"{file} is damaged: its digest does not match its content; export the run again")
-    if version == 1:
-        logger.warning(
-            "%s is of format 1, whose digest covers the weights only: classes, normalisation and config cannot be "
-            "verified; export the run again",
-            file,
-        )
-    try:
-        return _description(metadata), tensors
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"{file} is damaged: its metadata do not describe a network ({error}); export the run again"
-        ) from error
-
-
-def _content(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return tensors and metadata of a safetensors file."""
-    from safetensors import safe_open
-
-    if not file.is_file():
-        if file.is_dir():
-            raise UserError(
-                f"{file} is a directory; give the file of a network, which this makes of the directory of a run: "
-                f"python -m dctps_jax.export {file} --output model.safetensors"
-            )
-        state = "is no file" if file.exists() else "does not exist"
-        raise UserError(f"{file} {state}; write it with: python -m dctps_jax.export RUN --output {file}")
-    file.open("rb").close()  # safetensors calls every file that it cannot open one that does not exist
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            metadata = opened.metadata() or {}
-            return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118 (it is no dict)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # safetensors raises its own kind for a foreign or truncated file
-        raise UserError(
-            f"{file} is no safetensors file, or a truncated one ({first_line(error)}); export the run again"
-        ) from error
-
-
-def _description(metadata: Mapping[str, str]) -> Description:
-    """Return what metadata say of a network; ``KeyError`` or ``ValueError`` for what does not describe one."""
-    config, data, step = parse_json(metadata["config"]), parse_json(metadata["data"]), int(metadata["step"])
-    check_data(data)
-    _check_config(config)
-    normalization = Normalization(tuple(data["mean"]), tuple(data["std"]))
-    size = tuple(data["image_size"]) if isinstance(data["image_size"], list) else data["image_size"]
-    fit = data.get("fit", "squash")
-    return Description(config, tuple(data["class_names"]), size, normalization, step, fit)
-
-
-def _check_config(config: Any) -> None:
-    """Raise ``ValueError`` for a config of which no network can be built."""
-    check_object(config)
-    values = dict(flat_fields(config))
-    for field in CONFIG_FIELDS:
-        if field not in values:
-            raise ValueError(f"there is no field config.{field}")
-        check_value(field, values[field])
 
 
 @command("export")

@@ -42,7 +42,6 @@ import pytest
 from dctps_jax import data, models
 from dctps_jax.offsets import OFFSETS
 from dctps_jax.offsets.dct import conv_kernel
-from dctps_jax.training import loop
 from tests import small_networks, small_runs
 from tests.small_disk import SmallDisk
 
@@ -130,7 +129,7 @@ def small(digits):
     """Makes `run()` small: few images, one device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(data.SOURCES, "digits", data.Source(lambda options: digits, image_size=32))
-        patch.setattr(loop, "place_on_all_devices", lambda: small_runs.placement_on(1))
+        small_runs.train_on_one_device(patch)
         yield
 
 

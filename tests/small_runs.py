@@ -7,9 +7,11 @@ import jax
 
 from configs import lenet_digits
 from dctps_jax import data
+from dctps_jax.ops import target
 from dctps_jax.optimizers import make_optimizer
+from dctps_jax.runs.checkpoint import as_tree
 from dctps_jax.runs.checkpoint_files import read_checkpoint
-from dctps_jax.training import loop
+from dctps_jax.training.placement import place_on
 from dctps_jax.training.run import run
 
 NUM_TRAIN = 180  # of 200 images, the other 20 validate
@@ -54,7 +56,12 @@ def make_optimizer_of(config, learning_rate):
 
 
 def placement_on(num_devices):
-    return loop.place_on(jax.devices()[:num_devices])
+    return place_on(jax.devices()[:num_devices])
+
+
+def train_on_one_device(patch):
+    """Runs train on the first of the devices that the tests pretend to have."""
+    patch.setattr(target, "training_devices", lambda: jax.devices()[:1])
 
 
 def rows(workdir):
@@ -94,3 +101,9 @@ def assert_same_end(workdir, expected):
         assert found.keys() == wanted.keys()
         for name, array in wanted.items():
             assert array.dtype == found[name].dtype and array.tobytes() == found[name].tobytes(), (kind, name)
+
+
+def restored(checkpoints, template):
+    """(step, tree) of the newest sound checkpoint, as a run that goes on reads it; None without one."""
+    saved = checkpoints.newest("latest")
+    return None if saved is None else (saved.step, as_tree(saved, template, checkpoints.folder))

@@ -34,12 +34,11 @@ from dctps_jax.models import create_model
 from dctps_jax.optimizers import SCHEDULES, make_optimizer
 from dctps_jax.pruning.scores import markdown_table
 from dctps_jax.runs.sweep import plan_runs
-from dctps_jax.training import loop
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import train_step
 from tests.commands import call
 from tests.documents import PAGES, REPO, blocks, code_spans, commands, links, prose, read
-from tests.small_runs import placement_on, small_run
+from tests.small_runs import small_run, train_on_one_device
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 LANGUAGES = ("python", "bash", "text", "bibtex")
@@ -53,8 +52,7 @@ FOLDERS = ("configs", "dctps_jax", "docs", "examples", "notebooks", "benchmarks"
 def finished_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jax.device_count", lambda: 1)
-        patch.setattr(loop, "place_on_all_devices", lambda: placement_on(1))
+        train_on_one_device(patch)
         small_run(workdir, num_epochs=1, batch_size=128)
     return workdir
 
@@ -66,7 +64,7 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(REPO / name)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "IMAGE.png")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("jax.device_count", lambda: 1)
+    train_on_one_device(monkeypatch)
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "dctps_jax"]
     tables = {id(table): table for module in modules for table in vars(module).values() if isinstance(table, dict)}
     before = [(table, copy.copy(table)) for table in tables.values() if "__name__" not in table]

@@ -21,9 +21,8 @@ from dctps_jax.cli import predict
 from dctps_jax.export import describe_exported, export_run, export_stablehlo, load_exported
 from dctps_jax.models import prunable_layers
 from dctps_jax.runs.checkpoint import read_arrays
-from dctps_jax.training import loop
 from tests.commands import assert_one_sentence, call, call_into_closed_pipe
-from tests.small_runs import placement_on, small_digits, small_run
+from tests.small_runs import small_digits, small_run, train_on_one_device
 
 REPO = Path(__file__).parents[1]
 # Written by version 0.1.0: LeNet-5 with 0.3 % of its weights after 8 epochs of configs/lenet_digits.py, and its test
@@ -44,8 +43,7 @@ def runs(tmp_path_factory, small_families):
     folder, digits = tmp_path_factory.mktemp("runs"), small_digits()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dctps_jax.data.load", lambda *_, **__: digits)
-        patch.setattr("jax.device_count", lambda: 1)
-        patch.setattr(loop, "place_on_all_devices", lambda: placement_on(1))
+        train_on_one_device(patch)
         for name, settings in SETTINGS.items():
             small_run(folder / name, **settings)
     return folder

@@ -10,12 +10,14 @@ PACKAGE = Path(__file__).parents[1] / "dctps_jax"
 GROUPS = [
     ["errors", "field", "own", "seeds", "files", "npz", "command", "losses"],
     ["offsets", "dct", "ops", "kernels"],
-    ["layers", "models", "data"],
-    ["pruning", "conversion", "torch_compat"],
+    ["layers", "data"],
+    ["prunable"],
+    ["models", "pruning", "conversion", "torch_compat"],
     ["optimizers", "config", "defaults"],
     ["runs", "accounts"],
     ["training"],
-    ["export", "reports"],
+    ["exported_file", "reports"],
+    ["export"],
     ["cli"],
 ]
 PLACES = {name: place for place, group in enumerate(GROUPS) for name in group}

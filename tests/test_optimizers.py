@@ -12,7 +12,7 @@ from dctps_jax.defaults import get_config
 from dctps_jax.errors import UserError
 from dctps_jax.models import create_model
 from dctps_jax.optimizers import OPTIMIZERS, SCHEDULES, learning_rate_schedule, make_optimizer
-from dctps_jax.training.setup import make_optimizer_and_schedule
+from dctps_jax.training.from_config import make_optimizer_and_schedule
 from tests import reference_data as reference
 
 PARAMS = {"layer": {"kernel": jnp.array([2.0, -1.0]), "alpha": jnp.array(1.5)}, "bn": {"scale": jnp.array([4.0])}}

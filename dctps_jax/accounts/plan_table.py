@@ -4,10 +4,10 @@ from flax import nnx
 
 from dctps_jax.accounts.aligned import aligned
 from dctps_jax.accounts.works import works_of
-from dctps_jax.layers import prunable_layers
 from dctps_jax.ops.cost_model import choose, predicted_seconds
 from dctps_jax.ops.methods import METHODS, possible_methods
 from dctps_jax.ops.work import Work
+from dctps_jax.prunable import prunable_layers
 
 
 def planned(model: nnx.Module, inputs: tuple[int, ...]) -> list[tuple[str, Work, str]]:

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dctps_jax.layers import prunable_layers
 from dctps_jax.models.blocks import Running
 from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.work import Work
+from dctps_jax.prunable import prunable_layers
 
 
 def works_of(model: nnx.Module, inputs: tuple[int, ...]) -> list[tuple[str, Work, Any]]:

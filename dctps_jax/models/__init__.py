@@ -13,7 +13,7 @@ from flax import nnx
 
 from dctps_jax.data.dataset import Size, height_and_width
 from dctps_jax.errors import UserError, did_you_mean
-from dctps_jax.layers import DCTpSConv, DCTpSLinear, prunable_layers
+from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.models.blocks import Running
 from dctps_jax.models.fixup_resnet import BLOCKS_PER_STAGE, FixupResNet
 from dctps_jax.models.initializers import INITIALIZERS
@@ -24,6 +24,7 @@ from dctps_jax.models.parts import Parts, make_parts
 from dctps_jax.models.resnet import BLOCKS, ResNet
 from dctps_jax.models.vgg import STAGES, VGG
 from dctps_jax.offsets import Offset
+from dctps_jax.prunable import prunable_layers
 
 __all__ = ["INITIALIZERS", "MODELS", "RESNETS", "create_model", "kernel_shapes", "network_options", "prunable_layers"]
 

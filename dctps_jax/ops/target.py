@@ -4,6 +4,8 @@ All that depends on the platform asks here: ways of computing, costs, compiler o
 the program that a TPU would compile for itself.
 """
 
+from typing import Any
+
 import jax
 
 # The platform of a program for every platform: native operations only.
@@ -15,6 +17,11 @@ tracing_for = jax.make_user_context()
 def platform() -> str:
     """Return the platform that is traced for: "cpu", "gpu", "tpu" or :data:`PORTABLE`."""
     return tracing_for.value or jax.default_backend()
+
+
+def training_devices() -> list[Any]:
+    """Return the devices that a run trains on: all devices of all hosts."""
+    return jax.devices()
 
 
 def on_cpu() -> bool:

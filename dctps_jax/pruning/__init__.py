@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from dctps_jax.errors import UserError, did_you_mean
-from dctps_jax.layers import prunable_layers
+from dctps_jax.prunable import prunable_layers
 from dctps_jax.pruning.allocation import ALLOCATIONS, allocate, check_density, report_empty_layers
 from dctps_jax.pruning.batches import Batches
 from dctps_jax.pruning.masks import (

@@ -13,8 +13,8 @@ from flax import nnx
 from dctps_jax.errors import UserError
 from dctps_jax.files import read_json
 from dctps_jax.kernels import KernelLayer
-from dctps_jax.layers import prunable_layers
 from dctps_jax.npz import read_npz, write_npz
+from dctps_jax.prunable import prunable_layers
 
 FORMS = ("masked", "compact")
 

@@ -10,8 +10,8 @@ import numpy as np
 from flax import nnx
 
 from dctps_jax.errors import UserError
-from dctps_jax.layers import prunable_layers
 from dctps_jax.losses import LOSSES
+from dctps_jax.prunable import prunable_layers
 from dctps_jax.pruning.allocation import allocate_counts, fixed_counts
 from dctps_jax.pruning.batches import Batch, Batches, CheckedBatches
 from dctps_jax.pruning.scored_network import ScoredNetwork

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dctps_jax.layers import prunable_layers, unmasked_copy
 from dctps_jax.losses import LOSSES
 from dctps_jax.ops.compiler import compiler_options
+from dctps_jax.prunable import prunable_layers, unmasked_copy
 from dctps_jax.pruning.batches import Batch
 
 Arrays = dict[str, jax.Array]

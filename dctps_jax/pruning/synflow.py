@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dctps_jax.layers import ResidualSum, prunable_layers
+from dctps_jax.layers import ResidualSum
+from dctps_jax.prunable import prunable_layers
 from dctps_jax.pruning.scored_network import Arrays, ScoredNetwork, thinned_weights
 
 

@@ -110,14 +110,6 @@ class Checkpoints:
             set_aside(source, self.folder / "damaged", f"{kind}_{step}")
         return newest
 
-    def restore(self, kind: str, template: Any) -> tuple[int, Any] | None:
-        """Return (step, tree) of the newest sound checkpoint, or None without one.
-
-        Raises what :meth:`newest` and :func:`as_tree` raise.
-        """
-        saved = self.newest(kind)
-        return None if saved is None else (saved.step, as_tree(saved, template, self.folder))
-
     def close(self) -> None:
         for manager in self._managers.values():
             manager.close()

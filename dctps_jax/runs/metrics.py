@@ -38,6 +38,14 @@ class MetricsLog:
             write_rows(self.path, self.rows)
             self._loggers = open_loggers()
 
+    def check_rows_of(self, epochs: int) -> None:
+        """Raise :class:`~dctps_jax.errors.UserError` unless there is a row for each of the first ``epochs``."""
+        if len(self.rows) < epochs:
+            raise UserError(
+                f"{self.path} has {len(self.rows)} rows, but the run is {epochs} epochs on; restore it or choose "
+                "another directory"
+            )
+
     def append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         if not self._writes:

@@ -9,97 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from dctps_jax.data.batches import (
     Examples,
     ExamplesInRows,
-    Normalization,
     epoch_permutation,
     evaluation_batch,
-    make_batch,
     training_batch,
 )
-from dctps_jax.data.regularization import Regularization
-from dctps_jax.ops.compiler import compiler_options
-from dctps_jax.ops.target import tracing_for
-from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.seeds import stream
+from dctps_jax.training.placement import Placement
 from dctps_jax.training.signals import NonFiniteLoss
 from dctps_jax.training.state import Graphs, TrainState
 from dctps_jax.training.step import NO_BAD_STEP, Sums, add_metrics, eval_step, mask_update_step, train_step, zero_sums
+from dctps_jax.training.step_spec import StepSpec, dispatches
 
 QUEUED_SECONDS = 2.0
 MOST_QUEUED = 50
-
-
-class StepSpec(NamedTuple):
-    """The fixed numbers of a run that its programs are compiled for."""
-
-    batch_size: int
-    eval_batch_size: int
-    steps_per_epoch: int
-    steps_per_dispatch: int
-    normalization: Normalization
-    augmented: bool
-    seed: int
-    sparse_training: str = "static"
-    updates: UpdateSchedule | None = None
-    regularization: Regularization = Regularization()
-    ema_decay: float = 0.0
-
-
-class Placement(NamedTuple):
-    """Where arrays live: whole on every device, or split along the batch."""
-
-    replicated: NamedSharding
-    batch: NamedSharding
-
-    @property
-    def axis_name(self) -> str | None:
-        """The axis of the mesh, or None where there is one device only."""
-        mesh = self.replicated.mesh
-        return mesh.axis_names[0] if mesh.size > 1 else None
-
-    @property
-    def num_devices(self) -> int:
-        return self.replicated.mesh.size
-
-    @property
-    def platform(self) -> str:
-        """The platform of the devices, which the programs of the run are traced and compiled for."""
-        return next(iter(self.replicated.device_set)).platform
-
-    def compile(self, function: Callable[..., Any], arguments: tuple[Any, ...], donated: tuple[int, ...]) -> Any:
-        """Compile ``function`` for the devices; its results are whole on each. Devices need not be at hand for it.
-
-        ``arguments`` may be abstract, as :meth:`abstract` makes them; ``donated`` are the numbers of those given away.
-        """
-        with tracing_for(self.platform):
-            jitted = jax.jit(function, donate_argnums=donated, out_shardings=self.replicated)
-            return jitted.lower(*arguments).compile(compiler_options())
-
-    def abstract(self, tree: Any) -> Any:
-        """Return shapes and dtypes of ``tree``, whole on every device."""
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree)
-
-    def put(self, tree: Any) -> Any:
-        """Place copies of ``tree`` whole on every device."""
-        # device_put may alias the source on one of the devices, and a donated alias would delete the caller's array.
-        copies = jax.tree.map(lambda leaf: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
-        return jax.device_put(copies, self.replicated, may_alias=False)
-
-
-def place_on_all_devices() -> Placement:
-    """Return the placement for data-parallel training over all devices of all hosts."""
-    return place_on(jax.devices())
-
-
-def place_on(devices: Sequence[Any]) -> Placement:
-    """Return the placement for data-parallel training over ``devices``: what programs are traced and compiled for."""
-    # Auto axes: with explicit ones, the gathers of the random crop would each need a sharding of their own.
-    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
-    return Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data")))
 
 
 class Epoch(NamedTuple):
@@ -229,21 +155,6 @@ def batch_of_step(step: jax.Array, train: ExamplesInRows, epoch: Epoch, setup: S
     return jax.lax.with_sharding_constraint(batch, setup.placement.batch)
 
 
-def host_batch(number: int, train: Examples, spec: StepSpec) -> tuple[jax.Array, jax.Array]:
-    """Return the batch of training step ``number`` out of training images that are not on the devices yet."""
-    epoch, position = divmod(number, spec.steps_per_epoch)
-    order = epoch_of(epoch, spec, np.arange(len(train.labels))).rows
-    picked = train.at(np.asarray(order)[position * spec.batch_size :][: spec.batch_size])
-    return make_batch(
-        picked,
-        jnp.asarray(number),
-        normalization=spec.normalization,
-        augmented=spec.augmented,
-        seed=spec.seed,
-        regularization=spec.regularization,
-    )
-
-
 def compile_programs(
     setup: Setup,
     state: TrainState,
@@ -261,7 +172,7 @@ def compile_programs(
     # Dispatch lengths of a whole epoch, and of the rest of the current one after a resume in its middle.
     lengths = {length for first in (0, int(state.step)) for length, _ in dispatches(first, spec)}
     if spec.updates:  # some epochs have updates, others none: one step, and as many as fit
-        lengths |= {1, min(spec.steps_per_dispatch, spec.steps_per_epoch)}
+        lengths |= {1, spec.longest_dispatch}
     step_programs = {
         num_steps: placement.compile(
             partial(take_steps, num_steps=num_steps, setup=setup), (state, sums, train, epoch), (0, 1)
@@ -358,29 +269,3 @@ def means(sums: Sums) -> tuple[float, float]:
     """Return the mean loss per image and the accuracy of an evaluation."""
     images = int(sums.images)
     return float(sums.loss) / images, int(sums.correct) / images
-
-
-def default_steps_per_dispatch(platform: str) -> int:
-    """Return how many steps one call to a device of ``platform`` takes where the config leaves it open.
-
-    XLA's CPU backend (JAX 0.10.2) compiles the body of a loop worse than a program of its own, see
-    https://github.com/jax-ml/jax/issues/12868, and a call costs little beside a step. ``benchmarks/train_step.py
-    --steps_per_dispatch`` times both.
-    """
-    return 1 if platform == "cpu" else 50
-
-
-def dispatches(step: int, spec: StepSpec) -> Iterator[tuple[int, bool]]:
-    """Yield (steps, whether it is a mask update) for the dispatches from ``step`` to the end of its epoch.
-
-    A function of the step alone, so that a resumed run calls the same programs as one that was never stopped.
-    """
-    length = min(spec.steps_per_dispatch, spec.steps_per_epoch)
-    position = step % spec.steps_per_epoch
-    first = step - position
-    while position < spec.steps_per_epoch:
-        updates = [spec.updates is not None and spec.updates.is_update(first + position + n) for n in range(length)]
-        whole = position % length == 0 and position + length <= spec.steps_per_epoch and not any(updates)
-        taken = length if whole else 1
-        yield taken, updates[0]
-        position += taken

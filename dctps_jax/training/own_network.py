@@ -14,8 +14,8 @@ from flax import nnx
 from dctps_jax.conversion import convert
 from dctps_jax.data.dataset import Size, height_and_width
 from dctps_jax.errors import UserError
-from dctps_jax.layers import prunable_layers
 from dctps_jax.own import as_options, blaming, call
+from dctps_jax.prunable import prunable_layers
 from dctps_jax.runs.summary import environment
 from dctps_jax.seeds import stream
 

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from dctps_jax.kernels import Mask, Support
-from dctps_jax.layers import prunable_layers, unmasked_copy
+from dctps_jax.prunable import prunable_layers, unmasked_copy
 
 
 class TrainState(NamedTuple):

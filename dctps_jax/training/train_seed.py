@@ -4,21 +4,20 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from dctps_jax import data, models, pruning
+from dctps_jax import models, pruning
 from dctps_jax.accounts.flops import flops_account
 from dctps_jax.accounts.layer_table import layer_table
 from dctps_jax.accounts.plan_table import plan_table, planned
 from dctps_jax.accounts.storage import file_bytes, storage_account, storage_table
 from dctps_jax.conversion import conversion_report
 from dctps_jax.data.batches import Examples, split_training
-from dctps_jax.errors import UserError
 from dctps_jax.files import digest_of
 from dctps_jax.optimizers import rate_scale
 from dctps_jax.own import is_import_path
@@ -30,12 +29,13 @@ from dctps_jax.runs.mending import check_not_begun, initial_supports_of, masks_o
 from dctps_jax.runs.metrics import MetricsLog, describe
 from dctps_jax.runs.summary import environment, last_line
 from dctps_jax.runs.workdir import write_results
-from dctps_jax.training import loop
+from dctps_jax.training import from_config, loop
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.own_network import check_same_program, describe_program
-from dctps_jax.training.progress import Progress, announce_compilation, doing
-from dctps_jax.training.setup import build_sparse_model, make_optimizer_and_schedule, make_step_spec
+from dctps_jax.training.placement import place_on_all_devices
+from dctps_jax.training.progress import Progress, compiling, doing
 from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals, suggest_rate
+from dctps_jax.training.sparse_model import build_sparse_model
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
 from dctps_jax.training.step import zero_sums
 
@@ -67,26 +67,17 @@ def train_seed(
         check_not_begun(workdir)
 
     # Data: images and labels, and the rows to train on and to validate on.
-    dataset = data.load(
-        config.data.name,
-        dir=config.data.dir,
-        cache_dir=config.data.cache_dir,
-        image_size=config.data.image_size,
-        download=config.data.download,
-        max_pixels=config.data.max_pixels,
-        channels=config.data.channels,
-        seed=config.seed,
-        fit=config.data.fit,
-    )
+    dataset = from_config.load_data(config)
     images = Examples(dataset.train_images, dataset.train_labels)
     train_rows, validation_rows = split_training(len(images.labels), config.data.train_fraction, config.seed)
     described, split = describe_data(dataset), describe_split(train_rows, validation_rows)
     check_same_data(workdir, described | split, saved.record.get("data") if saved is not None else None)
     train_split = images.at(train_rows)
-    placement = loop.place_on_all_devices()
-    spec = make_step_spec(config, dataset, train_split, placement.platform)
+    placement = place_on_all_devices()
+    spec = from_config.make_step_spec(config, dataset, train_split, placement.platform)
     if saved is not None:
-        check_growth(workdir, config, max([saved.step, *steps_in(checkpoints.folder / "best")]), spec.steps_per_epoch)
+        taken = max([saved.step, *steps_in(checkpoints.folder / "best")])
+        check_growth(workdir, config, taken, spec.steps_per_epoch)
 
     # Network: the layers with their supports, and the optimiser. A run that goes on has its supports.
     own_supports = None if saved is None else supports_of(saved)
@@ -95,7 +86,7 @@ def train_seed(
     shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
-    optimizer, schedule = make_optimizer_and_schedule(config, spec.steps_per_epoch)
+    optimizer, schedule = from_config.make_optimizer_and_schedule(config, spec.steps_per_epoch)
     own: dict[str, Any] = {}
     if is_import_path(config.model.name):
         own = {"network": describe_program(config, dataset.num_classes, dataset.image_size, dataset.channels)}
@@ -108,7 +99,7 @@ def train_seed(
         if config.execution.explain:
             local = config.batch_size // placement.num_devices
             print(plan_table(planned(model, (local, *dataset.train_images.shape[1:]))))
-    _warn_if_nothing_moves(config, spec, counts, sizes)
+    from_config.warn_if_nothing_moves(config, spec, counts, sizes)
     bind(described, split)
 
     # State: a new one, or the newest that an earlier call saved, on the devices.
@@ -159,11 +150,7 @@ def train_seed(
     # A run that was stopped while it evaluated an epoch stands at the end of it, with the epoch's sums.
     is_epoch_pending = step > 0 and step % spec.steps_per_epoch == 0 and int(sums.images) > 0
     first_epoch = (step - is_epoch_pending) // spec.steps_per_epoch
-    if len(log.rows) < first_epoch:
-        raise UserError(
-            f"{log.path} has {len(log.rows)} rows, but the run is {first_epoch} epochs on; restore it or choose "
-            "another directory"
-        )
+    log.check_rows_of(first_epoch)
 
     # Compile. The images live on the devices as uint8.
     train = placement.put(images.in_rows())
@@ -179,8 +166,8 @@ def train_seed(
         drop = spec.updates.drop_counts(step, counts, sizes)
         return np.array([drop[path] for path in graphs.counts], np.int32)
 
-    announce_compilation(len(shapes))
-    programs = loop.compile_programs(setup, state, sums, train, epoch_of(0), [validation, test])
+    with compiling(len(shapes)):
+        programs = loop.compile_programs(setup, state, sums, train, epoch_of(0), [validation, test])
     print(
         f"{config.model.name}, {num_trainable:,} trainable parameters, {spec.steps_per_epoch} steps an epoch, "
         f"{placement.num_devices} {placement.platform} device(s), compiled in {programs.compile_seconds:.1f} s"
@@ -312,16 +299,3 @@ def train_seed(
     log.close()
     print(last_line(results))
     return results
-
-
-def _warn_if_nothing_moves(
-    config: Any, spec: loop.StepSpec, counts: Mapping[str, int], sizes: Mapping[str, int]
-) -> None:
-    if spec.updates is not None and not spec.updates.moves_anything(counts, sizes):
-        logger.warning(
-            "sparse_training.method is %r, but no weight will ever move: updates come every %d steps before step %d, "
-            "and only layers that are not full have any; lower sparse_training.update_every or the density",
-            config.sparse_training.method,
-            spec.updates.update_every,
-            spec.updates.end_step,
-        )

@@ -20,6 +20,7 @@ from dctps_jax.runs.workdir import free_fields
 from tests.faults.damage import IMAGES
 from tests.faults.material import Material
 from tests.faults.programs import Ended, program
+from tests.small_runs import restored
 
 Value = dict[str, Any]
 
@@ -169,12 +170,12 @@ def restore(material: Material, sandbox: Path) -> Value:
     config = json.loads((material.sound / "stopped/config.json").read_text())
     checkpoints = Checkpoints(folder, config)
     try:
-        restored = checkpoints.restore("latest", template)
+        found = restored(checkpoints, template)
     finally:
         checkpoints.close()
-    if restored is None:
+    if found is None:
         return {"step": None}
-    return {"step": restored[0], "arrays": _hash_of(_leaves(restored[1]))}
+    return {"step": found[0], "arrays": _hash_of(_leaves(found[1]))}
 
 
 def restored_right(case: Case, found: Value, expected: Value) -> str:

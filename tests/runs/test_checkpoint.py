@@ -19,7 +19,7 @@ from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.runs import checkpoint_files
 from dctps_jax.runs.checkpoint import Checkpoints, read_arrays
 from dctps_jax.runs.packing import digest, flatten, pack, unpack
-from tests.small_runs import placement_on
+from tests.small_runs import placement_on, restored
 from tests.unreadable_files import denied_permission, no_memory, unreachable_file
 
 
@@ -57,7 +57,7 @@ def saved(tmp_path):
 
 
 def reopened(folder):
-    return Checkpoints(folder).restore("latest", make_tree())
+    return restored(Checkpoints(folder), make_tree())
 
 
 def assert_holds(restored, step):
@@ -81,7 +81,7 @@ def test_two_newest_and_one_best_are_kept(tmp_path):
     assert [entry.name for entry in (tmp_path / "best").iterdir()] == ["30"]
     # An earlier step, as when a run starts again from an older checkpoint.
     checkpoints.save("latest", 30, make_tree(31))
-    assert same_bits(checkpoints.restore("latest", make_tree())[1], make_tree(31))
+    assert same_bits(restored(checkpoints, make_tree())[1], make_tree(31))
 
 
 def files_of(folder):
@@ -128,7 +128,7 @@ def test_empty_step_directory_is_passed_over_and_can_be_written_again(saved):
     shutil.rmtree(saved / "latest" / "20")
     (saved / "latest" / "20").mkdir()
     checkpoints = Checkpoints(saved)
-    assert_holds(checkpoints.restore("latest", make_tree()), 10)
+    assert_holds(restored(checkpoints, make_tree()), 10)
     checkpoints.save("latest", 20, make_tree(20))
     assert_holds(reopened(saved), 20)
 
@@ -136,7 +136,7 @@ def test_empty_step_directory_is_passed_over_and_can_be_written_again(saved):
 def test_interrupted_save_is_cleared_away(saved):
     (saved / "latest" / "20").rename(saved / "latest" / "20.orbax-checkpoint-tmp")
     checkpoints = Checkpoints(saved)
-    assert_holds(checkpoints.restore("latest", make_tree()), 10)
+    assert_holds(restored(checkpoints, make_tree()), 10)
     checkpoints.save("latest", 20, make_tree(20))
     assert_holds(reopened(saved), 20)
     assert sorted(entry.name for entry in (saved / "latest").iterdir()) == ["10", "20"]
@@ -150,7 +150,7 @@ def test_killed_while_it_replaced_a_checkpoint(saved, is_written):
     else:
         (saved / "latest" / "20").rename(saved / "latest" / "20.orbax-checkpoint-tmp")
     checkpoints = Checkpoints(saved)
-    assert_holds(checkpoints.restore("latest", make_tree()), 20)
+    assert_holds(restored(checkpoints, make_tree()), 20)
     checkpoints.save("latest", 20, make_tree(20))
     assert sorted(entry.name for entry in (saved / "latest").iterdir()) == ["10", "20"]
     assert_holds(reopened(saved), 20)
@@ -169,7 +169,7 @@ def test_damaged_twice(saved):
     for name in ("latest_20", "latest_20_2"):
         flip_largest_file(saved / "latest" / "20")
         checkpoints = Checkpoints(saved)
-        assert_holds(checkpoints.restore("latest", make_tree()), 10)
+        assert_holds(restored(checkpoints, make_tree()), 10)
         assert (saved / "damaged" / name).exists()
         checkpoints.save("latest", 20, make_tree(20))
         checkpoints.close()
@@ -186,7 +186,7 @@ def test_checkpoint_of_another_network_is_never_loaded(saved, change):
     else:
         fc["kernel"] = jnp.zeros((3, 5)) if change == "shape" else jnp.zeros((5, 3), jnp.bfloat16)
     with pytest.raises(UserError, match="of another network, optimiser or version"):
-        Checkpoints(saved).restore("latest", template)
+        restored(Checkpoints(saved), template)
     assert not (saved / "damaged").exists()  # nothing is wrong with it
 
 
@@ -197,7 +197,7 @@ def test_checkpoint_of_another_format_is_unsupported_not_damaged(saved, version,
         Checkpoints(saved).save("latest", 30, make_tree(30))
     message = f"latest/30 is of format {version}, but this version of dctps_jax reads the formats 2 and 3 only"
     with pytest.raises(UserError, match=message):
-        Checkpoints(saved).restore("latest", make_tree())
+        restored(Checkpoints(saved), make_tree())
     with pytest.raises(UserError, match=message):
         read_arrays(saved, "latest")
     assert not (saved / "damaged").exists()
@@ -208,9 +208,9 @@ def test_checkpoint_moves_between_numbers_of_devices(tmp_path, before, after):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save("latest", 5, placement_on(before).put(make_tree(5)))
     template = placement_on(after).put(make_tree())
-    restored = Checkpoints(tmp_path).restore("latest", template)
-    assert_holds(restored, 5)
-    for leaf in jax.tree.leaves(restored[1]):
+    found = restored(Checkpoints(tmp_path), template)
+    assert_holds(found, 5)
+    for leaf in jax.tree.leaves(found[1]):
         assert len(leaf.devices()) == after and leaf.is_fully_replicated
 
 
@@ -351,8 +351,8 @@ def test_full_disk_keeps_what_is_there(small_disk):
         with pytest.raises(DiskFull, match=f"latest has no room for the checkpoint of step {step}, [6-8].,... bytes;"):
             checkpoints.save("latest", step, make_large_tree(20))
         assert [entry.name for entry in (folder / "latest").iterdir()] == ["10"]
-        restored = Checkpoints(folder).restore("latest", make_large_tree(0))
-        assert restored is not None and restored[0] == 10 and same_bits(restored[1], make_large_tree(10))
+        found = restored(Checkpoints(folder), make_large_tree(0))
+        assert found is not None and found[0] == 10 and same_bits(found[1], make_large_tree(10))
     checkpoints.save("best", 1, make_tree(1))  # what was begun is cleared away
 
 

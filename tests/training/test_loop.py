@@ -14,15 +14,16 @@ from dctps_jax import pruning
 from dctps_jax.data.batches import Examples, Normalization
 from dctps_jax.ops.target import tracing_for
 from dctps_jax.training import loop
-from dctps_jax.training.setup import build_model
 from dctps_jax.training.signals import NonFiniteLoss
+from dctps_jax.training.sparse_model import build_model
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import zero_sums
+from dctps_jax.training.step_spec import StepSpec, dispatches
 from tests.small_runs import make_optimizer_of, placement_on, small_config, small_digits
 
 
 def make_spec(**options):
-    spec = loop.StepSpec(
+    spec = StepSpec(
         batch_size=32,
         eval_batch_size=20,
         steps_per_epoch=5,
@@ -147,19 +148,19 @@ def test_a_program_is_traced_for_the_platform_that_is_named(monkeypatch):
 def test_dispatches_fill_the_epoch_from_any_position(steps_per_epoch, steps_per_dispatch, data):
     spec = make_spec(steps_per_epoch=steps_per_epoch, steps_per_dispatch=steps_per_dispatch)
 
-    def dispatches(position):
-        lengths, updates = zip(*loop.dispatches(steps_per_epoch + position, spec), strict=True)
+    def lengths_from(position):
+        lengths, updates = zip(*dispatches(steps_per_epoch + position, spec), strict=True)
         assert not any(updates)
         return list(lengths)
 
-    whole = dispatches(0)
+    whole = lengths_from(0)
     assert sum(whole) == steps_per_epoch
     boundaries = np.cumsum([0, *whole])
     number = data.draw(st.integers(0, len(whole) - 1))
     # From a boundary, where checkpoints are written, the same programs follow as without the stop.
-    assert dispatches(int(boundaries[number])) == whole[number:]
+    assert lengths_from(int(boundaries[number])) == whole[number:]
     anywhere = data.draw(st.integers(0, steps_per_epoch - 1))
-    assert sum(dispatches(anywhere)) == steps_per_epoch - anywhere
+    assert sum(lengths_from(anywhere)) == steps_per_epoch - anywhere
     assert max(whole) <= steps_per_dispatch and len(set(whole)) <= 2
 
 

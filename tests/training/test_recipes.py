@@ -13,7 +13,7 @@ from dctps_jax.data.regularization import Regularization, cut_out, erase, soften
 from dctps_jax.errors import UserError
 from dctps_jax.losses import cross_entropy
 from dctps_jax.optimizers import OPTIMIZERS, make_optimizer, options_of, rate_scale
-from dctps_jax.training.setup import make_optimizer_and_schedule
+from dctps_jax.training.from_config import make_optimizer_and_schedule
 from dctps_jax.training.step import move_averages
 from tests.killed_runs import run_through_kills
 from tests.small_runs import assert_same_end, results, rows, small_config, small_run

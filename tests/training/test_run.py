@@ -15,7 +15,7 @@ from dctps_jax.reports import curves
 from dctps_jax.reports.masks import load_runs
 from dctps_jax.runs.checkpoint import Checkpoints
 from dctps_jax.runs.summary import last_line
-from dctps_jax.training import loop
+from dctps_jax.training import from_config, loop
 from dctps_jax.training.signals import NonFiniteLoss, Stopped
 from tests.commands import call
 from tests.killed_runs import Kill, copy_unfinished, flip_content, kill_at, run_through_kills, run_until_killed
@@ -251,6 +251,6 @@ def test_run_moves_to_a_platform_with_another_number_of_steps_a_dispatch(tmp_pat
         kill_at(patch, 2)
         small_run(tmp_path, checkpoint_every_steps=2)
     assert steps(tmp_path) == [2]
-    monkeypatch.setattr(loop, "default_steps_per_dispatch", lambda platform: 5)
+    monkeypatch.setattr(from_config, "default_steps_per_dispatch", lambda platform: 5)
     small_run(tmp_path, checkpoint_every_steps=2)
     assert [row["step"] for row in rows(tmp_path)] == [5, 10]

@@ -1,4 +1,4 @@
-"""What a config asks for, as objects: the numbers of a step, the optimiser, the network and its support."""
+"""The network that a config asks for, with the supports that pruning chooses."""
 
 import fnmatch
 import math
@@ -10,83 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from dctps_jax import data, models, pruning
-from dctps_jax.data.batches import Examples, Normalization, normalization_of
+from dctps_jax.data.batches import Examples, epoch_permutation, make_batch
 from dctps_jax.data.dataset import Size
-from dctps_jax.data.regularization import Regularization
 from dctps_jax.errors import UserError
-from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau
-from dctps_jax.own import as_options, is_import_path
-from dctps_jax.pruning.dynamic import update_schedule
+from dctps_jax.own import is_import_path
 from dctps_jax.seeds import stream
-from dctps_jax.training import loop
 from dctps_jax.training.own_network import build_own_network
-
-
-def make_step_spec(config: Any, dataset: data.Dataset, train: Examples, platform: str) -> loop.StepSpec:
-    """Return the fixed numbers of a run on ``platform``; a batch larger than the training split is a UserError."""
-    steps_per_epoch = len(train.labels) // config.batch_size
-    if steps_per_epoch == 0:
-        raise UserError(
-            f"config.batch_size is {config.batch_size}, but there are only {len(train.labels)} training images; choose "
-            f"at most {len(train.labels)}"
-        )
-    return loop.StepSpec(
-        batch_size=config.batch_size,
-        eval_batch_size=config.eval_batch_size,
-        steps_per_epoch=steps_per_epoch,
-        steps_per_dispatch=config.steps_per_dispatch or loop.default_steps_per_dispatch(platform),
-        normalization=choose_normalization(config, dataset, train),
-        augmented=config.data.augment,
-        seed=config.seed,
-        sparse_training=config.sparse_training.method,
-        updates=update_schedule(config, steps_per_epoch),
-        regularization=Regularization(
-            cutout=config.data.cutout,
-            random_erasing=config.data.random_erasing,
-            mixup=config.data.mixup,
-            label_smoothing=config.optimizer.label_smoothing,
-            num_classes=dataset.num_classes,
-        ),
-        ema_decay=config.optimizer.ema_decay,
-    )
-
-
-def make_optimizer_and_schedule(
-    config: Any, steps_per_epoch: int
-) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
-    """Return the optimiser of ``config.optimizer``, and its learning rate as a function of the step."""
-    options = config.optimizer
-    schedule = SCHEDULES[options.schedule](options, steps_per_epoch, config.num_epochs)
-    optimizer = make_optimizer(
-        options.name,
-        schedule,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        fixup=config.model.name.startswith("fixup") and not is_import_path(config.model.name),
-        options=as_options(options.options),
-        decay=options.decay,
-        clip_norm=options.clip_norm,
-        accumulate_steps=options.accumulate_steps,
-        plateau=reduce_on_plateau(options, steps_per_epoch) if options.schedule == "plateau" else None,
-    )
-    return optimizer, schedule
-
-
-def choose_normalization(config: Any, dataset: data.Dataset, train: Examples) -> Normalization:
-    """Return the config's moments where it has any, else the data set's, else the training split's."""
-    if config.data.mean:
-        if len(config.data.mean) != dataset.channels:
-            raise UserError(
-                f"config.data.mean is {config.data.mean!r}, but the images have {dataset.channels} channels; give a "
-                "number for each, or () for the data set's own"
-            )
-        return Normalization(config.data.mean, config.data.std)
-    return normalization_of(dataset, train)
-
+from dctps_jax.training.step_spec import StepSpec
 
 # Up to this density values, positions and two moments (16 bytes) of the kept weights take less than half of what
 # kernel, mask and two moments (13 bytes) of all weights do.
@@ -138,7 +71,7 @@ def build_sparse_model(
     config: Any,
     dataset: data.Dataset,
     train: Examples,
-    spec: loop.StepSpec,
+    spec: StepSpec,
     own_supports: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[nnx.Module, Supports]:
     """Return the network with the supports that ``config.pruning`` asks for, and the supports.
@@ -254,7 +187,7 @@ def _random_supports(config: Any, shapes: Shapes) -> Supports:
     return pruning.random_supports(stream(config.seed, "masks"), shapes, counts)
 
 
-def _supports_by_score(config: Any, model: nnx.Module, train: Examples, spec: loop.StepSpec) -> Supports:
+def _supports_by_score(config: Any, model: nnx.Module, train: Examples, spec: StepSpec) -> Supports:
     """Prune by a score on the batches that training will begin with.
 
     Step s of n batches sees those of training steps s·n to s·n + n − 1.
@@ -263,7 +196,7 @@ def _supports_by_score(config: Any, model: nnx.Module, train: Examples, spec: lo
 
     def batches(step: int) -> list[tuple[jax.Array, jax.Array]]:
         numbers = range(step * settings.num_batches, (step + 1) * settings.num_batches)
-        return [loop.host_batch(number, train, spec) for number in numbers]
+        return [host_batch(number, train, spec) for number in numbers]
 
     masks = pruning.prune(
         model,
@@ -280,3 +213,18 @@ def _supports_by_score(config: Any, model: nnx.Module, train: Examples, spec: lo
         allocation=settings.allocation or None,
     )
     return {path: np.flatnonzero(mask) for path, mask in masks.items()}
+
+
+def host_batch(number: int, train: Examples, spec: StepSpec) -> tuple[jax.Array, jax.Array]:
+    """Return the batch of training step ``number`` out of training images that are not on the devices yet."""
+    epoch, position = divmod(number, spec.steps_per_epoch)
+    order = epoch_permutation(epoch, seed=jax.random.key(spec.seed), count=len(train.labels))
+    picked = train.at(np.asarray(order)[position * spec.batch_size :][: spec.batch_size])
+    return make_batch(
+        picked,
+        jnp.asarray(number),
+        normalization=spec.normalization,
+        augmented=spec.augmented,
+        seed=spec.seed,
+        regularization=spec.regularization,
+    )

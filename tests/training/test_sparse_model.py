@@ -8,7 +8,7 @@ import pytest
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.models import prunable_layers
-from dctps_jax.training.setup import build_sparse_model
+from dctps_jax.training.sparse_model import build_sparse_model
 from tests.small_runs import small_config
 
 UNUSED: Any = None  # the images and the spec of a step, which only scores need

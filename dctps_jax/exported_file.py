@@ -1,0 +1,144 @@
+"""The file of an exported network: its metadata, its digest, and how it is read.
+
+The metadata are texts: ``format`` ("dctps_jax"), ``format_version``, ``config`` and ``data`` (JSON), ``step``,
+``digest``.
+
+- Version 2: the digest is a SHA-256 over the tensors and all metadata but the digest itself.
+- Version 1: the digest covers the tensors only. Such a file is read with a warning, since nothing tells whether its
+  classes, normalisation and config are as they were written.
+"""
+
+import hashlib
+import json
+import logging
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from dctps_jax.config import check_value
+from dctps_jax.data.batches import Normalization, normalize
+from dctps_jax.data.dataset import Size, height_and_width
+from dctps_jax.errors import UserError, first_line
+from dctps_jax.field import flat_fields
+from dctps_jax.files import parse_json
+from dctps_jax.runs.fields import check_data, check_object
+from dctps_jax.runs.packing import digest
+
+FORMAT, FORMAT_VERSION = "dctps_jax", 2
+# What the network is built of. Other fields may be of another version of dctps_jax.
+MODEL_FIELDS = ("name", "offset", "alpha_trainable", "init", "width", "stable", "dtype")
+CONFIG_FIELDS = (*(f"model.{field}" for field in MODEL_FIELDS), "execution.min_loop", "execution.remat", "seed")
+
+logger = logging.getLogger("dctps_jax")
+
+
+class Description(NamedTuple):
+    """What an exported file says of its network."""
+
+    config: dict[str, Any]
+    class_names: tuple[str, ...]
+    image_size: Size
+    normalization: Normalization
+    step: int
+    fit: str = "squash"
+
+    def prepare(self, images: jax.Array) -> jax.Array:
+        """Return uint8 images of :attr:`shape` as the network takes them."""
+        return normalize(images, self.normalization)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        return (*height_and_width(self.image_size), len(self.normalization.mean))
+
+
+def digest_of_file(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """Return the digest of a file of version 2."""
+    header = {name: text for name, text in metadata.items() if name != "digest"}
+    return hashlib.sha256(json.dumps([digest(tensors), header], sort_keys=True).encode()).hexdigest()
+
+
+def read_file(file: Path) -> tuple[Description, dict[str, np.ndarray]]:
+    tensors, metadata = _content(file)
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{file} is a safetensors file, but none of dctps_jax.export; give one that it wrote")
+    try:
+        version = int(metadata["format_version"])
+        if version > FORMAT_VERSION:
+            raise UserError(
+                f"{file} was written by a newer dctps_jax (format {version}, this one knows {FORMAT_VERSION}); update "
+                "dctps_jax"
+            )
+        expected = {1: digest(tensors), 2: digest_of_file(tensors, metadata)}[version]
+    except (KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        found = reprlib.repr(metadata.get("format_version"))
+        raise UserError(
+            f"{file} is damaged: its format_version is {found}, not a number from 1 to {FORMAT_VERSION}; export the "
+            "run again"
+        ) from error
+    if metadata.get("digest") != expected:
+        raise UserError(f"{file} is damaged: its digest does not match its content; export the run again")
+    if version == 1:
+        logger.warning(
+            "%s is of format 1, whose digest covers the weights only: classes, normalisation and config cannot be "
+            "verified; export the run again",
+            file,
+        )
+    try:
+        return _description(metadata), tensors
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{file} is damaged: its metadata do not describe a network ({error}); export the run again"
+        ) from error
+
+
+def _content(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return tensors and metadata of a safetensors file."""
+    from safetensors import safe_open
+
+    if not file.is_file():
+        if file.is_dir():
+            raise UserError(
+                f"{file} is a directory; give the file of a network, which this makes of the directory of a run: "
+                f"python -m dctps_jax.export {file} --output model.safetensors"
+            )
+        state = "is no file" if file.exists() else "does not exist"
+        raise UserError(f"{file} {state}; write it with: python -m dctps_jax.export RUN --output {file}")
+    file.open("rb").close()  # safetensors calls every file that it cannot open one that does not exist
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            metadata = opened.metadata() or {}
+            return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118 (it is no dict)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # safetensors raises its own kind for a foreign or truncated file
+        raise UserError(
+            f"{file} is no safetensors file, or a truncated one ({first_line(error)}); export the run again"
+        ) from error
+
+
+def _description(metadata: Mapping[str, str]) -> Description:
+    """Return what metadata say of a network; ``KeyError`` or ``ValueError`` for what does not describe one."""
+    config, data, step = parse_json(metadata["config"]), parse_json(metadata["data"]), int(metadata["step"])
+    check_data(data)
+    check_network_config(config)
+    normalization = Normalization(tuple(data["mean"]), tuple(data["std"]))
+    size = tuple(data["image_size"]) if isinstance(data["image_size"], list) else data["image_size"]
+    fit = data.get("fit", "squash")
+    return Description(config, tuple(data["class_names"]), size, normalization, step, fit)
+
+
+def check_network_config(config: Any) -> None:
+    """Raise ``ValueError`` for a config of which no network can be built."""
+    check_object(config)
+    values = dict(flat_fields(config))
+    for field in CONFIG_FIELDS:
+        if field not in values:
+            raise ValueError(f"there is no field config.{field}")
+        check_value(field, values[field])

@@ -1,0 +1,106 @@
+"""What a config asks for, as objects: the data set, the numbers of a step, the optimiser."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optax
+
+from dctps_jax import data
+from dctps_jax.data.batches import Examples, Normalization, normalization_of
+from dctps_jax.data.regularization import Regularization
+from dctps_jax.errors import UserError
+from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau
+from dctps_jax.own import as_options, is_import_path
+from dctps_jax.pruning.dynamic import update_schedule
+from dctps_jax.training.step_spec import StepSpec, default_steps_per_dispatch
+
+logger = logging.getLogger("dctps_jax")
+
+
+def load_data(config: Any) -> data.Dataset:
+    """Return the data set that ``config.data`` names."""
+    return data.load(
+        config.data.name,
+        dir=config.data.dir,
+        cache_dir=config.data.cache_dir,
+        image_size=config.data.image_size,
+        download=config.data.download,
+        max_pixels=config.data.max_pixels,
+        channels=config.data.channels,
+        seed=config.seed,
+        fit=config.data.fit,
+    )
+
+
+def make_step_spec(config: Any, dataset: data.Dataset, train: Examples, platform: str) -> StepSpec:
+    """Return the fixed numbers of a run on ``platform``; a batch larger than the training split is a UserError."""
+    steps_per_epoch = len(train.labels) // config.batch_size
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"config.batch_size is {config.batch_size}, but there are only {len(train.labels)} training images; choose "
+            f"at most {len(train.labels)}"
+        )
+    return StepSpec(
+        batch_size=config.batch_size,
+        eval_batch_size=config.eval_batch_size,
+        steps_per_epoch=steps_per_epoch,
+        steps_per_dispatch=config.steps_per_dispatch or default_steps_per_dispatch(platform),
+        normalization=choose_normalization(config, dataset, train),
+        augmented=config.data.augment,
+        seed=config.seed,
+        sparse_training=config.sparse_training.method,
+        updates=update_schedule(config, steps_per_epoch),
+        regularization=Regularization(
+            cutout=config.data.cutout,
+            random_erasing=config.data.random_erasing,
+            mixup=config.data.mixup,
+            label_smoothing=config.optimizer.label_smoothing,
+            num_classes=dataset.num_classes,
+        ),
+        ema_decay=config.optimizer.ema_decay,
+    )
+
+
+def make_optimizer_and_schedule(
+    config: Any, steps_per_epoch: int
+) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
+    """Return the optimiser of ``config.optimizer``, and its learning rate as a function of the step."""
+    options = config.optimizer
+    schedule = SCHEDULES[options.schedule](options, steps_per_epoch, config.num_epochs)
+    optimizer = make_optimizer(
+        options.name,
+        schedule,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        fixup=config.model.name.startswith("fixup") and not is_import_path(config.model.name),
+        options=as_options(options.options),
+        decay=options.decay,
+        clip_norm=options.clip_norm,
+        accumulate_steps=options.accumulate_steps,
+        plateau=reduce_on_plateau(options, steps_per_epoch) if options.schedule == "plateau" else None,
+    )
+    return optimizer, schedule
+
+
+def choose_normalization(config: Any, dataset: data.Dataset, train: Examples) -> Normalization:
+    """Return the config's moments where it has any, else the data set's, else the training split's."""
+    if config.data.mean:
+        if len(config.data.mean) != dataset.channels:
+            raise UserError(
+                f"config.data.mean is {config.data.mean!r}, but the images have {dataset.channels} channels; give a "
+                "number for each, or () for the data set's own"
+            )
+        return Normalization(config.data.mean, config.data.std)
+    return normalization_of(dataset, train)
+
+
+def warn_if_nothing_moves(config: Any, spec: StepSpec, counts: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+    if spec.updates is not None and not spec.updates.moves_anything(counts, sizes):
+        logger.warning(
+            "sparse_training.method is %r, but no weight will ever move: updates come every %d steps before step %d, "
+            "and only layers that are not full have any; lower sparse_training.update_every or the density",
+            config.sparse_training.method,
+            spec.updates.update_every,
+            spec.updates.end_step,
+        )

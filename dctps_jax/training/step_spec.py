@@ -1,0 +1,55 @@
+"""The fixed numbers of a run that its programs are compiled for, and which steps a call takes together."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from dctps_jax.data.batches import Normalization
+from dctps_jax.data.regularization import Regularization
+from dctps_jax.pruning.dynamic import UpdateSchedule
+
+
+class StepSpec(NamedTuple):
+    """The fixed numbers of a run that its programs are compiled for."""
+
+    batch_size: int
+    eval_batch_size: int
+    steps_per_epoch: int
+    steps_per_dispatch: int
+    normalization: Normalization
+    augmented: bool
+    seed: int
+    sparse_training: str = "static"
+    updates: UpdateSchedule | None = None
+    regularization: Regularization = Regularization()
+    ema_decay: float = 0.0
+
+    @property
+    def longest_dispatch(self) -> int:
+        """The most steps that one call takes: no call goes beyond the end of an epoch."""
+        return min(self.steps_per_dispatch, self.steps_per_epoch)
+
+
+def default_steps_per_dispatch(platform: str) -> int:
+    """Return how many steps one call to a device of ``platform`` takes where the config leaves it open.
+
+    XLA's CPU backend (JAX 0.10.2) compiles the body of a loop worse than a program of its own, see
+    https://github.com/jax-ml/jax/issues/12868, and a call costs little beside a step. ``benchmarks/train_step.py
+    --steps_per_dispatch`` times both.
+    """
+    return 1 if platform == "cpu" else 50
+
+
+def dispatches(step: int, spec: StepSpec) -> Iterator[tuple[int, bool]]:
+    """Yield (steps, whether it is a mask update) for the dispatches from ``step`` to the end of its epoch.
+
+    A function of the step alone, so that a resumed run calls the same programs as one that was never stopped.
+    """
+    length = spec.longest_dispatch
+    position = step % spec.steps_per_epoch
+    first = step - position
+    while position < spec.steps_per_epoch:
+        updates = [spec.updates is not None and spec.updates.is_update(first + position + n) for n in range(length)]
+        whole = position % length == 0 and position + length <= spec.steps_per_epoch and not any(updates)
+        taken = length if whole else 1
+        yield taken, updates[0]
+        position += taken
