@@ -18,11 +18,11 @@ from ml_collections import ConfigDict, config_dict
 from dctps_jax import data, models, pruning
 from dctps_jax.data.dataset import MAX_PIXELS
 from dctps_jax.data.images import FITS
-from dctps_jax.field import Allowed, Field, Need, at_least
+from dctps_jax.field import Allowed, ByStep, Field, Need, at_least
 from dctps_jax.losses import LOSSES
 from dctps_jax.offsets import OFFSETS
 from dctps_jax.ops import cost_model
-from dctps_jax.optimizers import DECAYS, OPTIMIZERS, SCHEDULES
+from dctps_jax.optimizers import DECAYS, OPTIMIZERS, SCHEDULES, rates_by_step
 from dctps_jax.own import IMPORT_PATH, is_option
 from dctps_jax.pruning import by_score, dynamic, schedules
 
@@ -73,10 +73,11 @@ FIELDS: dict[str, Field] = {
         1,
         "Above 1: runs with `seed`, `seed + 1`, … in a directory each, and their mean and deviation.",
         allowed=at_least(1),
+        grows=True,
     ),
     "batch_size": Field(128, "Images in a training step, over all devices.", allowed=at_least(1)),
     "eval_batch_size": Field(256, "Images in an evaluation step, over all devices.", allowed=at_least(1)),
-    "num_epochs": Field(200, "Passes over the training images.", allowed=at_least(1)),
+    "num_epochs": Field(200, "Passes over the training images.", allowed=at_least(1), grows=True),
     "steps_per_dispatch": Field(
         0,
         "Training steps in one call to the device; 0: 1 on a CPU, 50 elsewhere.",
@@ -294,7 +295,10 @@ FIELDS: dict[str, Field] = {
     ),
     # Weights that move while training.
     "sparse_training.method": Field(
-        "static", "`static` keeps the support; `rigl` and `set` move weights while training.", choices=dynamic.METHODS
+        "static",
+        "`static` keeps the support; `rigl` and `set` move weights while training.",
+        choices=dynamic.METHODS,
+        by_step=ByStep(dynamic.fractions_by_step, "share of the weights to move"),
     ),
     "sparse_training.update_every": Field(
         100, "Steps between two moves of weights.", allowed=at_least(1), needs=WEIGHTS_MOVE
@@ -416,6 +420,7 @@ FIELDS: dict[str, Field] = {
         "(Loshchilov & Hutter 2017), one cycle (Smith & Topin 2018), or lower where the training loss stays.",
         choices=SCHEDULES,
         added=True,
+        by_step=ByStep(rates_by_step, "learning rate"),
     ),
     "optimizer.warmup_epochs": Field(
         0.0,

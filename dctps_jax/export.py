@@ -36,7 +36,7 @@ from dctps_jax.prunable import prunable_layers
 from dctps_jax.runs.checkpoint import read_arrays
 from dctps_jax.runs.fields import check_data
 from dctps_jax.runs.packing import flatten
-from dctps_jax.runs.workdir import identity, read_config, read_results
+from dctps_jax.runs.workdir import read_config, read_results
 from dctps_jax.training.sparse_model import build_model
 
 SECTIONS = ("params", "batch_stats", "supports", "frozen")
@@ -70,7 +70,7 @@ def export_run(run: Path | str, output: Path | str, checkpoint: str = "best") ->
         check_network_config(config)
     except ValueError as error:
         raise UserError(f"{run} cannot be exported: {error}; restore its files or take another run") from error
-    step, arrays = read_arrays(run / "checkpoints", "best" if checkpoint == "best" else "latest", identity(config))
+    step, arrays = read_arrays(run / "checkpoints", "best" if checkpoint == "best" else "latest", config)
     if checkpoint != "best" and step != results.get("step", step):  # results of version 0.1.0 have none
         raise UserError(
             f"{run / 'checkpoints' / 'latest'} ends at step {step}, but the run at step {results['step']}; put back "

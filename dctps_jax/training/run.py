@@ -12,9 +12,10 @@ from dctps_jax.config import check_config, check_value, resolve
 from dctps_jax.field import find_field
 from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, record_data
+from dctps_jax.runs.growth import holds_one_seed, move_into_seed, record_growth
 from dctps_jax.runs.mending import mend_finished_run
 from dctps_jax.runs.summary import last_line, summarize
-from dctps_jax.runs.workdir import claim, read_config, read_results, record_config
+from dctps_jax.runs.workdir import claim, is_finished, read_config, read_results
 from dctps_jax.training.compiled_programs import keep_compiled_programs
 from dctps_jax.training.memory import keep_freed_memory
 from dctps_jax.training.placement import place_on_all_devices
@@ -26,7 +27,8 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
     """Train, evaluate and report as ``config`` says, in ``workdir``; go on where an earlier call was stopped.
 
     With ``num_seeds`` above 1, each seed has a directory ``seed_N`` of its own, and the mean and standard deviation of
-    the accuracies are reported. Returns the content of ``results.json``. A finished run reports and does nothing.
+    the accuracies are reported. Returns the content of ``results.json``. A finished run reports and does nothing,
+    unless more epochs or seeds are asked for than it has.
     ``signals`` are the signals that a command line program listens for; without them the run listens itself.
 
     Raises :class:`~dctps_jax.errors.UserError` before anything is compiled or trained where config, data or directory
@@ -47,11 +49,14 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
             signals = stack.enter_context(listen_for_signals())
         if config.num_seeds == 1:
             return _finish_seed(config, workdir, signals)
+        if holds_one_seed(workdir):
+            _finish_seed(_of_seed(config, config.seed), workdir, signals)
         stack.enter_context(claim(workdir, config))
+        move_into_seed(workdir, config)
         settle_dtype(config, workdir)
 
         def bind_seeds(data: dict[str, Any]) -> None:
-            record_config(workdir, config)
+            record_growth(workdir, config)
             if not is_import_path(config.data.name):  # a function may give each seed images of its own
                 check_same_data(workdir, data)
                 record_data(workdir, data)
@@ -59,9 +64,8 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
         results = []
         for seed in range(config.seed, config.seed + config.num_seeds):
             print(f"seed {seed}:")
-            single = config.copy_and_resolve_references()
-            single.seed, single.num_seeds = seed, 1
-            results.append(_finish_seed(single, workdir / f"seed_{seed}", signals, bind_seeds))
+            results.append(_finish_seed(_of_seed(config, seed), workdir / f"seed_{seed}", signals, bind_seeds))
+        record_growth(workdir, config)
         return summarize(results, workdir, json.loads(config.to_json()))
 
 
@@ -84,6 +88,13 @@ def settle_dtype(config: Any, workdir: Path) -> None:
         print(f"going on in {recorded}, as the run began; a new run would compute in {auto} here")
 
 
+def _of_seed(config: Any, seed: int) -> Any:
+    """Return the config of one of the seeds of a run."""
+    single = config.copy_and_resolve_references()
+    single.seed, single.num_seeds = seed, 1
+    return single
+
+
 def _finish_seed(
     config: Any, workdir: Path, signals: StopSignals, bind_seeds: Callable[[dict[str, Any]], None] = lambda data: None
 ) -> dict[str, Any]:
@@ -93,7 +104,7 @@ def _finish_seed(
     """
     with claim(workdir, config):
         settle_dtype(config, workdir)
-        if (workdir / "results.json").exists():
+        if is_finished(workdir, config):
             results = read_results(workdir)
             print(f"{workdir} is finished. {last_line(results)}")
             mend_finished_run(workdir, config, results)
@@ -101,7 +112,7 @@ def _finish_seed(
 
         def bind(data: dict[str, Any], split: dict[str, str]) -> None:
             bind_seeds(data)
-            record_config(workdir, config)
+            record_growth(workdir, config)
             record_data(workdir, data | split)
 
         return train_seed(config, workdir, bind, signals)

@@ -22,17 +22,18 @@ from dctps_jax.files import digest_of
 from dctps_jax.optimizers import rate_scale
 from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, describe_data, describe_split
-from dctps_jax.runs.checkpoint import Checkpoints, as_tree
+from dctps_jax.runs.checkpoint import Checkpoints, as_tree, steps_in
+from dctps_jax.runs.growth import check_growth
 from dctps_jax.runs.loggers import open_loggers
 from dctps_jax.runs.mending import check_not_begun, initial_supports_of, masks_of, mend_files, supports_of
 from dctps_jax.runs.metrics import MetricsLog, describe
 from dctps_jax.runs.summary import environment, last_line
-from dctps_jax.runs.workdir import identity, write_results
+from dctps_jax.runs.workdir import write_results
 from dctps_jax.training import from_config, loop
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.own_network import check_same_program, describe_program
 from dctps_jax.training.placement import place_on_all_devices
-from dctps_jax.training.progress import Progress, announce_compilation, doing
+from dctps_jax.training.progress import Progress, compiling, doing
 from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals, suggest_rate
 from dctps_jax.training.sparse_model import build_sparse_model
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
@@ -62,7 +63,7 @@ def train_seed(
 
     # What an earlier call saved.
     plain_config = json.loads(config.to_json())
-    checkpoints = Checkpoints(workdir / "checkpoints", identity(plain_config))
+    checkpoints = Checkpoints(workdir / "checkpoints", plain_config)
     saved = checkpoints.newest("latest")
     if saved is None:
         check_not_begun(workdir)
@@ -76,6 +77,9 @@ def train_seed(
     train_split = images.at(train_rows)
     placement = place_on_all_devices()
     spec = from_config.make_step_spec(config, dataset, train_split, placement.platform)
+    if saved is not None:
+        taken = max([saved.step, *steps_in(checkpoints.folder / "best")])
+        check_growth(workdir, config, taken, spec.steps_per_epoch)
 
     # Network: the layers with their supports, and the optimiser. A run that goes on has its supports.
     saved_supports = None if saved is None else supports_of(saved)
@@ -166,8 +170,8 @@ def train_seed(
         drop = spec.updates.drop_counts(update_step, counts, sizes)
         return np.array([drop[path] for path in graphs.counts], np.int32)
 
-    announce_compilation(len(shapes))
-    programs = loop.compile_programs(setup, state, sums, train, epoch_of(0), [validation, test])
+    with compiling(len(shapes)):
+        programs = loop.compile_programs(setup, state, sums, train, epoch_of(0), [validation, test])
     print(
         f"{config.model.name}, {num_trainable:,} trainable parameters, {spec.steps_per_epoch} steps an epoch, "
         f"{placement.num_devices} {placement.platform} device(s), compiled in {programs.compile_seconds:.1f} s"
