@@ -14,7 +14,8 @@ BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"
 # Compiling takes about so long for each prunable layer: 1.4 s for ResNet50 on an H100, 2.4 s for VGG19.
 COMPILE_SECONDS_PER_LAYER = 1.5
 WORTH_SAYING_SECONDS = 10
-SILENT_SECONDS = 5.0
+SILENT_SECONDS = 5.0  # in which compiled programs are read from the cache
+PATIENCE_SECONDS = 2.0
 
 
 class Progress:
@@ -90,6 +91,23 @@ def doing(text: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def announced(text: str, after: float | None = None) -> Iterator[None]:
+    """Print a line once the block has taken some seconds, :data:`PATIENCE_SECONDS` if not given."""
+    timer = threading.Timer(PATIENCE_SECONDS if after is None else after, _print_beside_bars, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _print_beside_bars(text: str) -> None:
+    tqdm.write(text)
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
 def compiling(num_layers: int) -> Iterator[None]:
     """Print that the programs of a network are compiled, and how long that usually takes, unless it is a moment.
 
@@ -101,14 +119,8 @@ def compiling(num_layers: int) -> Iterator[None]:
         return
     minutes = max(1, round(seconds / 60))
     usual = duration(seconds) if seconds < 45 else f"{minutes} minute{'s' * (minutes > 1)}"
-    text = f"compiling … (usually about {usual} the first time)"
-    timer = threading.Timer(SILENT_SECONDS, print, [text], {"flush": True})
-    timer.daemon = True
-    timer.start()
-    try:
+    with announced(f"compiling … (usually about {usual} the first time)", SILENT_SECONDS):
         yield
-    finally:
-        timer.cancel()
 
 
 def duration(seconds: float) -> str:

@@ -33,7 +33,7 @@ from dctps_jax.training import from_config, loop
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.own_network import check_same_program, describe_program
 from dctps_jax.training.placement import place_on_all_devices
-from dctps_jax.training.progress import Progress, compiling, doing
+from dctps_jax.training.progress import Progress, announced, compiling, doing
 from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals, suggest_rate
 from dctps_jax.training.sparse_model import build_sparse_model
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
@@ -69,7 +69,8 @@ def train_seed(
         check_not_begun(workdir)
 
     # Data: images and labels, and the rows to train on and to validate on.
-    dataset = from_config.load_data(config)
+    with announced("reading the images …"):
+        dataset = from_config.load_data(config)
     images = Examples(dataset.train_images, dataset.train_labels)
     train_rows, validation_rows = split_training(len(images.labels), config.data.train_fraction, config.seed)
     described, split = describe_data(dataset), describe_split(train_rows, validation_rows)
@@ -83,7 +84,11 @@ def train_seed(
 
     # Network: the layers with their supports, and the optimiser. A run that goes on has its supports.
     saved_supports = None if saved is None else supports_of(saved)
-    model, supports = build_sparse_model(config, dataset, train_split, spec, saved_supports)
+    settings = config.pruning
+    is_dense = pruning.trains_all_weights(settings.method, settings.density, settings.layer_densities)
+    is_scored = saved is None and settings.method in pruning.SCORES and not is_dense
+    with announced(f"choosing the weights by {settings.method} …" if is_scored else "building the network …"):
+        model, supports = build_sparse_model(config, dataset, train_split, spec, saved_supports)
     del train_split
     shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}

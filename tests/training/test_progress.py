@@ -49,6 +49,20 @@ def test_compiling_is_announced_where_it_takes_long(capsys, monkeypatch, layers,
     assert capsys.readouterr().out == ("compiling … (usually about 1 minute the first time)\n" if said else "")
 
 
+@pytest.mark.parametrize(
+    ("method", "text"), [("epl", "building the network …"), ("snip", "choosing the weights by snip …")]
+)
+def test_what_takes_long_before_the_first_table_is_announced(small, tmp_path, capsys, monkeypatch, method, text):
+    config = {"pruning__method": method, "num_epochs": 1}
+    for seconds in (600.0, 0.0):
+        monkeypatch.setattr(progress, "PATIENCE_SECONDS", seconds)
+        small_run(tmp_path / str(seconds), **config)
+        out, err = capsys.readouterr()
+        before_table = out.partition("\nlayer ")[0].splitlines()[1:]
+        assert err == "" and set(before_table) <= {"reading the images …", text}
+        assert before_table.count(text) == (seconds == 0)
+
+
 SUMS = zero_sums()._replace(loss=jnp.float32(12), images=jnp.int32(320))
 
 
