@@ -1,10 +1,12 @@
 """How the programs end: one sentence and an exit code for each fault that a user can mend."""
 
 import errno
+import importlib
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,17 @@ MAINS = {
     "masks": masks.main,
     "predict.py": predict.main,
 }
+
+
+def test_the_installed_package_has_every_program():
+    scripts = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["scripts"]
+    mains = {
+        name: getattr(importlib.import_module(module), function)
+        for name, (module, function) in ((name, path.split(":")) for name, path in scripts.items())
+    }
+    assert {f"dctps-{name.removesuffix('.py')}": main for name, main in MAINS.items()}.items() <= mains.items()
+    documents = "".join((REPO / name).read_text() for name in ("README.md", "docs/index.md"))
+    assert all(documents.count(name) >= 2 for name in scripts)
 
 
 def failing(error):
