@@ -13,7 +13,7 @@ from flax import nnx
 from dctps_jax.errors import UserError
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.offsets import Offset
-from dctps_jax.pruning import ALLOCATIONS, allocate, apply_masks, prune, random_supports
+from dctps_jax.pruning import ALLOCATIONS, allocate, apply_masks, prune, random_supports, trains_all_weights
 
 LAYERS = (DCTpSConv, DCTpSLinear)
 
@@ -58,7 +58,7 @@ def convert(
         raise UserError("the model has no nnx.Conv or nnx.Linear to convert")
     shapes = {path: _kernel_shape(path, layer) for path, layer in layers.items()}
     fixed_layers: dict[str, Any] = {"dense_layers": dense_layers, "layer_densities": layer_densities}
-    is_dense = density == 1 and not layer_densities
+    is_dense = trains_all_weights(method, density, layer_densities)
     # Random supports, without dense kernels.
     supports: dict[str, np.ndarray] = {}
     if is_random and form == "compact" and not is_dense:

@@ -24,7 +24,7 @@ from dctps_jax.offsets import OFFSETS
 from dctps_jax.ops import cost_model
 from dctps_jax.optimizers import DECAYS, OPTIMIZERS, SCHEDULES, rates_by_step
 from dctps_jax.own import IMPORT_PATH, is_option
-from dctps_jax.pruning import dynamic, schedules
+from dctps_jax.pruning import by_score, dynamic, schedules
 
 DTYPES = ("float32", "bfloat16")
 
@@ -252,7 +252,7 @@ FIELDS: dict[str, Field] = {
     "pruning.scope": Field(
         "global",
         "A score compares the weights of all layers, or of one layer: then each layer has the same density.",
-        choices=schedules.SCOPES,
+        choices=by_score.SCOPES,
         needs=SCORE_IN_USE,
     ),
     "pruning.allocation": Field(

@@ -25,7 +25,7 @@ from dctps_jax.exported_file import (
     Description,
     check_network_config,
     digest_of_file,
-    read_file,
+    read_exported_file,
 )
 from dctps_jax.files import check_target, is_printable, write_whole
 from dctps_jax.kernels import Mask, Support
@@ -108,7 +108,7 @@ def best_seed(run: Path) -> Path:
 
 def describe_exported(file: Path | str) -> Description:
     """Return what an exported file says of its network; errors as :func:`load_exported`."""
-    return read_file(Path(file))[0]
+    return read_exported_file(Path(file))[0]
 
 
 def load_exported(file: Path | str, network: str | None = None) -> nnx.Module:
@@ -125,7 +125,7 @@ def load_exported(file: Path | str, network: str | None = None) -> nnx.Module:
 
 def read_exported(file: Path | str, network: str | None = None) -> tuple[Description, nnx.Module]:
     """Return both of :func:`describe_exported` and :func:`load_exported`, reading the file once."""
-    description, tensors = read_file(Path(file))
+    description, tensors = read_exported_file(Path(file))
     return description, _build(Path(file), description, tensors, network)
 
 

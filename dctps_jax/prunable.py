@@ -16,11 +16,12 @@ def prunable_layers(model: nnx.Module) -> dict[str, DCTpSConv | DCTpSLinear]:
     :func:`dctps_jax.models.create_model` sets it) keeps it.
     """
     layers = dict(_layers_below(model, ()))
-    first = {id(layer): path for path, layer in reversed(layers.items())}
-    once = {path: layer for path, layer in layers.items() if first[id(layer)] == path}
+    first: dict[int, str] = {}
+    for path, layer in layers.items():
+        first.setdefault(id(layer), path)
     order = getattr(model, "layer_order", ())
-    known = set(order) <= set(layers) and {id(layers[path]) for path in order} == set(first)
-    return {path: layers[path] for path in order} if known else once
+    is_known = set(order) <= set(layers) and {id(layers[path]) for path in order} == set(first)
+    return {path: layers[path] for path in (order if is_known else first.values())}
 
 
 def _layers_below(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, DCTpSConv | DCTpSLinear]]:

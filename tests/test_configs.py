@@ -16,12 +16,13 @@ from dctps_jax.runs.sweep import plan_runs
 from dctps_jax.training.sparse_model import build_model
 
 FOLDER = Path(__file__).parents[1] / "configs"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+RECIPES = sorted(f"recipes/{path.stem}" for path in (FOLDER / "recipes").glob("*.py") if path.stem != "__init__")
+NAMES = [*sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__"), *RECIPES]
 SWEEPS = sorted(path.stem for path in (FOLDER / "sweeps").glob("*.py") if path.stem != "__init__")
 
 
 def load(name):
-    return importlib.import_module(f"configs.{name}")
+    return importlib.import_module(f"configs.{name.replace('/', '.')}")
 
 
 def test_there_are_some():
@@ -72,7 +73,7 @@ def test_network_and_support_can_be_built(name):
 
 
 def test_names_agree_with_what_they_configure():
-    for name in NAMES:
+    for name in set(NAMES) - set(RECIPES):
         config = load(name).get_config()
         assert name.startswith(config.model.name) and name.endswith(config.data.name), name
 

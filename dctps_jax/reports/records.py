@@ -11,6 +11,7 @@ from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.files import digest_of, parse_json, printable, read_file, write_whole
+from dctps_jax.pruning import trains_all_weights
 from dctps_jax.runs import seal
 from dctps_jax.runs.fields import check_config_fields, check_object, check_results, check_row
 from dctps_jax.runs.metrics import read_rows
@@ -138,7 +139,8 @@ def write_records(file: Path, records: Iterable[Record]) -> None:
 
 def is_dense(config: Mapping[str, Any]) -> bool:
     """Return whether a config by dotted field is of a network that trains all weights."""
-    return config.get("pruning.density") == 1 and config.get("pruning.method") != "from_run"
+    method, density = config.get("pruning.method", ""), config.get("pruning.density", 0)
+    return trains_all_weights(method, density, config.get("pruning.layer_densities"))
 
 
 def has_effect(field: str, config: Mapping[str, Any]) -> bool:

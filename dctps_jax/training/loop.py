@@ -149,7 +149,7 @@ def batch_of_step(step: jax.Array, train: ExamplesInRows, epoch: Epoch, setup: S
         steps_per_epoch=spec.steps_per_epoch,
         normalization=spec.normalization,
         augmented=spec.augmented,
-        seed=epoch.key,
+        key=epoch.key,
         regularization=spec.regularization,
     )
     return jax.lax.with_sharding_constraint(batch, setup.placement.batch)
@@ -207,7 +207,7 @@ def compile_programs(
 def epoch_of(number: int, spec: StepSpec, rows: np.ndarray) -> Epoch:
     """Return an epoch over the ``rows`` of the training images."""
     key = jax.random.key(spec.seed)
-    order = epoch_permutation(number, seed=key, count=len(rows))
+    order = epoch_permutation(number, key=key, count=len(rows))
     return Epoch(jnp.asarray(rows[np.asarray(order)]), key)
 
 

@@ -52,7 +52,7 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
         stack.enter_context(claim(workdir, config))
         move_into_seed(workdir, config)
 
-        def bind(data: dict[str, Any]) -> None:
+        def bind_seeds(data: dict[str, Any]) -> None:
             record_growth(workdir, config)
             if not is_import_path(config.data.name):  # a function may give each seed images of its own
                 check_same_data(workdir, data)
@@ -61,7 +61,7 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
         results = []
         for seed in range(config.seed, config.seed + config.num_seeds):
             print(f"seed {seed}:")
-            results.append(_finish_seed(_of_seed(config, seed), workdir / f"seed_{seed}", signals, bind))
+            results.append(_finish_seed(_of_seed(config, seed), workdir / f"seed_{seed}", signals, bind_seeds))
         record_growth(workdir, config)
         return summarize(results, workdir, json.loads(config.to_json()))
 
@@ -74,11 +74,11 @@ def _of_seed(config: Any, seed: int) -> Any:
 
 
 def _finish_seed(
-    config: Any, workdir: Path, signals: StopSignals, bind_whole: Callable[[dict[str, Any]], None] = lambda data: None
+    config: Any, workdir: Path, signals: StopSignals, bind_seeds: Callable[[dict[str, Any]], None] = lambda data: None
 ) -> dict[str, Any]:
     """Return the results of the run of one seed; train what is missing.
 
-    ``bind_whole`` binds the directory of several seeds to config and data, once nothing can be wrong with them.
+    ``bind_seeds`` binds the directory of several seeds to config and data, once nothing can be wrong with them.
     """
     with claim(workdir, config):
         if is_finished(workdir, config):
@@ -88,7 +88,7 @@ def _finish_seed(
             return results
 
         def bind(data: dict[str, Any], split: dict[str, str]) -> None:
-            bind_whole(data)
+            bind_seeds(data)
             record_growth(workdir, config)
             record_data(workdir, data | split)
 

@@ -72,23 +72,23 @@ def build_sparse_model(
     dataset: data.Dataset,
     train: Examples,
     spec: StepSpec,
-    own_supports: Mapping[str, np.ndarray] | None = None,
+    saved_supports: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[nnx.Module, Supports]:
     """Return the network with the supports that ``config.pruning`` asks for, and the supports.
 
-    A dense network has none. A run that goes on takes the supports of its checkpoint, ``own_supports``, and chooses
+    A dense network has none. A run that goes on takes the supports of its checkpoint, ``saved_supports``, and chooses
     none. In the compact form dense kernels are built only to compute scores, and, in a network without offset, one
     layer at a time to draw its initial weights.
     """
     build = partial(build_model, config, dataset.num_classes, dataset.image_size, dataset.channels)
     shapes = _kernel_shapes(config, dataset.num_classes, dataset.channels, build)
     settings = config.pruning
-    if own_supports is not None:
-        _check_supports(own_supports, shapes)
-        supports = dict(own_supports)
+    if saved_supports is not None:
+        _check_supports(saved_supports, shapes)
+        supports = dict(saved_supports)
     elif settings.method == "from_run":
         supports = _supports_of_run(config, shapes)
-    elif settings.density == 1 and not settings.layer_densities:
+    elif pruning.trains_all_weights(settings.method, settings.density, settings.layer_densities):
         supports = {}
     elif settings.method in pruning.SCORES:
         supports = _supports_by_score(config, build(), train, spec)
@@ -188,7 +188,7 @@ def _random_supports(config: Any, shapes: Shapes) -> Supports:
 
 
 def _supports_by_score(config: Any, model: nnx.Module, train: Examples, spec: StepSpec) -> Supports:
-    """Prune by a score on the batches that training will begin with.
+    """Prune by a score on the batches that training will begin with, before mixup and label smoothing.
 
     Step s of n batches sees those of training steps s·n to s·n + n − 1.
     """
@@ -218,13 +218,14 @@ def _supports_by_score(config: Any, model: nnx.Module, train: Examples, spec: St
 def host_batch(number: int, train: Examples, spec: StepSpec) -> tuple[jax.Array, jax.Array]:
     """Return the batch of training step ``number`` out of training images that are not on the devices yet."""
     epoch, position = divmod(number, spec.steps_per_epoch)
-    order = epoch_permutation(epoch, seed=jax.random.key(spec.seed), count=len(train.labels))
+    key = jax.random.key(spec.seed)
+    order = epoch_permutation(epoch, key=key, count=len(train.labels))
     picked = train.at(np.asarray(order)[position * spec.batch_size :][: spec.batch_size])
     return make_batch(
         picked,
         jnp.asarray(number),
         normalization=spec.normalization,
         augmented=spec.augmented,
-        seed=spec.seed,
+        key=key,
         regularization=spec.regularization,
     )

@@ -47,7 +47,7 @@ def zero_sums(num_layers: int = 1) -> Sums:
 def _loss_of(graph: nnx.GraphDef, others: tuple[Any, ...], batch: tuple[jax.Array, jax.Array]) -> Any:
     """Return ``params → (mean loss, ({"correct": count}, new batch_stats))`` of a batch.
 
-    ``others`` are the state's other arrays, in the order of ``nnx.merge``.
+    ``others`` are the other arrays of the network, in any order.
     """
     images, labels = batch
 
@@ -71,6 +71,7 @@ def value_and_gradients(
 ) -> Any:
     """Return ``((mean loss, ({"correct": count}, new batch_stats)), gradients)`` of a batch.
 
+    ``supports`` are those of the state, or ``{}`` for the ``dense`` graph, whose gradients are of all weights.
     ``random`` are the streams of the network's random numbers, see :func:`dctps_jax.training.state.random_at`.
     With a mesh of several devices each takes its part of the batch, and what crosses devices is the gradient of the
     parameters as they are stored, besides BatchNorm's moments: automatic partitioning would sum the gradients of whole

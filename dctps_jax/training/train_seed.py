@@ -80,20 +80,22 @@ def train_seed(
         check_growth(workdir, config, taken, spec.steps_per_epoch)
 
     # Network: the layers with their supports, and the optimiser. A run that goes on has its supports.
-    own_supports = None if saved is None else supports_of(saved)
-    model, supports = build_sparse_model(config, dataset, train_split, spec, own_supports)
+    saved_supports = None if saved is None else supports_of(saved)
+    model, supports = build_sparse_model(config, dataset, train_split, spec, saved_supports)
     del train_split
     shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
     optimizer, schedule = from_config.make_optimizer_and_schedule(config, spec.steps_per_epoch)
-    own: dict[str, Any] = {}
+    program_record: dict[str, Any] = {}
     if is_import_path(config.model.name):
-        own = {"network": describe_program(config, dataset.num_classes, dataset.image_size, dataset.channels)}
-        check_same_program(workdir, None if saved is None else saved.record.get("network"), own["network"])
+        program_record = {
+            "network": describe_program(config, dataset.num_classes, dataset.image_size, dataset.channels)
+        }
+        check_same_program(workdir, None if saved is None else saved.record.get("network"), program_record["network"])
     report = conversion_report(model)
     if is_first_host:
-        if own:
+        if program_record:
             print(report)
         print(layer_table(shapes, counts, sizes))
         if config.execution.explain:
@@ -137,7 +139,7 @@ def train_seed(
             initial_supports = {path: np.flatnonzero(mask) for path, mask in initial_masks.items()}
         print(f"going on from step {step}")
         del tree
-    del saved, own_supports
+    del saved, saved_supports
     # Updates move the masks later on; where they started from stays on record.
     initial_masks = masks_of(initial_supports, shapes)
     mask_files = {"masks_initial.npz": initial_masks, "masks.npz": initial_masks}
@@ -149,7 +151,7 @@ def train_seed(
     log = MetricsLog(workdir, step, rows, lambda: open_loggers(workdir, step, config))
     # A run that was stopped while it evaluated an epoch stands at the end of it, with the epoch's sums.
     is_epoch_pending = step > 0 and step % spec.steps_per_epoch == 0 and int(sums.images) > 0
-    first_epoch = (step - is_epoch_pending) // spec.steps_per_epoch
+    first_epoch = step // spec.steps_per_epoch - int(is_epoch_pending)
     log.check_rows_of(first_epoch)
 
     # Compile. The images live on the devices as uint8.
@@ -161,9 +163,9 @@ def train_seed(
     def epoch_of(number: int) -> loop.Epoch:
         return placement.put(loop.epoch_of(number, spec, train_rows))
 
-    def num_drop_at(step: int) -> np.ndarray:
+    def num_drop_at(update_step: int) -> np.ndarray:
         assert spec.updates is not None
-        drop = spec.updates.drop_counts(step, counts, sizes)
+        drop = spec.updates.drop_counts(update_step, counts, sizes)
         return np.array([drop[path] for path in graphs.counts], np.int32)
 
     with compiling(len(shapes)):
@@ -177,7 +179,7 @@ def train_seed(
         tree = {"state": stored(state), "sums": sums}
         if spec.updates is not None:
             tree["initial_supports"] = initial_supports
-        record = {"data": described | split, "kernel_shapes": graphs.shapes, "rows": rows} | own
+        record = {"data": described | split, "kernel_shapes": graphs.shapes, "rows": rows} | program_record
         checkpoints.save("latest", step, tree, record)
         signals.saved_step = step
 
