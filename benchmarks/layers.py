@@ -1,5 +1,7 @@
 """Time each method on each layer of a network: ``python benchmarks/layers.py resnet50 0.001 --batch_size 32``.
 
+Instead of a network, ``linear:1024x1024,2048x512`` names linear layers by inputs and outputs, each with that density.
+
 For each distinct layer it times, in turns, the layer of a dense network and each method that can compute the compact
 layer. Beside the times of the methods stand the predicted times, and a star marks the method that "auto" chooses. The
 dense layer and the chosen method are taken apart, too: the forward pass, the gradient of the inputs and the gradient of
@@ -23,9 +25,11 @@ from record import describe_run, save
 
 from dctps_jax import models, pruning
 from dctps_jax.accounts.plan_table import planned
+from dctps_jax.offsets import find_offset
 from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.ops.convolution import convolve
 from dctps_jax.ops.cost_model import choose, predicted_seconds
+from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.methods import METHODS, apply_kernel, possible_methods
 from dctps_jax.ops.work import Work
 from dctps_jax.training.memory import keep_freed_memory
@@ -37,7 +41,15 @@ Program = tuple[Work, str, str]  # a layer, the method, and which of the operati
 
 
 def layers_of(network: str, density: float, batch_size: int, num_classes: int, offset: str | None) -> Counter[Work]:
-    """Return what the layers of a network have to compute, and how many layers compute the same."""
+    """Return what the layers of a network have to compute, and how many layers compute the same.
+
+    ``network`` is the name of a network, or "linear:" and the sizes of linear layers.
+    """
+    kind, _, sizes = network.partition(":")
+    if kind == "linear":
+        shapes = [tuple(int(size) for size in pair.split("x")) for pair in sizes.split(",")]
+        layers = [(shape, round(density * math.prod(shape))) for shape in shapes]
+        return Counter(Work(Geometry(shape), (batch_size, shape[0]), nnz, find_offset(offset)) for shape, nnz in layers)
     shapes = models.kernel_shapes(network, num_classes=num_classes)
     model = models.create_model(
         network,
@@ -196,7 +208,7 @@ def totals(layers: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("network")
+    parser.add_argument("network", help="the name of a network, or linear:INxOUT,INxOUT,…")
     parser.add_argument("density", type=float)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--num_classes", type=int, default=100)

@@ -26,7 +26,7 @@ from dctps_jax.optimizers import DECAYS, OPTIMIZERS, SCHEDULES, rates_by_step
 from dctps_jax.own import IMPORT_PATH, is_option
 from dctps_jax.pruning import by_score, dynamic, schedules
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def are_epochs(values: Iterable[Any]) -> bool:
@@ -152,7 +152,13 @@ FIELDS: dict[str, Field] = {
         False,
         "Divide the residual branches of a ResNet by √(number of blocks).",
     ),
-    "model.dtype": Field("float32", "Type of the computation. Parameters are always float32.", choices=DTYPES),
+    "model.dtype": Field(
+        "auto",
+        "Type of the computation. `auto` is bfloat16 on a TPU and on an NVIDIA GPU of compute capability 8.0 or more, "
+        "float32 elsewhere; a run keeps the type that it began with. Parameters, statistics, losses and the "
+        "optimiser's state are always float32.",
+        choices=("auto", *DTYPES),
+    ),
     # The images.
     "data.name": Field(
         "cifar10",
@@ -168,7 +174,7 @@ FIELDS: dict[str, Field] = {
     ),
     "data.channels": Field(
         3,
-        "Channels of the images of a `parquet_folder` or `tfds_folder`: 3, or 1 for grey ones.",
+        "Channels of the images of an `image_folder`, `parquet_folder` or `tfds_folder`: 3, or 1 for grey ones.",
         allowed=Allowed(lambda value: value in (1, 3), "3 or 1"),
         added=True,
     ),

@@ -172,7 +172,7 @@ def _build(file: Path, description: Description, tensors: dict[str, np.ndarray],
 
 
 def export_stablehlo(file: Path | str, output: Path | str, network: str | None = None) -> None:
-    """Write an exported network as serialised StableHLO: uint8 images, any number of them → logits.
+    """Write an exported network as serialised StableHLO: uint8 images, any number of them → logits in float32.
 
     One program for CPU, CUDA and TPU; ``jax.export.deserialize`` reads it.
     """
@@ -187,7 +187,7 @@ def export_stablehlo(file: Path | str, output: Path | str, network: str | None =
 
     @jax.jit
     def logits_of(images: jax.Array) -> jax.Array:
-        return nnx.merge(graph, state)(description.prepare(images))
+        return nnx.merge(graph, state)(description.prepare(images)).astype(jnp.float32)
 
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *description.shape), jnp.uint8)
@@ -214,7 +214,9 @@ def main() -> None:
     run = export_run(arguments.run, arguments.output, arguments.checkpoint)
     if run != arguments.run:
         print(f"{run} was the best of its seeds on validation")
-    print(f"written: {arguments.output}, {arguments.output.stat().st_size / 1000:,.1f} kB")
+    dtype = describe_exported(arguments.output).dtype
+    computed = f", computed in {dtype}" if dtype else ""
+    print(f"written: {arguments.output}, {arguments.output.stat().st_size / 1000:,.1f} kB{computed}")
     if arguments.stablehlo:
         export_stablehlo(arguments.output, arguments.stablehlo, arguments.network)
         print(f"written: {arguments.stablehlo}, {arguments.stablehlo.stat().st_size / 1000:,.1f} kB")

@@ -25,6 +25,7 @@ from dctps_jax.data.dataset import Size, height_and_width
 from dctps_jax.errors import UserError, first_line
 from dctps_jax.field import flat_fields
 from dctps_jax.files import parse_json
+from dctps_jax.own import is_import_path
 from dctps_jax.runs.fields import check_data, check_object
 from dctps_jax.runs.packing import digest
 
@@ -45,6 +46,12 @@ class Description(NamedTuple):
     normalization: Normalization
     step: int
     fit: str = "squash"
+
+    @property
+    def dtype(self) -> str | None:
+        """The type that the network computes in; None for a network of the user's own, whose function decides."""
+        dtype = self.config["model"]["dtype"]
+        return None if dtype == "auto" or is_import_path(self.config["model"]["name"]) else dtype
 
     def prepare(self, images: jax.Array) -> jax.Array:
         """Return uint8 images of :attr:`shape` as the network takes them."""

@@ -114,7 +114,7 @@ def test_layer_methods(pairs):
     message = message_of(config_with(execution__layer_methods=pairs))
     assert (
         "config.execution.layer_methods" in message
-        and "autodiff, on_support, on_support_rows, per_weight, per_weight_rows" in message
+        and "autodiff, on_support, on_support_rows, per_weight, per_weight_rows, transform, transform_rows" in message
     )
 
 

@@ -55,6 +55,7 @@ def test_network_and_support_can_be_built(name):
     config = load(name).get_config()
     if config.data.name not in NUM_CLASSES:
         pytest.skip("the number of classes comes with the images")
+    config.model.dtype = "float32"
     num_classes, size = NUM_CLASSES[config.data.name], data.SOURCES[config.data.name].image_size or 32
     model = nnx.eval_shape(lambda: build_model(config, num_classes, size))
     shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}

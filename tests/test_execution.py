@@ -31,6 +31,7 @@ CASES = {
     "fewer outputs than inputs": (Geometry((3, 3, 6, 2), (1, 1), ((1, 1), (1, 1))), (5, 6), 20),
     "odd channels": (Geometry((3, 3, 3, 4), (1, 1), ((1, 1), (1, 1))), (5, 6), 20),
     "1x1": (Geometry((1, 1, 4, 6), (1, 1), ((0, 0), (0, 0))), (3, 3), 5),
+    "1x1, more inputs, cropping": (Geometry((1, 1, 12, 5), (1, 1), ((0, 1), (-1, 0))), (3, 4), 20),
     "valid": (Geometry((5, 5, 2, 6), (1, 1), ((0, 0), (0, 0))), (7, 6), 20),
     "cropping and padding": (Geometry((3, 2, 4, 6), (1, 1), ((-1, 2), (0, -2))), (5, 6), 20),
     "map smaller than the kernel": (Geometry((3, 3, 4, 6), (1, 1), ((1, 1), (1, 1))), (1, 2), 20),
@@ -40,6 +41,8 @@ CASES = {
     "depthwise": (Geometry((3, 3, 1, 6), (1, 1), ((1, 1), (1, 1)), 6), (4, 4), 20),
     "depthwise, strides": (Geometry((3, 3, 1, 6), (2, 2), ((1, 1), (1, 1)), 6), (5, 5), 20),
     "linear": (Geometry((8, 5)), (), 12),
+    "wide linear": (Geometry((16, 12)), (), 40),
+    "square linear": (Geometry((14, 14)), (), 20),
     "one dimension": (Geometry((4, 4, 5), (1,), ((2, 1),)), (6,), 20),
     "all weights": (Geometry((3, 3, 2, 3), (1, 1), ((1, 1), (1, 1))), (4, 4), 54),
     "no weights": (Geometry((3, 3, 4, 6), (1, 1), ((1, 1), (1, 1))), (5, 6), 0),
@@ -90,6 +93,11 @@ class Layer:
         return lambda alpha: compute(jnp.asarray(alpha), jnp.asarray(self.inputs), jnp.asarray(self.values))
 
 
+def layer_for(method):
+    """Return a layer that the method can compute."""
+    return next(layer for layer in map(Layer, ("3x3", "square linear")) if method in layer.methods(True))
+
+
 def assert_same(found, expected, noise=0.0):
     """The error of each array, as a whole, is nothing beside the array."""
     for one, other in zip(found, expected, strict=True):
@@ -132,7 +140,7 @@ def test_autodiff_is_the_convolution_with_the_kernel(case):
 @pytest.mark.parametrize("alpha", [0.7, 0.0])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_frozen_alpha_needs_no_gradient(method, alpha):
-    layer = Layer("3x3")
+    layer = layer_for(method)
     ((_, to_inputs, to_values, _),) = layer.outputs_and_gradients(["autodiff"])(alpha)
 
     @jit_unoptimised
@@ -171,10 +179,10 @@ def test_products_with_the_hessian(case, offset):
             assert_same(found, expected)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("method", METHODS)
 def test_results_have_the_types_of_what_was_given(method, dtype):
-    layer = Layer("3x3")
+    layer = layer_for(method)
 
     @jit_unoptimised
     def compute(inputs, values, alpha):
@@ -193,7 +201,7 @@ def test_results_have_the_types_of_what_was_given(method, dtype):
 def test_devices_that_share_a_batch(method, varying):
     # Training makes the parameters vary from device to device before it takes their gradients; a frozen α is left as it
     # is.
-    layer = Layer("3x3")
+    layer = layer_for(method)
     inputs = jnp.asarray(normal(0, 8, *layer.inputs.shape[1:]))
 
     def loss(values, alpha, inputs):

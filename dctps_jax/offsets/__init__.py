@@ -6,9 +6,9 @@ To add an offset, write a file with an :class:`Offset` beside ``hadamard.py`` an
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.offsets.dct import DCT
 from dctps_jax.offsets.hadamard import HADAMARD
-from dctps_jax.offsets.offset import Factors, Offset
+from dctps_jax.offsets.offset import Factors, Offset, Transform
 
-__all__ = ["OFFSETS", "Factors", "Offset", "find_offset"]
+__all__ = ["OFFSETS", "Factors", "Offset", "Transform", "find_offset"]
 
 OFFSETS: dict[str, Offset] = {offset.name: offset for offset in (DCT, HADAMARD)}
 

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dctps_jax.offsets.dct_angles import angles, column_scale
+from dctps_jax.offsets.dct_transform import dct_transform
 from dctps_jax.offsets.offset import Offset, check_sizes
 
 # A kernel of at most this size (256 KiB in float32) takes less room in a program than the arithmetic that would make
@@ -46,24 +48,6 @@ def conv_kernel(shape: Sequence[int]) -> np.ndarray:
     spatial rank, kernel size and group count is allowed. A linear layer has no spatial dimensions: ``(in, out)``.
     """
     return dct_matrix(math.prod(shape[:-1]), shape[-1]).reshape(tuple(shape))
-
-
-def angles(odd: np.ndarray, n_in: int, n_out: int) -> np.ndarray:
-    """Return ``π · odd · m / 2N`` modulo 2π for every column m, float64 ``[..., n_out]``.
-
-    ``odd [..., 1]`` are integers. They are reduced modulo the period 4N first, so the arguments of the cosine are small
-    and lose no digits.
-    """
-    n = max(n_in, n_out)
-    return odd * np.arange(n_out) % (4 * n) * (np.pi / (2 * n))
-
-
-def column_scale(n_in: int, n_out: int) -> np.ndarray:
-    """Return ``s_m`` of every column, float64 ``[n_out]``."""
-    n = max(n_in, n_out)
-    scale = np.full(n_out, math.sqrt(2 / n))
-    scale[0] = math.sqrt(1 / n)
-    return scale
 
 
 def offset_kernel(shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -154,4 +138,5 @@ DCT = Offset(
     operations=dct_operations,
     torch_name="dct",
     factors=centred_factors,
+    transform=dct_transform,
 )

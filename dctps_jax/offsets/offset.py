@@ -28,6 +28,26 @@ class Factors(Protocol):
         ...
 
 
+class Transform(Protocol):
+    """Products with an offset ``D [n_in, n_out]`` in fewer operations than those with a matrix take.
+
+    Neither function makes D. Both return the dtype that they are given.
+    """
+
+    @property
+    def length(self) -> int:
+        """The length N of the transform. Its time grows with ``N log2 N``."""
+        ...
+
+    def product(self, inputs: jax.Array) -> jax.Array:
+        """Return ``inputs @ D`` for ``inputs [..., n_in]``."""
+        ...
+
+    def transposed(self, outputs: jax.Array) -> jax.Array:
+        """Return ``outputs @ D.T`` for ``outputs [..., n_out]``."""
+        ...
+
+
 def check_sizes(label: str, n_in: int, n_out: int) -> None:
     """Raise ``ValueError`` where an offset has no row or no column."""
     if n_in < 1 or n_out < 1:
@@ -36,6 +56,10 @@ def check_sizes(label: str, n_in: int, n_out: int) -> None:
 
 def no_factors(shape: Sequence[int]) -> None:
     """Return None: an offset without factors."""
+
+
+def no_transform(n_in: int, n_out: int) -> None:
+    """Return None: an offset without a fast transform."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +78,7 @@ class Offset:
     - ``operations(n_in, n_out)``: the fewest known floating point operations of a product of D with one vector.
     - ``torch_name``: the name of D in a layer of the original's PyTorch checkpoints, or None if it has no such offset.
     - ``factors(shape)``: the :class:`Factors` of a kernel, or None where it has none or they would save nothing.
+    - ``transform(n_in, n_out)``: the :class:`Transform` of D, or None where there is none.
     """
 
     name: str
@@ -63,3 +88,4 @@ class Offset:
     operations: Callable[[int, int], float] = dataclasses.field(repr=False)
     torch_name: str | None = dataclasses.field(default=None, repr=False)
     factors: Callable[[Sequence[int]], Factors | None] = dataclasses.field(default=no_factors, repr=False)
+    transform: Callable[[int, int], Transform | None] = dataclasses.field(default=no_transform, repr=False)

@@ -63,13 +63,6 @@ def transposed_offset_convolution(
     return jnp.concatenate([even + odd, (even - odd)[..., ::-1]], axis=-1)
 
 
-def offset_cost(work: Work, costs: Costs) -> float:
-    """Return the nanoseconds of both functions above and of the inner product for the gradient of α."""
-    products = 2 * work.input_size * work.out_channels * costs.product
-    taps = 2 * work.output_size * work.geometry.num_positions * costs.tap
-    return products + taps + 6 * work.input_size * costs.move
-
-
 def _sum(terms: Iterable[jax.Array]) -> jax.Array:
     first, *others = terms
     return sum(others, first)
@@ -85,3 +78,31 @@ def _position_tables(factors: Factors, rank: int, dtype: Any) -> tuple[jax.Array
     """Return the position tables of both terms, ``[positions, 1 (batch), 1 (each spatial dimension), c_out]``."""
     even, odd = (np.expand_dims(table, tuple(range(1, rank + 2))) for table in factors.positions())
     return jnp.asarray(even, dtype), jnp.asarray(odd, dtype)
+
+
+class FactoredOffset:
+    """An :class:`~dctps_jax.ops.offset_part.OffsetPart`: the offset by its factors."""
+
+    @staticmethod
+    def is_possible(work: Work) -> bool:
+        return work.offset is None or work.factors is not None
+
+    @staticmethod
+    def convolve(work: Work, inputs: jax.Array) -> jax.Array:
+        return offset_convolution(inputs, work.geometry, _factors(work))
+
+    @staticmethod
+    def transposed(work: Work, outputs: jax.Array) -> jax.Array:
+        return transposed_offset_convolution(outputs, work.geometry, _factors(work), work.inputs[1:-1])
+
+    @staticmethod
+    def cost(work: Work, costs: Costs) -> float:
+        products = 2 * work.input_size * work.out_channels * costs.product
+        taps = 2 * work.output_size * work.geometry.num_positions * costs.tap
+        return products + taps + 6 * work.input_size * costs.move
+
+
+def _factors(work: Work) -> Factors:
+    factors = work.factors
+    assert factors is not None
+    return factors

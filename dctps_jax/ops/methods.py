@@ -7,21 +7,26 @@ import chex
 import jax
 
 from dctps_jax.ops.autodiff import Autodiff
+from dctps_jax.ops.factored_offset import FactoredOffset
 from dctps_jax.ops.gathered import Gathered
 from dctps_jax.ops.in_rows import InRows
 from dctps_jax.ops.method import Method
 from dctps_jax.ops.on_support import OnSupport
 from dctps_jax.ops.per_weight import PerWeight
+from dctps_jax.ops.transformed_offset import TransformedOffset
 from dctps_jax.ops.work import Work
 
 AUTODIFF = Autodiff()
 ON_SUPPORT = OnSupport("on_support", Gathered)
 ON_SUPPORT_ROWS = OnSupport("on_support_rows", InRows)
-PER_WEIGHT = PerWeight("per_weight", ON_SUPPORT.name, Gathered)
-PER_WEIGHT_ROWS = PerWeight("per_weight_rows", ON_SUPPORT_ROWS.name, InRows)
+PER_WEIGHT = PerWeight("per_weight", ON_SUPPORT.name, FactoredOffset, Gathered)
+PER_WEIGHT_ROWS = PerWeight("per_weight_rows", ON_SUPPORT_ROWS.name, FactoredOffset, InRows)
+TRANSFORM = PerWeight("transform", ON_SUPPORT.name, TransformedOffset, Gathered)
+TRANSFORM_ROWS = PerWeight("transform_rows", ON_SUPPORT_ROWS.name, TransformedOffset, InRows)
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (AUTODIFF, ON_SUPPORT, ON_SUPPORT_ROWS, PER_WEIGHT, PER_WEIGHT_ROWS)
+    method.name: method
+    for method in (AUTODIFF, ON_SUPPORT, ON_SUPPORT_ROWS, PER_WEIGHT, PER_WEIGHT_ROWS, TRANSFORM, TRANSFORM_ROWS)
 }
 
 

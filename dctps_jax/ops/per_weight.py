@@ -1,15 +1,18 @@
-"""The methods "per_weight" and "per_weight_rows": no kernel at all. The trained weights are applied by themselves."""
+"""Methods without a kernel: the offset and the trained weights are applied apart from each other.
+
+They are "per_weight" and "per_weight_rows", which take the offset by its factors, and "transform" and "transform_rows",
+which take it by its fast transform.
+"""
 
 import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 
-from dctps_jax.offsets import Factors
 from dctps_jax.ops.costs import Costs
-from dctps_jax.ops.factored_offset import offset_convolution, offset_cost, transposed_offset_convolution
 from dctps_jax.ops.fusion import materialized
 from dctps_jax.ops.method import apply_with_gradients, inner_product, moving_cost
+from dctps_jax.ops.offset_part import OffsetPart
 from dctps_jax.ops.sparse_part import SparsePart
 from dctps_jax.ops.work import Work
 
@@ -25,14 +28,15 @@ class Saved(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PerWeight:
-    """Convolve with α·D by the factors of D, and add ``S∗X`` weight by weight. Build neither K nor ∂K.
+    """Convolve with α·D by an ``offset_part``, and add ``S∗X`` weight by weight. Build neither K nor ∂K.
 
-    This needs strides of 1, one group, and factors of the offset or no offset. The gradient of α is ``⟨X, Dᵀ∗∂Y⟩``, at
-    every α: ``Dᵀ∗∂Y`` is a part of the gradient of the inputs.
+    This needs strides of 1, one group, and an offset that the ``offset_part`` can compute. The gradient of α is
+    ``⟨X, Dᵀ∗∂Y⟩``, at every α: ``Dᵀ∗∂Y`` is a part of the gradient of the inputs.
     """
 
     name: str
     fallback: str
+    offset_part: type[OffsetPart]
     sparse_part: type[SparsePart]
 
     apply = apply_with_gradients
@@ -41,7 +45,7 @@ class PerWeight:
         geometry = work.geometry
         if geometry.groups > 1 or geometry.largest_stride > 1 or work.output_positions == 0:
             return False
-        return work.offset is None or work.factors is not None
+        return self.offset_part.is_possible(work)
 
     def is_lean(self, work: Work) -> bool:
         return self.sparse_part.is_lean(work)
@@ -51,7 +55,7 @@ class PerWeight:
     ) -> tuple[jax.Array, Saved]:
         outputs = self.sparse_part(work, support).convolve(inputs, values)
         if alpha is not None:
-            outputs += alpha.astype(inputs.dtype) * offset_convolution(inputs, work.geometry, _factors(work))
+            outputs += alpha.astype(inputs.dtype) * self.offset_part.convolve(work, inputs)
             # Without `materialized` XLA (JAX 0.10.2) keeps the terms of this sum for the backward pass, and adds them
             # up again in every operation that reads the outputs. `fusion.py` has the figures and the test.
             outputs = materialized(outputs)
@@ -63,18 +67,12 @@ class PerWeight:
         to_inputs, to_values = self.sparse_part(work, support).gradients(inputs, gradient, values)
         to_alpha = None
         if alpha is not None:
-            by_offset = transposed_offset_convolution(gradient, work.geometry, _factors(work), inputs.shape[1:-1])
+            by_offset = self.offset_part.transposed(work, gradient)
             to_inputs += alpha.astype(inputs.dtype) * by_offset
             to_alpha = inner_product(inputs, by_offset).astype(alpha.dtype)
         return to_inputs, to_values.astype(values.dtype), to_alpha
 
     def cost(self, work: Work, costs: Costs) -> float:
-        of_offset = 0.0 if work.offset is None else offset_cost(work, costs)
+        of_offset = 0.0 if work.offset is None else self.offset_part.cost(work, costs)
         sparse = self.sparse_part.product_cost(work, costs) + self.sparse_part.gradient_cost(work, costs)
         return moving_cost(work, costs) + sparse + of_offset
-
-
-def _factors(work: Work) -> Factors:
-    factors = work.factors
-    assert factors is not None
-    return factors

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dctps_jax.offsets import Factors, Offset
+from dctps_jax.offsets import Factors, Offset, Transform
 from dctps_jax.ops.geometry import Geometry
 
 # Inputs with at most this many channels are taken for images. Training asks for no gradient of images.
@@ -67,6 +67,13 @@ class Work(NamedTuple):
     def factors(self) -> Factors | None:
         """The factors of the offset, or None where there is no offset or it has none for this kernel."""
         return None if self.offset is None else self.offset.factors(self.geometry.kernel_shape)
+
+    @property
+    def transform(self) -> Transform | None:
+        """The fast transform of the offset in a kernel of one position; None where there is none."""
+        if self.offset is None or self.geometry.num_positions > 1 or self.geometry.groups > 1:
+            return None
+        return self.offset.transform(*self.geometry.kernel_shape[-2:])
 
     def offset_kernel(self, dtype: Any) -> jax.Array:
         """Return D in the kernel's shape. The layer must have an offset."""

@@ -75,6 +75,7 @@ def _check_together(record: Record) -> None:
     for field, found, expected in (
         ("seed", results.get("seed"), config.get("seed")),
         ("density_asked", results["density_asked"], asked),
+        ("dtype", results.get("dtype"), config.get("model.dtype")),
     ):
         if field in results and found != expected and expected is not None:
             raise ValueError(f"{field} is {found} in the results and {expected} in the config")

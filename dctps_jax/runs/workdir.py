@@ -215,11 +215,14 @@ def is_finished(workdir: Path, config: Any) -> bool:
 def check_same(workdir: Path, config: dict[str, Any]) -> None:
     """Raise :class:`~dctps_jax.errors.UserError`, naming what differs, where a directory is of another config.
 
-    The fields in which a run may grow may differ, see :mod:`dctps_jax.runs.growth`.
+    The fields in which a run may grow may differ, see :mod:`dctps_jax.runs.growth`. A ``model.dtype`` of "auto" is the
+    same as any other.
     """
     there = dict(flat_fields(_read_fields(workdir / "config.json", check_object, "is no config of a run")))
     found, asked = ADDED_FIELDS | there, ADDED_FIELDS | dict(flat_fields(config))
     free = free_fields(asked) | {name for name in GROWING_FIELDS if name in found}
+    if asked.get("model.dtype") == "auto":  # a run that goes on keeps the type that it began with
+        free.add("model.dtype")
     different = [
         f"{field} ({found.get(field, 'absent')!r} there, {asked.get(field, 'absent')!r} now)"
         for field in sorted(found.keys() | asked.keys())

@@ -13,7 +13,7 @@ from dctps_jax.errors import UserError
 from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau
 from dctps_jax.own import as_options, is_import_path
 from dctps_jax.pruning.dynamic import update_schedule
-from dctps_jax.training.step_spec import StepSpec, default_steps_per_dispatch
+from dctps_jax.training.step_spec import LOSS_SCALES, StepSpec, default_steps_per_dispatch
 
 logger = logging.getLogger("dctps_jax")
 
@@ -59,6 +59,7 @@ def make_step_spec(config: Any, dataset: data.Dataset, train: Examples, platform
             num_classes=dataset.num_classes,
         ),
         ema_decay=config.optimizer.ema_decay,
+        loss_scale=LOSS_SCALES.get(config.model.dtype, 1.0),
     )
 
 

@@ -112,6 +112,7 @@ def take_steps(
             mesh=setup.placement.replicated.mesh,
             random=setup.graphs.random,
             ema_decay=setup.spec.ema_decay,
+            loss_scale=setup.spec.loss_scale,
         )
         return (after, add_metrics(sums, metrics, state.step, setup.spec.batch_size)), None
 
@@ -134,6 +135,7 @@ def update_masks(
         graphs=graphs,
         optimizer=setup.optimizer,
         mesh=setup.placement.replicated.mesh,
+        loss_scale=spec.loss_scale,
     )
     sums = add_metrics(sums, metrics, state.step, spec.batch_size)
     return after, sums._replace(moved=sums.moved + jnp.stack(list(moved.values())).astype(jnp.int32))

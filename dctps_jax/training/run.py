@@ -8,15 +8,17 @@ from typing import Any
 
 import jax
 
-from dctps_jax.config import check_config, resolve
+from dctps_jax.config import check_config, check_value, resolve
+from dctps_jax.field import find_field
 from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, record_data
 from dctps_jax.runs.growth import holds_one_seed, move_into_seed, record_growth
 from dctps_jax.runs.mending import mend_finished_run
 from dctps_jax.runs.summary import last_line, summarize
-from dctps_jax.runs.workdir import claim, is_finished, read_results
+from dctps_jax.runs.workdir import claim, is_finished, read_config, read_results
 from dctps_jax.training.compiled_programs import keep_compiled_programs
 from dctps_jax.training.memory import keep_freed_memory
+from dctps_jax.training.placement import place_on_all_devices
 from dctps_jax.training.signals import StopSignals, listen_for_signals
 from dctps_jax.training.train_seed import train_seed
 
@@ -51,6 +53,7 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
             _finish_seed(_of_seed(config, config.seed), workdir, signals)
         stack.enter_context(claim(workdir, config))
         move_into_seed(workdir, config)
+        settle_dtype(config, workdir)
 
         def bind_seeds(data: dict[str, Any]) -> None:
             record_growth(workdir, config)
@@ -64,6 +67,25 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
             results.append(_finish_seed(_of_seed(config, seed), workdir / f"seed_{seed}", signals, bind_seeds))
         record_growth(workdir, config)
         return summarize(results, workdir, json.loads(config.to_json()))
+
+
+def settle_dtype(config: Any, workdir: Path) -> None:
+    """Set ``model.dtype`` to the type that the run computes in, where it is "auto".
+
+    A run that goes on keeps the type that it began with, also on devices of another kind. A network of the user's own
+    computes as its function made it, and stays at "auto".
+    """
+    if config.model.dtype != "auto":
+        return
+    is_own = is_import_path(config.model.name)
+    auto = "auto" if is_own else place_on_all_devices().auto_dtype
+    recorded = "auto"
+    if (workdir / "config.json").exists():
+        recorded = find_field(read_config(workdir), "model.dtype")[0] or "auto"
+        check_value("model.dtype", recorded)
+    config.model.dtype = auto if recorded == "auto" else recorded
+    if config.model.dtype != auto and not is_own:
+        print(f"going on in {recorded}, as the run began; a new run would compute in {auto} here")
 
 
 def _of_seed(config: Any, seed: int) -> Any:
@@ -81,6 +103,7 @@ def _finish_seed(
     ``bind_seeds`` binds the directory of several seeds to config and data, once nothing can be wrong with them.
     """
     with claim(workdir, config):
+        settle_dtype(config, workdir)
         if is_finished(workdir, config):
             results = read_results(workdir)
             print(f"{workdir} is finished. {last_line(results)}")

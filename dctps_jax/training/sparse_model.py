@@ -15,6 +15,7 @@ from flax import nnx
 from dctps_jax import data, models, pruning
 from dctps_jax.data.batches import Examples, epoch_permutation, make_batch
 from dctps_jax.data.dataset import Size
+from dctps_jax.defaults import DTYPES
 from dctps_jax.errors import UserError
 from dctps_jax.own import is_import_path
 from dctps_jax.seeds import stream
@@ -46,13 +47,23 @@ def build_model(
         offset=config.model.offset,
         alpha_trainable=config.model.alpha_trainable,
         init=config.model.init,
-        dtype=None if config.model.dtype == "float32" else jnp.dtype(config.model.dtype),
+        dtype=_dtype_of(config),
         min_loop=config.execution.min_loop,
         remat=config.execution.remat,
         rngs=nnx.Rngs(stream(config.seed, "init")),
         supports=supports,
         **_network_options(config),
     )
+
+
+def _dtype_of(config: Any) -> Any:
+    """Return the type that the network computes in; None: that of its float32 parameters."""
+    if config.model.dtype == "auto":
+        raise UserError(
+            "config.model.dtype is 'auto', which a run resolves by its devices; to build a network, give it one of: "
+            f"{', '.join(DTYPES)}"
+        )
+    return None if config.model.dtype == "float32" else jnp.dtype(config.model.dtype)
 
 
 def _network_options(config: Any) -> dict[str, Any]:

@@ -57,7 +57,9 @@ def train_seed(
     is_first_host = jax.process_index() == 0
 
     shown = workdir.relative_to(Path.cwd()) if workdir.is_relative_to(Path.cwd()) else workdir
-    print(f"{config.model.name} on {config.data.name}, in {shown}")
+    dtype = {} if config.model.dtype == "auto" else {"dtype": config.model.dtype}
+    precision = "".join(f", computed in {name}" for name in dtype.values())
+    print(f"{config.model.name} on {config.data.name}{precision}, in {shown}")
 
     # What an earlier call saved.
     plain_config = json.loads(config.to_json())
@@ -282,6 +284,7 @@ def train_seed(
         "flops": flops,
         "step": step,
         "checkpoint_file_bytes": file_bytes(workdir / "checkpoints" / "latest" / str(step)),
+        **dtype,
         "seed": config.seed,
         "data": {
             "class_names": list(dataset.class_names),

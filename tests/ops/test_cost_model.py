@@ -38,21 +38,24 @@ def test_the_positions_of_inputs_and_outputs():
 
 
 @pytest.mark.parametrize(
-    ("work", "with_offset", "without"),
+    ("work", "with_dct", "without"),
     [
-        (SMALL_MAP, True, True),
-        (STRIDED, False, False),
-        (conv((3, 3, 3, 64), (2, 8, 8, 3), 9), False, True),  # an odd number of channels has no middle
-        (conv((1, 1, 64, 64), (2, 8, 8, 64), 9), False, True),
-        (conv((1, 1, 64, 64), (2, 8, 8, 64), 9, stride=2), False, False),
-        (conv((3, 3, 32, 64), (2, 8, 8, 64), 9, groups=2), False, False),
-        (conv((3, 3, 1, 64), (2, 8, 8, 64), 9, groups=64), False, False),
-        (LINEAR, False, True),
+        (SMALL_MAP, "per_weight", "per_weight"),
+        (STRIDED, None, None),
+        (conv((3, 3, 3, 64), (2, 8, 8, 3), 9), None, "per_weight"),  # an odd number of channels has no middle
+        (conv((1, 1, 64, 64), (2, 8, 8, 64), 9), "transform", "per_weight"),
+        (conv((1, 1, 64, 22), (2, 8, 8, 64), 9), "transform", "per_weight"),
+        (conv((1, 1, 22, 20), (2, 8, 8, 22), 9), None, "per_weight"),  # 22 is twice 11
+        (conv((1, 1, 64, 64), (2, 8, 8, 64), 9, stride=2), None, None),
+        (conv((1, 1, 32, 64), (2, 8, 8, 64), 9, groups=2), None, None),
+        (conv((3, 3, 32, 64), (2, 8, 8, 64), 9, groups=2), None, None),
+        (conv((3, 3, 1, 64), (2, 8, 8, 64), 9, groups=64), None, None),
+        (LINEAR, "transform", "per_weight"),
     ],
 )
-def test_possible_methods(work, with_offset, without):
-    for offset, per_weight in ((DCT, with_offset), (OFFSETS["hadamard"], False), (None, without)):
-        methods = tuple(METHODS) if per_weight else ("autodiff", "on_support", "on_support_rows")
+def test_possible_methods(work, with_dct, without):
+    for offset, apart in ((DCT, with_dct), (OFFSETS["hadamard"], None), (None, without)):
+        methods = ("autodiff", "on_support", "on_support_rows", *((apart, f"{apart}_rows") if apart else ()))
         assert possible_methods(work._replace(offset=offset)) == methods
 
 
@@ -65,6 +68,8 @@ def test_a_method_that_is_asked_for_is_taken_where_it_is_possible(work, platform
         for rows in ("", "_rows"):
             asked = f"per_weight{rows}"
             assert choose(asked, work, dtype, platform) == (asked if work is SMALL_MAP else f"on_support{rows}")
+            asked = f"transform{rows}"
+            assert choose(asked, work, dtype, platform) == (asked if work is LINEAR else f"on_support{rows}")
 
 
 @pytest.mark.parametrize(
@@ -75,6 +80,11 @@ def test_a_method_that_is_asked_for_is_taken_where_it_is_possible(work, platform
         (MANY_WEIGHTS, "autodiff"),
         (MANY_WEIGHTS._replace(offset=None), "autodiff"),
         (conv((3, 3, 256, 512), (64, 8, 8, 256), 50, stride=2), "on_support"),
+        # Late layers of a ResNet, and a wide linear layer.
+        (conv((1, 1, 2048, 512), (128, 4, 4, 2048), 50), "transform"),
+        (conv((1, 1, 512, 2048), (128, 4, 4, 512), 50), "transform"),
+        (conv((1, 1, 2048, 512), (128, 4, 4, 2048), 50, offset=OFFSETS["hadamard"]), "on_support"),
+        (Work(Geometry((2048, 2048)), (4096, 2048), 4194, DCT), "transform_rows"),
     ],
 )
 def test_the_clear_cases(work, method):
@@ -152,7 +162,8 @@ def test_auto_is_autodiff_where_nothing_was_measured():
 @pytest.mark.parametrize("setting", ["sparse", "", "Auto", None])
 def test_an_unknown_setting_is_refused(setting):
     with pytest.raises(
-        UserError, match=rf"{setting!r}.*auto, autodiff, on_support, on_support_rows, per_weight, per_weight_rows"
+        UserError,
+        match=rf"{setting!r}.*auto, autodiff, on_support, on_support_rows, per_weight, per_weight_rows, transform",
     ):
         choose(setting, SMALL_MAP, jnp.float32)
 
@@ -209,12 +220,12 @@ def test_a_compact_layer_is_computed_by_its_method(monkeypatch):
     x = jnp.ones((2, 5, 6, 4))
     assert layer.method == "auto"
     work = Work(Geometry((3, 3, 4, 6), (1, 1), ((1, 1), (1, 1))), (2, 5, 6, 4), 5, DCT)
-    assert layer.work(x, work.geometry) == work
+    assert kernels.work_of(layer, x, work.geometry) == work
     expected = np.asarray(layer(x))
     for method in METHODS:
         layer.method = method
         np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-5)
-    assert used == [choose("auto", work, jnp.float32), *METHODS]
+    assert used == [choose(setting, work, jnp.float32) for setting in ("auto", *METHODS)]
     for setting, message in (("fastest", "'fastest'; it must be"), ("plain", "'plain'; .* now called 'autodiff'")):
         layer.method = setting
         with pytest.raises(UserError, match=f"the method is {message}"):

@@ -45,7 +45,9 @@ def test_costs_are_linear(name, platform):
     """What fit_costs.py relies on."""
     costs = COSTS[platform]
     doubled = type(costs)(*(2 * cost for cost in costs))
-    for work in WORKS:
+    possible = [work for work in WORKS if METHODS[name].is_possible(work)]
+    assert possible
+    for work in possible:
         assert METHODS[name].cost(work, doubled) == pytest.approx(2 * METHODS[name].cost(work, costs), rel=1e-12)
         assert METHODS[name].cost(work, type(costs)(*(0.0 for _ in costs))) == 0
 

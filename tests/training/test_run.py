@@ -178,7 +178,7 @@ def test_the_plan_is_printed_on_request(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert re.search(
         r"^layer +kernel +stride +inputs +nnz +method"
-        r" +autodiff +on_support +on_support_rows +per_weight +per_weight_rows$",
+        r" +autodiff +on_support +on_support_rows +per_weight +per_weight_rows +transform +transform_rows$",
         printed,
         re.MULTILINE,
     )

@@ -28,6 +28,7 @@ class Costs(NamedTuple):
     move: float  # reading or writing a number of an activation
     weight: float  # making a weight of a kernel, or adding up its gradient
     tap: float  # both multiply-adds of the factored offset for one output and one position of the kernel
+    transform: float  # a number of a fast transform, for each time that its length doubles
     pointwise_pair: float  # gathering, multiplying and adding what a trained weight of a 1×1 kernel sees at a position
     pair: float  # the same for a weight of a larger kernel
     large_pair: float  # extra for a pair where the gathered arrays do not fit the caches
