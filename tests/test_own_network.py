@@ -193,7 +193,7 @@ def test_a_sweep_of_a_network_grows_and_all_programs_read_it():
     shell("cli.sweep", *sweep)
     # More epochs, another value and another field.
     Path("grid.py").write_text(
-        "def get_sweep():\n    return {'pruning.density': (0.5, 0.25), 'model.exclude': ((), ('head',))}\n"
+        "def get_sweep():\n    return {'pruning.density': (0.5, 0.25), 'model.alpha_trainable': (True, False)}\n"
     )
     out = shell("cli.sweep", *sweep, "--config.num_epochs=2")
     assert "4 runs, 0 of them finished" in out and "4 of 4 runs are finished" in out
@@ -203,7 +203,7 @@ def test_a_sweep_of_a_network_grows_and_all_programs_read_it():
 
     shell("reports.report", "sweep")
     table = Path("sweep/report.md").read_text()
-    assert all(table.count(f"| {density} % |") >= 2 for density in (50, 25)) and "['head']" in table
+    assert all(table.count(f"| {density} % |") >= 2 for density in (50, 25)) and "model.alpha_trainable" in table
     assert "conv " in shell("reports.masks", "sweep", "--output", "masks.png")
     asked = ["--network", "mine.networks:Net"]
     shell("export", "plain", "--output", "net.safetensors", "--stablehlo", "net.stablehlo", *asked)
