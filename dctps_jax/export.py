@@ -29,10 +29,8 @@ from dctps_jax.exported_file import (
 )
 from dctps_jax.files import check_target, is_printable, write_whole
 from dctps_jax.kernels import Mask, Support
-from dctps_jax.ops.methods import AUTODIFF
 from dctps_jax.ops.target import PORTABLE, tracing_for
 from dctps_jax.own import IMPORT_PATH, is_import_path
-from dctps_jax.prunable import prunable_layers
 from dctps_jax.runs.checkpoint import read_arrays
 from dctps_jax.runs.fields import check_data
 from dctps_jax.runs.packing import flatten
@@ -181,8 +179,6 @@ def export_stablehlo(file: Path | str, output: Path | str, network: str | None =
     output = Path(output)
     check_target("--stablehlo", output)
     description, model = read_exported(file, network)
-    for layer in prunable_layers(model).values():
-        layer.method = AUTODIFF.name
     graph, state = nnx.split(model)
 
     @jax.jit
