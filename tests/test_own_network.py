@@ -1,6 +1,8 @@
 """Networks and images of the user's own go through all programs: train, resume, export, predict."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from examples.own_network import experiment
 from tests.commands import call
 from tests.small_runs import assert_same_end, rows
 
+REPO = Path(__file__).parents[1]
 NETWORKS = """
 import jax.numpy as jnp
 from flax import nnx
@@ -158,6 +161,58 @@ def test_a_network_with_dropout_resumes_bit_for_bit_and_is_exported(capsys):
     assert done.code == 0 and done.out.startswith("dark.png: ")
     _, model = export.read_exported("net.safetensors", "mine.networks:Net")
     assert model(jnp.zeros((1, 6, 4, 1))).shape == (1, 2)
+
+
+CONFIG = """
+from dctps_jax.defaults import get_config as get_defaults
+
+def get_config():
+    config = get_defaults()
+    config.num_epochs, config.batch_size, config.tensorboard, config.data.augment = 1, 8, False, False
+    config.model.name, config.data.name = "mine.networks:Net", "mine.images:load"
+    config.pruning.density = 0.5
+    return config
+"""
+
+
+def shell(module, *arguments):
+    """Run a program of the package as the shell does, with one device."""
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-m", f"dctps_jax.{module}", *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done
+    return done.stdout
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_sweep_of_a_network_grows_and_all_programs_read_it():
+    sweep = ["--config", "experiment.py", "--sweep", "grid.py", "--workdir", "sweep"]
+    Path("experiment.py").write_text(CONFIG)
+    Path("grid.py").write_text("def get_sweep():\n    return {'pruning.density': (0.5,)}\n")
+    shell("cli.sweep", *sweep)
+    # More epochs, another value and another field.
+    Path("grid.py").write_text(
+        "def get_sweep():\n    return {'pruning.density': (0.5, 0.25), 'model.options': ((), (('width', 6),))}\n"
+    )
+    assert "4 of 4 runs are finished" in shell("cli.sweep", *sweep)
+    assert (
+        len(list(Path("sweep").iterdir())) == 4 and not Path("sweep/pruning.density=0.5/results_1_epochs.json").exists()
+    )
+    out = shell("cli.sweep", *sweep, "--config.num_epochs=2")
+    assert "4 runs, 0 of them finished" in out and "4 of 4 runs are finished" in out
+    shell("cli.train", "--config", "experiment.py", "--workdir", "plain", "--config.num_epochs=2")
+    assert_same_end(Path("sweep/pruning.density=0.5"), Path("plain"))
+
+    shell("reports.report", "sweep")
+    table = Path("sweep/report.md").read_text()
+    assert all(table.count(f"| {density} % |") >= 2 for density in (50, 25)) and "[['width', 6]]" in table
+    assert "conv " in shell("reports.masks", "sweep", "--output", "masks.png")
+    shell("reports.curves", "sweep", "--output", "curves.png")
+    asked = ["--network", "mine.networks:Net"]
+    shell("export", "plain", "--output", "net.safetensors", "--stablehlo", "net.stablehlo", *asked)
+    Image.fromarray(np.full((6, 4), 30, np.uint8)).save("dark.png")
+    assert shell("cli.predict", "net.safetensors", "dark.png", *asked).startswith("dark.png: ")
 
 
 @pytest.mark.usefixtures("folder", "small")
