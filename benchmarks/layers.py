@@ -12,6 +12,7 @@ best ones: the regret. With ``--save NAME`` the figures are written to benchmark
 
 import argparse
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -37,6 +38,8 @@ from dctps_jax.training.memory import keep_freed_memory
 
 DENSE_LAYER = "dense layer"
 OPERATIONS = ("forward", "inputs", "trained", "all")
+EXAMPLE = "linear:1024x1024,2048x512"
+LINEAR = re.compile(r"linear:[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*")
 APART = ("dense_layer", "chosen")
 Program = tuple[Work, str, str]  # a layer, the method, and which of the operations
 
@@ -239,6 +242,10 @@ def main() -> None:
     parser.add_argument("--apart", type=int, default=1, help="0: do not take the layers apart")
     parser.add_argument("--save", default="", help="write benchmarks/results/NAME.json")
     arguments = parser.parse_args()
+    if arguments.network.startswith("linear:") and not LINEAR.fullmatch(arguments.network):
+        parser.error(
+            f"network is {arguments.network!r}; linear layers are written linear:INxOUT,INxOUT,… as in {EXAMPLE}"
+        )
     keep_freed_memory()
     offset = None if arguments.offset == "none" else arguments.offset
     works = layers_of(arguments.network, arguments.density, arguments.batch_size, arguments.num_classes, offset)
