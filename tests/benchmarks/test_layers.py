@@ -1,5 +1,6 @@
 """Linear layers are timed by their sizes, and the figures are what fit_costs.py reads."""
 
+import importlib
 import json
 import runpy
 import sys
@@ -13,7 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "layers.py"
 @pytest.fixture
 def time_layers(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    import record
+    record = importlib.import_module("record")
 
     monkeypatch.setattr(record, "RESULTS", tmp_path)
 
