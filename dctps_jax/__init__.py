@@ -6,7 +6,7 @@ from dctps_jax.kernels import Alpha, FrozenAlpha, Mask, SparseParam, Support
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.ops.fusion import materialized
-from dctps_jax.pruning.transformation import keep_masked, sparse_optimizer
+from dctps_jax.pruning.sparse_optimizer import keep_masked, sparse_optimizer
 
 __version__ = "0.2.0.dev0"
 

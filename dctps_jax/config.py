@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from dctps_jax import models
+from dctps_jax import models, pruning
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.field import flat_fields
@@ -28,8 +28,8 @@ def resolve(config: Any) -> Any:
 def check_config(config: Any, check_devices: bool = True) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` for the first field or value that cannot work, with what is allowed.
 
-    The config stays as it is; :func:`resolve` makes one that a run can use. Without ``devices`` JAX is not asked for
-    its devices: on some platforms they would then belong to this process.
+    The config stays as it is; :func:`resolve` makes one that a run can use. With ``check_devices=False`` JAX is not
+    asked for its devices: on some platforms they would then belong to this process.
     """
     check_names(config)
     values = dict(flat_fields(config))
@@ -112,7 +112,8 @@ def _masks_without_run(config: Any) -> str | None:
 
 
 def _no_weights_to_move(config: Any) -> str | None:
-    is_dense = config.pruning.density == 1 and config.pruning.method != "from_run"
+    settings = config.pruning
+    is_dense = pruning.trains_all_weights(settings.method, settings.density, settings.layer_densities)
     if config.sparse_training.method != "static" and is_dense:
         return (
             f"config.sparse_training.method is {config.sparse_training.method!r} and config.pruning.density 1.0; a "

@@ -18,15 +18,15 @@ from ml_collections import ConfigDict, config_dict
 from dctps_jax import data, models, pruning
 from dctps_jax.data.dataset import MAX_PIXELS
 from dctps_jax.data.images import FITS
-from dctps_jax.field import Allowed, Field, Need, at_least
+from dctps_jax.field import Allowed, ByStep, Field, Need, at_least
 from dctps_jax.losses import LOSSES
 from dctps_jax.offsets import OFFSETS
 from dctps_jax.ops import cost_model
-from dctps_jax.optimizers import DECAYS, OPTIMIZERS, SCHEDULES
+from dctps_jax.optimizers import DECAYS, OPTIMIZERS, SCHEDULES, rates_by_step
 from dctps_jax.own import IMPORT_PATH, is_option
-from dctps_jax.pruning import dynamic, schedules
+from dctps_jax.pruning import by_score, dynamic, schedules
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def are_epochs(values: Iterable[Any]) -> bool:
@@ -73,10 +73,11 @@ FIELDS: dict[str, Field] = {
         1,
         "Above 1: runs with `seed`, `seed + 1`, … in a directory each, and their mean and deviation.",
         allowed=at_least(1),
+        grows=True,
     ),
     "batch_size": Field(128, "Images in a training step, over all devices.", allowed=at_least(1)),
     "eval_batch_size": Field(256, "Images in an evaluation step, over all devices.", allowed=at_least(1)),
-    "num_epochs": Field(200, "Passes over the training images.", allowed=at_least(1)),
+    "num_epochs": Field(200, "Passes over the training images.", allowed=at_least(1), grows=True),
     "steps_per_dispatch": Field(
         0,
         "Training steps in one call to the device; 0: 1 on a CPU, 50 elsewhere.",
@@ -151,7 +152,13 @@ FIELDS: dict[str, Field] = {
         False,
         "Divide the residual branches of a ResNet by √(number of blocks).",
     ),
-    "model.dtype": Field("float32", "Type of the computation. Parameters are always float32.", choices=DTYPES),
+    "model.dtype": Field(
+        "auto",
+        "Type of the computation. `auto` is bfloat16 on a TPU and on an NVIDIA GPU of compute capability 8.0 or more, "
+        "float32 elsewhere; a run keeps the type that it began with. Parameters, statistics, losses and the "
+        "optimiser's state are always float32.",
+        choices=("auto", *DTYPES),
+    ),
     # The images.
     "data.name": Field(
         "cifar10",
@@ -167,7 +174,7 @@ FIELDS: dict[str, Field] = {
     ),
     "data.channels": Field(
         3,
-        "Channels of the images of a `parquet_folder` or `tfds_folder`: 3, or 1 for grey ones.",
+        "Channels of the images of an `image_folder`, `parquet_folder` or `tfds_folder`: 3, or 1 for grey ones.",
         allowed=Allowed(lambda value: value in (1, 3), "3 or 1"),
         added=True,
     ),
@@ -251,7 +258,7 @@ FIELDS: dict[str, Field] = {
     "pruning.scope": Field(
         "global",
         "A score compares the weights of all layers, or of one layer: then each layer has the same density.",
-        choices=schedules.SCOPES,
+        choices=by_score.SCOPES,
         needs=SCORE_IN_USE,
     ),
     "pruning.allocation": Field(
@@ -288,7 +295,10 @@ FIELDS: dict[str, Field] = {
     ),
     # Weights that move while training.
     "sparse_training.method": Field(
-        "static", "`static` keeps the support; `rigl` and `set` move weights while training.", choices=dynamic.METHODS
+        "static",
+        "`static` keeps the support; `rigl` and `set` move weights while training.",
+        choices=dynamic.METHODS,
+        by_step=ByStep(dynamic.fractions_by_step, "share of the weights to move"),
     ),
     "sparse_training.update_every": Field(
         100, "Steps between two moves of weights.", allowed=at_least(1), needs=WEIGHTS_MOVE
@@ -410,6 +420,7 @@ FIELDS: dict[str, Field] = {
         "(Loshchilov & Hutter 2017), one cycle (Smith & Topin 2018), or lower where the training loss stays.",
         choices=SCHEDULES,
         added=True,
+        by_step=ByStep(rates_by_step, "learning rate"),
     ),
     "optimizer.warmup_epochs": Field(
         0.0,

@@ -25,7 +25,7 @@ from dctps_jax.exported_file import (
     Description,
     check_network_config,
     digest_of_file,
-    read_file,
+    read_exported_file,
 )
 from dctps_jax.files import check_target, is_printable, write_whole
 from dctps_jax.kernels import Mask, Support
@@ -36,7 +36,7 @@ from dctps_jax.prunable import prunable_layers
 from dctps_jax.runs.checkpoint import read_arrays
 from dctps_jax.runs.fields import check_data
 from dctps_jax.runs.packing import flatten
-from dctps_jax.runs.workdir import identity, read_config, read_results
+from dctps_jax.runs.workdir import read_config, read_results
 from dctps_jax.training.sparse_model import build_model
 
 SECTIONS = ("params", "batch_stats", "supports", "frozen")
@@ -70,7 +70,7 @@ def export_run(run: Path | str, output: Path | str, checkpoint: str = "best") ->
         check_network_config(config)
     except ValueError as error:
         raise UserError(f"{run} cannot be exported: {error}; restore its files or take another run") from error
-    step, arrays = read_arrays(run / "checkpoints", "best" if checkpoint == "best" else "latest", identity(config))
+    step, arrays = read_arrays(run / "checkpoints", "best" if checkpoint == "best" else "latest", config)
     if checkpoint != "best" and step != results.get("step", step):  # results of version 0.1.0 have none
         raise UserError(
             f"{run / 'checkpoints' / 'latest'} ends at step {step}, but the run at step {results['step']}; put back "
@@ -108,7 +108,7 @@ def best_seed(run: Path) -> Path:
 
 def describe_exported(file: Path | str) -> Description:
     """Return what an exported file says of its network; errors as :func:`load_exported`."""
-    return read_file(Path(file))[0]
+    return read_exported_file(Path(file))[0]
 
 
 def load_exported(file: Path | str, network: str | None = None) -> nnx.Module:
@@ -125,7 +125,7 @@ def load_exported(file: Path | str, network: str | None = None) -> nnx.Module:
 
 def read_exported(file: Path | str, network: str | None = None) -> tuple[Description, nnx.Module]:
     """Return both of :func:`describe_exported` and :func:`load_exported`, reading the file once."""
-    description, tensors = read_file(Path(file))
+    description, tensors = read_exported_file(Path(file))
     return description, _build(Path(file), description, tensors, network)
 
 
@@ -172,7 +172,7 @@ def _build(file: Path, description: Description, tensors: dict[str, np.ndarray],
 
 
 def export_stablehlo(file: Path | str, output: Path | str, network: str | None = None) -> None:
-    """Write an exported network as serialised StableHLO: uint8 images, any number of them → logits.
+    """Write an exported network as serialised StableHLO: uint8 images, any number of them → logits in float32.
 
     One program for CPU, CUDA and TPU; ``jax.export.deserialize`` reads it.
     """
@@ -187,7 +187,7 @@ def export_stablehlo(file: Path | str, output: Path | str, network: str | None =
 
     @jax.jit
     def logits_of(images: jax.Array) -> jax.Array:
-        return nnx.merge(graph, state)(description.prepare(images))
+        return nnx.merge(graph, state)(description.prepare(images)).astype(jnp.float32)
 
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *description.shape), jnp.uint8)
@@ -214,7 +214,9 @@ def main() -> None:
     run = export_run(arguments.run, arguments.output, arguments.checkpoint)
     if run != arguments.run:
         print(f"{run} was the best of its seeds on validation")
-    print(f"written: {arguments.output}, {arguments.output.stat().st_size / 1000:,.1f} kB")
+    dtype = describe_exported(arguments.output).dtype
+    computed = f", computed in {dtype}" if dtype else ""
+    print(f"written: {arguments.output}, {arguments.output.stat().st_size / 1000:,.1f} kB{computed}")
     if arguments.stablehlo:
         export_stablehlo(arguments.output, arguments.stablehlo, arguments.network)
         print(f"written: {arguments.stablehlo}, {arguments.stablehlo.stat().st_size / 1000:,.1f} kB")

@@ -25,6 +25,7 @@ from dctps_jax.data.dataset import Size, height_and_width
 from dctps_jax.errors import UserError, first_line
 from dctps_jax.field import flat_fields
 from dctps_jax.files import parse_json
+from dctps_jax.own import is_import_path
 from dctps_jax.runs.fields import check_data, check_object
 from dctps_jax.runs.packing import digest
 
@@ -46,6 +47,12 @@ class Description(NamedTuple):
     step: int
     fit: str = "squash"
 
+    @property
+    def dtype(self) -> str | None:
+        """The type that the network computes in; None for a network of the user's own, whose function decides."""
+        dtype = self.config["model"]["dtype"]
+        return None if dtype == "auto" or is_import_path(self.config["model"]["name"]) else dtype
+
     def prepare(self, images: jax.Array) -> jax.Array:
         """Return uint8 images of :attr:`shape` as the network takes them."""
         return normalize(images, self.normalization)
@@ -62,27 +69,24 @@ def digest_of_file(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str
     return hashlib.sha256(json.dumps([digest(tensors), header], sort_keys=True).encode()).hexdigest()
 
 
-def read_file(file: Path) -> tuple[Description, dict[str, np.ndarray]]:
+def read_exported_file(file: Path) -> tuple[Description, dict[str, np.ndarray]]:
+    """Return what an exported file says of its network, and its tensors, once its digest is checked."""
     tensors, metadata = _content(file)
     if metadata.get("format") != FORMAT:
         raise UserError(f"{file} is a safetensors file, but none of dctps_jax.export; give one that it wrote")
-    try:
-        version = int(metadata["format_version"])
-        if version > FORMAT_VERSION:
-            raise UserError(
-                f"{file} was written by a newer dctps_jax (format {version}, this one knows {FORMAT_VERSION}); update "
-                "dctps_jax"
-            )
-        expected = {1: digest(tensors), 2: digest_of_file(tensors, metadata)}[version]
-    except (KeyError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        found = reprlib.repr(metadata.get("format_version"))
+    text = metadata.get("format_version", "")
+    version = int(text) if text.isdecimal() else 0
+    if version > FORMAT_VERSION:
         raise UserError(
-            f"{file} is damaged: its format_version is {found}, not a number from 1 to {FORMAT_VERSION}; export the "
-            "run again"
-        ) from error
-    if metadata.get("digest") != expected:
+            f"{file} was written by a newer dctps_jax (format {version}, this one knows {FORMAT_VERSION}); update "
+            "dctps_jax"
+        )
+    if version < 1:
+        raise UserError(
+            f"{file} is damaged: its format_version is {reprlib.repr(text)}, not a number from 1 to {FORMAT_VERSION}; "
+            "export the run again"
+        )
+    if metadata.get("digest") != (digest(tensors) if version == 1 else digest_of_file(tensors, metadata)):
         raise UserError(f"{file} is damaged: its digest does not match its content; export the run again")
     if version == 1:
         logger.warning(

@@ -4,6 +4,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 # The type of a default → the types that the field takes, and their name in a message.
 TYPES: dict[type, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "True or False"),
@@ -28,6 +30,17 @@ class Need(NamedTuple):
     test: Callable[[Any], bool]
 
 
+class ByStep(NamedTuple):
+    """What a field sets for each training step.
+
+    - ``values``: (config, steps of an epoch, number of steps) → the values for so many steps from the first one on.
+    - ``words``: what the values are, in words that follow "another".
+    """
+
+    values: Callable[[Any, int, int], np.ndarray]
+    words: str
+
+
 @dataclass(frozen=True)
 class Field:
     """One field of the config.
@@ -41,6 +54,10 @@ class Field:
     - ``added``: configs of earlier versions lack the field; its default is assumed for them.
     - ``needs``: what another field has to be for this one to have an effect.
     - ``resume``: a resumed run may change the field: it does not change the results, or changes them by rounding only.
+    - ``grows``: a resumed or finished run may change the field. It then goes on as if it had been started so, or is
+      refused where it could not.
+    - ``by_step``: what the field sets for each step, where that may depend on ``num_epochs``. A run may change
+      ``num_epochs`` only if this stays the same for the steps that it has taken.
     """
 
     default: Any
@@ -52,6 +69,8 @@ class Field:
     added: bool = False
     needs: Need | None = None
     resume: bool = False
+    grows: bool = False
+    by_step: ByStep | None = None
 
     @property
     def type_words(self) -> str:

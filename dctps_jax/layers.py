@@ -117,13 +117,13 @@ class DCTpSConv(KernelLayer):
         batch_shape = inputs.shape[: inputs.ndim - len(self.kernel_size) - 1]
         inputs = inputs.reshape(math.prod(batch_shape), *inputs.shape[len(batch_shape) :])
         bias = None if self.bias is None else self.bias[...]
-        # The values determine the common dtype in place of the kernel, which not every method builds.
-        inputs, values, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
+        # What is stored of the kernel determines the common dtype in its place: not every method builds K.
+        inputs, stored, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
         inputs, padding = self._pad(inputs)
         geometry = self._geometry(inputs, padding) if out_sharding is None else None
         if geometry is None:
             outputs = self._native_convolution(
-                inputs, self.effective_kernel().astype(values.dtype), padding, out_sharding
+                inputs, self.effective_kernel().astype(stored.dtype), padding, out_sharding
             )
         else:
             outputs = self._apply(inputs, geometry)
@@ -134,10 +134,10 @@ class DCTpSConv(KernelLayer):
     def _geometry(self, inputs: jax.Array, padding: Any) -> Geometry | None:
         """Return the geometry for the methods, or None if only the native convolution can do what is asked."""
         dilated = max(*self.input_dilation, *self.kernel_dilation) > 1
-        own = (
+        has_custom_function = (
             self.conv_general_dilated is not lax.conv_general_dilated or self.promote_dtype is not dtypes.promote_dtype
         )
-        if dilated or own or self.preferred_element_type is not None:
+        if dilated or has_custom_function or self.preferred_element_type is not None:
             return None
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(inputs.shape[1:-1], self.kernel_size, self.strides, padding)
@@ -232,8 +232,8 @@ class DCTpSLinear(KernelLayer):
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Return ``inputs @ K + bias`` for ``inputs [..., in_features]``."""
         bias = None if self.bias is None else self.bias[...]
-        own = self.dot_general is not lax.dot_general or self.promote_dtype is not dtypes.promote_dtype
-        if own or self.preferred_element_type is not None or out_sharding is not None:
+        has_custom_function = self.dot_general is not lax.dot_general or self.promote_dtype is not dtypes.promote_dtype
+        if has_custom_function or self.preferred_element_type is not None or out_sharding is not None:
             inputs, kernel, bias = self.promote_dtype((inputs, self.effective_kernel(), bias), dtype=self.dtype)
             outputs = self._native_product(inputs, kernel, out_sharding)
         else:

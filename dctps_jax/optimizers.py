@@ -138,6 +138,16 @@ SCHEDULES: dict[str, Callable[[Any, int, int], optax.Schedule]] = {
 }
 
 
+def rates_by_step(config: Any, steps_per_epoch: int, num_steps: int) -> np.ndarray:
+    """Return the learning rates of the first ``num_steps`` steps of a run, before what a plateau does.
+
+    They are in float64: schedules that differ do not round to the same rate.
+    """
+    schedule = SCHEDULES[config.optimizer.schedule](config.optimizer, steps_per_epoch, config.num_epochs)
+    with jax.enable_x64(True):
+        return np.asarray(jax.vmap(schedule)(jnp.arange(num_steps)))
+
+
 def make_optimizer(
     name: str,
     learning_rate: optax.ScalarOrSchedule,

@@ -200,7 +200,7 @@ def test_products_with_the_hessian(case, offset):
             assert_same(found, expected)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("method", METHODS)
 def test_results_have_the_types_of_what_was_given(method, dtype):
     layer = layer_for(method)

@@ -40,7 +40,8 @@ All fields are checked before anything is compiled or written. Path patterns are
 every layer whose path begins with `layer1.`; a run prints the paths.
 
 A run's directory belongs to one config. The command that resumes a run may change the fields marked "yes" under
-*resume*: they do not change the results, or change them by rounding only.
+*resume*: they do not change the results, or change them by rounding only. It may raise those marked "grows", also when
+the run is finished. The run then [goes on as if it had been started so](experiments.md#runs-that-grow).
 """
 
 
@@ -55,8 +56,12 @@ def page() -> str:
 
 
 def _row(name: str, field: Field) -> str:
-    cells = (f"`{name}`", f"`{field.default!r}`", _allowed(field), "yes" if field.resume else "", field.help)
+    cells = (f"`{name}`", f"`{field.default!r}`", _allowed(field), _resume(field), field.help)
     return f"| {' | '.join(cells)} |\n"
+
+
+def _resume(field: Field) -> str:
+    return "grows" if field.grows else "yes" if field.resume else ""
 
 
 def _allowed(field: Field) -> str:

@@ -1,6 +1,7 @@
 """``predict.py`` and ``dctps-predict``: classify image files with an exported network."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,7 @@ import numpy as np
 
 from dctps_jax.command import command
 from dctps_jax.data.dataset import MAX_PIXELS
-from dctps_jax.data.decoding import as_grey
-from dctps_jax.data.images import FORMATS, SUFFIXES, decode_image, max_file_bytes
+from dctps_jax.data.images import FORMATS, SUFFIXES, as_grey, decode_image, max_file_bytes
 from dctps_jax.data.reading import read_file
 from dctps_jax.errors import UserError
 from dctps_jax.export import Description, read_exported
@@ -35,7 +35,10 @@ def main() -> None:
     description, model = read_exported(arguments.model, arguments.network)
     files = [file for path in arguments.images for file in (images_in(path) if path.is_dir() else [path])]
     images = np.stack([read_image(file, description, arguments.max_pixels) for file in files])
-    probabilities = np.asarray(jax.nn.softmax(model(description.prepare(jnp.asarray(images)))))
+    if description.dtype not in (None, "float32"):
+        print(f"computed in {description.dtype}, as the network was trained", file=sys.stderr)
+    logits = model(description.prepare(jnp.asarray(images)))
+    probabilities = np.asarray(jax.nn.softmax(logits.astype(jnp.float32)))
     for file, row in zip(files, probabilities, strict=True):
         best = np.argsort(-row)[: arguments.top]
         print(f"{file}: {', '.join(f'{description.class_names[index]} {row[index]:.1%}' for index in best)}")

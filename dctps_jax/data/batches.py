@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dctps_jax.data.dataset import Dataset
-from dctps_jax.data.regularization import NOTHING, Regularization, blank_out, soften
+from dctps_jax.data.regularization import NOTHING, Regularization, blank_out, mix_and_smooth
 from dctps_jax.errors import UserError
 from dctps_jax.ops.fusion import materialized
 from dctps_jax.seeds import stream
@@ -32,7 +32,7 @@ class Examples(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ExamplesInRows:
-    """Examples as they lie on the devices: each image is a row of pixels, uint8 ``[n, height · width · 3]``.
+    """Examples as they lie on the devices: each image is a row of pixels, uint8 ``[n, height · width · channels]``.
 
     On a TPU, XLA (JAX 0.10.2) picks rows as they lie. To pick from four dimensions it copies the whole data set into
     another layout in each dispatch, which takes four times its memory (``tests/benchmarks/test_tpu.py``).
@@ -85,9 +85,9 @@ def normalization_of(dataset: Dataset, train: Examples) -> Normalization:
     return Normalization(tuple(mean), tuple(std))
 
 
-def epoch_permutation(epoch: int | jax.Array, *, seed: int | jax.Array, count: int) -> jax.Array:
-    """Return the order in which an epoch visits ``count`` training images: a function of (seed, epoch)."""
-    return _permutation(jax.random.fold_in(stream(seed, "order"), epoch), count)
+def epoch_permutation(epoch: int | jax.Array, *, key: jax.Array, count: int) -> jax.Array:
+    """Return the order in which an epoch visits ``count`` training images: a function of key and epoch."""
+    return _permutation(jax.random.fold_in(stream(key, "order"), epoch), count)
 
 
 _permutation = jax.jit(jax.random.permutation, static_argnums=1)
@@ -121,7 +121,7 @@ def training_batch(
     steps_per_epoch: int,
     normalization: Normalization,
     augmented: bool,
-    seed: int | jax.Array,
+    key: jax.Array,
     regularization: Regularization = NOTHING,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the normalised images and labels of one step.
@@ -134,10 +134,10 @@ def training_batch(
         step,
         normalization=normalization,
         augmented=augmented,
-        seed=seed,
+        key=key,
         regularization=regularization,
     )
-    return soften(batch, step, seed, regularization)
+    return mix_and_smooth(batch, step, key, regularization)
 
 
 def evaluation_batch(
@@ -157,12 +157,12 @@ def make_batch(
     *,
     normalization: Normalization,
     augmented: bool,
-    seed: int | jax.Array,
+    key: jax.Array,
     regularization: Regularization = NOTHING,
 ) -> tuple[jax.Array, jax.Array]:
     """Augment and normalise the images picked for a step. Labels stay as they are."""
     images, labels = jnp.asarray(picked.images), jnp.asarray(picked.labels)
     if augmented:
-        images = augment(images, jax.random.fold_in(stream(seed, "augment"), step))
+        images = augment(images, jax.random.fold_in(stream(key, "augment"), step))
     # Stored: otherwise XLA (JAX 0.10.2) augments them again in every operation that reads them, see ops/fusion.py.
-    return materialized(blank_out(normalize(images, normalization), step, seed, regularization)), labels
+    return materialized(blank_out(normalize(images, normalization), step, key, regularization)), labels

@@ -6,7 +6,7 @@ from itertools import chain, islice
 import numpy as np
 
 from dctps_jax.data.dataset import DecodedPart, Options
-from dctps_jax.data.images import check_size, decode_image
+from dctps_jax.data.images import as_grey, check_size, decode_image
 from dctps_jax.errors import UserError
 
 _BLOCK = 64
@@ -49,10 +49,3 @@ def decode_part(
 
     height, width, channels = first.shape
     return DecodedPart(labels, height if height == width else (height, width), blocks(), channels)
-
-
-def as_grey(image: np.ndarray) -> np.ndarray:
-    """Returns an RGB image as one channel, [height, width, 1]: what its greys are, or else their luma (ITU-R 601)."""
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(image).convert("L"))[..., None]

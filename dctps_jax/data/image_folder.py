@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dctps_jax.data.cache import cached
-from dctps_jax.data.dataset import Dataset, Decoded, DecodedPart, Options
+from dctps_jax.data.dataset import Dataset, Decoded, DecodedPart, Options, Size
 from dctps_jax.data.images import DECODER, SUFFIXES, decode_image, image_blocks, max_file_bytes
 from dctps_jax.data.reading import read_file, stamp_of, unreadable
 from dctps_jax.errors import UserError
@@ -19,8 +19,9 @@ def load_image_folder(options: Options) -> Dataset:
 
     There is one folder for each class. Label k is the k-th class in the alphabetical order of the folder names in
     train. Other files, hidden ones, and those in folders inside a class are passed over; how many, is printed. All
-    images become RGB, of several frames the first is taken. With `options.image_size` 0 they all have to be of one
-    square size; otherwise they are resized to it in the way of `options.fit`. `mean` and `std` are None.
+    images become RGB, or grey with `options.channels` 1; of several frames the first is taken. With
+    `options.image_size` 0 they all have to be of one size, which need not be square; otherwise they are resized to it
+    in the way of `options.fit`. `mean` and `std` are None.
 
     Raises UserError for a missing or empty folder, a class that only test has or whose name is not UTF-8, and an image
     that is unreadable, of another size, or of more than `options.max_pixels`.
@@ -39,7 +40,9 @@ def load_image_folder(options: Options) -> Dataset:
     print(f"{options.dir}: {num_train} training and {len(files) - num_train} test images of {len(train)} classes")
     for reason, names in passed_over.items():
         print(f"  passed over, {reason}: {len(names)} ({_shorten(names, 3)})")
-    stamp = stamp_of(options.dir, files, extra=f"image_size={options.image_size},fit={options.fit},{DECODER}")
+    grey = "" if options.channels == 3 else ",channels=1"
+    extra = f"image_size={options.image_size},fit={options.fit},{DECODER}{grey}"
+    stamp = stamp_of(options.dir, files, extra=extra)
     arrays = cached("image_folder", options.dir, stamp, options, lambda: _decode(train, test, options))
     return Dataset("image_folder", *arrays)
 
@@ -103,14 +106,11 @@ def _decode(train: dict[str, list[Path]], test: dict[str, list[Path]], options: 
     def read(file: str) -> bytes:
         return read_file(Path(file), max_bytes)
 
-    size = options.image_size
+    size: Size = options.image_size
     if not size:
-        first = next(iter(train.values()))[0]
-        size, width = decode_image(read(str(first)), str(first), max_pixels=max_pixels).shape[:2]
-        if size != width:
-            raise UserError(
-                f"{first} is {width} x {size} pixels, but images have to be square; set data.image_size to resize them."
-            )
+        first = str(next(iter(train.values()))[0])
+        height, width = decode_image(read(first), first, max_pixels=max_pixels).shape[:2]
+        size = height if height == width else (height, width)
 
     def split(classes: dict[str, list[Path]]) -> DecodedPart:
         files = [str(path) for paths in classes.values() for path in paths]
@@ -118,9 +118,16 @@ def _decode(train: dict[str, list[Path]], test: dict[str, list[Path]], options: 
         advice = "set data.image_size to resize all images to one size."
         resize = bool(options.image_size)
         blocks = image_blocks(
-            files, read, size, resize=resize, size_advice=advice, max_pixels=max_pixels, fit=options.fit
+            files,
+            read,
+            size,
+            resize=resize,
+            size_advice=advice,
+            max_pixels=max_pixels,
+            fit=options.fit,
+            channels=options.channels,
         )
-        return DecodedPart(np.array(labels, np.int32), size, blocks)
+        return DecodedPart(np.array(labels, np.int32), size, blocks, options.channels)
 
     return Decoded(split(train), split(test), class_names)
 

@@ -89,26 +89,27 @@ def decode_image(
 def image_blocks(
     files: Sequence[str],
     read: Callable[[str], bytes],
-    size: int,
+    size: Size,
     *,
     resize: bool,
     size_advice: str,
     max_pixels: int = MAX_PIXELS,
     inside: str = "",
     fit: str = "squash",
+    channels: int = 3,
 ) -> Iterator[np.ndarray]:
-    """Yields the images of `files` in their order, as uint8 blocks [up to 64, size, size, 3].
+    """Yields the images of `files` in their order, as uint8 blocks [up to 64, height, width, channels].
 
     `read` gives the content of a file; it is called from several threads. Raises UserError for a file that is no image,
-    that has more than `max_pixels`, or, without `resize`, for the first one that is not `size` pixels square; the
-    message ends with `size_advice`, and says what the files are `inside` of, " in ARCHIVE".
+    that has more than `max_pixels`, or, without `resize`, for the first one of another size than `size`; the message
+    ends with `size_advice`, and says what the files are `inside` of, " in ARCHIVE".
     """
 
     def decode(file: str) -> np.ndarray:
         data, where = read(file), f"{file}{inside}"
         image = decode_image(data, where, max_pixels=max_pixels, resize_to=size if resize else 0, fit=fit)
         check_size(image, where, size, size_advice)
-        return image
+        return image if channels == 3 else as_grey(image)
 
     def block(start: int) -> np.ndarray:
         return np.stack([decode(file) for file in files[start : start + _BLOCK]])
@@ -126,11 +127,18 @@ def image_blocks(
             yield from blocks
 
 
-def check_size(image: np.ndarray, where: str, size: int, advice: str) -> None:
-    """Raises UserError, which ends with `advice`, for an image that is not `size` pixels square."""
-    height, width = image.shape[:2]
-    if (height, width) != (size, size):
-        raise UserError(f"{where} is {width} x {height} pixels, but has to be {size} x {size}; {advice}")
+def check_size(image: np.ndarray, where: str, size: Size, advice: str) -> None:
+    """Raises UserError, which ends with `advice`, for an image of another size than `size`."""
+    (height, width), (right_height, right_width) = image.shape[:2], height_and_width(size)
+    if (height, width) != (right_height, right_width):
+        raise UserError(f"{where} is {width} x {height} pixels, but has to be {right_width} x {right_height}; {advice}")
+
+
+def as_grey(image: np.ndarray) -> np.ndarray:
+    """Returns an RGB image as one channel, [height, width, 1]: what its greys are, or else their luma (ITU-R 601)."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(image).convert("L"))[..., None]
 
 
 def _upright(image: Any) -> Any:

@@ -25,12 +25,12 @@ class Regularization(NamedTuple):
 NOTHING = Regularization()
 
 
-def blank_out(images: jax.Array, step: jax.Array, seed: int | jax.Array, settings: Regularization) -> jax.Array:
+def blank_out(images: jax.Array, step: jax.Array, key: jax.Array, settings: Regularization) -> jax.Array:
     """Set rectangles of normalised images to 0, which is the mean colour, by cutout and random erasing."""
     if settings.cutout:
-        images = cut_out(images, jax.random.fold_in(stream(seed, "cutout"), step), settings.cutout)
+        images = cut_out(images, jax.random.fold_in(stream(key, "cutout"), step), settings.cutout)
     if settings.random_erasing:
-        images = erase(images, jax.random.fold_in(stream(seed, "erasing"), step), settings.random_erasing)
+        images = erase(images, jax.random.fold_in(stream(key, "erasing"), step), settings.random_erasing)
     return images
 
 
@@ -71,8 +71,8 @@ def _without(images: jax.Array, first: jax.Array, last: jax.Array) -> jax.Array:
     return jnp.where(blank, 0, images)
 
 
-def soften(
-    batch: tuple[jax.Array, jax.Array], step: jax.Array, seed: int | jax.Array, settings: Regularization
+def mix_and_smooth(
+    batch: tuple[jax.Array, jax.Array], step: jax.Array, key: jax.Array, settings: Regularization
 ) -> tuple[jax.Array, jax.Array]:
     """Return a batch with the probabilities of classes for labels, if label smoothing or mixup is on.
 
@@ -85,7 +85,7 @@ def soften(
     smoothing = settings.label_smoothing
     probabilities = (1 - smoothing) * jax.nn.one_hot(labels, settings.num_classes) + smoothing / settings.num_classes
     if settings.mixup:
-        key = jax.random.fold_in(stream(seed, "mixup"), step)
+        key = jax.random.fold_in(stream(key, "mixup"), step)
         weight = jax.random.beta(key, settings.mixup, settings.mixup)
         weight = jnp.maximum(weight, 1 - weight)  # the image itself stays the larger part
         images = weight * images + (1 - weight) * images[::-1]

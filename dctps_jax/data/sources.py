@@ -66,10 +66,10 @@ def load(
 
     `dir` is the folder with its files ("": dctps_jax/data in the user's cache; an image_folder has to name its own),
     `cache_dir` the folder for decoded copies ("": see `dctps_jax.data.cache`). `image_size` in pixels asks for another
-    size than the source's own (0), which only synthetic and image_folder can give. With `download`, official archives
-    that are missing are fetched into `dir`. An image file of more than `max_pixels` is refused before it is decoded.
-    `channels` is 1 to have the images of parquet_folder and tfds_folder grey. `seed` is handed to a function of the
-    user's. `fit` says how images of another shape are brought to `image_size`.
+    size than the source's own (0), which synthetic data and the folder sources can give. With `download`, official
+    archives that are missing are fetched into `dir`. An image file of more than `max_pixels` is refused before it is
+    decoded. `channels` is 1 to have the images of a folder source grey. `seed` is handed to a function
+    of the user's. `fit` says how images of another shape are brought to `image_size`.
 
     Raises UserError for an unknown name, a size that the source cannot give, every missing or damaged file, and memory
     that runs out.

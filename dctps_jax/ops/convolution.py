@@ -39,12 +39,12 @@ def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
     """Return the convolution of ``inputs [batch, *spatial, in]`` with ``kernel``, or ``inputs @ kernel``."""
     looped = in_loop.get() and _has_gradients_of_one_layout(inputs, geometry)
     if looped or _is_shifted_sum(inputs, geometry):
-        return _with_own_gradients(geometry, inputs, varying_as(inputs, kernel))
-    return convolve_once(inputs, kernel, geometry)
+        return _with_manual_gradients(geometry, inputs, varying_as(inputs, kernel))
+    return plain_convolution(inputs, kernel, geometry)
 
 
-def convolve_once(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the same as :func:`convolve`, for code that brings its own gradients."""
+def plain_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the same as :func:`convolve`, without the gradients by hand that it may attach."""
     if not geometry.size:
         return jnp.matmul(inputs, kernel, precision=geometry.precision)
     if on_cpu() and inputs.size:
@@ -73,9 +73,9 @@ def gradient_of_inputs(
         back = geometry._replace(
             kernel_shape=(*geometry.size, *geometry.kernel_shape[:-3:-1]), pads=geometry.transposed_pads()
         )
-        return convolve_once(gradient, jnp.flip(kernel, range(len(geometry.size))).swapaxes(-1, -2), back)
+        return plain_convolution(gradient, jnp.flip(kernel, range(len(geometry.size))).swapaxes(-1, -2), back)
     if not _is_shifted_sum(inputs, geometry):
-        return jax.linear_transpose(lambda x: convolve_once(x, kernel, geometry), inputs)(gradient)[0]
+        return jax.linear_transpose(lambda x: plain_convolution(x, kernel, geometry), inputs)(gradient)[0]
     # A sum of shifted outputs, as the convolution is a sum of shifted inputs. JAX's transpose of that sum would pad
     # each term by itself.
     spatial, zero = inputs.shape[1:-1], jnp.zeros((), gradient.dtype)
@@ -128,7 +128,7 @@ def _narrow_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry
     ]
     together = jnp.concatenate(shifted, axis=-1)
     strides = (*geometry.strides[:-1], columns)
-    wide = convolve_once(
+    wide = plain_convolution(
         inputs, together, Geometry(together.shape, strides, geometry.pads, precision=geometry.precision)
     )
     return wide.reshape(*wide.shape[:-2], outputs[-1], out_features)
@@ -190,12 +190,12 @@ def _has_gradients_of_one_layout(inputs: jax.Array | jax.ShapeDtypeStruct, geome
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _with_own_gradients(geometry: Geometry, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    return convolve_once(inputs, kernel, geometry)
+def _with_manual_gradients(geometry: Geometry, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    return plain_convolution(inputs, kernel, geometry)
 
 
 def _forward(geometry: Geometry, inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return convolve_once(inputs, kernel, geometry), (inputs, kernel)
+    return plain_convolution(inputs, kernel, geometry), (inputs, kernel)
 
 
 def _backward(
@@ -211,10 +211,10 @@ def _backward(
     # gradient that of the kernel.
     images, filters = jnp.swapaxes(inputs, 0, -1), jnp.moveaxis(gradient, 0, -2)
     over = Geometry(filters.shape, geometry.strides, geometry.pads, precision=geometry.precision)
-    return to_inputs, jnp.moveaxis(convolve_once(images, filters, over), 0, -2)
+    return to_inputs, jnp.moveaxis(plain_convolution(images, filters, over), 0, -2)
 
 
-_with_own_gradients.defvjp(_forward, _backward)
+_with_manual_gradients.defvjp(_forward, _backward)
 
 
 def _shifted_sum(views: Sequence[jax.Array], kernel: jax.Array) -> jax.Array:
@@ -247,10 +247,10 @@ def shifted_views(
 ) -> list[jax.Array]:
     """Return, for each position of a kernel in C order, the inputs under it: arrays ``[batch, *outputs, channels]``."""
     views = []
-    for offsets in itertools.product(*map(range, size)):
+    for shifts in itertools.product(*map(range, size)):
         view = [
-            slice(offset, offset + (count - 1) * stride + 1, stride)
-            for offset, count, stride in zip(offsets, outputs, strides, strict=True)
+            slice(shift, shift + (count - 1) * stride + 1, stride)
+            for shift, count, stride in zip(shifts, outputs, strides, strict=True)
         ]
         views.append(inputs[:, *view])
     return views

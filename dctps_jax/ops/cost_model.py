@@ -64,6 +64,6 @@ def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) ->
         name: predicted_seconds(work, name, platform) for name in possible_methods(work) if METHODS[name].is_lean(work)
     }
     best = min(seconds, key=lambda name: seconds[name])
-    now = seconds[AUTODIFF.name]
-    gains_enough = seconds[best] < min(MARGIN * now, now - 1e-9 * COSTS[platform].least_gain)
+    autodiff = seconds[AUTODIFF.name]
+    gains_enough = seconds[best] < min(MARGIN * autodiff, autodiff - 1e-9 * COSTS[platform].least_gain)
     return best if gains_enough else AUTODIFF.name

@@ -22,12 +22,12 @@ class InRows:
     def __init__(self, work: Work, support: jax.Array):
         geometry, in_channels = work.geometry, work.inputs[-1]
         self.layout = Layout(geometry, work.inputs)
-        position, source, target = weights_at(support, geometry)
+        tap, source, target = weights_at(support, geometry)
         phase, start, width = 0, jnp.zeros_like(source), geometry.num_positions
         for extent, stride, step in zip(geometry.size, geometry.strides, self.layout.steps, strict=True):
             width //= extent
-            offset = position // width % extent
-            phase, start = phase * stride + offset % stride, start + offset // stride * step
+            shift = tap // width % extent
+            phase, start = phase * stride + shift % stride, start + shift // stride * step
         self.in_inputs = Places(phase * in_channels + source, start)
         self.in_outputs = Places(target, jnp.zeros_like(target))
         phases, length = math.prod(geometry.strides), self.layout.length

@@ -102,8 +102,9 @@ def kernel_of(work: Work, values: jax.Array, alpha: jax.Array | None, support: j
 
 
 def inner_product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Return ⟨a, b⟩. The leading axes are summed first: a single sum over millions of numbers would lose digits."""
-    return jnp.sum(jnp.sum(a.astype(b.dtype) * b, axis=range(b.ndim - 1)))
+    """Return ⟨a, b⟩ in float32 or wider. The leading axes are summed first: one sum over millions would lose digits."""
+    dtype = jnp.promote_types(b.dtype, jnp.float32)
+    return jnp.sum(jnp.sum(a.astype(dtype) * b.astype(dtype), axis=range(b.ndim - 1)))
 
 
 def moving_cost(work: Work, costs: Costs) -> float:

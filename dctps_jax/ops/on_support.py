@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dctps_jax.ops.convolution import convolve_once, cost_of_multiply_add, gradient_of_inputs
+from dctps_jax.ops.convolution import cost_of_multiply_add, gradient_of_inputs, plain_convolution
 from dctps_jax.ops.costs import Costs
 from dctps_jax.ops.fusion import materialized
 from dctps_jax.ops.method import apply_with_gradients, inner_product, kernel_of, moving_cost
@@ -59,7 +59,7 @@ class OnSupport:
         self, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
     ) -> tuple[jax.Array, Saved]:
         kernel = kernel_of(work, values, alpha, support, inputs.dtype)
-        outputs = convolve_once(inputs, kernel, work.geometry)
+        outputs = plain_convolution(inputs, kernel, work.geometry)
         # ⟨Y, ∂Y⟩ or ⟨X, ∂X⟩: whichever reads less.
         kept = outputs if alpha is not None and outputs.size < inputs.size else None
         return outputs, Saved(inputs, values, alpha, support, kept)
@@ -80,7 +80,7 @@ class OnSupport:
 
             def by_convolution() -> jax.Array:
                 offset = work.offset_kernel(values.dtype).astype(inputs.dtype)
-                direct = inner_product(convolve_once(inputs, offset, work.geometry), gradient)
+                direct = inner_product(plain_convolution(inputs, offset, work.geometry), gradient)
                 return direct.astype(jnp.result_type(total, values, alpha))
 
             to_alpha = lax.cond(jnp.abs(alpha) >= MIN_ALPHA, by_difference, by_convolution).astype(alpha.dtype)

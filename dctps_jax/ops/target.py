@@ -1,9 +1,10 @@
 """The platform that programs are traced for: the one that :data:`tracing_for` names, by default that of this process.
 
-All that depends on the platform asks here: ways of computing, costs, compiler options. A CPU can so trace and compile
-the program that a TPU would compile for itself.
+All that depends on the platform asks here: ways of computing, costs, compiler options, the type that "auto" stands for.
+A CPU can so trace and compile the program that a TPU would compile for itself.
 """
 
+import re
 from typing import Any
 
 import jax
@@ -22,6 +23,18 @@ def platform() -> str:
 def training_devices() -> list[Any]:
     """Return the devices that a run trains on: all devices of all hosts."""
     return jax.devices()
+
+
+def auto_dtype(device: Any) -> str:
+    """Return the type that networks compute in on a device of JAX's where the config leaves it open.
+
+    It is "bfloat16" on a TPU, and on an NVIDIA GPU whose tensor cores take it: from compute capability 8.0 (Ampere) on.
+    Elsewhere it is "float32". A CPU converts every number of half precision before it computes with it.
+    """
+    if device.platform == "tpu":
+        return "bfloat16"
+    capability = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
+    return "bfloat16" if device.platform == "gpu" and capability and int(capability[1]) >= 8 else "float32"
 
 
 def on_cpu() -> bool:

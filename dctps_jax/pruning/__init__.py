@@ -11,8 +11,15 @@ from flax import nnx
 
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.prunable import prunable_layers
-from dctps_jax.pruning.allocation import ALLOCATIONS, allocate, check_density, report_empty_layers
+from dctps_jax.pruning.allocation import (
+    ALLOCATIONS,
+    allocate,
+    check_density,
+    report_empty_layers,
+    trains_all_weights,
+)
 from dctps_jax.pruning.batches import Batches
+from dctps_jax.pruning.by_score import score_masks
 from dctps_jax.pruning.masks import (
     FORMS,
     apply_masks,
@@ -24,7 +31,6 @@ from dctps_jax.pruning.masks import (
     save_masks,
 )
 from dctps_jax.pruning.random import random_masks, random_supports
-from dctps_jax.pruning.schedules import score_masks
 from dctps_jax.pruning.scores import SCORES
 
 __all__ = [
@@ -44,6 +50,7 @@ __all__ = [
     "random_masks",
     "random_supports",
     "save_masks",
+    "trains_all_weights",
 ]
 
 SCORE_METHODS = tuple(SCORES)
@@ -80,7 +87,7 @@ def prune(
     density that keeps nothing, scores that are not finite, and fewer scores above 0 than weights to keep.
     """
     check_density(density, "density")
-    methods = (*ALLOCATIONS, *SCORES)
+    methods = (*ALLOCATIONS, *SCORES)  # now: the tables may have got entries since METHODS was made
     if method not in methods:
         hint = did_you_mean(method, methods)
         raise UserError(f"there is no pruning method {method!r}{hint}; the methods are: {', '.join(methods)}")

@@ -4,6 +4,7 @@ import fnmatch
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -92,6 +93,11 @@ def report_empty_layers(counts: Mapping[str, int], method: str, density: float) 
             len(counts),
             ", ".join(empty),
         )
+
+
+def trains_all_weights(method: str, density: float, layer_densities: Any) -> bool:
+    """Return whether these fields of ``config.pruning`` ask for a dense network."""
+    return method != "from_run" and density == 1 and not layer_densities
 
 
 def check_density(density: float, field: str) -> None:

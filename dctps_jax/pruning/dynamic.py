@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 METHODS = ("static", "rigl", "set")
@@ -44,6 +45,23 @@ class UpdateSchedule(NamedTuple):
         """Return how many weights each layer drops, rounded down. A full layer drops none: it has nothing to grow."""
         fraction = self.fraction(step)
         return {path: 0 if count == sizes[path] else int(count * fraction) for path, count in counts.items()}
+
+
+def update_schedule(config: Any, steps_per_epoch: int) -> UpdateSchedule | None:
+    """Return when the weights of a run move, or None where they stay."""
+    settings = config.sparse_training
+    if settings.method == "static":
+        return None
+    end_step = int(settings.stop_fraction * config.num_epochs * steps_per_epoch)
+    return UpdateSchedule(settings.update_every, end_step, settings.drop_fraction)
+
+
+def fractions_by_step(config: Any, steps_per_epoch: int, num_steps: int) -> np.ndarray:
+    """Return which fraction of the weights each of the first ``num_steps`` steps of a run drops; -1: no update."""
+    updates = update_schedule(config, steps_per_epoch)
+    if updates is None:
+        return np.full(num_steps, -1.0)
+    return np.array([updates.fraction(step) if updates.is_update(step) else -1.0 for step in range(num_steps)])
 
 
 def move_weights(

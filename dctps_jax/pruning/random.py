@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from dctps_jax.errors import UserError
 from dctps_jax.pruning.masks import mask_of_support
@@ -25,13 +26,22 @@ def random_masks(
 def random_supports(
     key: jax.Array, shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """Return the positions where :func:`random_masks` is True in each flattened kernel, ascending. No mask is made."""
+    """Return the positions where :func:`random_masks` is True in each flattened kernel, ascending. No mask is made.
+
+    Raises :class:`~dctps_jax.errors.UserError` for a count that a layer cannot keep, and for a key that is traced.
+    """
+    if isinstance(key, Tracer):
+        raise UserError(
+            "the key is traced, and which weights are trained has to be known before; make it outside of the function "
+            "that is traced, e.g. by nnx.eval_shape or nnx.jit"
+        )
     supports = {}
-    for position, (path, shape) in enumerate(shapes.items()):
-        size = math.prod(shape)
-        if not 0 <= counts[path] <= size:
-            raise UserError(f"{path} has {size} weights; it cannot keep {counts[path]}")
-        supports[path] = random_support(jax.random.fold_in(key, position), size, counts[path])
+    with jax.ensure_compile_time_eval():  # also where a network is built in a function that is traced
+        for position, (path, shape) in enumerate(shapes.items()):
+            size = math.prod(shape)
+            if not 0 <= counts[path] <= size:
+                raise UserError(f"{path} has {size} weights; it cannot keep {counts[path]}")
+            supports[path] = random_support(jax.random.fold_in(key, position), size, counts[path])
     return supports
 
 

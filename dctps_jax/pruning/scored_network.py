@@ -19,7 +19,7 @@ Arrays = dict[str, jax.Array]
 class ScoredNetwork:
     """A copy of a network without masks, as a function of its kernels. All dicts are by the layers' dotted paths.
 
-    - ``kernels``: the initial trainable kernels S; ``initial_weights``: the initial effective kernels K₀ = α·D + S.
+    - ``kernels``: the initial trainable kernels S; ``initial_kernels``: the initial effective kernels K₀ = α·D + S.
     - ``graph``, ``state``: the network without its kernels, and all its other arrays.
     - ``loss``: a key of :data:`~dctps_jax.losses.LOSSES`, of the logits divided by ``temperature``.
     - ``key``: for scores that draw random numbers.
@@ -34,15 +34,15 @@ class ScoredNetwork:
         copy.train() if train else copy.eval()
         layers = prunable_layers(copy)
         self.kernels: Arrays = {path: layer.kernel[...] for path, layer in layers.items()}
-        self.initial_weights: Arrays = {path: layer.effective_kernel() for path, layer in layers.items()}
+        self.initial_kernels: Arrays = {path: layer.effective_kernel() for path, layer in layers.items()}
         for layer in layers.values():  # The kernels come as arguments. Scalars take their places.
             layer.kernel = nnx.data(type(layer.kernel)(jnp.zeros((), layer.kernel[...].dtype)))
         self.graph, state = nnx.split(copy)
         self.state = nnx.to_pure_dict(state)
 
-    def weights(self, path: str, masks: Arrays) -> jax.Array:
+    def effective_kernel(self, path: str, masks: Arrays) -> jax.Array:
         """Return the effective kernel K = α·D + M⊙S of a layer."""
-        return thinned_weights(self.initial_weights[path], self.kernels[path], masks[path])
+        return thinned_kernel(self.initial_kernels[path], self.kernels[path], masks[path])
 
     def sum_gradients(self, masks: Arrays, batches: list[Batch]) -> Arrays:
         """Return ∂L/∂K at the thinned kernels, summed over the batches. Layers are linear in K, so ∂L/∂K = ∂L/∂S."""
@@ -76,7 +76,7 @@ class ScoredNetwork:
         return self.loss(model(images) / self.temperature, labels).mean()
 
 
-def thinned_weights(initial: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:
+def thinned_kernel(initial: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:
     """Return ``α·D + M⊙S``, given the initial weights ``α·D + S``, the trainable kernel S and the mask M."""
     return initial - jnp.where(mask, 0, kernel)
 

@@ -3,8 +3,8 @@
 A score says how much a trained change of a weight matters to the network. It is computed of the effective kernel
 K = α·D + M⊙S, without offset M⊙S. At first M keeps every weight. (The original scores plain layers only.)
 
-Pruning in several steps thins the mask M out. With an offset S starts at zero, so that the
-scores stay the same from step to step.
+Pruning in several steps thins the mask M out. With an offset S starts at zero, so that K stays the same from step to
+step: only the batches can change the scores.
 
 A new score is one formula, a function of this file, and one line of :data:`SCORES`. A formula takes the network, the
 masks and the batches of a step, and yields the scores of one layer after the other: the device then holds no second
@@ -27,13 +27,13 @@ LayerScores = Iterator[tuple[str, jax.Array]]
 def sensitivity(network: ScoredNetwork, masks: Arrays, batches: list[Batch]) -> LayerScores:
     """Yield ``|K ⊙ ∂L/∂K|`` of the thinned kernel K."""
     for path, gradient in network.mean_gradients(masks, batches).items():
-        yield path, jnp.abs(network.weights(path, masks) * gradient)
+        yield path, jnp.abs(network.effective_kernel(path, masks) * gradient)
 
 
 def initial_sensitivity(network: ScoredNetwork, masks: Arrays, batches: list[Batch]) -> LayerScores:
     """Yield ``|K₀ ⊙ ∂L/∂K|`` of the dense initial kernel K₀, with the gradient at the thinned kernel K."""
     for path, gradient in network.mean_gradients(masks, batches).items():
-        yield path, jnp.abs(network.initial_weights[path] * gradient)
+        yield path, jnp.abs(network.initial_kernels[path] * gradient)
 
 
 def squared_gradient(network: ScoredNetwork, masks: Arrays, batches: list[Batch]) -> LayerScores:
@@ -46,7 +46,7 @@ def gradient_flow(network: ScoredNetwork, masks: Arrays, batches: list[Batch]) -
     """Yield ``K ⊙ H ∂L/∂K`` with the Hessian H of L, with the sign that makes the highest scores stay."""
     gradients = network.sum_gradients(masks, batches)
     for path, product in network.sum_hessian_products(masks, batches, gradients).items():
-        yield path, network.weights(path, masks) * product
+        yield path, network.effective_kernel(path, masks) * product
 
 
 def synaptic_flow(network: ScoredNetwork, masks: Arrays, batches: list[Batch]) -> LayerScores:
@@ -56,7 +56,7 @@ def synaptic_flow(network: ScoredNetwork, masks: Arrays, batches: list[Batch]) -
 
 def magnitude(network: ScoredNetwork, masks: Arrays, batches: list[Batch]) -> LayerScores:
     """Yield ``|K₀|``."""
-    for path, weights in network.initial_weights.items():
+    for path, weights in network.initial_kernels.items():
         yield path, jnp.abs(weights)
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from dctps_jax.layers import ResidualSum
 from dctps_jax.prunable import prunable_layers
-from dctps_jax.pruning.scored_network import Arrays, ScoredNetwork, thinned_weights
+from dctps_jax.pruning.scored_network import Arrays, ScoredNetwork, thinned_kernel
 
 
 def flow_scores(network: ScoredNetwork, masks: Arrays, image_shape: tuple[int, ...]) -> Arrays:
@@ -19,15 +19,15 @@ def flow_scores(network: ScoredNetwork, masks: Arrays, image_shape: tuple[int, .
     network cross the sum, so that all scores shrink by the same factor and keep their order.
     """
     image = jnp.ones((1, *image_shape))
-    return network.compiled(_flow_scores)(network.kernels, network.initial_weights, masks, network.state, image)
+    return network.compiled(_flow_scores)(network.kernels, network.initial_kernels, masks, network.state, image)
 
 
 def _flow_scores(
-    network: ScoredNetwork, kernels: Arrays, initial_weights: Arrays, masks: Arrays, state: Any, image: jax.Array
+    network: ScoredNetwork, kernels: Arrays, initial_kernels: Arrays, masks: Arrays, state: Any, image: jax.Array
 ) -> Arrays:
-    positive_state = jax.tree.map(jnp.abs, state)
+    positive_state = jax.tree.map(_absolute, state)
     positive_weights = {
-        path: jnp.abs(thinned_weights(initial_weights[path], kernels[path], masks[path])) for path in kernels
+        path: jnp.abs(thinned_kernel(initial_kernels[path], kernels[path], masks[path])) for path in kernels
     }
 
     def sum_outputs(positive_weights: Arrays) -> jax.Array:
@@ -40,6 +40,10 @@ def _flow_scores(
 
     gradients = jax.grad(sum_outputs)(positive_weights)
     return {path: jnp.abs(gradients[path] * positive_weights[path]) for path in positive_weights}
+
+
+def _absolute(array: jax.Array) -> jax.Array:
+    return array if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else jnp.abs(array)
 
 
 class _RescaledSum(ResidualSum):

@@ -11,6 +11,7 @@ from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.files import digest_of, parse_json, printable, read_file, write_whole
+from dctps_jax.pruning import trains_all_weights
 from dctps_jax.runs import seal
 from dctps_jax.runs.fields import check_config_fields, check_object, check_results, check_row
 from dctps_jax.runs.metrics import read_rows
@@ -74,6 +75,7 @@ def _check_together(record: Record) -> None:
     for field, found, expected in (
         ("seed", results.get("seed"), config.get("seed")),
         ("density_asked", results["density_asked"], asked),
+        ("dtype", results.get("dtype"), config.get("model.dtype")),
     ):
         if field in results and found != expected and expected is not None:
             raise ValueError(f"{field} is {found} in the results and {expected} in the config")
@@ -138,7 +140,8 @@ def write_records(file: Path, records: Iterable[Record]) -> None:
 
 def is_dense(config: Mapping[str, Any]) -> bool:
     """Return whether a config by dotted field is of a network that trains all weights."""
-    return config.get("pruning.density") == 1 and config.get("pruning.method") != "from_run"
+    method, density = config.get("pruning.method", ""), config.get("pruning.density", 0)
+    return trains_all_weights(method, density, config.get("pruning.layer_densities"))
 
 
 def has_effect(field: str, config: Mapping[str, Any]) -> bool:

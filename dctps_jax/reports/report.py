@@ -135,6 +135,9 @@ def markdown(lines: Sequence[Line], records: Sequence[Record], again: Sequence[R
         "trained weights and the offset as a fast transform, where that is less (sparse). Checkpoints are counted "
         "before compression. Images a second are measured, the median of all epochs."
     )
+    dtypes = {result["dtype"] for record in records if (result := record.results) and "dtype" in result}
+    if dtypes:
+        notes += f" Computed in {', '.join(sorted(dtypes))}."
     if unfinished:
         notes += f"\n\nNot finished, and left out: {', '.join(unfinished)}."
     if again:

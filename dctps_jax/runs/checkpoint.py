@@ -20,6 +20,7 @@ from dctps_jax.files import parse_json
 from dctps_jax.runs.checkpoint_files import CONTENT, DESCRIPTION, Content, describe, encode, read_checkpoint
 from dctps_jax.runs.damage import Damaged
 from dctps_jax.runs.packing import flatten
+from dctps_jax.runs.workdir import is_name_of, name_of_run
 
 KEPT = {"latest": 2, "best": 1}
 # Part of the names that Orbax gives to checkpoints while it writes them; it removes what a kill left of them.
@@ -48,10 +49,10 @@ class Checkpoints:
     passed over.
     """
 
-    def __init__(self, folder: Path, run: str = ""):
-        """Open the checkpoints of ``run``, an :func:`~dctps_jax.runs.workdir.identity`; those of others are refused."""
+    def __init__(self, folder: Path, config: dict[str, Any] | None = None):
+        """Open the checkpoints of the run with a config, a JSON object; those that name another run are refused."""
         _check_file_handles()
-        self.folder, self.run = folder, run
+        self.folder, self.config = folder, config
         self._managers: dict[str, ocp.CheckpointManager] = {}
         for kind in KEPT:
             _put_back(folder / kind)
@@ -63,7 +64,7 @@ class Checkpoints:
         are kept. Raises :class:`~dctps_jax.errors.DiskFull`, and ``OSError`` for other reasons of the system.
         """
         _check_file_handles()
-        record = {**({"run": self.run} if self.run else {}), **(record or {})}
+        record = {**({} if self.config is None else {"run": name_of_run(self.config)}), **(record or {})}
         data = encode(Content({name: np.asarray(leaf) for name, leaf in flatten(tree).items()}, record))
         files = {CONTENT: data, DESCRIPTION: json.dumps(describe(step, data)).encode()}
         arguments = ocp.args.Composite(
@@ -102,7 +103,7 @@ class Checkpoints:
             except Damaged as damage:
                 damages[step] = damage
         if newest is not None:
-            _check_run(newest, self.folder / kind, self.run)
+            _check_run(newest, self.folder / kind, self.config)
         for step, damage in damages.items():
             source = self.folder / kind / str(step)
             logger.warning("checkpoint %s is damaged and passed over (%s)", source, damage)
@@ -154,23 +155,23 @@ def as_tree(saved: Saved, template: Any, source: Path) -> Any:
     return jax.tree.unflatten(jax.tree.structure(template), placed)
 
 
-def _check_run(saved: Saved, folder: Path, run: str) -> None:
+def _check_run(saved: Saved, folder: Path, config: dict[str, Any] | None) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` for a checkpoint in ``folder`` that names another run.
 
     Older checkpoints name none.
     """
-    named = saved.record.get("run", "")
-    if named and run and named != run:
+    named = saved.record.get("run")
+    if named and config is not None and not is_name_of(named, config):
         raise UserError(
             f"{folder / str(saved.step)} is a checkpoint of another run; put back what was there, or move it away"
         )
 
 
-def read_arrays(folder: Path, kind: str, run: str = "") -> tuple[int, dict[str, np.ndarray]]:
+def read_arrays(folder: Path, kind: str, config: dict[str, Any] | None = None) -> tuple[int, dict[str, np.ndarray]]:
     """Return (step, arrays by path) of a run's newest "latest" or "best" checkpoint, whatever it trained.
 
     Nothing is moved. Raises :class:`~dctps_jax.errors.UserError` where there is none, it is damaged, or it names
-    another run than ``run``.
+    another run than that of ``config``.
     """
     steps = steps_in(folder / kind)
     if not steps:
@@ -180,7 +181,7 @@ def read_arrays(folder: Path, kind: str, run: str = "") -> tuple[int, dict[str, 
     except Damaged as damage:
         raise UserError(f"{folder / kind} is damaged ({damage}); take another checkpoint or run") from damage
     saved = Saved(max(steps), *content)
-    _check_run(saved, folder / kind, run)
+    _check_run(saved, folder / kind, config)
     return saved.step, dict(saved.arrays)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dctps_jax.errors import UserError
 from dctps_jax.runs import checkpoint_format_2
-from dctps_jax.runs.damage import Damaged, of_content, read_bytes, read_tree
+from dctps_jax.runs.damage import Damaged, decoding, read_bytes, read_tree
 from dctps_jax.runs.packing import digest, pack, unpack
 
 FORMAT_VERSION = 3
@@ -84,7 +84,7 @@ def read_checkpoint(folder: Path) -> Content:
 
 def _read_description(folder: Path) -> dict[str, Any]:
     text = read_bytes(folder / DESCRIPTION)
-    with of_content("its description is damaged"):
+    with decoding("its description is damaged"):
         meta = json.loads(text)
         if meta.pop("check") != _check_of(meta):
             raise Damaged("its description is damaged")
@@ -95,7 +95,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
 
 def _read_format_2(folder: Path, meta: dict[str, Any]) -> Content:
     files = read_tree(folder / "state")
-    with of_content("its content is damaged"):
+    with decoding("its content is damaged"):
         arrays = checkpoint_format_2.read_arrays(files)
     if digest(arrays) != meta["digest"]:
         raise Damaged(NO_MATCH)

@@ -37,7 +37,7 @@ def read_tree(folder: Path) -> dict[str, bytes]:
 
 
 @contextlib.contextmanager
-def of_content(message: str) -> Iterator[None]:
+def decoding(message: str) -> Iterator[None]:
     """Turn errors into :class:`Damaged`, for the decoding of bytes that are in memory already.
 
     Its errors come from the bytes, but for a lack of memory or of threads, which is passed on.

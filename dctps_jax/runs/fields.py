@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dctps_jax.data.images import FITS
+from dctps_jax.defaults import DTYPES
 from dctps_jax.field import find_field
 from dctps_jax.offsets import OFFSETS
 
@@ -79,6 +80,7 @@ RESULTS_OF_SEEDS: Rules = {
     "test_accuracy_final_std": POSITIVE_OR_ZERO,
 }
 RESULTS_IF_THERE: Rules = {
+    "dtype": (lambda value: value in DTYPES, f"one of: {', '.join(DTYPES)}"),
     "seed": COUNT,
     "test_accuracy_best": SHARE_OR_NONE,
     "test_accuracy_best_std": POSITIVE_OR_ZERO,

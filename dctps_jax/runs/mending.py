@@ -15,7 +15,6 @@ from dctps_jax.files import digest_of, read_file
 from dctps_jax.runs.checkpoint import Checkpoints, Saved, set_aside
 from dctps_jax.runs.metrics import content_of, read_rows, write_rows
 from dctps_jax.runs.seal import is_sealed_as
-from dctps_jax.runs.workdir import identity
 
 logger = logging.getLogger("dctps_jax")
 
@@ -90,7 +89,7 @@ def mend_finished_run(workdir: Path, config: Any, results: Mapping[str, Any]) ->
     Where only an older checkpoint is left, warn of that. Where the last one is gone or tells nothing of the files, warn
     of those that cannot be read or do not match the digests in ``results``.
     """
-    saved = Checkpoints(workdir / "checkpoints", identity(json.loads(config.to_json()))).newest("latest")
+    saved = Checkpoints(workdir / "checkpoints", json.loads(config.to_json())).newest("latest")
     rows = None if saved is None else saved.record.get("rows")  # format 2 has none
     if saved is not None and rows is not None and len(rows) == config.num_epochs:
         shapes = saved.record["kernel_shapes"]

@@ -14,13 +14,13 @@ from typing import Any
 
 from dctps_jax.files import digest_of
 
-FIELD, OWN = "digests", "results.json"
+FIELD, RESULTS = "digests", "results.json"
 
 
 def sealed(results: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
     """Return results with the digests of the other files of their run, and their own."""
     with_digests = {**results, FIELD: dict(digests)}
-    return {**results, FIELD: {**digests, OWN: digest_of(with_digests)}}
+    return {**results, FIELD: {**digests, RESULTS: digest_of(with_digests)}}
 
 
 def check_seal(results: Mapping[str, Any]) -> None:
@@ -30,8 +30,8 @@ def check_seal(results: Mapping[str, Any]) -> None:
     digests = results[FIELD]
     if not isinstance(digests, dict):
         raise ValueError(f"{FIELD} is no JSON object")
-    others = {name: digest for name, digest in digests.items() if name != OWN}
-    if digest_of({**results, FIELD: others}) != digests.get(OWN):
+    others = {name: digest for name, digest in digests.items() if name != RESULTS}
+    if digest_of({**results, FIELD: others}) != digests.get(RESULTS):
         raise ValueError("its digest does not match its content")
 
 

@@ -41,6 +41,8 @@ def summarize(runs: list[dict[str, Any]], workdir: Path, config: dict[str, Any])
             results[name], results[f"{name}_std"] = mean_and_std(values)
     for name in ("density", "density_asked", "layer_densities", "trainable_parameters"):
         results[name] = runs[0][name]
+    if "dtype" in runs[0]:
+        results["dtype"] = runs[0]["dtype"]
     results = write_results(workdir, results, config, {})
     print(last_line(results))
     return results

@@ -19,8 +19,18 @@ from tqdm import tqdm
 from dctps_jax.config import check_config, check_names, check_type, resolve, unknown_field
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
+from dctps_jax.field import flat_fields
 from dctps_jax.runs.summary import last_line
-from dctps_jax.runs.workdir import InUse, check_same, is_in_use, read_results
+from dctps_jax.runs.workdir import (
+    ADDED_FIELDS,
+    InUse,
+    check_same,
+    identity,
+    is_finished,
+    is_in_use,
+    read_config,
+    read_results,
+)
 
 LOG = "log.txt"
 POLL_SECONDS = 0.5
@@ -97,11 +107,33 @@ def _as_name(value: Any) -> str:
     return text or "_"
 
 
+def in_existing_folders(points: Sequence[GridPoint], workdir: Path) -> list[GridPoint]:
+    """Return the points of a sweep, each by the name of the directory below ``workdir`` that is of the same run.
+
+    A sweep with more axes gives its directories longer names; points that an earlier sweep trained keep theirs.
+    """
+    there: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for file in sorted(workdir.glob("*/config.json")):
+        config = read_config(file.parent)
+        there.setdefault(identity(config), []).append((file.parent.name, ADDED_FIELDS | dict(flat_fields(config))))
+    found = []
+    for point in points:
+        name = point.name
+        if not (workdir / name).exists():
+            # Fields that do not count for the identity may be an axis, e.g. execution.method.
+            asked = {field: value for field, value in flat_fields(point.config) if field in point.fields}
+            names = [name for name, config in there.get(identity(point.config), []) if asked.items() <= config.items()]
+            name = next(iter(names), name)
+        found.append(point._replace(name=name))
+    return found
+
+
 class Sweep:
     """Trains the points of a sweep, up to ``jobs`` at a time. Each has a process of ``command`` and a directory.
 
-    Runs that are finished are skipped, runs that another process works on are waited for, and taken over where it dies.
-    A signal stops the processes, which save their states first. The processors are divided among the jobs.
+    Runs that are finished are skipped, and go on where they are to have more epochs or seeds. Runs that another process
+    works on are waited for, and taken over where it dies. A signal stops the processes, which save their states first.
+    The processors are divided among the jobs.
     """
 
     def __init__(self, points: Sequence[GridPoint], command: Sequence[str], workdir: Path, jobs: int = 1):
@@ -117,9 +149,12 @@ class Sweep:
         Raises :class:`~dctps_jax.errors.UserError`, before anything is started, where a run of another config or a
         damaged run is in the way.
         """
+        self.points = in_existing_folders(self.points, self.workdir)
+        for point in self.points:
+            if (self.workdir / point.name / "results.json").exists():
+                check_same(self.workdir / point.name, point.config)
         finished = [point for point in self.points if self._is_finished(point)]
         for point in finished:
-            check_same(self.workdir / point.name, point.config)
             read_results(self.workdir / point.name)
         self.announced = {point.name for point in finished}
         waiting = deque(point for point in self.points if point not in finished)
@@ -208,7 +243,7 @@ class Sweep:
             process.terminate()
 
     def _is_finished(self, point: GridPoint) -> bool:
-        return (self.workdir / point.name / "results.json").exists()
+        return is_finished(self.workdir / point.name, point.config)
 
     def _epochs_done(self, point: GridPoint) -> int:
         folder = self.workdir / point.name

@@ -26,6 +26,9 @@ FREE_FIELDS: tuple[str, ...] = (
     *(name for name, field in FIELDS.items() if field.resume),
 )
 
+# The fields in which a run may grow.
+GROWING_FIELDS: tuple[str, ...] = tuple(name for name, field in FIELDS.items() if field.grows)
+
 # The fields that configs of earlier versions lack, with what these configs mean, as JSON has it.
 ADDED_FIELDS: dict[str, Any] = {
     name: list(field.default) if isinstance(field.default, tuple) else field.default
@@ -36,6 +39,9 @@ ADDED_FIELDS: dict[str, Any] = {
 # What a run writes; none of it may be there before the run's config.json.
 FILES = ("results.json", "data.json", "metrics.jsonl", "masks.npz", "masks_initial.npz", "checkpoints", "tensorboard")
 
+
+# Checkpoints of earlier versions name a run by all its fields, num_epochs included: so many epochs are tried.
+MOST_EPOCHS_NAMED = 1000
 
 # How many fields a message names.
 MAX_SHOWN = 5
@@ -181,11 +187,42 @@ def identity(config: dict[str, Any]) -> str:
     return digest_of({field: value for field, value in fields.items() if field not in left_out})
 
 
+def name_of_run(config: dict[str, Any]) -> str:
+    """Return what checkpoints name their run by: a digest as :func:`identity`, but of fields that stay as it grows."""
+    return identity({name: value for name, value in config.items() if name not in GROWING_FIELDS})
+
+
+def is_name_of(name: str, config: dict[str, Any]) -> bool:
+    """Return whether a checkpoint's name of its run stands for the run of a config, grown or not."""
+    return name == name_of_run(config) or any(
+        name == identity(config | {"num_epochs": num_epochs}) for num_epochs in range(1, MOST_EPOCHS_NAMED + 1)
+    )
+
+
+def grown(workdir: Path, config: Any) -> list[str]:
+    """Return the fields in which a config asks for a run of another size than the one in a directory."""
+    there = read_config(workdir)
+    return [name for name in GROWING_FIELDS if there.get(name) != config[name]]
+
+
+def is_finished(workdir: Path, config: Any) -> bool:
+    """Return whether a run is finished, with as many epochs and seeds as a config asks for."""
+    if not (workdir / "results.json").exists():
+        return False
+    return not (workdir / "config.json").exists() or not grown(workdir, config)
+
+
 def check_same(workdir: Path, config: dict[str, Any]) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError`, naming what differs, where a directory is of another config."""
+    """Raise :class:`~dctps_jax.errors.UserError`, naming what differs, where a directory is of another config.
+
+    The fields in which a run may grow may differ, see :mod:`dctps_jax.runs.growth`. A ``model.dtype`` of "auto" is the
+    same as any other.
+    """
     there = dict(flat_fields(_read_fields(workdir / "config.json", check_object, "is no config of a run")))
     found, asked = ADDED_FIELDS | there, ADDED_FIELDS | dict(flat_fields(config))
-    free = free_fields(asked)
+    free = free_fields(asked) | {name for name in GROWING_FIELDS if name in found}
+    if asked.get("model.dtype") == "auto":  # a run that goes on keeps the type that it began with
+        free.add("model.dtype")
     different = [
         f"{field} ({found.get(field, 'absent')!r} there, {asked.get(field, 'absent')!r} now)"
         for field in sorted(found.keys() | asked.keys())
@@ -196,6 +233,20 @@ def check_same(workdir: Path, config: dict[str, Any]) -> None:
         raise UserError(
             f"--workdir {workdir} belongs to a run with another config: {', '.join(shown)}; use that config, or "
             "another directory"
+        )
+    _check_no_seed_is_left_out(workdir, found, asked)
+
+
+def _check_no_seed_is_left_out(workdir: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
+    had, wanted = found.get("num_seeds", 1), asked.get("num_seeds", 1)
+    if had <= wanted:
+        return
+    begun = [seed for seed in range(asked["seed"], asked["seed"] + had) if (workdir / f"seed_{seed}").exists()]
+    least = max(2, len(begun))
+    if wanted < least:
+        raise UserError(
+            f"--workdir {workdir} holds {len(begun)} of {had} seeds, and config.num_seeds is {wanted}; ask for at "
+            f"least {least}, or choose another directory"
         )
 
 

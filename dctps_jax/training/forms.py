@@ -73,21 +73,23 @@ def _convert(
 ) -> TrainState:
     """Apply ``converters`` to the kernels of the layers that they name, and to what the optimiser keeps of them."""
 
-    def move_of(path: Any, _: Any) -> Callable[[jax.Array], jax.Array]:
+    def converter_of(path: Any, _: Any) -> Callable[[jax.Array], jax.Array]:
         *layer, name = (entry.key for entry in path)
         return converters.get(".".join(map(str, layer)), _same) if name == "kernel" else _same
 
-    by_leaf = jax.tree_util.tree_map_with_path(move_of, state.params)
+    by_leaf = jax.tree_util.tree_map_with_path(converter_of, state.params)
 
-    def moved(params: Any) -> Any:
-        return jax.tree.map(lambda move, leaf: move(leaf), by_leaf, params)
+    def converted(params: Any) -> Any:
+        return jax.tree.map(lambda convert, leaf: convert(leaf), by_leaf, params)
 
     averages = state.averages
     return state._replace(
-        params=moved(state.params),
-        averages=averages if averages is None else averages | {"params": moved(averages["params"])},
+        params=converted(state.params),
+        averages=averages if averages is None else averages | {"params": converted(averages["params"])},
         supports=supports,
-        opt_state=optax.tree_utils.tree_map_params(optimizer, lambda leaf, move: move(leaf), state.opt_state, by_leaf),
+        opt_state=optax.tree_utils.tree_map_params(
+            optimizer, lambda leaf, convert: convert(leaf), state.opt_state, by_leaf
+        ),
     )
 
 

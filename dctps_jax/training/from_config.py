@@ -12,8 +12,8 @@ from dctps_jax.data.regularization import Regularization
 from dctps_jax.errors import UserError
 from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau
 from dctps_jax.own import as_options, is_import_path
-from dctps_jax.pruning.dynamic import UpdateSchedule
-from dctps_jax.training.step_spec import StepSpec, default_steps_per_dispatch
+from dctps_jax.pruning.dynamic import update_schedule
+from dctps_jax.training.step_spec import LOSS_SCALES, StepSpec, default_steps_per_dispatch
 
 logger = logging.getLogger("dctps_jax")
 
@@ -41,13 +41,6 @@ def make_step_spec(config: Any, dataset: data.Dataset, train: Examples, platform
             f"config.batch_size is {config.batch_size}, but there are only {len(train.labels)} training images; choose "
             f"at most {len(train.labels)}"
         )
-    updates = None
-    if config.sparse_training.method != "static":
-        updates = UpdateSchedule(
-            config.sparse_training.update_every,
-            int(config.sparse_training.stop_fraction * config.num_epochs * steps_per_epoch),
-            config.sparse_training.drop_fraction,
-        )
     return StepSpec(
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,
@@ -57,7 +50,7 @@ def make_step_spec(config: Any, dataset: data.Dataset, train: Examples, platform
         augmented=config.data.augment,
         seed=config.seed,
         sparse_training=config.sparse_training.method,
-        updates=updates,
+        updates=update_schedule(config, steps_per_epoch),
         regularization=Regularization(
             cutout=config.data.cutout,
             random_erasing=config.data.random_erasing,
@@ -66,6 +59,7 @@ def make_step_spec(config: Any, dataset: data.Dataset, train: Examples, platform
             num_classes=dataset.num_classes,
         ),
         ema_decay=config.optimizer.ema_decay,
+        loss_scale=LOSS_SCALES.get(config.model.dtype, 1.0),
     )
 
 

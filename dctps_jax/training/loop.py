@@ -112,6 +112,7 @@ def take_steps(
             mesh=setup.placement.replicated.mesh,
             random=setup.graphs.random,
             ema_decay=setup.spec.ema_decay,
+            loss_scale=setup.spec.loss_scale,
         )
         return (after, add_metrics(sums, metrics, state.step, setup.spec.batch_size)), None
 
@@ -134,6 +135,7 @@ def update_masks(
         graphs=graphs,
         optimizer=setup.optimizer,
         mesh=setup.placement.replicated.mesh,
+        loss_scale=spec.loss_scale,
     )
     sums = add_metrics(sums, metrics, state.step, spec.batch_size)
     return after, sums._replace(moved=sums.moved + jnp.stack(list(moved.values())).astype(jnp.int32))
@@ -149,7 +151,7 @@ def batch_of_step(step: jax.Array, train: ExamplesInRows, epoch: Epoch, setup: S
         steps_per_epoch=spec.steps_per_epoch,
         normalization=spec.normalization,
         augmented=spec.augmented,
-        seed=epoch.key,
+        key=epoch.key,
         regularization=spec.regularization,
     )
     return jax.lax.with_sharding_constraint(batch, setup.placement.batch)
@@ -207,7 +209,7 @@ def compile_programs(
 def epoch_of(number: int, spec: StepSpec, rows: np.ndarray) -> Epoch:
     """Return an epoch over the ``rows`` of the training images."""
     key = jax.random.key(spec.seed)
-    order = epoch_permutation(number, seed=key, count=len(rows))
+    order = epoch_permutation(number, key=key, count=len(rows))
     return Epoch(jnp.asarray(rows[np.asarray(order)]), key)
 
 

@@ -32,6 +32,11 @@ class Placement(NamedTuple):
         """The platform of the devices, which the programs of the run are traced and compiled for."""
         return next(iter(self.replicated.device_set)).platform
 
+    @property
+    def auto_dtype(self) -> str:
+        """The type that a run on the devices computes in where its config leaves it open."""
+        return target.auto_dtype(next(iter(self.replicated.device_set)))
+
     def compile(self, function: Callable[..., Any], arguments: tuple[Any, ...], donated: tuple[int, ...]) -> Any:
         """Compile ``function`` for the devices; its results are whole on each. Devices need not be at hand for it.
 

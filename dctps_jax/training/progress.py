@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"
 # Compiling takes about so long for each prunable layer: 1.4 s for ResNet50 on an H100, 2.4 s for VGG19.
 COMPILE_SECONDS_PER_LAYER = 1.5
 WORTH_SAYING_SECONDS = 10
+SILENT_SECONDS = 5.0
 
 
 class Progress:
@@ -87,13 +89,26 @@ def doing(text: str) -> Iterator[None]:
         yield
 
 
-def announce_compilation(num_layers: int) -> None:
-    """Print that the programs of a network are compiled, and how long that usually takes, unless it is a moment."""
+@contextlib.contextmanager
+def compiling(num_layers: int) -> Iterator[None]:
+    """Print that the programs of a network are compiled, and how long that usually takes, unless it is a moment.
+
+    Programs that an earlier start compiled are read within :data:`SILENT_SECONDS`, and nothing is printed.
+    """
     seconds = COMPILE_SECONDS_PER_LAYER * num_layers
-    if seconds >= WORTH_SAYING_SECONDS:
-        minutes = max(1, round(seconds / 60))
-        usual = duration(seconds) if seconds < 45 else f"{minutes} minute{'s' * (minutes > 1)}"
-        print(f"compiling … (usually about {usual})")
+    if seconds < WORTH_SAYING_SECONDS:
+        yield
+        return
+    minutes = max(1, round(seconds / 60))
+    usual = duration(seconds) if seconds < 45 else f"{minutes} minute{'s' * (minutes > 1)}"
+    text = f"compiling … (usually about {usual} the first time)"
+    timer = threading.Timer(SILENT_SECONDS, print, [text], {"flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def duration(seconds: float) -> str:

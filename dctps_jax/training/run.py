@@ -8,14 +8,17 @@ from typing import Any
 
 import jax
 
-from dctps_jax.config import check_config, resolve
+from dctps_jax.config import check_config, check_value, resolve
+from dctps_jax.field import find_field
 from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, record_data
+from dctps_jax.runs.growth import holds_one_seed, move_into_seed, record_growth
 from dctps_jax.runs.mending import mend_finished_run
 from dctps_jax.runs.summary import last_line, summarize
-from dctps_jax.runs.workdir import claim, read_results, record_config
+from dctps_jax.runs.workdir import claim, is_finished, read_config, read_results
 from dctps_jax.training.compiled_programs import keep_compiled_programs
 from dctps_jax.training.memory import keep_freed_memory
+from dctps_jax.training.placement import place_on_all_devices
 from dctps_jax.training.signals import StopSignals, listen_for_signals
 from dctps_jax.training.train_seed import train_seed
 
@@ -24,7 +27,8 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
     """Train, evaluate and report as ``config`` says, in ``workdir``; go on where an earlier call was stopped.
 
     With ``num_seeds`` above 1, each seed has a directory ``seed_N`` of its own, and the mean and standard deviation of
-    the accuracies are reported. Returns the content of ``results.json``. A finished run reports and does nothing.
+    the accuracies are reported. Returns the content of ``results.json``. A finished run reports and does nothing,
+    unless more epochs or seeds are asked for than it has.
     ``signals`` are the signals that a command line program listens for; without them the run listens itself.
 
     Raises :class:`~dctps_jax.errors.UserError` before anything is compiled or trained where config, data or directory
@@ -45,10 +49,14 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
             signals = stack.enter_context(listen_for_signals())
         if config.num_seeds == 1:
             return _finish_seed(config, workdir, signals)
+        if holds_one_seed(workdir):
+            _finish_seed(_of_seed(config, config.seed), workdir, signals)
         stack.enter_context(claim(workdir, config))
+        move_into_seed(workdir, config)
+        settle_dtype(config, workdir)
 
-        def bind(data: dict[str, Any]) -> None:
-            record_config(workdir, config)
+        def bind_seeds(data: dict[str, Any]) -> None:
+            record_growth(workdir, config)
             if not is_import_path(config.data.name):  # a function may give each seed images of its own
                 check_same_data(workdir, data)
                 record_data(workdir, data)
@@ -56,29 +64,55 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
         results = []
         for seed in range(config.seed, config.seed + config.num_seeds):
             print(f"seed {seed}:")
-            single = config.copy_and_resolve_references()
-            single.seed, single.num_seeds = seed, 1
-            results.append(_finish_seed(single, workdir / f"seed_{seed}", signals, bind))
+            results.append(_finish_seed(_of_seed(config, seed), workdir / f"seed_{seed}", signals, bind_seeds))
+        record_growth(workdir, config)
         return summarize(results, workdir, json.loads(config.to_json()))
 
 
+def settle_dtype(config: Any, workdir: Path) -> None:
+    """Set ``model.dtype`` to the type that the run computes in, where it is "auto".
+
+    A run that goes on keeps the type that it began with, also on devices of another kind. A network of the user's own
+    computes as its function made it, and stays at "auto".
+    """
+    if config.model.dtype != "auto":
+        return
+    is_own = is_import_path(config.model.name)
+    auto = "auto" if is_own else place_on_all_devices().auto_dtype
+    recorded = "auto"
+    if (workdir / "config.json").exists():
+        recorded = find_field(read_config(workdir), "model.dtype")[0] or "auto"
+        check_value("model.dtype", recorded)
+    config.model.dtype = auto if recorded == "auto" else recorded
+    if config.model.dtype != auto and not is_own:
+        print(f"going on in {recorded}, as the run began; a new run would compute in {auto} here")
+
+
+def _of_seed(config: Any, seed: int) -> Any:
+    """Return the config of one of the seeds of a run."""
+    single = config.copy_and_resolve_references()
+    single.seed, single.num_seeds = seed, 1
+    return single
+
+
 def _finish_seed(
-    config: Any, workdir: Path, signals: StopSignals, bind_whole: Callable[[dict[str, Any]], None] = lambda data: None
+    config: Any, workdir: Path, signals: StopSignals, bind_seeds: Callable[[dict[str, Any]], None] = lambda data: None
 ) -> dict[str, Any]:
     """Return the results of the run of one seed; train what is missing.
 
-    ``bind_whole`` binds the directory of several seeds to config and data, once nothing can be wrong with them.
+    ``bind_seeds`` binds the directory of several seeds to config and data, once nothing can be wrong with them.
     """
     with claim(workdir, config):
-        if (workdir / "results.json").exists():
+        settle_dtype(config, workdir)
+        if is_finished(workdir, config):
             results = read_results(workdir)
             print(f"{workdir} is finished. {last_line(results)}")
             mend_finished_run(workdir, config, results)
             return results
 
         def bind(data: dict[str, Any], split: dict[str, str]) -> None:
-            bind_whole(data)
-            record_config(workdir, config)
+            bind_seeds(data)
+            record_growth(workdir, config)
             record_data(workdir, data | split)
 
         return train_seed(config, workdir, bind, signals)

@@ -15,6 +15,7 @@ from flax import nnx
 from dctps_jax import data, models, pruning
 from dctps_jax.data.batches import Examples, epoch_permutation, make_batch
 from dctps_jax.data.dataset import Size
+from dctps_jax.defaults import DTYPES
 from dctps_jax.errors import UserError
 from dctps_jax.own import is_import_path
 from dctps_jax.seeds import stream
@@ -46,13 +47,23 @@ def build_model(
         offset=config.model.offset,
         alpha_trainable=config.model.alpha_trainable,
         init=config.model.init,
-        dtype=None if config.model.dtype == "float32" else jnp.dtype(config.model.dtype),
+        dtype=_dtype_of(config),
         min_loop=config.execution.min_loop,
         remat=config.execution.remat,
         rngs=nnx.Rngs(stream(config.seed, "init")),
         supports=supports,
         **_network_options(config),
     )
+
+
+def _dtype_of(config: Any) -> Any:
+    """Return the type that the network computes in; None: that of its float32 parameters."""
+    if config.model.dtype == "auto":
+        raise UserError(
+            "config.model.dtype is 'auto', which a run resolves by its devices; to build a network, give it one of: "
+            f"{', '.join(DTYPES)}"
+        )
+    return None if config.model.dtype == "float32" else jnp.dtype(config.model.dtype)
 
 
 def _network_options(config: Any) -> dict[str, Any]:
@@ -72,23 +83,23 @@ def build_sparse_model(
     dataset: data.Dataset,
     train: Examples,
     spec: StepSpec,
-    own_supports: Mapping[str, np.ndarray] | None = None,
+    saved_supports: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[nnx.Module, Supports]:
     """Return the network with the supports that ``config.pruning`` asks for, and the supports.
 
-    A dense network has none. A run that goes on takes the supports of its checkpoint, ``own_supports``, and chooses
+    A dense network has none. A run that goes on takes the supports of its checkpoint, ``saved_supports``, and chooses
     none. In the compact form dense kernels are built only to compute scores, and, in a network without offset, one
     layer at a time to draw its initial weights.
     """
     build = partial(build_model, config, dataset.num_classes, dataset.image_size, dataset.channels)
     shapes = _kernel_shapes(config, dataset.num_classes, dataset.channels, build)
     settings = config.pruning
-    if own_supports is not None:
-        _check_supports(own_supports, shapes)
-        supports = dict(own_supports)
+    if saved_supports is not None:
+        _check_supports(saved_supports, shapes)
+        supports = dict(saved_supports)
     elif settings.method == "from_run":
         supports = _supports_of_run(config, shapes)
-    elif settings.density == 1 and not settings.layer_densities:
+    elif pruning.trains_all_weights(settings.method, settings.density, settings.layer_densities):
         supports = {}
     elif settings.method in pruning.SCORES:
         supports = _supports_by_score(config, build(), train, spec)
@@ -188,7 +199,7 @@ def _random_supports(config: Any, shapes: Shapes) -> Supports:
 
 
 def _supports_by_score(config: Any, model: nnx.Module, train: Examples, spec: StepSpec) -> Supports:
-    """Prune by a score on the batches that training will begin with.
+    """Prune by a score on the batches that training will begin with, before mixup and label smoothing.
 
     Step s of n batches sees those of training steps s·n to s·n + n − 1.
     """
@@ -218,13 +229,14 @@ def _supports_by_score(config: Any, model: nnx.Module, train: Examples, spec: St
 def host_batch(number: int, train: Examples, spec: StepSpec) -> tuple[jax.Array, jax.Array]:
     """Return the batch of training step ``number`` out of training images that are not on the devices yet."""
     epoch, position = divmod(number, spec.steps_per_epoch)
-    order = epoch_permutation(epoch, seed=jax.random.key(spec.seed), count=len(train.labels))
+    key = jax.random.key(spec.seed)
+    order = epoch_permutation(epoch, key=key, count=len(train.labels))
     picked = train.at(np.asarray(order)[position * spec.batch_size :][: spec.batch_size])
     return make_batch(
         picked,
         jnp.asarray(number),
         normalization=spec.normalization,
         augmented=spec.augmented,
-        seed=spec.seed,
+        key=key,
         regularization=spec.regularization,
     )

@@ -44,10 +44,12 @@ def zero_sums(num_layers: int = 1) -> Sums:
     )
 
 
-def _loss_of(graph: nnx.GraphDef, others: tuple[Any, ...], batch: tuple[jax.Array, jax.Array]) -> Any:
-    """Return ``params → (mean loss, ({"correct": count}, new batch_stats))`` of a batch.
+def _loss_of(
+    graph: nnx.GraphDef, others: tuple[Any, ...], batch: tuple[jax.Array, jax.Array], loss_scale: float
+) -> Any:
+    """Return ``params → (loss_scale · mean loss, ({"correct": count}, new batch_stats))`` of a batch.
 
-    ``others`` are the state's other arrays, in the order of ``nnx.merge``.
+    ``others`` are the other arrays of the network, in any order.
     """
     images, labels = batch
 
@@ -56,7 +58,7 @@ def _loss_of(graph: nnx.GraphDef, others: tuple[Any, ...], batch: tuple[jax.Arra
         logits = model(images)
         correct = jnp.sum(logits.argmax(-1) == (labels if labels.ndim == 1 else labels.argmax(-1)))
         batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-        return cross_entropy(logits, labels).mean(), ({"correct": correct}, batch_stats)
+        return loss_scale * cross_entropy(logits, labels).mean(), ({"correct": correct}, batch_stats)
 
     return loss_fn
 
@@ -68,17 +70,22 @@ def value_and_gradients(
     batch: tuple[jax.Array, jax.Array],
     mesh: Mesh | None,
     random: Any = MappingProxyType({}),
+    loss_scale: float = 1.0,
 ) -> Any:
     """Return ``((mean loss, ({"correct": count}, new batch_stats)), gradients)`` of a batch.
 
-    ``random`` are the streams of the network's random numbers, see :func:`dctps_jax.training.state.random_at`.
+    ``supports`` are those of the state, or ``{}`` for the ``dense`` graph, whose gradients are of all weights.
+    ``random`` are the streams of the network's random numbers, see :func:`dctps_jax.training.state.random_at`. The loss
+    that is differentiated is ``loss_scale`` times as large, so that small gradients in float16 are not lost.
     With a mesh of several devices each takes its part of the batch, and what crosses devices is the gradient of the
     parameters as they are stored, besides BatchNorm's moments: automatic partitioning would sum the gradients of whole
     kernels before a compact layer picks its positions.
     """
 
     def local(params: Any, others: Any, batch: tuple[jax.Array, jax.Array]) -> Any:
-        return jax.value_and_grad(_loss_of(graph, others, batch), has_aux=True)(params)
+        (loss, rest), gradients = jax.value_and_grad(_loss_of(graph, others, batch, loss_scale), has_aux=True)(params)
+        loss, gradients = jax.tree.map(lambda scaled: scaled / loss_scale, (loss, gradients))
+        return (loss, rest), gradients
 
     chex.assert_rank(batch[0], 4)
     chex.assert_equal_shape_prefix(batch, 1)
@@ -111,13 +118,16 @@ def train_step(
     mesh: Mesh | None = None,
     random: Any = MappingProxyType({}),
     ema_decay: float = 0.0,
+    loss_scale: float = 1.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimiser step on ``batch`` (normalised images, labels); return the new state and the batch's metrics.
 
     The metrics are ``loss`` (mean, before the update) and ``correct`` (count). ``mesh`` has one axis, along which the
-    batch is split. With an ``ema_decay`` the state's averages follow.
+    batch is split. With an ``ema_decay`` the state's averages follow. ``loss_scale``: see :func:`value_and_gradients`.
     """
-    (loss, (metrics, batch_stats)), gradients = value_and_gradients(graph, state, state.supports, batch, mesh, random)
+    (loss, (metrics, batch_stats)), gradients = value_and_gradients(
+        graph, state, state.supports, batch, mesh, random, loss_scale
+    )
     # Only a plateau looks at the loss.
     value = {"value": loss} if isinstance(optimizer, optax.GradientTransformationExtraArgs) else {}
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, **value)
@@ -140,6 +150,7 @@ def mask_update_step(
     graphs: Graphs,
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None = None,
+    loss_scale: float = 1.0,
 ) -> tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
     """Move weights instead of taking an optimiser step; return the state, the batch's metrics and how many moved.
 
@@ -150,7 +161,9 @@ def mask_update_step(
     compact = is_compact(state)
     state = to_masked(state, graphs.shapes, optimizer)
     # Under SET nothing uses the gradients: the compiler leaves them out.
-    (loss, (metrics, batch_stats)), gradients = value_and_gradients(graphs.dense, state, {}, batch, mesh, graphs.random)
+    (loss, (metrics, batch_stats)), gradients = value_and_gradients(
+        graphs.dense, state, {}, batch, mesh, graphs.random, loss_scale
+    )
     masks, moved, kept = {}, {}, jax.tree.map(lambda _: jnp.ones((), bool), state.params)
     for position, (path, mask) in enumerate(supports_by_path(state.supports).items()):
         place = (*place_of(path), "kernel")

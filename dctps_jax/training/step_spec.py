@@ -7,6 +7,11 @@ from dctps_jax.data.batches import Normalization
 from dctps_jax.data.regularization import Regularization
 from dctps_jax.pruning.dynamic import UpdateSchedule
 
+# The smallest normal float16 is 6e-5, and the larger a batch, the smaller are the gradients of its mean loss. With this
+# factor most of them are normal numbers. A gradient of the logits, at most 1 / batch_size without it, stays far below
+# the largest float16, 65,504. The range of bfloat16 is that of float32.
+LOSS_SCALES = {"float16": 1024.0}
+
 
 class StepSpec(NamedTuple):
     """The fixed numbers of a run that its programs are compiled for."""
@@ -22,6 +27,7 @@ class StepSpec(NamedTuple):
     updates: UpdateSchedule | None = None
     regularization: Regularization = Regularization()
     ema_decay: float = 0.0
+    loss_scale: float = 1.0
 
     @property
     def longest_dispatch(self) -> int:

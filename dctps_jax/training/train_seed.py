@@ -22,17 +22,18 @@ from dctps_jax.files import digest_of
 from dctps_jax.optimizers import rate_scale
 from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, describe_data, describe_split
-from dctps_jax.runs.checkpoint import Checkpoints, as_tree
+from dctps_jax.runs.checkpoint import Checkpoints, as_tree, steps_in
+from dctps_jax.runs.growth import check_growth
 from dctps_jax.runs.loggers import open_loggers
 from dctps_jax.runs.mending import check_not_begun, initial_supports_of, masks_of, mend_files, supports_of
 from dctps_jax.runs.metrics import MetricsLog, describe
 from dctps_jax.runs.summary import environment, last_line
-from dctps_jax.runs.workdir import identity, write_results
+from dctps_jax.runs.workdir import write_results
 from dctps_jax.training import from_config, loop
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.own_network import check_same_program, describe_program
 from dctps_jax.training.placement import place_on_all_devices
-from dctps_jax.training.progress import Progress, announce_compilation, doing
+from dctps_jax.training.progress import Progress, compiling, doing
 from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals, suggest_rate
 from dctps_jax.training.sparse_model import build_sparse_model
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
@@ -56,11 +57,13 @@ def train_seed(
     is_first_host = jax.process_index() == 0
 
     shown = workdir.relative_to(Path.cwd()) if workdir.is_relative_to(Path.cwd()) else workdir
-    print(f"{config.model.name} on {config.data.name}, in {shown}")
+    dtype = {} if config.model.dtype == "auto" else {"dtype": config.model.dtype}
+    precision = "".join(f", computed in {name}" for name in dtype.values())
+    print(f"{config.model.name} on {config.data.name}{precision}, in {shown}")
 
     # What an earlier call saved.
     plain_config = json.loads(config.to_json())
-    checkpoints = Checkpoints(workdir / "checkpoints", identity(plain_config))
+    checkpoints = Checkpoints(workdir / "checkpoints", plain_config)
     saved = checkpoints.newest("latest")
     if saved is None:
         check_not_begun(workdir)
@@ -74,22 +77,27 @@ def train_seed(
     train_split = images.at(train_rows)
     placement = place_on_all_devices()
     spec = from_config.make_step_spec(config, dataset, train_split, placement.platform)
+    if saved is not None:
+        taken = max([saved.step, *steps_in(checkpoints.folder / "best")])
+        check_growth(workdir, config, taken, spec.steps_per_epoch)
 
     # Network: the layers with their supports, and the optimiser. A run that goes on has its supports.
-    own_supports = None if saved is None else supports_of(saved)
-    model, supports = build_sparse_model(config, dataset, train_split, spec, own_supports)
+    saved_supports = None if saved is None else supports_of(saved)
+    model, supports = build_sparse_model(config, dataset, train_split, spec, saved_supports)
     del train_split
     shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
     optimizer, schedule = from_config.make_optimizer_and_schedule(config, spec.steps_per_epoch)
-    own: dict[str, Any] = {}
+    program_record: dict[str, Any] = {}
     if is_import_path(config.model.name):
-        own = {"network": describe_program(config, dataset.num_classes, dataset.image_size, dataset.channels)}
-        check_same_program(workdir, None if saved is None else saved.record.get("network"), own["network"])
+        program_record = {
+            "network": describe_program(config, dataset.num_classes, dataset.image_size, dataset.channels)
+        }
+        check_same_program(workdir, None if saved is None else saved.record.get("network"), program_record["network"])
     report = conversion_report(model)
     if is_first_host:
-        if own:
+        if program_record:
             print(report)
         print(layer_table(shapes, counts, sizes))
         if config.execution.explain:
@@ -133,7 +141,7 @@ def train_seed(
             initial_supports = {path: np.flatnonzero(mask) for path, mask in initial_masks.items()}
         print(f"going on from step {step}")
         del tree
-    del saved, own_supports
+    del saved, saved_supports
     # Updates move the masks later on; where they started from stays on record.
     initial_masks = masks_of(initial_supports, shapes)
     mask_files = {"masks_initial.npz": initial_masks, "masks.npz": initial_masks}
@@ -145,7 +153,7 @@ def train_seed(
     log = MetricsLog(workdir, step, rows, lambda: open_loggers(workdir, step, config))
     # A run that was stopped while it evaluated an epoch stands at the end of it, with the epoch's sums.
     is_epoch_pending = step > 0 and step % spec.steps_per_epoch == 0 and int(sums.images) > 0
-    first_epoch = (step - is_epoch_pending) // spec.steps_per_epoch
+    first_epoch = step // spec.steps_per_epoch - int(is_epoch_pending)
     log.check_rows_of(first_epoch)
 
     # Compile. The images live on the devices as uint8.
@@ -157,13 +165,13 @@ def train_seed(
     def epoch_of(number: int) -> loop.Epoch:
         return placement.put(loop.epoch_of(number, spec, train_rows))
 
-    def num_drop_at(step: int) -> np.ndarray:
+    def num_drop_at(update_step: int) -> np.ndarray:
         assert spec.updates is not None
-        drop = spec.updates.drop_counts(step, counts, sizes)
+        drop = spec.updates.drop_counts(update_step, counts, sizes)
         return np.array([drop[path] for path in graphs.counts], np.int32)
 
-    announce_compilation(len(shapes))
-    programs = loop.compile_programs(setup, state, sums, train, epoch_of(0), [validation, test])
+    with compiling(len(shapes)):
+        programs = loop.compile_programs(setup, state, sums, train, epoch_of(0), [validation, test])
     print(
         f"{config.model.name}, {num_trainable:,} trainable parameters, {spec.steps_per_epoch} steps an epoch, "
         f"{placement.num_devices} {placement.platform} device(s), compiled in {programs.compile_seconds:.1f} s"
@@ -173,7 +181,7 @@ def train_seed(
         tree = {"state": stored(state), "sums": sums}
         if spec.updates is not None:
             tree["initial_supports"] = initial_supports
-        record = {"data": described | split, "kernel_shapes": graphs.shapes, "rows": rows} | own
+        record = {"data": described | split, "kernel_shapes": graphs.shapes, "rows": rows} | program_record
         checkpoints.save("latest", step, tree, record)
         signals.saved_step = step
 
@@ -276,6 +284,7 @@ def train_seed(
         "flops": flops,
         "step": step,
         "checkpoint_file_bytes": file_bytes(workdir / "checkpoints" / "latest" / str(step)),
+        **dtype,
         "seed": config.seed,
         "data": {
             "class_names": list(dataset.class_names),

@@ -93,7 +93,7 @@ def test_constant_channel_is_refused():
 @given(st.sampled_from([0, 2**32 - 1]), st.integers(0, 10_000))
 def test_order_is_a_permutation_by_seed_and_epoch(seed, epoch):
     def order(seed, epoch):
-        return np.asarray(epoch_permutation(jnp.asarray(epoch, jnp.int32), seed=seed, count=97))
+        return np.asarray(epoch_permutation(jnp.asarray(epoch, jnp.int32), key=jax.random.key(seed), count=97))
 
     np.testing.assert_array_equal(np.sort(order(seed, epoch)), np.arange(97))
     np.testing.assert_array_equal(order(seed, epoch), order(seed, epoch))
@@ -133,10 +133,10 @@ def batch_of(train, step, *, seed=0, augmented=False, batch_size=4, order=None, 
     steps_per_epoch = len(train.labels) // batch_size
     if order is None:
         epoch = jnp.asarray(step // steps_per_epoch, jnp.int32)
-        order = epoch_permutation(epoch, seed=seed, count=len(train.labels))
+        order = epoch_permutation(epoch, key=jax.random.key(seed), count=len(train.labels))
     return training_batch(
         train, order, jnp.asarray(step, jnp.int32), batch_size=batch_size, steps_per_epoch=steps_per_epoch,
-        normalization=normalization, augmented=augmented, seed=seed,
+        normalization=normalization, augmented=augmented, key=jax.random.key(seed),
     )  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def device_split(count, size=8):
 def test_an_epoch_visits_each_image_once():
     train = device_split(14)
     for epoch in (0, 5):
-        order = epoch_permutation(jnp.asarray(epoch, jnp.int32), seed=0, count=14)
+        order = epoch_permutation(jnp.asarray(epoch, jnp.int32), key=jax.random.key(0), count=14)
         batches = [batch_of(train, 3 * epoch + position) for position in range(3)]
         labels = np.concatenate([labels for _, labels in batches])
         np.testing.assert_array_equal(labels, np.asarray(order)[:12])

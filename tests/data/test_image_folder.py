@@ -101,10 +101,22 @@ def test_images_of_another_shape_are_brought_to_size_as_asked(folder):
     assert first_pixels == {"squash": [40, 40, 40], "crop": [40, 40, 40], "pad": [255, 255, 255]}
 
 
-def test_not_square(folder):
-    put(folder / "train/ape/a.png", (0, 0, 0), size=(8, 9))
-    text = message(folder)
-    assert "a.png is 8 x 9" in text and "data.image_size" in text
+def test_images_keep_their_shape_if_they_all_have_it(tmp_path):
+    for place in ("train/ape/a.png", "train/ape/b.png", "test/ape/c.png"):
+        put(tmp_path / place, (10, 20, 30), size=(12, 9))
+    dataset = load("image_folder", dir=str(tmp_path))
+    assert dataset.image_size == (9, 12) and dataset.train_images.shape == (2, 9, 12, 3)
+    put(tmp_path / "test/ape/d.png", (0, 0, 0), size=(9, 12))
+    text = message(tmp_path)
+    assert "d.png is 9 x 12 pixels, but has to be 12 x 9" in text and "data.image_size" in text
+
+
+def test_grey_images(folder):
+    colour = load("image_folder", dir=str(folder))
+    grey = load("image_folder", dir=str(folder), channels=1)
+    assert grey.channels == 1 and grey.train_images.shape == (4, 8, 8, 1)
+    assert grey.train_images[0, 0, 0].tolist() == [9]  # stored as grey
+    assert load("image_folder", dir=str(folder)).fingerprint == colour.fingerprint  # copies of their own
 
 
 def test_class_that_train_lacks(folder):

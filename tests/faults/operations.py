@@ -16,7 +16,7 @@ from dctps_jax import data
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.runs.checkpoint import Checkpoints, read_arrays
-from dctps_jax.runs.workdir import free_fields, identity
+from dctps_jax.runs.workdir import free_fields
 from tests.faults.damage import IMAGES
 from tests.faults.material import Material
 from tests.faults.programs import Ended, program
@@ -168,7 +168,7 @@ def restore(material: Material, sandbox: Path) -> Value:
     folder = sandbox / "run/checkpoints"
     template = _template(material)
     config = json.loads((material.sound / "stopped/config.json").read_text())
-    checkpoints = Checkpoints(folder, identity(config))
+    checkpoints = Checkpoints(folder, config)
     try:
         found = restored(checkpoints, template)
     finally:

@@ -13,7 +13,7 @@ from dctps_jax import UserError
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.ops import compiler
 from dctps_jax.pruning import prune
-from dctps_jax.pruning.schedules import score_function, thin_out
+from dctps_jax.pruning.by_score import score_function, thin_out
 from dctps_jax.pruning.scored_network import ScoredNetwork
 from dctps_jax.pruning.scores import SCORES, Score, markdown_table
 from dctps_jax.pruning.selection import top_k_global

@@ -16,7 +16,7 @@ from configs import lenet_digits
 from configs.sweeps import density, methods
 from dctps_jax import UserError
 from dctps_jax.cli import sweep
-from dctps_jax.runs.sweep import Sweep, plan_runs
+from dctps_jax.runs.sweep import Sweep, in_existing_folders, plan_runs
 
 # Stands for train.py: takes the seed's place in the sweep, and fails or waits where it is told to.
 CHILD = """
@@ -194,12 +194,53 @@ def test_runs_of_another_config_are_refused(tmp_path, command):
     record_configs(runs, folder)
     Sweep(runs, command, folder).go()
     config = lenet_digits.get_config()
-    config.num_epochs = 50
+    config.batch_size = 50
     with pytest.raises(
-        UserError, match=r"seed=3 belongs to a run with another config: num_epochs \(30 there, 50 now\)"
+        UserError, match=r"seed=3 belongs to a run with another config: batch_size \(64 there, 50 now\)"
     ):
         Sweep(plan_runs(config, {"seed": (3, 4)}), command, folder).go()
     assert calls(folder / "seed=3") == 1 and not (folder / "seed=4").exists()
+
+
+def test_finished_runs_that_are_to_grow_are_no_longer_finished(tmp_path, command):
+    runs, folder = runs_of({"seed": (3,)}), tmp_path / "sweep"
+    record_configs(runs, folder)
+    Sweep(runs, command, folder).go()
+    grown = [run._replace(config=run.config | {"num_epochs": 50}) for run in runs]
+    sweep = Sweep(grown, command, folder)
+    assert sweep.num_finished() == 0
+    sweep.go()
+    assert calls(folder / "seed=3") == 2
+    record_configs(grown, folder)
+    assert sweep.num_finished() == 1
+
+
+def test_a_sweep_with_more_values_or_fields_trains_what_is_missing(tmp_path, command):
+    def train(grid):
+        points = runs_of(grid)
+        record_configs([point for point in points if point.name not in trained], folder)
+        sweep = Sweep(points, command, folder)
+        sweep.go()
+        assert sweep.num_finished() == len(points)
+        return {run.name: calls(folder / run.name) for run in sweep.points}
+
+    folder, trained = tmp_path / "sweep", set()
+    assert train({"seed": (3,)}) == {"seed=3": 1}
+    trained.add("seed=3")
+    assert train({"seed": (3, 4)}) == {"seed=3": 1, "seed=4": 1}
+    trained |= {"seed=4", "batch_size=64,seed=3", "batch_size=64,seed=4"}
+    # 64 is the value in the config.
+    larger = {"batch_size": (64, 32), "seed": (3, 4)}
+    assert train(larger) == {"seed=3": 1, "seed=4": 1, "batch_size=32,seed=3": 1, "batch_size=32,seed=4": 1}
+    assert not (folder / "batch_size=64,seed=3").exists()
+
+
+def test_a_field_that_a_resumed_run_may_change_makes_runs_of_their_own(tmp_path):
+    (point,) = runs_of({"execution.method": ("autodiff",)})
+    record_configs([point], tmp_path)
+    more = runs_of({"execution.method": ("autodiff", "on_support"), "seed": (0,)})
+    names = [run.name for run in in_existing_folders(more, tmp_path)]
+    assert names == ["execution.method=autodiff", "execution.method=on_support,seed=0"]
 
 
 def test_a_directory_that_is_taken_at_the_last_moment_is_tried_again(tmp_path, command, monkeypatch):

@@ -39,7 +39,7 @@ class Run:
     """A network in training on the first `num_devices` devices."""
 
     def __init__(self, num_devices=1, learning_rate=1e-3, **options):
-        config = small_config()
+        config = small_config(model__dtype="float32")
         digits = small_digits()
         model = build_model(config, 10, 32)
         masks = pruning.prune(model, "epl", 0.05, key=jax.random.key(0))

@@ -1,6 +1,7 @@
 """What a run says of how far it is."""
 
 import re
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -37,6 +38,15 @@ def test_a_pipe_has_a_line_every_few_steps(small, tmp_path, capsys):
     # The sum of both losses so far, after four of five steps, and after all.
     losses, means = [float(line[2]) for line in lines], re.findall(r"train loss (\d+\.\d{4})", out)
     assert all(0 < 5 * float(mean) - 4 * loss < loss for loss, mean in zip(losses[1:2], means, strict=False))
+
+
+@pytest.mark.parametrize(("layers", "seconds", "said"), [(6, 0.1, False), (53, 0.0, False), (53, 0.1, True)])
+def test_compiling_is_announced_where_it_takes_long(capsys, monkeypatch, layers, seconds, said):
+    monkeypatch.setattr(progress, "SILENT_SECONDS", 0.02)
+    with progress.compiling(layers):
+        time.sleep(seconds)
+    time.sleep(0.05)  # nothing comes afterwards
+    assert capsys.readouterr().out == ("compiling … (usually about 1 minute the first time)\n" if said else "")
 
 
 SUMS = zero_sums()._replace(loss=jnp.float32(12), images=jnp.int32(320))

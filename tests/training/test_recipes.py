@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from dctps_jax.config import check_config
-from dctps_jax.data.regularization import Regularization, cut_out, erase, soften
+from dctps_jax.data.regularization import Regularization, cut_out, erase, mix_and_smooth
 from dctps_jax.errors import UserError
 from dctps_jax.losses import cross_entropy
 from dctps_jax.optimizers import OPTIMIZERS, make_optimizer, options_of, rate_scale
@@ -199,18 +199,20 @@ def test_random_erasing_blanks_a_rectangle_in_a_part_of_the_images():
 
 def test_mixup_and_smoothing_give_probabilities():
     images, labels = jnp.arange(4.0)[:, None, None, None], jnp.array([0, 1, 2, 2])
-    same, probabilities = soften((images, labels), jnp.int32(0), 0, Regularization(label_smoothing=0.3, num_classes=3))
+    same, probabilities = mix_and_smooth(
+        (images, labels), jnp.int32(0), KEY, Regularization(label_smoothing=0.3, num_classes=3)
+    )
     np.testing.assert_allclose(probabilities[0], [0.8, 0.1, 0.1], rtol=1e-6)
     np.testing.assert_array_equal(same, images)
-    mixed, probabilities = soften((images, labels), jnp.int32(0), 0, Regularization(mixup=1.0, num_classes=3))
+    mixed, probabilities = mix_and_smooth((images, labels), jnp.int32(0), KEY, Regularization(mixup=1.0, num_classes=3))
     weight = 1 - float(mixed[0, 0, 0, 0]) / 3  # of the image itself; the other one is 3
     assert 0.5 <= weight < 1
     np.testing.assert_allclose(probabilities[0], [weight, 0, 1 - weight], atol=1e-6)
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-6)
-    other, _ = soften((images, labels), jnp.int32(1), 0, Regularization(mixup=1.0, num_classes=3))
+    other, _ = mix_and_smooth((images, labels), jnp.int32(1), KEY, Regularization(mixup=1.0, num_classes=3))
     assert not np.allclose(other, mixed)
     batch = images, labels
-    assert soften(batch, jnp.int32(0), 0, Regularization()) is batch
+    assert mix_and_smooth(batch, jnp.int32(0), KEY, Regularization()) is batch
 
 
 def test_loss_of_probabilities():

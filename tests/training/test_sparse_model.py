@@ -23,7 +23,8 @@ def test_only_the_masked_form_makes_dense_kernels_of_a_random_support(form, monk
         return original(self)
 
     monkeypatch.setattr(KernelLayer, "sparse_kernel", record)
-    model, supports = build_sparse_model(small_config(execution__form=form), digits, UNUSED, UNUSED)
+    config = small_config(execution__form=form, model__dtype="float32")
+    model, supports = build_sparse_model(config, digits, UNUSED, UNUSED)
     assert len(made) == (5 if form == "masked" else 0)
     for path, layer in prunable_layers(model).items():
         assert (layer.support is None) == (form == "masked")
@@ -32,7 +33,7 @@ def test_only_the_masked_form_makes_dense_kernels_of_a_random_support(form, monk
 
 
 def test_layers_take_the_method_of_the_first_pattern_that_matches(digits):
-    config = small_config(execution__method="on_support")
+    config = small_config(execution__method="on_support", model__dtype="float32")
     config.execution.layer_methods = (("convs.0", "autodiff"), ("convs.*", "per_weight"))
     model, _ = build_sparse_model(config, digits, UNUSED, UNUSED)
     methods = {path: layer.method for path, layer in prunable_layers(model).items()}
