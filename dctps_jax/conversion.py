@@ -100,7 +100,7 @@ class Report(NamedTuple):
 
     @property
     def density(self) -> float:
-        """Trained parameters ÷ all parameters of the network, biases and normalisation among them."""
+        """Trained parameters ÷ all parameters of the network; biases, normalisation and α are among both."""
         return sum(row.trained for row in self.rows) / sum(row.parameters for row in self.rows)
 
     def __str__(self) -> str:
@@ -118,7 +118,7 @@ class Report(NamedTuple):
 def conversion_report(model: nnx.Module) -> Report:
     """Return what :func:`convert` made of each module with parameters: converted, or left, and why.
 
-    The α of a layer counts among the trained parameters, but not among all, of which it is none without an offset.
+    The α of a layer is one of its parameters, and trained where it is trainable.
     """
     parameters: dict[tuple[Any, ...], dict[str, int]] = {}
     for place, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
@@ -136,7 +136,7 @@ def _row(place: tuple[Any, ...], module: Any, sizes: dict[str, int]) -> Row:
         nnz = nnz if module.support is None else module.support[...].size
         others = total - sizes["kernel"]
         kernel = "K = S" if module.offset is None else "K = α·D + M⊙S"
-        return Row(path, kind, weights + others - sizes.get("alpha", 0), nnz + others, f"{kernel}, {nnz:,} weights")
+        return Row(path, kind, weights + others, nnz + others, f"{kernel}, {nnz:,} weights")
     if type(module) in (nnx.Conv, nnx.Linear):
         outcome = "left: excluded"
     elif isinstance(module, nnx.Conv | nnx.Linear):

@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
-from dctps_jax import DCTpSConv, DCTpSLinear, UserError, convert
+from dctps_jax import DCTpSConv, DCTpSLinear, UserError, conversion_report, convert
 from dctps_jax.models import prunable_layers
 from dctps_jax.offsets import find_offset
 from dctps_jax.pruning import get_masks
@@ -140,3 +140,13 @@ def test_what_cannot_be_converted(net):
         convert(Net(nnx.Rngs(0)), density=0.1, batch=None)
     with pytest.raises(UserError, match="density"):
         convert(Net(nnx.Rngs(0)), density=2.0)
+
+
+@pytest.mark.parametrize("offset", ["dct", None])
+def test_a_layer_trains_no_more_parameters_than_it_has(net, offset):
+    for density in (0.2, 1.0):
+        report = conversion_report(convert(net, density=density, offset=offset))
+        assert all(row.trained <= row.parameters for row in report.rows)
+    assert report.density == 1.0
+    stem = 3 * 3 * 2 * 8 + (offset is not None)  # α is a parameter
+    assert f"{stem} of {stem}" in str(report)

@@ -143,7 +143,7 @@ def test_a_network_with_dropout_resumes_bit_for_bit_and_is_exported(capsys):
     out = capsys.readouterr().out
     assert "Linear  " in out and "left: excluded" in out and "parameters are trained" in out
     # conv: 54 weights, 27 of them trained, 6 biases and α; head: 14 of 14.
-    assert results["density_of_all_parameters"] == pytest.approx((27 + 6 + 1 + 14) / (54 + 6 + 14))
+    assert results["density_of_all_parameters"] == pytest.approx((27 + 6 + 1 + 14) / (54 + 6 + 1 + 14))
     assert results["data"]["image_size"] == [6, 4] and len(results["data"]["mean"]) == 1
     with pytest.raises(Stopped):
         run(config_of(model__options=(("width", 6),), model__exclude=("head",)), Path("parts"), StopAt(3))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dctps_jax.cli.experiments import default_workdir
+from dctps_jax import UserError
+from dctps_jax.cli.experiments import default_workdir, find_experiment, names_in
 from dctps_jax.defaults import FIELDS, get_config
 from tests.small_runs import assert_same_end, steps
 
@@ -341,6 +342,14 @@ def test_help_has_every_field(outcomes):
         assert (code, err) == (0, "")
         assert all(f"--config.{name}={field.default!r}" in out for name, field in FIELDS.items())
         assert "lenet_digits" in out and "--workdir" in out
+
+
+def test_names_of_experiments_are_all_that_there_are():
+    with pytest.raises(UserError, match=r"one of: .*lenet_digits, .*, recipes/modern_cifar10$"):
+        find_experiment("--config", "unknown")
+    with pytest.raises(UserError, match=r"one of: deep, density, lowest_density, methods, offset$"):
+        find_experiment("--sweep", "unknown", "sweeps")
+    assert all(find_experiment("--config", name).is_file() for name in names_in())
 
 
 def test_directories_of_commands(tmp_path):

@@ -30,8 +30,10 @@ def find_experiment(option: str, name: str, subfolder: str = "") -> Path:
 
 
 def names_in(subfolder: str = "") -> list[str]:
-    """Return the names of the experiments that the package brings, or of its sweeps."""
-    return sorted({path.stem for folder in FOLDERS for path in (folder / subfolder).glob("[!_]*.py")})
+    """Return the names of the experiments that the package brings, recipes last, or of its sweeps."""
+    names = {path.stem for folder in FOLDERS for path in (folder / subfolder).glob("[!_]*.py")}
+    recipes = [] if subfolder else [f"recipes/{name}" for name in names_in("recipes")]
+    return sorted(names) + recipes
 
 
 def default_workdir(root: str, files: Sequence[str], overrides: Mapping[str, Any], config: Any) -> Path:

@@ -14,6 +14,7 @@ from dctps_jax.command import command
 from dctps_jax.errors import UserError
 from dctps_jax.reports.figures import (
     COLOURS,
+    HEADROOM,
     add_legend,
     figure_files,
     kernel_name,
@@ -85,7 +86,8 @@ def draw_curves(records: Sequence[Record], output: Path | str) -> None:
         if len(panels) > 1:
             axes.set_title(panel, fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    all_axes[0].set_ylim(bottom=0)  # shared by all; before the lines are there it would fix the top, too
+    highest = max(100 * row["val_accuracy"] for record in records for row in record.rows)
+    all_axes[0].set_ylim(0, (1 + HEADROOM) * (highest or 100))  # shared by all
     entries = {
         label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }

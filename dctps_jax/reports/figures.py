@@ -17,6 +17,7 @@ MARKERS = "osD^vPX"
 NO_OFFSET_LINE = (0, (4, 2))
 OFFSET_LINES = ("-", (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 1, 1, 1)))
 LONGEST_LABEL, LONGEST_TITLE = 46, 70  # characters of a line
+HEADROOM = 0.04  # of an axis, beyond its data
 
 
 def offset_line(name: str | None) -> Any:
@@ -55,6 +56,15 @@ def label_of(name: str, longest: int = LONGEST_LABEL) -> str:
     # Between dollars it would set formulas, and it leaves out labels that begin with an underscore.
     text = ("\N{ZERO WIDTH SPACE}" if name.startswith("_") else "") + printable(name).replace("$", r"\$")
     return "\n".join(textwrap.wrap(text, longest))
+
+
+def within_percent(limits: tuple[float, float]) -> tuple[float, float]:
+    """Return the limits of an axis of percentages without what no percentage can be.
+
+    A little stays on both sides, so that no line or marker at 0 or 100 is cut; it is too little for a tick.
+    """
+    low, high = limits
+    return max(low, -HEADROOM * high), min(high, 100 + HEADROOM * (100 - low))
 
 
 def add_legend(figure: Any, entries: Mapping[str, Any], title: str | None = None) -> None:

@@ -87,3 +87,15 @@ def test_runs_without_rows_are_named(tmp_path):
         draw_curves([read_run(run)], tmp_path / "curves.png")
     with pytest.raises(UserError, match=r"config\.json does not exist"):
         read_run(tmp_path / "none")
+
+
+def test_a_line_at_100_percent_is_not_cut_and_no_tick_is_above_it(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, output: drawn.append(figure))
+    for name, accuracies in (("a", [0.99, 1.0, 1.0]), ("b", [0.0, 0.0])):
+        draw_curves([read_run(make_run(tmp_path / name, 0.01, "dct", 0, accuracies))], tmp_path / "curves.png")
+    (high,), (low,) = (figure.axes for figure in drawn)
+    bottom, top = high.get_ylim()
+    assert bottom == 0 and 102 < top < 106
+    assert max(tick for tick in high.get_yticks() if tick <= top) == 100
+    assert low.get_ylim()[1] > 0

@@ -8,6 +8,8 @@ import re
 import pytest
 
 from dctps_jax import UserError
+from dctps_jax.reports import accuracy
+from dctps_jax.reports.accuracy import draw_accuracy
 from dctps_jax.reports.records import method_name, read_records
 from dctps_jax.reports.report import markdown, summary, write_report
 from tests.fake_runs import make_run
@@ -152,6 +154,23 @@ def test_few_densities_are_dots_in_rows_and_many_are_lines(runs, tmp_path):
     lines = labels_in(few / "accuracy.svg")
     assert lines >= {"lenet on digits, epl", "DCT + sparse", "weights trained (%)"}
     assert "1 % of the weights trained" not in lines and "deviation" not in " ".join(lines)
+
+
+@pytest.mark.parametrize("accuracies", [(1.0,), (1.0, 0.5), (1.0, 1.0, 0.995)])
+def test_the_axis_of_accuracies_ends_at_100_percent(tmp_path, monkeypatch, accuracies):
+    drawn = []
+    monkeypatch.setattr(accuracy, "save_figure", lambda figure, output: drawn.append(figure))
+    for number in range(len(accuracies)):
+        make_run(tmp_path / str(number), density=0.1 ** (1 + number))
+    lines = summary(read_records(tmp_path))
+    lines = [line | {"test_accuracy_final": value} for line, value in zip(lines, accuracies, strict=True)]
+    draw_accuracy(lines, tmp_path / "accuracy", "title")
+    (axes,) = drawn[0].axes
+    is_over_density = axes.get_xscale() == "log"
+    axis, limits = (axes.yaxis, axes.get_ylim()) if is_over_density else (axes.xaxis, axes.get_xlim())
+    assert is_over_density == (len(accuracies) > 1)
+    assert 100 < limits[1] < 103 and axis.get_label_text() == "test accuracy, last epoch (%)"
+    assert max(tick for tick in axis.get_ticklocs() if tick <= limits[1]) <= 100
 
 
 def test_only_several_seeds_have_error_bars(tmp_path):
