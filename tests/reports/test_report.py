@@ -8,7 +8,7 @@ import re
 import pytest
 
 from dctps_jax import UserError
-from dctps_jax.reports import accuracy
+from dctps_jax.reports import accuracy as accuracy_figure
 from dctps_jax.reports.accuracy import draw_accuracy
 from dctps_jax.reports.records import method_name, read_records
 from dctps_jax.reports.report import markdown, summary, write_report
@@ -159,7 +159,7 @@ def test_few_densities_are_dots_in_rows_and_many_are_lines(runs, tmp_path):
 @pytest.mark.parametrize("accuracies", [(1.0,), (1.0, 0.5), (1.0, 1.0, 0.995)])
 def test_the_axis_of_accuracies_ends_at_100_percent(tmp_path, monkeypatch, accuracies):
     drawn = []
-    monkeypatch.setattr(accuracy, "save_figure", lambda figure, output: drawn.append(figure))
+    monkeypatch.setattr(accuracy_figure, "save_figure", lambda figure, output: drawn.append(figure))
     for number in range(len(accuracies)):
         make_run(tmp_path / str(number), density=0.1 ** (1 + number))
     lines = summary(read_records(tmp_path))
