@@ -53,7 +53,7 @@ def score_masks(
     for paths in ([free] if free else []) + [[path] for path in fixed]:
         total = sum(sizes[path] for path in paths)
         group_density = density if not fixed else sum(final[path] for path in paths) / total
-        groups.append((paths, keep_counts(total, group_density, num_steps, schedule)))
+        groups.append((paths, keep_counts(total, group_density, num_steps, schedule, SCORES[method].rounds)))
 
     def select(scores: Mapping[str, np.ndarray], step: int) -> Masks:
         is_last = step == num_steps - 1
