@@ -104,7 +104,7 @@ def test_what_was_removed_returns_with_force_only(regrow):
         lambda masks, step: scores_by_step(step),
         lambda scores, step: top_k_global(scores, [2, 1][step]),
         2,
-        {"a": (4,)},
+        {"a": np.ones(4, bool)},
         regrow=regrow,
     )
     assert masks["a"].tolist() == ([False, False, False, True] if regrow else [False, True, False, False])
@@ -124,7 +124,7 @@ def test_removed_weights_never_return_without_regrowth(seed):
         score,
         lambda scores, step: top_k_global(scores, [40, 20, 7][step], allow_zero=True),
         3,
-        {"a": (40,), "b": (20,)},
+        {"a": np.ones(40, bool), "b": np.ones(20, bool)},
         regrow=False,
     )
     for earlier, later in zip(seen, [*seen[1:], final], strict=True):
