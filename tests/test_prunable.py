@@ -229,7 +229,7 @@ def test_synflow_scores_a_network_with_dropout(train):
     for network in (model, plain):
         network.train() if train else network.eval()
     batch = (jnp.ones((1, 4)), jnp.zeros((1,), jnp.int32))
-    options = {"density": 0.5, "method": "synflow", "batch": batch, "offset": None}
+    options: Any = {"density": 0.5, "method": "synflow", "batch": batch, "offset": None}
     thin, other = convert(model, **options), convert(plain, **options)
     for path, mask in get_masks(thin).items():
         np.testing.assert_array_equal(mask, get_masks(other)[path])
@@ -247,7 +247,7 @@ def test_pruning_again_takes_no_weight_back(method, options, form):
     model = masked_network(form)
     before = get_masks(model)
     batch = jax.random.normal(KEY, (4, 8)), jnp.arange(4) % 3
-    settings = options | {"batch": batch} if method in ("snip", "force", "synflow", "magnitude", "random") else {}
+    settings: Any = options | {"batch": batch} if method in ("snip", "force", "synflow", "magnitude", "random") else {}
     after = prune(model, method, 0.2, key=KEY, **settings)
     assert sum(mask.sum() for mask in after.values()) == round(0.2 * 66)
     assert all((before[path] >= after[path]).all() for path in before)
@@ -258,7 +258,7 @@ def test_pruning_again_takes_no_weight_back(method, options, form):
 @pytest.mark.parametrize("method", ["uniform", "magnitude", "snip"])
 def test_more_weights_than_the_masks_keep_are_refused(method):
     model = masked_network("compact", density=0.25)
-    settings = {} if method == "uniform" else {"batch": (jnp.ones((2, 8)), jnp.zeros(2, jnp.int32))}
+    settings: Any = {} if method == "uniform" else {"batch": (jnp.ones((2, 8)), jnp.zeros(2, jnp.int32))}
     with pytest.raises(UserError, match="the masks that the network has keep"):
         prune(model, method, 0.5, key=KEY, **settings)
 
