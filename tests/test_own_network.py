@@ -59,6 +59,29 @@ def nothing(**arguments):
 
 def failing(num_classes):
     raise RuntimeError("no such weather")
+
+def seeded(num_classes, rngs, seed):
+    return None
+
+def by_place(num_classes, /):
+    return None
+
+class Empty(nnx.Module):
+    pass
+
+class Mode(nnx.Module):
+    def __init__(self, **arguments):
+        pass
+
+    def __call__(self, x, train):
+        return x
+
+class Narrow(nnx.Module):
+    def __init__(self, num_classes, rngs):
+        self.head = nnx.Linear(5, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(x.reshape(len(x), -1))
 """
 DATA = """
 import numpy as np
@@ -76,6 +99,9 @@ def floats(dir, image_size):
     return (np.zeros((4, 2, 2, 3)), np.zeros(4, int)), (np.zeros((4, 2, 2, 3)), np.zeros(4, int))
 
 def one():
+    return 1
+
+def of_many(dir, count):
     return 1
 """
 
@@ -199,11 +225,33 @@ def test_a_network_with_layers_of_its_own_and_images_that_change(capsys):
 @pytest.mark.parametrize(
     ("fields", "parts"),
     [
-        ({"network": "mine.nets:Net"}, ["config.model.name is 'mine.nets:Net'", "no module 'mine.nets'"]),
-        ({"network": "mine.networks:Nat"}, ["mine.networks has no function 'Nat'"]),
+        (
+            {"network": "mine.nets:Net"},
+            ["config.model.name is 'mine.nets:Net'", "no module 'mine.nets'", "that holds mine/nets.py"],
+        ),
+        ({"network": "mine.networks:Nat"}, ["mine.networks has no function 'Nat' (did you mean 'Net'?)"]),
         ({"network": "mine.networks"}, ["config.model.name is 'mine.networks'", "my_package.my_module:my_function"]),
         ({"network": "mine.networks:nothing"}, ["returns NoneType", "nnx.Module"]),
         ({"network": "mine.networks:failing"}, ["RuntimeError: no such weather", "line 38 of", "networks.py"]),
+        (
+            {"network": "mine.networks:seeded"},
+            [
+                "argument 'seed' gets no value",
+                "num_classes, image_size, channels, offset, rngs",
+                "config.model.options",
+            ],
+        ),
+        ({"network": "mine.networks:by_place"}, ["argument 'num_classes' gets no value", "called by name"]),
+        ({"network": "mine.networks:Empty"}, ["has no __call__(self, x)"]),
+        ({"network": "mine.networks:Mode"}, ["needs 'train' besides the images", "model.train() and model.eval()"]),
+        (
+            {"network": "mine.networks:Narrow"},
+            ["fails on images of shape [2, 6, 4, 1]", "and (5,), in line 61 of", "networks.py"],
+        ),
+        (
+            {"images": "mine.images:of_many"},
+            ["argument 'count' gets no value; ", "dir, image_size, seed that it takes"],
+        ),
         ({"network": "mine.networks:features"}, ["returns [2, 6, 4, 3] for images of shape [2, 6, 4, 1]", "[2, 2]"]),
         ({"network": "mine.networks:Counting"}, ["changes calls (Variable)", "nnx.BatchStat"]),
         (

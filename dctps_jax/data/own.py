@@ -27,7 +27,7 @@ def load_own(path: str, folder: str, image_size: int, seed: int) -> Dataset:
     It returns uint8 images [n, height, width, channels] and integer labels as `((train_images, train_labels),
     (test_images, test_labels))`, or a `Dataset`. Raises UserError where it fails or returns something else.
     """
-    found = call(_FIELD, path, {"dir": folder, "image_size": image_size, "seed": seed}, {})
+    found = call(_FIELD, path, {"dir": folder, "image_size": image_size, "seed": seed})
     if isinstance(found, Dataset):
         return found
     try:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from flax import nnx
 from dctps_jax.conversion import convert
 from dctps_jax.data.dataset import Size, height_and_width
 from dctps_jax.errors import UserError
-from dctps_jax.own import as_options, blaming, call
+from dctps_jax.own import as_options, blaming, call, is_needed
 from dctps_jax.prunable import prunable_layers
 from dctps_jax.runs.summary import environment
 from dctps_jax.seeds import stream
@@ -101,6 +102,19 @@ def _check_settings(config: Any, model: nnx.Module) -> None:
         )
 
 
+def _check_call(path: str, model: nnx.Module) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a network that cannot be called with images alone."""
+    if not callable(model):
+        raise UserError(f"{FIELD} is {path!r}, whose network has no __call__(self, x); give it one")
+    needed = [parameter.name for parameter in signature(model.__call__).parameters.values() if is_needed(parameter)]
+    if len(needed) > 1:
+        raise UserError(
+            f"{FIELD} is {path!r}, whose network needs {needed[1]!r} besides the images; it is called with the "
+            "images alone: leave the argument out (Dropout and BatchNorm are told by model.train() and model.eval() "
+            "whether the network trains) or give it a default value"
+        )
+
+
 def _trace(config: Any, model: nnx.Module, num_classes: int, image_size: Size, channels: int) -> str:
     """Return the program of the network in training; nothing is computed. Check what it returns and changes."""
     path, shape = config.model.name, (2, *height_and_width(image_size), channels)
@@ -116,7 +130,8 @@ def _trace(config: Any, model: nnx.Module, num_classes: int, image_size: Size, c
                 changed.append(f"{'.'.join(map(str, place))} ({type(variable).__name__})")
         return logits
 
-    with blaming(f"{FIELD} is {path!r}, whose network fails on images of shape {list(shape)}"):
+    _check_call(path, model)
+    with blaming(f"{FIELD} is {path!r}, whose network fails on images of shape {list(shape)}", path):
         model.train()
         graph, state = nnx.split(model)
         images = jax.ShapeDtypeStruct(shape, jnp.float32)
