@@ -135,9 +135,9 @@ def blaming(what: str, path: str) -> Iterator[None]:
         raise
     except Exception as error:  # the user's code may raise anything
         file, line = _place(error, path)
+        reason = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
         raise UserError(
-            f"{what} ({type(error).__name__}: {first_line(error).rstrip('.')}, in line {line} of {file}); mend it, DCTPS_DEBUG=1 "
-            "shows the traceback"
+            f"{what} ({reason}, in line {line} of {file}); mend it, DCTPS_DEBUG=1 shows the traceback"
         ) from error
 
 
