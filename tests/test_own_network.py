@@ -3,22 +3,29 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from dctps_jax import export
 from dctps_jax.cli import predict
 from dctps_jax.config import check_config
 from dctps_jax.defaults import get_config
 from dctps_jax.errors import UserError
+from dctps_jax.exported_file import digest_of_file
+from dctps_jax.ops.target import tracing_for
 from dctps_jax.runs.fields import check_results
+from dctps_jax.training.own_network import describe_program
 from dctps_jax.training.run import run
 from dctps_jax.training.signals import Stopped, StopSignals
 from examples.own_network import experiment
-from tests.commands import call
+from tests.commands import assert_one_sentence, call
 from tests.small_runs import assert_same_end, rows
 
 NETWORKS = """
@@ -179,7 +186,7 @@ def test_a_network_with_dropout_resumes_bit_for_bit_and_is_exported(capsys):
     assert call(export.main, "whole", "--output", "net.safetensors").code == 0
     Image.fromarray(np.full((12, 8), 30, np.uint8)).save("dark.png")
     unasked = call(predict.main, "net.safetensors", "dark.png")
-    assert unasked.code == 2 and "--network mine.networks:Net" in unasked.err
+    assert_one_sentence(unasked, "predict.py", "--network mine.networks:Net", "network='mine.networks:Net'")
     done = call(predict.main, "net.safetensors", "dark.png", "--network", "mine.networks:Net")
     assert done.code == 0 and done.out.startswith("dark.png: ")
     _, model = export.read_exported("net.safetensors", "mine.networks:Net")
@@ -204,6 +211,109 @@ def test_changed_code_does_not_go_on():
     Path("mine/networks.py").write_text("# A comment changes nothing.\n" + before)
     forget("mine")
     run(config_of(), Path("run"))
+
+
+def edit_networks(old, new):
+    """Change the user's code, as between two programs."""
+    Path("mine/networks.py").write_text(NETWORKS.replace(old, new))
+    forget("mine")
+
+
+def without_record(file, target, **changes):
+    """An exported file as one of before, or with another record of its network."""
+    with safe_open(file, framework="numpy") as opened:
+        metadata = opened.metadata()
+    metadata = {name: text for name, text in metadata.items() if name not in ("network", "digest")} | changes
+    tensors = load_file(file)
+    save_file(tensors, target, metadata | {"digest": digest_of_file(tensors, metadata)})
+
+
+@pytest.mark.usefixtures("folder", "small")
+def test_a_network_that_changed_after_training_is_noticed(monkeypatch):
+    name = "mine.networks:Net"
+    one_epoch: dict[str, Any] = {"num_epochs": 1}
+    run(config_of(**one_epoch), Path("run"))
+    check_results(json.loads(Path("run/results.json").read_text()))
+    Image.fromarray(np.full((6, 4), 30, np.uint8)).save("dark.png")
+    export_it = export.main, "run", "--output", "net.safetensors", "--stablehlo", "net.stablehlo"
+    done = call(*export_it)
+    assert_one_sentence(done, "export", "run holds a network that mine.networks:Net built", f"--network {name}")
+    assert not list(Path.cwd().glob("net.*"))  # nothing is written before all can be
+    assert call(*export_it, "--network", name).code == 0
+    predict_it = predict.main, "net.safetensors", "dark.png", "--network", name
+    before = call(*predict_it)
+    assert (before.code, before.err) == (0, "")
+    without_record("net.safetensors", "old.safetensors")
+
+    # Another function, with the same parameters.
+    edit_networks("nnx.relu", "nnx.gelu")
+    words = "holds another network than mine.networks:Net builds", "computes something else now", "put back the code"
+    assert_one_sentence(call(*predict_it), "predict.py", "net.safetensors", *words)
+    with pytest.raises(UserError, match="computes something else now"):
+        export.export_stablehlo("net.safetensors", "new.stablehlo", name)
+    done = call(export.main, "run", "--output", "new.safetensors", "--network", name)
+    assert_one_sentence(done, "export", "run holds", *words)
+    assert not list(Path.cwd().glob("new.*"))
+    with pytest.raises(
+        UserError, match=r"function that config\.model\.name names has changed, and its network computes"
+    ):
+        run(config_of(**one_epoch), Path("run"))
+    with pytest.raises(UserError, match="computes something else now"):  # seeds would be of different networks
+        run(config_of(**one_epoch, num_seeds=2), Path("run"))
+    # What says nothing of its network is taken, and programs of other versions of JAX are not compared.
+    assert call(predict.main, "old.safetensors", *predict_it[2:]).code == 0
+    record = json.loads(Path("run/results.json").read_text())["network"]
+    without_record("net.safetensors", "other.safetensors", network=json.dumps(record | {"jax": "0.0.1"}))
+    assert call(predict.main, "other.safetensors", *predict_it[2:]).code == 0
+
+    # Other parameters: their shapes say it for all versions, and for files of before.
+    edit_networks("width=8", "width=9")
+    for file in ("net.safetensors", "other.safetensors"):
+        done = call(predict.main, file, *predict_it[2:])
+        assert_one_sentence(
+            done, "predict.py", "has other shapes now", "conv.kernel [3, 3, 1, 8] then, [3, 3, 1, 9] now"
+        )
+    done = call(predict.main, "old.safetensors", *predict_it[2:])
+    assert_one_sentence(done, "predict.py", "old.safetensors holds another network", "conv/bias [8] then, [9] now")
+    edit_networks("self.conv", "self.features")
+    done = call(predict.main, "old.safetensors", *predict_it[2:])
+    assert_one_sentence(done, "predict.py", "has no layer conv with a kernel of more than", "put back the code")
+
+    # The file is sound, and nobody says otherwise.
+    edit_networks("Net", "Net")
+    for network, words in {
+        "mine.networks:Nat": "has no function 'Nat' (did you mean 'Net'?)",
+        "nets:Net": "there is no module 'nets' here",
+        "mine.networks:failing": "RuntimeError: no such weather",
+    }.items():
+        done = call(*predict_it[:-1], network)
+        assert_one_sentence(done, "predict.py", f"--network is {network!r}", words)
+        assert "export the run again" not in done.err
+    (Path.cwd() / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(Path.cwd().parent))])
+    forget("mine")
+    done = call(predict.main, "../net.safetensors", "../dark.png", "--network", name)
+    assert_one_sentence(done, "predict.py", "no module 'mine' here", "start the program in the folder that holds mine/")
+    monkeypatch.chdir("..")
+    assert call(*predict_it) == before
+    Path("mine/networks.py").write_text("# A comment changes nothing.\n" + NETWORKS)
+    forget("mine")
+    assert call(*predict_it) == before
+    assert run(config_of(**one_epoch), Path("run"))["network"] == record
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_network_is_the_same_on_every_platform():
+    Path("mine/networks.py").write_text(
+        NETWORKS.replace("self.head(x.re", "self.head(materialized(x).re").replace(
+            "import DC", "import materialized, DC"
+        )
+    )
+    config = config_of("mine.networks:Linear")
+    here = describe_program(config, 2, (6, 4), 1)
+    with tracing_for("tpu"), jax.default_matmul_precision("highest"):
+        assert describe_program(config, 2, (6, 4), 1) == here
 
 
 @pytest.mark.usefixtures("folder", "small")

@@ -21,6 +21,11 @@ Channels = tuple[float, ...]
 Size = int | tuple[int, int]
 
 
+def size_of(value: int | list[int]) -> Size:
+    """The size that a JSON file holds."""
+    return (value[0], value[1]) if isinstance(value, list) else value
+
+
 def height_and_width(size: Size) -> tuple[int, int]:
     return size if isinstance(size, tuple) else (size, size)
 
