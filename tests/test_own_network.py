@@ -21,6 +21,7 @@ from dctps_jax.errors import UserError
 from dctps_jax.exported_file import digest_of_file
 from dctps_jax.ops.target import tracing_for
 from dctps_jax.runs.fields import check_results
+from dctps_jax.training.from_config import load_data
 from dctps_jax.training.own_network import describe_program
 from dctps_jax.training.run import run
 from dctps_jax.training.signals import Stopped, StopSignals
@@ -92,6 +93,7 @@ class Narrow(nnx.Module):
 """
 DATA = """
 import numpy as np
+from dctps_jax.data import Dataset
 
 def part(count, seed):
     random = np.random.default_rng(seed)
@@ -101,6 +103,15 @@ def part(count, seed):
 
 def load(seed):
     return part(40, seed), part(20, seed + 100)
+
+def from_one(seed):
+    (images, labels), (test_images, test_labels) = load(seed)
+    return (images, labels + 1), (test_images, test_labels + 1)
+
+def named(seed):
+    (images, labels), (test_images, test_labels) = load(seed)
+    names = ("cat", "dog", "owl")
+    return Dataset("pets", images, labels.astype(np.int32), test_images, test_labels.astype(np.int32) + 1, names)
 
 def floats(dir, image_size):
     return (np.zeros((4, 2, 2, 3)), np.zeros(4, int)), (np.zeros((4, 2, 2, 3)), np.zeros(4, int))
@@ -375,6 +386,7 @@ def test_a_network_with_layers_of_its_own_and_images_that_change(capsys):
         ({"network": "lenet", "model__options": (("depth", 3),)}, ["config.model.options", "lenet has none"]),
         ({"images": "mine.images:one"}, ["returns int", "(train_images, train_labels)"]),
         ({"images": "mine.images:floats"}, ["train_images is float64 [4, 2, 2, 3]", "uint8"]),
+        ({"images": "mine.images:from_one"}, ["class 0 has no training images", "subtract the smallest label"]),
         ({"images": "mine.pictures:load"}, ["config.data.name is 'mine.pictures:load'", "no module"]),
         ({"data__mean": (0.5, 0.5, 0.5), "data__std": (1.0, 1.0, 1.0)}, ["config.data.mean", "1 channels"]),
     ],
@@ -384,6 +396,14 @@ def test_mistakes(fields, parts):
     for part in parts:
         assert part in message, message
     assert not Path("refused/config.json").exists()
+
+
+def test_what_is_read_is_printed_and_a_class_without_images_is_warned_of(folder, capsys, caplog):
+    load_data(config_of())
+    said = "mine.images:load: 40 training and 20 test images of 2 classes, 4 x 6 pixels, grey\n"
+    assert capsys.readouterr().out == said and caplog.text == ""
+    load_data(config_of(images="mine.images:named"))
+    assert "mine.images:named has no training images of 1 of its 3 classes (owl), and " in caplog.text
 
 
 @pytest.mark.usefixtures("small")
