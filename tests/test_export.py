@@ -306,7 +306,7 @@ def test_runs_that_cannot_be_exported(runs, tmp_path):
         shutil.copytree(runs / "dct", tmp_path / name)
         target = tmp_path / name / missing
         shutil.rmtree(target) if target.is_dir() else target.unlink()
-        with pytest.raises(UserError, match=r"results\.json does not exist|holds no checkpoint"):
+        with pytest.raises(UserError, match=r"a run that is not finished; give the command|holds no checkpoint"):
             export_run(tmp_path / name, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="nowhere is no directory"):
         export_run(runs / "dct", tmp_path / "nowhere" / "model.safetensors")

@@ -236,7 +236,7 @@ class Sweep:
             lines = log.read_text(errors="replace").split("\n")
             reason = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
             self.failed[point.name] = f"exit status {process.returncode}: {reason.strip()} (all of it in {log})"
-            tqdm.write(f"{point.name} failed, {self.failed[point.name]}")
+            tqdm.write(f"{point.name} failed, {self.failed[point.name]}", file=sys.stderr)
 
     def _announce(self, point: GridPoint, how: str) -> None:
         self.announced.add(point.name)
