@@ -364,3 +364,17 @@ def test_directories_of_commands(tmp_path):
     config.data.name = "image_folder"
     overrides = {"data.dir": "/" + "long/" * 100}
     assert len(name("lenet.py")) < 160 and name("lenet.py") != name("lenet.py", **{"data.dir": "/long"})
+
+
+def test_a_directory_of_an_earlier_version_keeps_its_name(tmp_path):
+    overrides = {"model.options": (("width", 4), ("depth", -2)), "num_epochs": 2}
+    config = get_config()
+    new, old = (
+        "x,model.options=width-4-depth--2,num_epochs=2",
+        "x,model.options=___width___4_____depth___-2__,num_epochs=2",
+    )
+    assert default_workdir(str(tmp_path), ["x.py"], overrides, config) == tmp_path / new
+    (tmp_path / old).mkdir()
+    assert default_workdir(str(tmp_path), ["x.py"], overrides, config) == tmp_path / old
+    (tmp_path / new).mkdir()
+    assert default_workdir(str(tmp_path), ["x.py"], overrides, config) == tmp_path / new

@@ -17,6 +17,7 @@ from dctps_jax.reports.figures import (
     save_figure,
     within_percent,
 )
+from dctps_jax.reports.records import MAX_FIELDS_IN_LABEL
 
 MAX_TICKS = 10
 QUANTITY = "test accuracy, last epoch (%)"
@@ -159,6 +160,6 @@ def _method(line: Line) -> str:
 
 
 def _label(names: Sequence[str], line: Line) -> str:
-    """Return names and all other fields that tell a line from others."""
-    fields = (f"{field}={value}" for field, value in line["fields"].items() if value != "")
-    return label_of(", ".join([*names, *fields]))
+    """Return names and all other fields that tell a line from others, or, where there are many, its runs."""
+    fields = [f"{field}={value}" for field, value in line["fields"].items() if value != ""]
+    return label_of(", ".join([*names, *([line["runs"]] if len(line["fields"]) > MAX_FIELDS_IN_LABEL else fields)]))

@@ -22,7 +22,7 @@ def names_of_places(places: Sequence[Path]) -> list[str]:
 def without_common_fields(names: Sequence[str]) -> list[str]:
     """Return comma-separated names without the parts that all have, where what is left tells them apart."""
     parts = [name.split(",") for name in names]
-    common = set(parts[0]).intersection(*parts[1:])
+    common = set.intersection(*map(set, parts)) if parts else set()
     short = [",".join(part for part in of_name if part not in common) for of_name in parts]
     return short if all(short) and len(set(short)) == len(set(names)) else list(names)
 

@@ -11,7 +11,6 @@ import pytest
 
 from dctps_jax import UserError
 from dctps_jax.pruning import save_masks
-from dctps_jax.reports import masks as masks_figure
 from dctps_jax.reports.figures import figure_files
 from dctps_jax.reports.masks import density_table, draw_masks, jaccard, layer_overlaps, load_runs, overlap_table
 
@@ -46,7 +45,7 @@ def test_figure_with_an_empty_layer(tmp_path):
 def drawn(monkeypatch):
     """The figures, which are not saved."""
     figures = []
-    monkeypatch.setattr(masks_figure, "save_figure", lambda figure, output: figures.append(figure))
+    monkeypatch.setattr("dctps_jax.reports.masks.save_figure", lambda figure, output: figures.append(figure))
     return figures
 
 

@@ -8,7 +8,6 @@ import re
 import pytest
 
 from dctps_jax import UserError
-from dctps_jax.reports import accuracy as accuracy_figure
 from dctps_jax.reports.accuracy import draw_accuracy
 from dctps_jax.reports.records import method_name, read_records
 from dctps_jax.reports.report import markdown, summary, write_report
@@ -132,6 +131,23 @@ def test_fields_without_effect_neither_show_nor_separate(tmp_path):
     assert labels_in(tmp_path / "curves.svg") >= panels
 
 
+def test_runs_that_differ_in_many_fields_go_by_their_names(tmp_path):
+    fields = [{"batch_size": 8}, {"batch_size": 9}, {"data__augment": True}, {"data__size": 9}, {"model__width": 3}]
+    names = ["first", "second", "third", "fourth", "fifth"]
+    for name, values in zip(names, fields, strict=True):
+        set_fields(make_run(tmp_path / "runs" / name), **values)
+    set_fields(make_run(tmp_path / "runs" / "second_again", seed=1), batch_size=9)
+    write_report(tmp_path / "runs", tmp_path)
+    names[1] = "second and 1 more"
+    accuracy, curves = labels_in(tmp_path / "accuracy.svg"), labels_in(tmp_path / "curves.svg")
+    assert accuracy >= {f"epl, {name}" for name in names}
+    assert curves >= {f"{name}: 1 %, DCT + sparse, epl" for name in names}
+    assert "=" not in "".join(accuracy | curves) and "lenet on digits" in curves
+    head, _, *rows = (line.strip("| ").split(" | ") for line in (tmp_path / "report.md").read_text().splitlines()[:7])
+    assert {row[0] for row in rows} == set(names)
+    assert {"runs", "batch_size", "data.augment", "data.size", "model.width"} <= set(head)
+
+
 def labels_in(svg):
     """The texts of a figure; a label of several lines is one text."""
     comments = re.findall(r"<!-- (.*?) -->", svg.read_text(), re.DOTALL)
@@ -159,7 +175,7 @@ def test_few_densities_are_dots_in_rows_and_many_are_lines(runs, tmp_path):
 @pytest.mark.parametrize("accuracies", [(1.0,), (1.0, 0.5), (1.0, 1.0, 0.995)])
 def test_the_axis_of_accuracies_ends_at_100_percent(tmp_path, monkeypatch, accuracies):
     drawn = []
-    monkeypatch.setattr(accuracy_figure, "save_figure", lambda figure, output: drawn.append(figure))
+    monkeypatch.setattr("dctps_jax.reports.accuracy.save_figure", lambda figure, output: drawn.append(figure))
     for number in range(len(accuracies)):
         make_run(tmp_path / str(number), density=0.1 ** (1 + number))
     lines = summary(read_records(tmp_path))
