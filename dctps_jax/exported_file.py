@@ -77,7 +77,7 @@ def read_exported_file(file: Path) -> tuple[Description, dict[str, np.ndarray]]:
     if metadata.get("format") != FORMAT:
         raise UserError(f"{file} is a safetensors file, but none of dctps_jax.export; give one that it wrote")
     text = metadata.get("format_version", "")
-    version = int(text) if text.isdecimal() else 0
+    version = int(text[:9]) if text.isdecimal() else 0  # Python does not read thousands of digits
     if version > FORMAT_VERSION:
         raise UserError(
             f"{file} was written by a newer dctps_jax (format {version}, this one knows {FORMAT_VERSION}); update "

@@ -198,11 +198,17 @@ def test_a_network_with_dropout_resumes_bit_for_bit_and_is_exported(capsys):
     assert rows(Path("plain"))[0]["train_loss"] != rows(Path("whole"))[0]["train_loss"]
 
     assert call(export.main, "whole", "--output", "net.safetensors").code == 0
+    for count in (0, 1):
+        Image.new("RGB", (4 + 4 * count, 6 + 6 * count), (50, 20, 10)).save(f"red{count}.png")
     Image.fromarray(np.full((12, 8), 30, np.uint8)).save("dark.png")
     unasked = call(predict.main, "net.safetensors", "dark.png")
     assert_one_sentence(unasked, "predict.py", "--network mine.networks:Net", "network='mine.networks:Net'")
     done = call(predict.main, "net.safetensors", "dark.png", "--network", "mine.networks:Net")
     assert done.code == 0 and done.out.startswith("dark.png: ")
+    assert done.err == "dark.png has 8 x 12 pixels and is resized to 4 x 6\n"
+    done = call(predict.main, "net.safetensors", "red0.png", "red1.png", "--network", "mine.networks:Net")
+    grey = "red0.png is a colour image and is made grey, as the network takes grey images\n"
+    assert done.code == 0 and done.err == f"{grey}red1.png has 8 x 12 pixels and is resized to 4 x 6\n"
     _, model = export.read_exported("net.safetensors", "mine.networks:Net")
     assert model(jnp.zeros((1, 6, 4, 1))).shape == (1, 2)
 
