@@ -1,6 +1,6 @@
 """DCT plus Sparse: networks that train with 1 % down to 0.01 % of their weights, in JAX and Flax NNX."""
 
-from dctps_jax.conversion import conversion_report, convert
+from dctps_jax.conversion import conversion_report, convert, to_plain
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import Alpha, FrozenAlpha, Mask, SparseParam, Support
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
@@ -26,4 +26,5 @@ __all__ = [
     "keep_masked",
     "materialized",
     "sparse_optimizer",
+    "to_plain",
 ]

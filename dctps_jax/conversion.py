@@ -13,7 +13,7 @@ from flax import nnx
 from dctps_jax.errors import UserError
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.offsets import Offset
-from dctps_jax.prunable import ORDER, check_not_normalized, check_not_tied, find_layers, replace_layers
+from dctps_jax.prunable import ORDER, check_not_normalized, check_not_tied, find_layers, prunable_layers, replace_layers
 from dctps_jax.pruning import ALLOCATIONS, allocate, apply_masks, prune, random_supports, trains_all_weights
 
 LAYERS = (DCTpSConv, DCTpSLinear)
@@ -83,6 +83,35 @@ def convert(
     return copy
 
 
+def to_plain(model: nnx.Module) -> Any:
+    """Return a copy of ``model`` with ``nnx.Conv`` and ``nnx.Linear`` in place of the DCT plus Sparse layers.
+
+    Their kernels are K = α·D + M⊙S, written out, so that the copy computes the same, and all weights of it are trained.
+    What knows the layers of NNX knows the copy.
+    """
+    copy: Any = nnx.clone(model)
+    copy = replace_layers(copy, {id(layer): _plain(layer) for layer in prunable_layers(copy).values()})
+    if hasattr(copy, ORDER):
+        delattr(copy, ORDER)
+    return copy
+
+
+def _plain(layer: DCTpSConv | DCTpSLinear) -> nnx.Conv | nnx.Linear:
+    layer_type = nnx.Conv if isinstance(layer, DCTpSConv) else nnx.Linear
+    plain = layer_type(**_same_arguments(layer, layer_type), rngs=nnx.Rngs(0))
+    plain.kernel.set_value(layer.effective_kernel())
+    if plain.bias is not None and layer.bias is not None:
+        plain.bias.set_value(layer.bias[...])
+    return plain
+
+
+def _same_arguments(layer: Any, layer_type: type) -> dict[str, Any]:
+    """Return every argument of ``layer_type`` that a layer keeps as an attribute of its name, but for its arrays."""
+    parameters = inspect.signature(layer_type.__init__).parameters
+    names = parameters.keys() & vars(layer).keys() - {"mask", "kernel_init", "bias_init"}
+    return {name: getattr(layer, name) for name in names}
+
+
 class Row(NamedTuple):
     """What became of the parameters of one module: how many it had, how many are trained, and why."""
 
@@ -100,7 +129,7 @@ class Report(NamedTuple):
 
     @property
     def density(self) -> float:
-        """Trained parameters ÷ all parameters of the network, biases and normalisation among them."""
+        """Trained parameters ÷ all parameters of the network; biases, normalisation and α are among both."""
         return sum(row.trained for row in self.rows) / sum(row.parameters for row in self.rows)
 
     def __str__(self) -> str:
@@ -118,7 +147,7 @@ class Report(NamedTuple):
 def conversion_report(model: nnx.Module) -> Report:
     """Return what :func:`convert` made of each module with parameters: converted, or left, and why.
 
-    The α of a layer counts among the trained parameters, but not among all, of which it is none without an offset.
+    The α of a layer is one of its parameters, and trained where it is trainable.
     """
     parameters: dict[tuple[Any, ...], dict[str, int]] = {}
     for place, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
@@ -136,7 +165,7 @@ def _row(place: tuple[Any, ...], module: Any, sizes: dict[str, int]) -> Row:
         nnz = nnz if module.support is None else module.support[...].size
         others = total - sizes["kernel"]
         kernel = "K = S" if module.offset is None else "K = α·D + M⊙S"
-        return Row(path, kind, weights + others - sizes.get("alpha", 0), nnz + others, f"{kernel}, {nnz:,} weights")
+        return Row(path, kind, weights + others, nnz + others, f"{kernel}, {nnz:,} weights")
     if type(module) in (nnx.Conv, nnx.Linear):
         outcome = "left: excluded"
     elif isinstance(module, nnx.Conv | nnx.Linear):
@@ -190,13 +219,7 @@ def _kernel_shape(path: str, layer: Any) -> tuple[int, ...]:
 def _converted(layer: Any, support: np.ndarray | None, **settings: Any) -> DCTpSConv | DCTpSLinear:
     """Return the DCT plus Sparse layer for an ``nnx.Conv`` or ``nnx.Linear``, compact if there is a support."""
     layer_type = DCTpSConv if isinstance(layer, nnx.Conv) else DCTpSLinear
-    # Every argument that the layer keeps as an attribute of its name is the same in the new layer.
-    names = set(inspect.signature(layer_type.__init__).parameters) & vars(layer).keys() - {
-        "mask",
-        "kernel_init",
-        "bias_init",
-    }
-    same = {name: getattr(layer, name) for name in names}
+    same = _same_arguments(layer, layer_type)
     new = layer_type(**same, **settings, support=support, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
     if new.offset is None:
         kernel = layer.kernel[...]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dctps_jax.cli.experiments import default_workdir
+from dctps_jax import UserError
+from dctps_jax.cli.experiments import default_workdir, find_experiment, names_in
 from dctps_jax.defaults import FIELDS, get_config
 from tests.small_runs import assert_same_end, steps
 
@@ -343,6 +344,14 @@ def test_help_has_every_field(outcomes):
         assert "lenet_digits" in out and "--workdir" in out
 
 
+def test_names_of_experiments_are_all_that_there_are():
+    with pytest.raises(UserError, match=r"one of: .*lenet_digits, .*, recipes/modern_cifar10$"):
+        find_experiment("--config", "unknown")
+    with pytest.raises(UserError, match=r"one of: deep, density, lowest_density, methods, offset$"):
+        find_experiment("--sweep", "unknown", "sweeps")
+    assert all(find_experiment("--config", name).is_file() for name in names_in())
+
+
 def test_directories_of_commands(tmp_path):
     config = get_config()
     overrides = {"tensorboard": False, "pruning.density": 0.1, "execution.form": "masked"}
@@ -355,3 +364,17 @@ def test_directories_of_commands(tmp_path):
     config.data.name = "image_folder"
     overrides = {"data.dir": "/" + "long/" * 100}
     assert len(name("lenet.py")) < 160 and name("lenet.py") != name("lenet.py", **{"data.dir": "/long"})
+
+
+def test_a_directory_of_an_earlier_version_keeps_its_name(tmp_path):
+    overrides = {"model.options": (("width", 4), ("depth", -2)), "num_epochs": 2}
+    config = get_config()
+    new, old = (
+        "x,model.options=width-4-depth--2,num_epochs=2",
+        "x,model.options=___width___4_____depth___-2__,num_epochs=2",
+    )
+    assert default_workdir(str(tmp_path), ["x.py"], overrides, config) == tmp_path / new
+    (tmp_path / old).mkdir()
+    assert default_workdir(str(tmp_path), ["x.py"], overrides, config) == tmp_path / old
+    (tmp_path / new).mkdir()
+    assert default_workdir(str(tmp_path), ["x.py"], overrides, config) == tmp_path / new

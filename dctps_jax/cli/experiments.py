@@ -7,7 +7,7 @@ from typing import Any
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.files import digest_of
-from dctps_jax.runs.sweep import name_of
+from dctps_jax.runs.sweep import former_name_of, name_of
 from dctps_jax.runs.workdir import free_fields
 
 # An installed package has the folder configs/ inside; in a checkout it lies beside the package.
@@ -30,21 +30,30 @@ def find_experiment(option: str, name: str, subfolder: str = "") -> Path:
 
 
 def names_in(subfolder: str = "") -> list[str]:
-    """Return the names of the experiments that the package brings, or of its sweeps."""
-    return sorted({path.stem for folder in FOLDERS for path in (folder / subfolder).glob("[!_]*.py")})
+    """Return the names of the experiments that the package brings, recipes last, or of its sweeps."""
+    names = {path.stem for folder in FOLDERS for path in (folder / subfolder).glob("[!_]*.py")}
+    recipes = [] if subfolder else [f"recipes/{name}" for name in names_in("recipes")]
+    return sorted(names) + recipes
 
 
 def default_workdir(root: str, files: Sequence[str], overrides: Mapping[str, Any], config: Any) -> Path:
     """Return the directory of a run, or of a sweep, whose command names none: the same for the same command.
 
     It is called after the experiment's ``files`` and the fields that the command sets, without those that a resumed run
-    may change. A name that is long is cut, and ends with a digest of the whole.
+    may change. A name that is long is cut, and ends with a digest of the whole. A directory that an earlier version
+    made keeps its name.
     """
     free = free_fields(dict(flat_fields(config)))
     fields = {field: value for field, value in overrides.items() if field not in free}
     given = (file.partition(":") for file in files)  # FILE.py:PARAMETER
     parts = ["_".join(filter(None, [Path(file).stem, parameter.replace("/", "_")])) for file, _, parameter in given]
-    name = ",".join(filter(None, [*parts, name_of(fields)]))
-    if len(name.encode()) > LONGEST_NAME:
-        name = f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest_of(name)[:8]}"
-    return Path(root) / name
+    workdir, former = (
+        Path(root) / _shortened(",".join(filter(None, [*parts, name(fields)]))) for name in (name_of, former_name_of)
+    )
+    return former if former.exists() and not workdir.exists() else workdir
+
+
+def _shortened(name: str) -> str:
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    return f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest_of(name)[:8]}"

@@ -45,6 +45,29 @@ def random_supports(
     return supports
 
 
+def random_masks_within(
+    key: jax.Array, masks: Mapping[str, np.ndarray], counts: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Return masks with exactly ``counts[path]`` random entries True, all of them True in ``masks``, too.
+
+    Where a mask is True everywhere, it is what :func:`random_masks` returns. Raises
+    :class:`~dctps_jax.errors.UserError` for a count above that of a mask.
+    """
+    for path, mask in masks.items():
+        check_room(int(mask.sum()), counts[path], path)
+    supports = random_supports(key, {path: (int(mask.sum()),) for path, mask in masks.items()}, counts)
+    return {path: mask_of_support(np.flatnonzero(mask)[supports[path]], mask.shape) for path, mask in masks.items()}
+
+
+def check_room(kept: int, count: int, where: str) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` where masks keep fewer than ``count`` weights."""
+    if count > kept:
+        raise UserError(
+            f"{where}: {count} weights are to be kept, and the masks that the network has keep {kept}; lower the "
+            "density, or prune the network before it has masks"
+        )
+
+
 def random_support(key: jax.Array, size: int, count: int) -> np.ndarray:
     """Return ``count`` distinct positions below ``size`` in ascending order; each set of positions is equally likely.
 

@@ -1,4 +1,4 @@
-"""The paper's figure: test accuracy against the share of weights that are trained."""
+"""The paper's figure: test accuracy of the last epoch against the share of weights that are trained."""
 
 import math
 from collections import defaultdict
@@ -15,9 +15,12 @@ from dctps_jax.reports.figures import (
     new_figure,
     offset_line,
     save_figure,
+    within_percent,
 )
+from dctps_jax.reports.records import MAX_FIELDS_IN_LABEL
 
 MAX_TICKS = 10
+QUANTITY = "test accuracy, last epoch (%)"
 BASELINE = {"color": "0.45", "linewidth": 1.5, "zorder": 1}
 BASELINE_STYLES = ("-", (0, (1, 1)), (0, (3, 1, 1, 1)))
 
@@ -84,7 +87,7 @@ def _draw_lines(lines: Sequence[Line], baselines: Mapping[str, tuple[Line, Any]]
         lower = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
         upper = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
         axes.fill_between(densities, lower, upper, color=colour, alpha=0.15, linewidth=0)
-    axes.set(xscale="log", xlabel="weights trained (%)", ylabel="test accuracy (%)")
+    axes.set(xscale="log", xlabel="weights trained (%)", ylabel=QUANTITY, ylim=within_percent(axes.get_ylim()))
     drawn = sorted({float(f"{100 * _density(line):.3g}") for line in lines})
     if len(drawn) <= MAX_TICKS:
         axes.set_xticks(drawn)
@@ -126,8 +129,9 @@ def _draw_dots(lines: Sequence[Line], baselines: Mapping[str, tuple[Line, Any]],
             (entries[_kernel(line)],) = axes.plot(mean, place, **look)
             if line["seeds"] > 1:
                 axes.errorbar(mean, place, xerr=deviation, color=colour, capsize=2, elinewidth=1, zorder=1)
-        axes.set(xlabel="test accuracy (%)", yticks=range(len(rows)), yticklabels=rows, ylim=(-0.6, len(rows) - 0.4))
+        axes.set(xlabel=QUANTITY, yticks=range(len(rows)), yticklabels=rows, ylim=(-0.6, len(rows) - 0.4))
         axes.set_title(f"{100 * density:.3g} % of the weights trained", fontsize=10)
+    panels[0].set_xlim(within_percent(panels[0].get_xlim()))  # shared by all
     add_legend(figure, entries)
     return figure
 
@@ -156,6 +160,6 @@ def _method(line: Line) -> str:
 
 
 def _label(names: Sequence[str], line: Line) -> str:
-    """Return names and all other fields that tell a line from others."""
-    fields = (f"{field}={value}" for field, value in line["fields"].items() if value != "")
-    return label_of(", ".join([*names, *fields]))
+    """Return names and all other fields that tell a line from others, or, where there are many, its runs."""
+    fields = [f"{field}={value}" for field, value in line["fields"].items() if value != ""]
+    return label_of(", ".join([*names, *([line["runs"]] if len(line["fields"]) > MAX_FIELDS_IN_LABEL else fields)]))

@@ -1,12 +1,14 @@
 """Draw the validation accuracy of runs by epoch: ``python -m dctps_jax.reports.curves RUN [RUN …] --output FILE``.
 
 Runs that differ in nothing but their seed share a line, the mean of those that are so far, and a band from the lowest
-to the highest. Each method has a panel of its own.
+to the highest. Each method has a panel of its own. Runs that differ in many fields go by their names, with a panel for
+each network and data set.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,21 +16,25 @@ from dctps_jax.command import command
 from dctps_jax.errors import UserError
 from dctps_jax.reports.figures import (
     COLOURS,
+    HEADROOM,
     add_legend,
     figure_files,
     kernel_name,
     label_of,
+    look_of,
     new_figure,
     offset_line,
     save_figure,
 )
 from dctps_jax.reports.records import (
+    MAX_FIELDS_IN_LABEL,
     Record,
     Setting,
     by_setting,
     differing,
     method_name,
-    read_records,
+    names_of_settings,
+    read_all,
     title_of,
     values_of,
 )
@@ -39,7 +45,9 @@ MAX_COLUMNS = 3
 def draw_curves(records: Sequence[Record], output: Path | str) -> None:
     """Draw one line for each setting among the runs and save it as ``output``, with ``.png`` and ``.svg``.
 
-    The colour stands for the density, the kind of line for the offset; without offset it is dashed. Raises
+    The colour stands for the density, the kind of line for the offset; without offset it is dashed. Where more than
+    :data:`MAX_FIELDS_IN_LABEL` fields differ, each line has a look of its own, and the name of its run; of lines that
+    lie on one another the lower ones are thicker. Raises
     :class:`~dctps_jax.errors.UserError` where a run has no epochs yet.
     """
     from matplotlib.ticker import MaxNLocator
@@ -48,14 +56,17 @@ def draw_curves(records: Sequence[Record], output: Path | str) -> None:
         if not record.rows:
             raise UserError(f"{record.name} has no rows in metrics.jsonl; give the directory of a run that has begun")
     groups = by_setting(records)
-    titles = panel_titles(list(groups))
+    has_names = len(differing(list(groups))) > MAX_FIELDS_IN_LABEL
+    titles = _networks(groups) if has_names else panel_titles(list(groups))
     panels = sorted(set(titles.values()))
     densities = {setting: _density(members) for setting, members in groups.items()}
-    ranks = sorted(set(densities.values()), reverse=True)
+    looks = _looks_of_runs(groups, densities) if has_names else _looks_of_kernels(densities)
     columns = min(MAX_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     width, height = max(5.0, 3.8 * columns), 0.9 + 3.2 * rows
-    title = ", ".join([title_of(record.config for record in records), *(panels if len(panels) == 1 else [])])
+    title = title_of(record.config for record in records)
+    if len(panels) == 1 and not has_names:
+        title += f", {panels[0]}"
     figure, all_axes = new_figure(rows, columns, width=width, height=height, title=title)
     by_density = sorted(groups.items(), key=lambda group: (-densities[group[0]], not dict(group[0])["model.offset"]))
     for number, (axes, panel) in enumerate(zip(all_axes, panels, strict=False)):
@@ -66,33 +77,53 @@ def draw_curves(records: Sequence[Record], output: Path | str) -> None:
             for line, record in zip(values, members, strict=True):
                 line[: len(record.rows)] = [100 * row["val_accuracy"] for row in record.rows]
             epochs = np.arange(1, values.shape[1] + 1)
-            colour = COLOURS[ranks.index(densities[setting]) % len(COLOURS)]
-            offset = dict(setting)["model.offset"]
-            axes.plot(
-                epochs,
-                np.nanmean(values, 0),
-                color=colour,
-                linestyle=offset_line(offset),
-                marker="o" if len(epochs) == 1 else None,
-                markerfacecolor="white" if offset is None else None,
-                label=f"{100 * densities[setting]:.3g} %, {kernel_name(offset, densities[setting] == 1)}",
-            )
+            marker = looks[setting].get("marker", "o") if len(epochs) == 1 else None
+            axes.plot(epochs, np.nanmean(values, 0), **looks[setting] | {"marker": marker})
             if len(members) > 1:
-                axes.fill_between(
-                    epochs, np.nanmin(values, 0), np.nanmax(values, 0), color=colour, alpha=0.15, linewidth=0
-                )
+                band = {"color": looks[setting]["color"], "alpha": 0.15, "linewidth": 0}
+                axes.fill_between(epochs, np.nanmin(values, 0), np.nanmax(values, 0), **band)
         axes.set(xlabel="epoch", ylabel="" if number % columns else "validation accuracy (%)")
         if len(panels) > 1:
             axes.set_title(panel, fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    all_axes[0].set_ylim(bottom=0)  # shared by all; before the lines are there it would fix the top, too
+    highest = max(100 * row["val_accuracy"] for record in records for row in record.rows)
+    all_axes[0].set_ylim(0, (1 + HEADROOM) * (highest or 100))  # shared by all
     entries = {
         label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     for axes in all_axes[len(panels) :]:
         axes.remove()
-    add_legend(figure, entries, "weights trained")
+    add_legend(figure, entries, None if has_names else "weights trained")
     save_figure(figure, Path(output))
+
+
+def _looks_of_kernels(densities: Mapping[Setting, float]) -> dict[Setting, dict[str, Any]]:
+    ranks, looks = sorted(set(densities.values()), reverse=True), {}
+    for setting, density in densities.items():
+        offset = dict(setting)["model.offset"]
+        looks[setting] = {
+            "color": COLOURS[ranks.index(density) % len(COLOURS)],
+            "linestyle": offset_line(offset),
+            "markerfacecolor": "white" if offset is None else None,
+            "label": f"{100 * density:.3g} %, {kernel_name(offset, density == 1)}",
+        }
+    return looks
+
+
+def _looks_of_runs(
+    groups: Mapping[Setting, Sequence[Record]], densities: Mapping[Setting, float]
+) -> dict[Setting, dict[str, Any]]:
+    looks = {}
+    thickness = np.linspace(4, 1, len(groups))
+    for number, (setting, name) in enumerate(names_of_settings(groups).items()):
+        kernel = kernel_name(dict(setting)["model.offset"], densities[setting] == 1)
+        text = f"{name}: {100 * densities[setting]:.3g} %, {kernel}, {method_name(setting)}"
+        looks[setting] = look_of(number) | {
+            "label": label_of(text),
+            "linewidth": thickness[number],
+            "zorder": 2 + number,
+        }
+    return looks
 
 
 def panel_titles(settings: Sequence[Setting]) -> dict[Setting, str]:
@@ -109,6 +140,11 @@ def panel_titles(settings: Sequence[Setting]) -> dict[Setting, str]:
         )
         for setting in settings
     }
+
+
+def _networks(groups: Mapping[Setting, Sequence[Record]]) -> dict[Setting, str]:
+    """Return network and data set of each setting; others are not compared."""
+    return {setting: label_of(title_of([members[0].config])) for setting, members in groups.items()}
 
 
 def _density(members: Sequence[Record]) -> float:
@@ -128,7 +164,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("curves.png"), help="file to write, as .png and .svg")
     arguments = parser.parse_args()
     files = figure_files(arguments.output)
-    draw_curves([record for run in arguments.runs for record in read_records(run)], arguments.output)
+    draw_curves(read_all(arguments.runs), arguments.output)
     print(f"written: {', '.join(map(str, files))}")
 
 

@@ -1,6 +1,7 @@
 """What the figures of the package share: their words, their look and their files."""
 
 import io
+import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,10 @@ MARKERS = "osD^vPX"
 # A network without offset has dashes; each offset, in the order of the registry, has another line.
 NO_OFFSET_LINE = (0, (4, 2))
 OFFSET_LINES = ("-", (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 1, 1, 1)))
+# Where there are more runs than colours, other dashes tell them apart; so do lines that lie on one another.
+DASHES = ("-", (0, (4, 2)), (0, (1, 1)), (0, (6, 1, 1, 1)))
 LONGEST_LABEL, LONGEST_TITLE = 46, 70  # characters of a line
+HEADROOM = 0.04  # of an axis, beyond its data
 
 
 def offset_line(name: str | None) -> Any:
@@ -51,10 +55,31 @@ def figure_files(output: Path) -> list[Path]:
 
 
 def label_of(name: str, longest: int = LONGEST_LABEL) -> str:
-    """Return a name, of a folder for instance, as matplotlib prints it letter by letter, in lines that are not long."""
+    """Return a name, of a folder for instance, as matplotlib prints it letter by letter, in lines that are not long.
+
+    Lines end at spaces and after commas; a comma has a space behind it.
+    """
     # Between dollars it would set formulas, and it leaves out labels that begin with an underscore.
     text = ("\N{ZERO WIDTH SPACE}" if name.startswith("_") else "") + printable(name).replace("$", r"\$")
-    return "\n".join(textwrap.wrap(text, longest))
+    return "\n".join(textwrap.wrap(re.sub(r",(?=\S)", ", ", text), longest, break_on_hyphens=False))
+
+
+def look_of(number: int) -> dict[str, Any]:
+    """Return colour, marker and dashes of one of many runs, by its number."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": DASHES[number % len(DASHES)],
+    }
+
+
+def within_percent(limits: tuple[float, float]) -> tuple[float, float]:
+    """Return the limits of an axis of percentages without what no percentage can be.
+
+    A little stays on both sides, so that no line or marker at 0 or 100 is cut; it is too little for a tick.
+    """
+    low, high = limits
+    return max(low, -HEADROOM * high), min(high, 100 + HEADROOM * (100 - low))
 
 
 def add_legend(figure: Any, entries: Mapping[str, Any], title: str | None = None) -> None:
@@ -77,7 +102,7 @@ def save_figure(figure: Any, output: Path) -> None:
 
 
 def new_figure(
-    rows: int, columns: int, *, width: float, height: float, title: str, sharex: bool = False
+    rows: int, columns: int, *, width: float, height: float, title: str, sharex: bool = False, sharey: bool = True
 ) -> tuple[Any, list[Any]]:
     """Return a figure of ``rows × columns`` axes, in inches, and the axes row by row."""
     import matplotlib
@@ -95,5 +120,5 @@ def new_figure(
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
         figure.suptitle(label_of(title, LONGEST_TITLE), fontsize=11)
-        axes = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=sharex)
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
     return figure, list(axes.flat)

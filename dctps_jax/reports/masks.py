@@ -1,6 +1,7 @@
 """Compare the masks of runs: ``python -m dctps_jax.reports.masks RUN [RUN …] [--output FILE]``.
 
-Prints the density of each layer for every run and the overlap of their masks, and draws the densities.
+Prints the density of each layer for every run and the overlap of their masks. Draws, by layer, the densities and the
+overlap of each mask with that of the first run.
 """
 
 import argparse
@@ -14,7 +15,8 @@ from dctps_jax.command import command
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.pruning import load_masks, load_run_masks
-from dctps_jax.reports.figures import COLOURS, MARKERS, add_legend, figure_files, label_of, new_figure, save_figure
+from dctps_jax.reports.figures import HEADROOM, add_legend, figure_files, label_of, look_of, new_figure, save_figure
+from dctps_jax.reports.names import names_of_places
 from dctps_jax.reports.records import title_of
 from dctps_jax.runs.workdir import read_config
 
@@ -26,6 +28,13 @@ def jaccard(first: Masks, second: Masks) -> float:
     both = sum(int(np.count_nonzero(first[path] & second[path])) for path in first)
     either = sum(int(np.count_nonzero(first[path] | second[path])) for path in first)
     return both / either if either else 1.0
+
+
+def layer_overlaps(first: Masks, second: Masks) -> np.ndarray:
+    """Return the overlap of each layer's masks; a layer in which neither keeps a weight has none (NaN)."""
+    is_kept = (first[path].any() or second[path].any() for path in first)
+    overlaps = (jaccard({path: first[path]}, {path: second[path]}) for path in first)
+    return np.array([overlap if kept else np.nan for overlap, kept in zip(overlaps, is_kept, strict=True)])
 
 
 def density_table(runs: Mapping[str, Masks]) -> str:
@@ -46,28 +55,40 @@ def overlap_table(runs: Mapping[str, Masks]) -> str:
     return "\n".join(aligned(rows, left=1))
 
 
-def draw_densities(runs: Mapping[str, Masks], output: Path | str, title: str = "") -> None:
-    """Draw the density of each layer, a line a run, on a logarithmic axis; saved as ``.png`` and ``.svg``.
+def draw_masks(runs: Mapping[str, Masks], output: Path | str, title: str = "") -> None:
+    """Draw the density of each layer, a line a run, and the overlap of its mask with that of the first run.
 
-    A layer that keeps no weight has no place on such an axis; it is marked on the floor of the figure.
+    The figure is saved as ``.png`` and ``.svg``. Equal runs are told apart: each has a place of its own beside that of
+    the layer, a marker and dashes. Densities have a logarithmic axis, on which a layer that keeps no weight has no
+    place; it is marked below the others.
     """
-    layers = list(next(iter(runs.values())))
-    places = np.arange(len(layers))
+    names, layers = list(runs), list(next(iter(runs.values())))
+    places, step = np.arange(len(layers)), min(0.1, 0.5 / len(runs))
     densities = {name: np.array([100 * masks[path].mean() for path in layers]) for name, masks in runs.items()}
     lowest = min((values[values > 0].min() for values in densities.values() if values.any()), default=1)
-    floor = lowest / 3
-    figure, (axes,) = new_figure(1, 1, width=max(5, 0.16 * len(layers) + 2), height=4.4, title=title)
-    entries = {}
+    floor = lowest / (3 if any((values == 0).any() for values in densities.values()) else 1)
+    is_compared = len(runs) > 1
+    size = {"width": max(5, 0.16 * len(layers) + 2), "height": 4.4 + 2.2 * is_compared}
+    figure, (axes, *below) = new_figure(1 + is_compared, 1, title=title, sharex=True, sharey=False, **size)
+    entries, empty = {}, None
     for number, (name, values) in enumerate(densities.items()):
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        shown = np.where(values > 0, values, np.nan)
-        look = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.2}
-        (entries[label_of(name)],) = axes.plot(places, shown, **look)
-        empty = places[values == 0]
-        axes.plot(empty, np.full(len(empty), floor), color=colour, marker="x", linestyle="none")
-    axes.set(yscale="log", ylabel="weights trained (%), × none", ylim=(floor / 1.5, 150))
+        look = look_of(number) | {"markersize": 4, "linewidth": 1.2}
+        beside = places + step * (number - (len(runs) - 1) / 2)
+        (entries[label_of(name)],) = axes.plot(beside, np.where(values > 0, values, np.nan), **look)
+        if (values == 0).any():
+            mark = {"color": look["color"], "marker": "x", "linestyle": "none"}
+            (empty,) = axes.plot(beside[values == 0], np.full(sum(values == 0), floor), **mark)
+        if number > 0:
+            below[0].plot(beside, layer_overlaps(runs[names[0]], runs[name]), **look)
+    if empty is not None:
+        entries["no weight trained"] = empty
+    axes.set(yscale="log", ylabel="weights trained (%)", ylim=(floor / 1.5, 150))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xticks(places, list(map(label_of, layers)), rotation=90, fontsize=7 if len(layers) > 30 else 9)
+    if is_compared:
+        below[0].set(ylabel="weights in both ÷ in either", ylim=(-HEADROOM, 1 + HEADROOM))
+        below[0].set_title(f"overlap with {label_of(names[0])}", fontsize=10)
+    lowest_axes = below[0] if is_compared else axes
+    lowest_axes.set_xticks(places, list(map(label_of, layers)), rotation=90, fontsize=7 if len(layers) > 30 else 9)
     add_legend(figure, entries)
     save_figure(figure, Path(output))
 
@@ -77,8 +98,7 @@ def load_runs(sources: Sequence[Path]) -> dict[str, Masks]:
 
     A source is the directory of a run, one of several runs, such as its seeds, or a file of masks.
     """
-    runs: dict[str, Masks] = {}
-    places: list[Path] = []
+    runs: dict[Path, Masks] = {}
     for source in map(Path.resolve, sources):
         below = [source] if source.is_file() or (source / "masks.npz").exists() else _runs_below(source)
         for place in below or [source]:
@@ -87,17 +107,31 @@ def load_runs(sources: Sequence[Path]) -> dict[str, Masks]:
                 continue  # of several runs, dense ones have no masks to compare
             if not masks:
                 raise UserError(f"{place} trained a dense network; it has no masks to compare")
-            first = next(iter(runs.values()), masks)
-            if {path: mask.shape for path, mask in masks.items()} != {path: mask.shape for path, mask in first.items()}:
-                raise UserError(f"{place} has other layers than {places[0]}; compare runs of one network")
-            if place in places:
+            if place in runs:
                 raise UserError(f"{place} is named twice; name each run once")
-            places.append(place)
-            name = str(place.relative_to(source.parent.parent if place.is_file() else source.parent))
-            runs[name if name not in runs else str(place)] = masks
+            runs[place] = masks
+            _check_layers(runs, place)
     if not runs:
         raise UserError(f"{sources[0]} holds dense networks only; they have no masks to compare")
-    return runs
+    return dict(zip(names_of_places(list(runs)), runs.values(), strict=True))
+
+
+def _check_layers(runs: Mapping[Path, Masks], place: Path) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` unless the masks of a run are of the layers of the first one."""
+    first, expected = next(iter(runs.items()))
+    found = runs[place]
+    for path in sorted(set(found) ^ set(expected)):
+        has, lacks = (place, first) if path in found else (first, place)
+        raise UserError(
+            f"{place} has other layers than {first}: {path} is in {has} and not in {lacks}; compare runs of one network"
+        )
+    for path, mask in found.items():
+        if mask.shape != expected[path].shape:
+            there, here = ("×".join(map(str, shape)) for shape in (mask.shape, expected[path].shape))
+            raise UserError(
+                f"{place} has other layers than {first}: {path} is {there} there and {here} here; compare runs of one "
+                "network"
+            )
 
 
 def _runs_below(folder: Path) -> list[Path]:
@@ -126,7 +160,7 @@ def main() -> None:
     arguments = parser.parse_args()
     files = figure_files(arguments.output)
     runs = load_runs(arguments.runs)
-    draw_densities(runs, arguments.output, _title(arguments.runs))
+    draw_masks(runs, arguments.output, _title(arguments.runs))
     print(density_table(runs))
     if len(runs) > 1:
         print(f"\n{overlap_table(runs)}")

@@ -12,6 +12,7 @@ from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.files import digest_of, parse_json, printable, read_file, write_whole
 from dctps_jax.pruning import trains_all_weights
+from dctps_jax.reports.names import names_of_groups, names_of_places
 from dctps_jax.runs import seal
 from dctps_jax.runs.fields import check_config_fields, check_object, check_results, check_row
 from dctps_jax.runs.metrics import read_rows
@@ -20,6 +21,7 @@ from dctps_jax.runs.workdir import free_fields, read_config, read_results
 Setting = tuple[tuple[str, Any], ...]
 # What the tables and legends name in their own way; of other fields they name those that differ.
 NAMED = ("pruning.density", "pruning.method", "sparse_training.method", "model.offset")
+MAX_FIELDS_IN_LABEL = 3  # where more differ, the figures have the names of runs instead
 
 
 class Record(NamedTuple):
@@ -114,6 +116,13 @@ def read_records(source: Path | str) -> list[Record]:
     return records
 
 
+def read_all(sources: Iterable[Path]) -> list[Record]:
+    """Return the runs of several directories or files, by names that tell them apart."""
+    found = [(source / record.name, record) for source in sources for record in read_records(source)]
+    names = names_of_places([place for place, _ in found])
+    return [record._replace(name=printable(name)) for name, (_, record) in zip(names, found, strict=True)]
+
+
 def write_records(file: Path, records: Iterable[Record]) -> None:
     """Write the runs as one JSON object a line.
 
@@ -158,6 +167,11 @@ def by_setting(records: Iterable[Record]) -> dict[Setting, list[Record]]:
     for record in records:
         groups[record.setting].append(record)
     return dict(groups)
+
+
+def names_of_settings(groups: Mapping[Setting, Sequence[Record]]) -> dict[Setting, str]:
+    """Return a name for each setting, that of its first run with the number of others."""
+    return names_of_groups({setting: [record.name for record in members] for setting, members in groups.items()})
 
 
 def first_of_each_seed(records: Iterable[Record]) -> tuple[list[Record], list[Record]]:

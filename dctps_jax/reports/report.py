@@ -23,12 +23,14 @@ from dctps_jax.reports.accuracy import draw_accuracy
 from dctps_jax.reports.curves import draw_curves
 from dctps_jax.reports.figures import figure_files
 from dctps_jax.reports.records import (
+    MAX_FIELDS_IN_LABEL,
     Record,
     Setting,
     by_setting,
     differing,
     first_of_each_seed,
     method_name,
+    names_of_settings,
     read_records,
     title_of,
     values_of,
@@ -45,8 +47,8 @@ def summary(records: Sequence[Record]) -> list[Line]:
     It has means and sample standard deviations over the seeds, and what the runs cost.
     """
     groups = by_setting([record for record in records if record.results is not None])
-    fields = differing(list(groups))
-    lines = [_line(setting, members, fields) for setting, members in groups.items()]
+    fields, names = differing(list(groups)), names_of_settings(groups)
+    lines = [_line(setting, members, fields) | {"runs": names[setting]} for setting, members in groups.items()]
     return sorted(lines, key=lambda line: (line["method"], line["offset"] == "none", -line["density_kept"]))
 
 
@@ -89,7 +91,9 @@ def _costs(results: Mapping[str, Any]) -> Line:
 def markdown(lines: Sequence[Line], records: Sequence[Record], again: Sequence[Record] = ()) -> str:
     """Return the report's text; ``again`` are runs of a seed and setting that ``records`` have already."""
     extra = list(lines[0]["fields"])
+    has_names = len(extra) > MAX_FIELDS_IN_LABEL  # as the figures have
     head = [
+        *["runs"] * has_names,
         "method",
         "offset",
         *extra,
@@ -107,9 +111,11 @@ def markdown(lines: Sequence[Line], records: Sequence[Record], again: Sequence[R
         "sparse",
         "images/s",
     ]
-    texts = [f"| {' | '.join(head)} |", f"|{' --- |' * (2 + len(extra))}{' ---: |' * (len(head) - 2 - len(extra))}"]
+    num_texts = head.index("asked")
+    texts = [f"| {' | '.join(head)} |", f"|{' --- |' * num_texts}{' ---: |' * (len(head) - num_texts)}"]
     for line in lines:
         cells = [
+            *[line["runs"].replace("|", r"\|")] * has_names,
             line["method"],
             line["offset"],
             *(str(value) for value in line["fields"].values()),

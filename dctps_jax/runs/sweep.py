@@ -4,11 +4,12 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -57,7 +58,7 @@ def plan_runs(config: Any, grids: Any) -> list[GridPoint]:
     A grid maps dotted fields to lists of values. Every point's config is checked. Raises
     :class:`~dctps_jax.errors.UserError` for anything that is no grid, fields that do not exist and values not allowed.
     """
-    points: dict[str, GridPoint] = {}
+    points: list[GridPoint] = []
     check_names(config)
     for grid in _checked(grids):
         for values in itertools.product(*grid.values()):
@@ -68,15 +69,24 @@ def plan_runs(config: Any, grids: Any) -> list[GridPoint]:
             single.update_from_flattened_dict(fields)
             single = resolve(single)
             check_config(single, check_devices=False)
-            name = name_of(fields)
-            point = GridPoint(name, fields, json.loads(single.to_json()), single.num_epochs * single.num_seeds)
-            if any(point.config == other.config for other in points.values()):
-                continue
-            if points.setdefault(name, point) is not point:
-                raise UserError(
-                    f"the sweep has two runs that would be called {name}; choose values that differ in letters"
-                )
-    return list(points.values())
+            point = GridPoint(
+                name_of(fields), fields, json.loads(single.to_json()), single.num_epochs * single.num_seeds
+            )
+            if not any(point.config == other.config for other in points):
+                points.append(point)
+    return _with_names(points)
+
+
+def _with_names(points: Sequence[GridPoint]) -> list[GridPoint]:
+    """Return the points with a name for each, longer ones where values differ in no letter: "fc" and "fc*"."""
+    count = Counter(point.name for point in points)
+    points = [
+        point if count[point.name] == 1 else point._replace(name=former_name_of(point.fields)) for point in points
+    ]
+    for name, number in Counter(point.name for point in points).items():
+        if number > 1:
+            raise UserError(f"the sweep has two runs that would be called {name}; choose values that differ in letters")
+    return points
 
 
 def _checked(grids: Any) -> list[dict[str, Sequence[Any]]]:
@@ -100,13 +110,24 @@ def _check_grid(grid: Any) -> None:
 
 
 def name_of(fields: Mapping[str, Any]) -> str:
-    """Return the name of a directory for a run that sets some fields of its config: "num_epochs=3,seed=1"."""
+    """Return the name of a directory for a run that sets some fields of its config: "num_epochs=3,seed=1".
+
+    Characters that a name should not have are a hyphen between the others: "model.options=width-4".
+    """
     return ",".join(f"{field}={_as_name(value)}" for field, value in sorted(fields.items()))
 
 
+def former_name_of(fields: Mapping[str, Any]) -> str:
+    """Return the name that earlier versions gave: each of those characters is an underscore."""
+    return ",".join(f"{field}={_as_former_name(value)}" for field, value in sorted(fields.items()))
+
+
 def _as_name(value: Any) -> str:
-    text = "".join(character if character.isalnum() or character in ".+-_" else "_" for character in str(value))
-    return text or "_"
+    return re.sub(r"[^\w.+-]+", " ", str(value)).strip().replace(" ", "-") or "_"
+
+
+def _as_former_name(value: Any) -> str:
+    return re.sub(r"[^\w.+-]", "_", str(value)) or "_"
 
 
 def in_existing_folders(points: Sequence[GridPoint], workdir: Path) -> list[GridPoint]:
@@ -236,7 +257,7 @@ class Sweep:
             lines = log.read_text(errors="replace").split("\n")
             reason = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
             self.failed[point.name] = f"exit status {process.returncode}: {reason.strip()} (all of it in {log})"
-            tqdm.write(f"{point.name} failed, {self.failed[point.name]}")
+            tqdm.write(f"{point.name} failed, {self.failed[point.name]}", file=sys.stderr)
 
     def _announce(self, point: GridPoint, how: str) -> None:
         self.announced.add(point.name)

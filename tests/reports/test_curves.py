@@ -8,7 +8,8 @@ import pytest
 from dctps_jax import UserError
 from dctps_jax.reports import curves
 from dctps_jax.reports.curves import draw_curves, panel_titles
-from dctps_jax.reports.records import by_setting, read_run
+from dctps_jax.reports.names import without_common_fields
+from dctps_jax.reports.records import by_setting, read_all, read_run
 
 
 def make_run(folder, density, offset, seed, accuracies, method="epl"):
@@ -87,3 +88,30 @@ def test_runs_without_rows_are_named(tmp_path):
         draw_curves([read_run(run)], tmp_path / "curves.png")
     with pytest.raises(UserError, match=r"config\.json does not exist"):
         read_run(tmp_path / "none")
+
+
+def test_a_line_at_100_percent_is_not_cut_and_no_tick_is_above_it(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, output: drawn.append(figure))
+    for name, accuracies in (("a", [0.99, 1.0, 1.0]), ("b", [0.0, 0.0])):
+        draw_curves([read_run(make_run(tmp_path / name, 0.01, "dct", 0, accuracies))], tmp_path / "curves.png")
+    (high,), (low,) = (figure.axes for figure in drawn)
+    bottom, top = high.get_ylim()
+    assert bottom == 0 and 102 < top < 106
+    assert max(tick for tick in high.get_yticks() if tick <= top) == 100
+    assert low.get_ylim()[1] > 0
+
+
+def test_runs_of_several_sources_have_names_of_their_own(tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        make_run(tmp_path / folder / "run", 0.01, "dct", 0, [0.1])
+    sources = [tmp_path / "x" / "run", tmp_path / "y"]
+    assert [record.name for record in read_all(sources)] == ["x/run", "y/run"]
+    assert [record.name for record in read_all(sources[:1])] == ["run"]
+
+
+def test_names_keep_the_fields_that_tell_them_apart():
+    assert without_common_fields(["a=1,b=2", "a=1,b=3"]) == ["b=2", "b=3"]
+    for names in (["lenet", "lenet,a=1"], ["a=1"], ["x,y", "y,x"]):
+        assert without_common_fields(names) == names

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from dctps_jax import UserError
+from dctps_jax.reports.accuracy import draw_accuracy
 from dctps_jax.reports.records import method_name, read_records
 from dctps_jax.reports.report import markdown, summary, write_report
 from tests.fake_runs import make_run
@@ -130,6 +131,23 @@ def test_fields_without_effect_neither_show_nor_separate(tmp_path):
     assert labels_in(tmp_path / "curves.svg") >= panels
 
 
+def test_runs_that_differ_in_many_fields_go_by_their_names(tmp_path):
+    fields = [{"batch_size": 8}, {"batch_size": 9}, {"data__augment": True}, {"data__size": 9}, {"model__width": 3}]
+    names = ["first", "second", "third", "fourth", "fifth"]
+    for name, values in zip(names, fields, strict=True):
+        set_fields(make_run(tmp_path / "runs" / name), **values)
+    set_fields(make_run(tmp_path / "runs" / "second_again", seed=1), batch_size=9)
+    write_report(tmp_path / "runs", tmp_path)
+    names[1] = "second and 1 more"
+    accuracy, curves = labels_in(tmp_path / "accuracy.svg"), labels_in(tmp_path / "curves.svg")
+    assert accuracy >= {f"epl, {name}" for name in names}
+    assert curves >= {f"{name}: 1 %, DCT + sparse, epl" for name in names}
+    assert "=" not in "".join(accuracy | curves) and "lenet on digits" in curves
+    head, _, *rows = (line.strip("| ").split(" | ") for line in (tmp_path / "report.md").read_text().splitlines()[:7])
+    assert {row[0] for row in rows} == set(names)
+    assert {"runs", "batch_size", "data.augment", "data.size", "model.width"} <= set(head)
+
+
 def labels_in(svg):
     """The texts of a figure; a label of several lines is one text."""
     comments = re.findall(r"<!-- (.*?) -->", svg.read_text(), re.DOTALL)
@@ -152,6 +170,23 @@ def test_few_densities_are_dots_in_rows_and_many_are_lines(runs, tmp_path):
     lines = labels_in(few / "accuracy.svg")
     assert lines >= {"lenet on digits, epl", "DCT + sparse", "weights trained (%)"}
     assert "1 % of the weights trained" not in lines and "deviation" not in " ".join(lines)
+
+
+@pytest.mark.parametrize("accuracies", [(1.0,), (1.0, 0.5), (1.0, 1.0, 0.995)])
+def test_the_axis_of_accuracies_ends_at_100_percent(tmp_path, monkeypatch, accuracies):
+    drawn = []
+    monkeypatch.setattr("dctps_jax.reports.accuracy.save_figure", lambda figure, output: drawn.append(figure))
+    for number in range(len(accuracies)):
+        make_run(tmp_path / str(number), density=0.1 ** (1 + number))
+    lines = summary(read_records(tmp_path))
+    lines = [line | {"test_accuracy_final": value} for line, value in zip(lines, accuracies, strict=True)]
+    draw_accuracy(lines, tmp_path / "accuracy", "title")
+    (axes,) = drawn[0].axes
+    is_over_density = axes.get_xscale() == "log"
+    axis, limits = (axes.yaxis, axes.get_ylim()) if is_over_density else (axes.xaxis, axes.get_xlim())
+    assert is_over_density == (len(accuracies) > 1)
+    assert 100 < limits[1] < 103 and axis.get_label_text() == "test accuracy, last epoch (%)"
+    assert max(tick for tick in axis.get_ticklocs() if tick <= limits[1]) <= 100
 
 
 def test_only_several_seeds_have_error_bars(tmp_path):

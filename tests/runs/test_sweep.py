@@ -135,12 +135,23 @@ def test_the_sweeps_of_the_paper():
         ({"pruning.density": (0.1, 2.0)}, r"config.pruning.density is 2.0; it must be above 0"),
         ({"pruning.density": ("0.1",)}, "it must be a number"),
         ({"seed": (True,)}, "it must be a whole number"),
-        ({"data.dir": ("a/b", "a_b")}, "two runs that would be called data.dir=a_b"),
+        ({"data.dir": ("a/b", "a:b")}, "two runs that would be called data.dir=a_b"),
     ],
 )
 def test_grids_that_cannot_be(grids, message):
     with pytest.raises(UserError, match=message):
         runs_of(grids)
+
+
+def test_names_of_runs_can_be_read():
+    layers = {"pruning.dense_layers": ((), ("conv1",), ("conv1", "fc"))}
+    assert [run.name for run in runs_of(layers)] == [
+        f"pruning.dense_layers={name}" for name in ("_", "conv1", "conv1-fc")
+    ]
+    # Where these names are equal, they are as they were.
+    layers = {"pruning.dense_layers": (("fc",), ("fc*",), ("conv1",))}
+    names = [run.name.removeprefix("pruning.dense_layers=") for run in runs_of(layers)]
+    assert names == ["__fc___", "__fc____", "conv1"]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
