@@ -12,14 +12,16 @@ best ones: the regret. With ``--save NAME`` the figures are written to benchmark
 
 import argparse
 import math
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from record import describe_run, save
 
@@ -36,6 +38,8 @@ from dctps_jax.training.memory import keep_freed_memory
 
 DENSE_LAYER = "dense layer"
 OPERATIONS = ("forward", "inputs", "trained", "all")
+EXAMPLE = "linear:1024x1024,2048x512"
+LINEAR = re.compile(r"linear:[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*")
 APART = ("dense_layer", "chosen")
 Program = tuple[Work, str, str]  # a layer, the method, and which of the operations
 
@@ -82,15 +86,17 @@ def program_of(work: Work, method: str, operation: str) -> Callable[..., Any]:
 
 def arguments_of(work: Work, method: str) -> tuple[Any, ...]:
     """Return random inputs of a layer, what it trains, its support and a gradient of its outputs."""
-    keys = jax.random.split(jax.random.key(0), 4)
+    keys = jax.random.split(jax.random.key(0), 3)
     shape = work.geometry.kernel_shape
     if method == DENSE_LAYER:
         trained: Any = 0.1 * jax.random.normal(keys[1], shape)
     else:
         trained = 0.1 * jax.random.normal(keys[1], (work.nnz,)), None if work.offset is None else jnp.float32(1)
-    support = jnp.sort(jax.random.choice(keys[2], math.prod(shape), (work.nnz,), replace=False))
+    # By NumPy, which draws a few of many numbers without putting all of them in an order.
+    drawn = np.random.default_rng(0).choice(math.prod(shape), work.nnz, replace=False)
+    support = jnp.asarray(np.sort(drawn), jnp.int32)
     outputs = (work.inputs[0], *work.geometry.output_spatial(work.inputs[1:-1]), shape[-1])
-    return jax.random.normal(keys[0], work.inputs), trained, support, jax.random.normal(keys[3], outputs)
+    return jax.random.normal(keys[0], work.inputs), trained, support, jax.random.normal(keys[2], outputs)
 
 
 def compile_all(works: Iterable[Work], methods: Sequence[str], apart: bool) -> dict[Program, Callable[..., Any]]:
@@ -109,35 +115,38 @@ def compile_all(works: Iterable[Work], methods: Sequence[str], apart: bool) -> d
         return dict(zip(wanted, pool.map(lambda program: program_of(*program), wanted), strict=True))
 
 
-def measure(programs: dict[Program, Callable[..., Any]], repeats: int) -> dict[Program, float]:
-    """Return the least seconds of each program. They run in turns.
+class Seconds(NamedTuple):
+    """The least seconds of a program: wall time, and its cost, which on a CPU is the sum over its cores."""
 
-    The seconds of a CPU are the sum over its cores, those of other devices are wall time.
-    """
+    cost: float
+    wall: float
+
+
+def measure(programs: dict[Program, Callable[..., Any]], repeats: int) -> dict[Program, Seconds]:
+    """Return the least seconds of each program. They run in turns."""
     arguments = {(work, method): arguments_of(work, method) for work, method, _ in programs}
-    best = dict.fromkeys(programs, float("inf"))
+    best = dict.fromkeys(programs, Seconds(float("inf"), float("inf")))
     on_cpu = jax.default_backend() == "cpu"
     # A device is busy with one call while the next one is sent to it.
     clock, calls = (time.process_time, 1) if on_cpu else (time.perf_counter, 50)
+    clocks = (clock, time.perf_counter)
     for _ in range(repeats + 1):
         for name, program in programs.items():
             given = jax.block_until_ready(arguments[name[:2]])
-            started = clock()
+            started = [clock() for clock in clocks]
             for _ in range(calls - 1):
                 program(*given)
             jax.block_until_ready(program(*given))
-            best[name] = min(best[name], (clock() - started) / calls)
+            taken = [(clock() - start) / calls for clock, start in zip(clocks, started, strict=True)]
+            best[name] = Seconds(*map(min, best[name], taken))
     return best
 
 
 def figures_of(work: Work, count: int, programs: dict[Program, Callable[..., Any]], repeats: int) -> dict[str, Any]:
     """Return what was measured of a layer and what was predicted, in seconds."""
-    seconds = {
-        (method, operation): best
-        for (_, method, operation), best in measure(
-            {name: program for name, program in programs.items() if name[0] == work}, repeats
-        ).items()
-    }
+    best = measure({name: program for name, program in programs.items() if name[0] == work}, repeats)
+    seconds = {(method, operation): least.cost for (_, method, operation), least in best.items()}
+    wall = {(method, operation): least.wall for (_, method, operation), least in best.items()}
     choice = choose("auto", work, jnp.float32)
     whole = {method: best for (method, operation), best in seconds.items() if operation == "all"}
     figures = {
@@ -154,6 +163,7 @@ def figures_of(work: Work, count: int, programs: dict[Program, Callable[..., Any
     for label, method in ((APART[0], DENSE_LAYER), (APART[1], choice)):
         if (method, "forward") in seconds:
             figures[label] = {operation: seconds[method, operation] for operation in OPERATIONS[:-1]}
+            figures[f"{label}_wall"] = {operation: wall[method, operation] for operation in OPERATIONS}
     return figures
 
 
@@ -178,6 +188,20 @@ def table(layers: list[dict[str, Any]]) -> str:
         shown = [str(layer["layers"]), shapes[0], str(layer["stride"]), shapes[1], str(layer["nnz"]), dense]
         rows.append([*shown, *methods, *apart])
     lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---:"] * len(head), *rows)]
+    return "\n".join(lines)
+
+
+def against_dense(layers: list[dict[str, Any]]) -> str:
+    """Return the wall times of the forward pass and of all of the dense layers and of the chosen methods, as text."""
+    lines = []
+    for layer in layers:
+        dense, chosen = (layer[f"{label}_wall"] for label in APART)
+        pairs = [
+            f"{name} {1e3 * dense[operation]:.1f} : {1e3 * chosen[operation]:.1f} = "
+            f"{dense[operation] / chosen[operation]:.1f}"
+            for name, operation in (("forward", "forward"), ("step", "all"))
+        ]
+        lines.append(f"{'×'.join(map(str, layer['kernel']))}, {layer['choice']}: {', '.join(pairs)}")
     return "\n".join(lines)
 
 
@@ -218,6 +242,10 @@ def main() -> None:
     parser.add_argument("--apart", type=int, default=1, help="0: do not take the layers apart")
     parser.add_argument("--save", default="", help="write benchmarks/results/NAME.json")
     arguments = parser.parse_args()
+    if arguments.network.startswith("linear:") and not LINEAR.fullmatch(arguments.network):
+        parser.error(
+            f"network is {arguments.network!r}; linear layers are written linear:INxOUT,INxOUT,… as in {EXAMPLE}"
+        )
     keep_freed_memory()
     offset = None if arguments.offset == "none" else arguments.offset
     works = layers_of(arguments.network, arguments.density, arguments.batch_size, arguments.num_classes, offset)
@@ -227,6 +255,8 @@ def main() -> None:
     print(f'{clock} of a step, measured (predicted); * what "auto" chooses; apart: forward + inputs + trained')
     print(table(layers))
     print(totals(layers))
+    if arguments.apart:
+        print("wall milliseconds, dense layer : chosen method", against_dense(layers), sep="\n")
     save(arguments.save, describe_run(arguments) | {"layers": layers})
 
 

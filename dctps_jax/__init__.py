@@ -1,12 +1,12 @@
 """DCT plus Sparse: networks that train with 1 % down to 0.01 % of their weights, in JAX and Flax NNX."""
 
-from dctps_jax.conversion import conversion_report, convert
+from dctps_jax.conversion import conversion_report, convert, to_plain
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import Alpha, FrozenAlpha, Mask, SparseParam, Support
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.ops.fusion import materialized
-from dctps_jax.pruning.transformation import keep_masked, sparse_optimizer
+from dctps_jax.pruning.sparse_optimizer import keep_masked, sparse_optimizer
 
 __version__ = "0.2.0.dev0"
 
@@ -26,4 +26,5 @@ __all__ = [
     "keep_masked",
     "materialized",
     "sparse_optimizer",
+    "to_plain",
 ]

@@ -3,7 +3,7 @@
 import fnmatch
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from flax import nnx
 from dctps_jax.errors import UserError
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.offsets import Offset
+from dctps_jax.prunable import ORDER, check_not_normalized, check_not_tied, find_layers, prunable_layers, replace_layers
 from dctps_jax.pruning import ALLOCATIONS, allocate, apply_masks, prune, random_supports, trains_all_weights
 
 LAYERS = (DCTpSConv, DCTpSLinear)
@@ -45,37 +46,70 @@ def convert(
     Raises :class:`~dctps_jax.errors.UserError` where there is nothing to convert, for a pattern that matches no layer,
     and for layers that have a mask or are stacked by ``nnx.vmap``; besides those of ``prune``.
     """
-    key = jax.random.key(0) if key is None else key
+    if key is None:
+        with jax.ensure_compile_time_eval():  # convert may be called in a function that is traced
+            key = jax.random.key(0)
     is_random = method in ALLOCATIONS
     if is_random and options:
         raise UserError(f"{method} has no option {next(iter(options))!r}; random methods have none")
     # Shapes and counts. The copy has lost the order of the layers, so it comes from the model.
     copy: Any = nnx.clone(model)
-    places = {path: (parent, name) for path, parent, name in _layers_below(copy, ())}
+    in_copy = dict(find_layers(copy, _is_layer))
     first_paths = _first_paths(model, exclude)
-    layers = {path: getattr(*places[path]) for path in dict.fromkeys(first_paths.values())}
+    layers = {path: in_copy[path] for path in dict.fromkeys(first_paths.values())}
     if all(isinstance(layer, LAYERS) for layer in layers.values()):
         raise UserError("the model has no nnx.Conv or nnx.Linear to convert")
     shapes = {path: _kernel_shape(path, layer) for path, layer in layers.items()}
     fixed_layers: dict[str, Any] = {"dense_layers": dense_layers, "layer_densities": layer_densities}
     is_dense = trains_all_weights(method, density, layer_densities)
+    if form == "compact" and not is_dense:
+        check_not_normalized(copy, layers)
     # Random supports, without dense kernels.
     supports: dict[str, np.ndarray] = {}
     if is_random and form == "compact" and not is_dense:
         supports = random_supports(key, shapes, allocate(shapes, density, method, **fixed_layers))
     # The layers with their supports.
     alpha = {"offset": offset, "alpha_init": alpha_init, "alpha_trainable": alpha_trainable}
+    converted: dict[int, Any] = {}
     for path, layer in layers.items():
         if not isinstance(layer, LAYERS):
-            layers[path] = _converted(layer, supports.get(path), **alpha)
+            converted[id(layer)] = _converted(layer, supports.get(path), **alpha)
         elif supports:
             layer.set_support(supports[path])
-    for path, first_path in first_paths.items():
-        setattr(*places[path], layers[first_path])
-    copy.layer_order = tuple(layers)
+    copy = replace_layers(copy, converted)
+    setattr(copy, ORDER, tuple(layers))
     if not supports and not is_dense:
         apply_masks(copy, prune(copy, method, density, key=key, **fixed_layers, **options), form)
     return copy
+
+
+def to_plain(model: nnx.Module) -> Any:
+    """Return a copy of ``model`` with ``nnx.Conv`` and ``nnx.Linear`` in place of the DCT plus Sparse layers.
+
+    Their kernels are K = α·D + M⊙S, written out, so that the copy computes the same, and all weights of it are trained.
+    What knows the layers of NNX knows the copy.
+    """
+    copy: Any = nnx.clone(model)
+    copy = replace_layers(copy, {id(layer): _plain(layer) for layer in prunable_layers(copy).values()})
+    if hasattr(copy, ORDER):
+        delattr(copy, ORDER)
+    return copy
+
+
+def _plain(layer: DCTpSConv | DCTpSLinear) -> nnx.Conv | nnx.Linear:
+    layer_type = nnx.Conv if isinstance(layer, DCTpSConv) else nnx.Linear
+    plain = layer_type(**_same_arguments(layer, layer_type), rngs=nnx.Rngs(0))
+    plain.kernel.set_value(layer.effective_kernel())
+    if plain.bias is not None and layer.bias is not None:
+        plain.bias.set_value(layer.bias[...])
+    return plain
+
+
+def _same_arguments(layer: Any, layer_type: type) -> dict[str, Any]:
+    """Return every argument of ``layer_type`` that a layer keeps as an attribute of its name, but for its arrays."""
+    parameters = inspect.signature(layer_type.__init__).parameters
+    names = parameters.keys() & vars(layer).keys() - {"mask", "kernel_init", "bias_init"}
+    return {name: getattr(layer, name) for name in names}
 
 
 class Row(NamedTuple):
@@ -148,7 +182,7 @@ def _first_paths(model: nnx.Module, exclude: Iterable[str]) -> dict[str, str]:
 
     A layer may occur in several places. Layers that are to be converted are left out where ``exclude`` matches.
     """
-    layers = {path: getattr(parent, name) for path, parent, name in _layers_below(model, ())}
+    layers = dict(find_layers(model, _is_layer))
     convertible = [path for path, layer in layers.items() if not isinstance(layer, LAYERS)]
     excluded: set[str] = set()
     for pattern in [exclude] if isinstance(exclude, str) else exclude:
@@ -156,8 +190,10 @@ def _first_paths(model: nnx.Module, exclude: Iterable[str]) -> dict[str, str]:
         if not matching:
             raise UserError(f"exclude: no layer matches {pattern!r}; the layers are: {', '.join(convertible)}")
         excluded.update(matching)
+    others = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
+    check_not_tied({path: layers[path] for path in layers if path not in excluded}, others)
     by_layer: dict[int, str] = {}
-    paths = [path for path in (*getattr(model, "layer_order", ()), *layers) if path not in excluded]
+    paths = [path for path in (*getattr(model, ORDER, ()), *layers) if path not in excluded]
     return {path: by_layer.setdefault(id(layers[path]), path) for path in paths}
 
 
@@ -183,13 +219,7 @@ def _kernel_shape(path: str, layer: Any) -> tuple[int, ...]:
 def _converted(layer: Any, support: np.ndarray | None, **settings: Any) -> DCTpSConv | DCTpSLinear:
     """Return the DCT plus Sparse layer for an ``nnx.Conv`` or ``nnx.Linear``, compact if there is a support."""
     layer_type = DCTpSConv if isinstance(layer, nnx.Conv) else DCTpSLinear
-    # Every argument that the layer keeps as an attribute of its name is the same in the new layer.
-    names = set(inspect.signature(layer_type.__init__).parameters) & vars(layer).keys() - {
-        "mask",
-        "kernel_init",
-        "bias_init",
-    }
-    same = {name: getattr(layer, name) for name in names}
+    same = _same_arguments(layer, layer_type)
     new = layer_type(**same, **settings, support=support, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
     if new.offset is None:
         kernel = layer.kernel[...]
@@ -199,11 +229,6 @@ def _converted(layer: Any, support: np.ndarray | None, **settings: Any) -> DCTpS
     return new
 
 
-def _layers_below(node: nnx.Module, path: tuple[str, ...]) -> Iterator[tuple[str, nnx.Module, str]]:
-    """Yield (path, parent, attribute) of the layers to convert and of those that are DCT plus Sparse already."""
-    for name, child in vars(node).items():
-        here = (*path, name)
-        if type(child) in (nnx.Conv, nnx.Linear) or isinstance(child, LAYERS):
-            yield ".".join(here), node, name
-        elif isinstance(child, nnx.Module):
-            yield from _layers_below(child, here)
+def _is_layer(node: Any) -> bool:
+    """Return whether a layer is to be converted, or is a DCT plus Sparse layer already."""
+    return type(node) in (nnx.Conv, nnx.Linear) or isinstance(node, LAYERS)

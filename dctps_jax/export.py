@@ -24,32 +24,43 @@ from dctps_jax.exported_file import (
     FORMAT_VERSION,
     Description,
     check_network_config,
+    description_of,
     digest_of_file,
     read_exported_file,
 )
+from dctps_jax.field import find_field
 from dctps_jax.files import check_target, is_printable, write_whole
 from dctps_jax.kernels import Mask, Support
-from dctps_jax.ops.methods import AUTODIFF
 from dctps_jax.ops.target import PORTABLE, tracing_for
 from dctps_jax.own import IMPORT_PATH, is_import_path
-from dctps_jax.prunable import prunable_layers
 from dctps_jax.runs.checkpoint import read_arrays
 from dctps_jax.runs.fields import check_data
 from dctps_jax.runs.packing import flatten
 from dctps_jax.runs.workdir import read_config, read_results
+from dctps_jax.training.own_network import (
+    build_own_network,
+    change_of_program,
+    change_of_shapes,
+    describe_program,
+)
 from dctps_jax.training.sparse_model import build_model
 
 SECTIONS = ("params", "batch_stats", "supports", "frozen")
 PLATFORMS = ("cpu", "cuda", "tpu")
+# What messages call the setting that names the function of a network of the user's own.
+OPTION = "--network"
 logger = logging.getLogger("dctps_jax")
 
 
-def export_run(run: Path | str, output: Path | str, checkpoint: str = "best") -> Path:
+def export_run(run: Path | str, output: Path | str, checkpoint: str = "best", network: str | None = None) -> Path:
     """Write the network of a finished run to a safetensors file, whole or not at all; return the run's directory.
 
     Of several seeds it is the one that was best on validation. ``checkpoint`` is "best", "latest", or "ema": the
-    averaged weights of the latest one. Raises :class:`~dctps_jax.errors.UserError` where the run is not finished, is of
-    an older version, or has no sound checkpoint, or the file cannot be written.
+    averaged weights of the latest one. ``network`` is the import path of the function that built a network of the
+    user's own. With it the network is built first, to find out whether it is still what was trained.
+
+    Raises :class:`~dctps_jax.errors.UserError` where the run is not finished, is of an older version, or has no sound
+    checkpoint, the network has changed, or the file cannot be written.
     """
     from safetensors.numpy import save
 
@@ -96,6 +107,10 @@ def export_run(run: Path | str, output: Path | str, checkpoint: str = "best") ->
         "data": json.dumps(results["data"]),
         "step": str(step),
     }
+    if "network" in results:
+        metadata["network"] = json.dumps(results["network"])
+    if network is not None:
+        _build(run, description_of(metadata), tensors, network)
     write_whole(output, save(tensors, metadata | {"digest": digest_of_file(tensors, metadata)}))
     return run
 
@@ -118,7 +133,8 @@ def load_exported(file: Path | str, network: str | None = None) -> nnx.Module:
     file only names it, and what a file names is not called unasked.
 
     Raises :class:`~dctps_jax.errors.UserError` for a file that is missing, truncated, damaged, foreign or of a newer
-    version. One of format version 1 comes with a warning: only its weights can be verified.
+    version, and for a ``network`` that computes something else than the network of the run did. One of format version 1
+    comes with a warning: only its weights can be verified.
     """
     return read_exported(file, network)[1]
 
@@ -129,30 +145,42 @@ def read_exported(file: Path | str, network: str | None = None) -> tuple[Descrip
     return description, _build(Path(file), description, tensors, network)
 
 
-def _build(file: Path, description: Description, tensors: dict[str, np.ndarray], network: str | None) -> nnx.Module:
-    config: Any = ConfigDict(description.config)
-    named = config.model.name
+def check_network_option(source: Path, named: str, network: str | None) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` where ``network`` is not given for a network of the user's own.
+
+    ``named`` is what ``source``, a file or a run, calls its network. Also where ``network`` is given and it is none.
+    """
     if is_import_path(named) and network is None:
         raise UserError(
-            f"{file} holds a network that {named} built, which is not a part of dctps_jax; if you know this function, "
-            f"give it: --network {named}"
+            f"{source} holds a network that {named} built, which is not a part of dctps_jax; if you know this "
+            f"function, give it: --network {named} (in Python: network={named!r})"
         )
     if is_import_path(named) != (network is not None):
-        raise UserError(f"--network is {network!r}, but {file} holds {named}, a network of dctps_jax; leave it out")
-    if network is not None:
-        if not is_import_path(network):
-            raise UserError(f"--network is {network!r}; it must be {IMPORT_PATH.words}")
-        config.model.name = network
+        raise UserError(f"--network is {network!r}, but {source} holds {named}, a network of dctps_jax; leave it out")
+    if network is not None and not is_import_path(network):
+        raise UserError(f"--network is {network!r}; it must be {IMPORT_PATH.words}")
+
+
+def _build(file: Path, description: Description, tensors: dict[str, np.ndarray], network: str | None) -> nnx.Module:
+    config: Any = ConfigDict(description.config)
+    check_network_option(file, config.model.name, network)
     supports = {
         ".".join(name.split("/")[1:-1]): array for name, array in tensors.items() if name.startswith("supports/")
     }
-    try:
-        size, channels = description.image_size, description.shape[2]
-        model = build_model(config, len(description.class_names), size, channels, supports or None)
-    except UserError as error:
-        raise UserError(
-            f"{file} does not hold the network that it describes ({error}); export the run again"
-        ) from error
+    of_images = len(description.class_names), description.image_size, description.shape[2]
+    if network is not None:
+        config.model.name = network
+        if description.network is not None:
+            now = describe_program(config, *of_images, field=OPTION)
+            _refuse_change(file, network, change_of_program(description.network, now))
+        model = build_own_network(config, *of_images, supports, field=OPTION)
+    else:
+        try:
+            model = build_model(config, *of_images, supports or None)
+        except UserError as error:
+            raise UserError(
+                f"{file} does not hold the network that it describes ({error}); export the run again"
+            ) from error
     model.eval()
     graph, *parts, random, frozen = nnx.split(model, nnx.Param, nnx.BatchStat, (Mask, Support), nnx.RngState, ...)
     parts.append(frozen)
@@ -161,14 +189,24 @@ def _build(file: Path, description: Description, tensors: dict[str, np.ndarray],
         found = {
             name.removeprefix(f"{section}/"): array for name, array in tensors.items() if name.startswith(f"{section}/")
         }
-        if {name: leaf.shape for name, leaf in leaves.items()} != {name: array.shape for name, array in found.items()}:
-            changed = f", or {network}, which built it, has changed" if network else ""
-            raise UserError(f"{file} does not hold the {section} of its own network{changed}; export the run again")
+        shapes, shapes_now = ({name: array.shape for name, array in arrays.items()} for arrays in (found, leaves))
+        if network is not None:
+            _refuse_change(file, network, change_of_shapes(shapes, shapes_now))
+        elif shapes != shapes_now:
+            raise UserError(f"{file} does not hold the {section} of its own network; export the run again")
         values = jax.tree.unflatten(
             jax.tree.structure(nnx.to_pure_dict(part)), [jnp.asarray(found[name]) for name in leaves]
         )
         nnx.replace_by_pure_dict(part, values)
     return nnx.merge(graph, *parts, random)
+
+
+def _refuse_change(file: Path, network: str, change: str | None) -> None:
+    if change is not None:
+        raise UserError(
+            f"{file} holds another network than {network} builds: that one {change}; put back the code that the run "
+            "was trained with, or train and export a new run"
+        )
 
 
 def export_stablehlo(file: Path | str, output: Path | str, network: str | None = None) -> None:
@@ -181,8 +219,6 @@ def export_stablehlo(file: Path | str, output: Path | str, network: str | None =
     output = Path(output)
     check_target("--stablehlo", output)
     description, model = read_exported(file, network)
-    for layer in prunable_layers(model).values():
-        layer.method = AUTODIFF.name
     graph, state = nnx.split(model)
 
     @jax.jit
@@ -204,14 +240,19 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", choices=("best", "latest", "ema"), default="best", help="best on validation, last, or averages"
     )
-    parser.add_argument("--network", help="for --stablehlo: function that built a network of your own")
+    parser.add_argument(
+        "--network", help="function that built a network of your own; --stablehlo and a check of its code call it"
+    )
     parser.add_argument("--stablehlo", type=Path, help="file for the network as a program")
     arguments = parser.parse_args()
     if arguments.stablehlo:
         check_target("--stablehlo", arguments.stablehlo)
         if arguments.stablehlo.absolute() == arguments.output.absolute():
             raise UserError(f"--output and --stablehlo are both {arguments.output}; name two files")
-    run = export_run(arguments.run, arguments.output, arguments.checkpoint)
+    if arguments.stablehlo or arguments.network is not None:
+        name, _ = find_field(read_config(arguments.run), "model.name")
+        check_network_option(arguments.run, name, arguments.network)
+    run = export_run(arguments.run, arguments.output, arguments.checkpoint, arguments.network)
     if run != arguments.run:
         print(f"{run} was the best of its seeds on validation")
     dtype = describe_exported(arguments.output).dtype

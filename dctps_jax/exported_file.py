@@ -1,7 +1,8 @@
 """The file of an exported network: its metadata, its digest, and how it is read.
 
 The metadata are texts: ``format`` ("dctps_jax"), ``format_version``, ``config`` and ``data`` (JSON), ``step``,
-``digest``.
+``digest``. With a network of the user's own, ``network`` (JSON) says what it was when it was trained; files of before
+lack it.
 
 - Version 2: the digest is a SHA-256 over the tensors and all metadata but the digest itself.
 - Version 1: the digest covers the tensors only. Such a file is read with a warning, since nothing tells whether its
@@ -21,12 +22,12 @@ import numpy as np
 
 from dctps_jax.config import check_value
 from dctps_jax.data.batches import Normalization, normalize
-from dctps_jax.data.dataset import Size, height_and_width
+from dctps_jax.data.dataset import Size, height_and_width, size_of
 from dctps_jax.errors import UserError, first_line
 from dctps_jax.field import flat_fields
 from dctps_jax.files import parse_json
 from dctps_jax.own import is_import_path
-from dctps_jax.runs.fields import check_data, check_object
+from dctps_jax.runs.fields import check_data, check_network, check_object
 from dctps_jax.runs.packing import digest
 
 FORMAT, FORMAT_VERSION = "dctps_jax", 2
@@ -46,6 +47,7 @@ class Description(NamedTuple):
     normalization: Normalization
     step: int
     fit: str = "squash"
+    network: dict[str, Any] | None = None
 
     @property
     def dtype(self) -> str | None:
@@ -75,7 +77,7 @@ def read_exported_file(file: Path) -> tuple[Description, dict[str, np.ndarray]]:
     if metadata.get("format") != FORMAT:
         raise UserError(f"{file} is a safetensors file, but none of dctps_jax.export; give one that it wrote")
     text = metadata.get("format_version", "")
-    version = int(text) if text.isdecimal() else 0
+    version = int(text[:9]) if text.isdecimal() else 0  # Python does not read thousands of digits
     if version > FORMAT_VERSION:
         raise UserError(
             f"{file} was written by a newer dctps_jax (format {version}, this one knows {FORMAT_VERSION}); update "
@@ -95,7 +97,7 @@ def read_exported_file(file: Path) -> tuple[Description, dict[str, np.ndarray]]:
             file,
         )
     try:
-        return _description(metadata), tensors
+        return description_of(metadata), tensors
     except (KeyError, ValueError) as error:
         raise UserError(
             f"{file} is damaged: its metadata do not describe a network ({error}); export the run again"
@@ -127,15 +129,17 @@ def _content(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         ) from error
 
 
-def _description(metadata: Mapping[str, str]) -> Description:
+def description_of(metadata: Mapping[str, str]) -> Description:
     """Return what metadata say of a network; ``KeyError`` or ``ValueError`` for what does not describe one."""
     config, data, step = parse_json(metadata["config"]), parse_json(metadata["data"]), int(metadata["step"])
     check_data(data)
     check_network_config(config)
     normalization = Normalization(tuple(data["mean"]), tuple(data["std"]))
-    size = tuple(data["image_size"]) if isinstance(data["image_size"], list) else data["image_size"]
-    fit = data.get("fit", "squash")
-    return Description(config, tuple(data["class_names"]), size, normalization, step, fit)
+    network = parse_json(metadata["network"]) if "network" in metadata else None
+    if network is not None:
+        check_network(network)
+    names, size, fit = tuple(data["class_names"]), size_of(data["image_size"]), data.get("fit", "squash")
+    return Description(config, names, size, normalization, step, fit, network)
 
 
 def check_network_config(config: Any) -> None:

@@ -34,6 +34,9 @@ from dctps_jax.ops.methods import apply_kernel
 from dctps_jax.ops.sparse_part import add_at
 from dctps_jax.ops.work import Work
 
+# Positions are int32.
+MAX_SIZE = 2**31
+
 
 class SparseParam(nnx.Param):
     """The trainable part S of a kernel. Its gradient is exactly zero where a weight is not trained."""
@@ -171,23 +174,33 @@ class KernelLayer(nnx.Module):
         """Return the convolution of ``inputs [batch, *spatial, in]``, of a compact layer by its method."""
         if self.support is None:
             return convolve(inputs, self.effective_kernel().astype(inputs.dtype), geometry)
-        work = self.work(inputs, geometry)
+        work = work_of(self, inputs, geometry)
         method = choose(self.method, work, inputs.dtype)
         alpha = None if self.alpha is None else self.alpha[...]
         return apply_kernel(method, work, inputs, self.kernel[...], alpha, self.support[...])
 
-    def work(self, inputs: jax.Array, geometry: Geometry) -> Work:
-        """Return what a compact layer has to compute."""
-        return Work(geometry, inputs.shape, self.kernel[...].size, self.offset)
+
+def work_of(layer: KernelLayer, inputs: jax.Array, geometry: Geometry) -> Work:
+    """Return what a compact layer has to compute.
+
+    It is no method: ``nnx.tabulate`` would take it for one that maps arrays to arrays.
+    """
+    return Work(geometry, inputs.shape, layer.kernel[...].size, layer.offset)
 
 
 def check_positions(positions: jax.Array | np.ndarray, kernel_shape: tuple[int, ...]) -> jax.Array:
     """Return the positions of a support as int32.
 
-    Raises :class:`~dctps_jax.errors.UserError` unless they ascend and lie in the flattened kernel.
+    Raises :class:`~dctps_jax.errors.UserError` unless they ascend and lie in the flattened kernel, and for a kernel of
+    more than 2^31 weights.
     """
     positions = np.asarray(positions)
     size = math.prod(kernel_shape)
+    if size > MAX_SIZE:
+        raise UserError(
+            f"a kernel of shape {kernel_shape} has {size:,} weights, and the positions of a compact layer are int32, "
+            f"up to {MAX_SIZE:,}; give the layer a mask instead, or divide it"
+        )
     if positions.ndim != 1 or not (np.issubdtype(positions.dtype, np.integer) or positions.size == 0):
         raise UserError(f"a support is a list of integer positions, got {positions.dtype} of shape {positions.shape}")
     if positions.size and (positions[0] < 0 or positions[-1] >= size or (np.diff(positions) <= 0).any()):

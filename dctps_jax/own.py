@@ -6,11 +6,13 @@ import inspect
 import os
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from dctps_jax.errors import UserError, first_line
+from dctps_jax.errors import UserError, did_you_mean, first_line
 from dctps_jax.field import Allowed
 
 
@@ -49,62 +51,112 @@ def find_function(field: str, path: str) -> Callable[..., Any]:
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.append(folder)
-    with blaming(f"{field} is {path!r}, whose module cannot be imported"):
+    with blaming(f"{field} is {path!r}, whose module cannot be imported", path):
         try:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
                 raise
             raise UserError(
-                f"{field} is {path!r}, but there is no module {error.name!r}; start the program in the folder that "
-                "holds it, or install it"
+                f"{field} is {path!r}, but there is no module {error.name!r} here, in {folder}; start the program in "
+                f"the folder that holds {module_name.replace('.', '/')}.py, or install the module"
             ) from error
+    names = [name for name, value in vars(found).items() if callable(value)]
     for part in name.split("."):
         found = getattr(found, part, None)
     if not callable(found):
-        raise UserError(f"{field} is {path!r}, but {module_name} has no function {name!r}; name one that it has")
+        hint = did_you_mean(name, names)
+        raise UserError(f"{field} is {path!r}, but {module_name} has no function {name!r}{hint}; name one that it has")
     return found
 
 
-def call(field: str, path: str, offered: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+def call(field: str, path: str, offered: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
     """Call a function of the user's with those of the arguments ``offered`` that it takes, and with all ``options``.
 
-    Raises :class:`~dctps_jax.errors.UserError` for an option that it does not take, and where it fails.
+    ``options`` are those of a network, from the config; None for a function that has none.
+
+    Raises :class:`~dctps_jax.errors.UserError` for an option that it does not take, for an argument that it needs and
+    nobody gives, and where it fails.
     """
     function = find_function(field, path)
-    accepted = check_options(field, path, options)
-    taken = {name: value for name, value in offered.items() if accepted is None or name in accepted}
-    with blaming(f"{field} is {path!r}, which fails"):
-        return function(**taken, **options)
+    given = {**offered, **(options or {})}
+    accepted = check_options(field, path, options or {})
+    for parameter in _parameters(function):
+        if is_needed(parameter) and (parameter.name not in given or parameter.kind is parameter.POSITIONAL_ONLY):
+            remedy = "a default value" if options is None else "a default value, or a value in config.model.options"
+            raise UserError(
+                f"{field} is {path!r}, whose argument {parameter.name!r} gets no value; a function is called by name "
+                f"with those of {', '.join(offered)} that it takes: give {parameter.name!r} {remedy}"
+            )
+    taken = {name: value for name, value in given.items() if accepted is None or name in accepted}
+    with blaming(f"{field} is {path!r}, which fails", path):
+        return function(**taken)
 
 
 def check_options(field: str, path: str, options: Iterable[str]) -> list[str] | None:
     """Return the names of the arguments that a function takes, None for any; an option that is none is a UserError."""
-    function = find_function(field, path)
-    # nnx hides the arguments of a class behind those of its metaclass.
-    parameters = inspect.signature(function.__init__ if inspect.isclass(function) else function).parameters.values()
+    parameters = _parameters(find_function(field, path))
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
-    accepted = [parameter.name for parameter in parameters if parameter.name != "self"]
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    accepted = [parameter.name for parameter in parameters if parameter.kind in by_name]
     for option in options:
         if option not in accepted:
-            raise UserError(
-                f"{field} is {path!r}, which has no argument {option!r}; its arguments are: {', '.join(accepted)}"
-            )
+            arguments = f"its arguments are: {', '.join(accepted)}" if accepted else "it has none"
+            raise UserError(f"{field} is {path!r}, which has no argument {option!r}; {arguments}")
     return accepted
 
 
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return the parameters of a function, or of the class that stands for one."""
+    if not inspect.isclass(function):
+        return list(inspect.signature(function).parameters.values())
+    if function.__init__ is object.__init__:
+        return []
+    # nnx hides the arguments of a class behind those of its metaclass. The first one is self.
+    return list(inspect.signature(function.__init__).parameters.values())[1:]
+
+
+def is_needed(parameter: inspect.Parameter) -> bool:
+    """Return whether a function cannot be called without this argument."""
+    collects = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and not collects
+
+
 @contextlib.contextmanager
-def blaming(what: str) -> Iterator[None]:
-    """Inside, an error of the user's code becomes a UserError: ``what``, and where it was raised."""
+def blaming(what: str, path: str) -> Iterator[None]:
+    """Inside, an error of the user's code becomes a UserError: ``what``, and the line of the user's that led to it.
+
+    ``path`` is the import path of the function that is called.
+    """
     try:
         yield
     except (UserError, MemoryError):
         raise
     except Exception as error:  # the user's code may raise anything
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (at.filename, at.lineno)
+        file, line = _place(error, path)
+        reason = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
         raise UserError(
-            f"{what} ({type(error).__name__}: {first_line(error)}, in line {line} of {file}); mend it, DCTPS_DEBUG=1 "
-            "shows the traceback"
+            f"{what} ({reason}, in line {line} of {file}); mend it, DCTPS_DEBUG=1 shows the traceback"
         ) from error
+
+
+def _place(error: Exception, path: str) -> tuple[str | None, int | None]:
+    """Return file and line of an error: the last ones in code of the user's, else those where it was raised."""
+    if isinstance(error, SyntaxError):
+        return error.filename, error.lineno
+    frames = [(frame.f_code.co_filename, line, frame) for frame, line in traceback.walk_tb(error.__traceback__)]
+    package = path.partition(":")[0].partition(".")[0]
+    own = [
+        (file, line)
+        for file, line, frame in frames
+        if frame.f_globals.get("__name__", "").partition(".")[0] == package or not _is_installed(file)
+    ]
+    return own[-1] if own else frames[-1][:2]
+
+
+def _is_installed(file: str) -> bool:
+    """Return whether a file is this package's, Python's or an installed package's."""
+    places = sysconfig.get_paths()
+    folders = [Path(__file__).parent, *(places[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))]
+    return file.startswith("<") or any(Path(file).is_relative_to(folder) for folder in folders)

@@ -1,35 +1,129 @@
-"""The prunable layers of a network, and a copy of it in which no weight is masked."""
+"""The layers of a network: how they are found, the prunable ones among them, and a copy without masks."""
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flax import nnx
 
+from dctps_jax.errors import UserError
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 
+# The static attribute of a model that holds the paths of its prunable layers in order of definition.
+ORDER = "dctps_layer_order"
 
-def prunable_layers(model: nnx.Module) -> dict[str, DCTpSConv | DCTpSLinear]:
+
+def prunable_layers(model: Any) -> dict[str, DCTpSConv | DCTpSLinear]:
     """Return the prunable layers of ``model`` by dotted path, e.g. ``"layer1.0.conv1"``, in order of definition.
 
     A layer that occurs in several places goes by the first of them. ``nnx.merge`` sorts attributes by name, so the
-    order of definition is lost there; a model that carries it as a static ``layer_order`` (as
-    :func:`dctps_jax.models.create_model` sets it) keeps it.
+    order of definition is lost there; a model that carries it in the static attribute :data:`ORDER` (as
+    :func:`dctps_jax.models.create_model` and :func:`dctps_jax.convert` set it) keeps it.
+
+    Raises :class:`~dctps_jax.errors.UserError` for layers that share a kernel, and for layers that ``nnx.vmap`` has
+    stacked.
     """
-    layers = dict(_layers_below(model, ()))
+    layers = dict(find_layers(model, lambda node: isinstance(node, DCTpSConv | DCTpSLinear)))
     first: dict[int, str] = {}
     for path, layer in layers.items():
         first.setdefault(id(layer), path)
-    order = getattr(model, "layer_order", ())
+    check_not_tied(layers, {})
+    for path in first.values():
+        _check_not_stacked(path, layers[path])
+    order = getattr(model, ORDER, ())
     is_known = set(order) <= set(layers) and {id(layers[path]) for path in order} == set(first)
     return {path: layers[path] for path in (order if is_known else first.values())}
 
 
-def _layers_below(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, DCTpSConv | DCTpSLinear]]:
-    if isinstance(node, DCTpSConv | DCTpSLinear):
-        yield ".".join(path), node
-    elif isinstance(node, nnx.Module | nnx.List):
-        for name, child in vars(node).items():
-            yield from _layers_below(child, (*path, name))
+def find_layers(
+    node: Any, is_layer: Callable[[Any], bool], path: tuple[Any, ...] = (), above: frozenset[int] = frozenset()
+) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted path, layer) of all layers of a network, in order of definition, wherever they occur.
+
+    Layers are found in modules, in other ``nnx.Pytree`` objects, and in the lists, tuples and dicts that these hold.
+    ``above`` are the objects on the way down: one that holds itself is not entered twice.
+    """
+    if is_layer(node):
+        yield ".".join(map(str, path)), node
+    elif id(node) not in above:
+        for name, child in _children(node).items():
+            yield from find_layers(child, is_layer, (*path, name), above | {id(node)})
+
+
+def replace_layers(node: Any, new: Mapping[int, Any], above: frozenset[int] = frozenset()) -> Any:
+    """Return ``node`` with other layers in place of those whose ``id`` is a key of ``new``. Modules change in place."""
+    if id(node) in new:
+        return new[id(node)]
+    if id(node) in above:
+        return node
+    children = {name: replace_layers(child, new, above | {id(node)}) for name, child in _children(node).items()}
+    if isinstance(node, tuple):
+        fields = getattr(node, "_make", tuple)  # a named tuple has a constructor of its own
+        return fields(children.values()) if any(map(_is_other, children.values(), node)) else node
+    for name, child in children.items():
+        if isinstance(node, list | dict):
+            node[name] = child
+        elif child is not vars(node)[name]:
+            setattr(node, name, child if isinstance(child, nnx.Pytree) else nnx.data(child))
+    return node
+
+
+def _is_other(one: Any, other: Any) -> bool:
+    return one is not other
+
+
+def _children(node: Any) -> Mapping[Any, Any]:
+    if isinstance(node, nnx.Variable):
+        return {}
+    if isinstance(node, nnx.Pytree):
+        return {name: child for name, child in vars(node).items() if not name.startswith("_pytree__")}
+    if isinstance(node, list | tuple):
+        return dict(enumerate(node))
+    return node if isinstance(node, dict) else {}
+
+
+def check_not_tied(layers: Mapping[str, Any], others: Mapping[str, Any]) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` where a layer's kernel is a variable of another module, too."""
+    owners: dict[int, list[tuple[str, Any]]] = defaultdict(list)
+    for path, module in (*layers.items(), *others.items()):
+        for variable in _variables_of(module):
+            owners[id(variable)].append((path, module))
+    for path, layer in layers.items():
+        for other, module in owners[id(layer.kernel)]:
+            if module is not layer:
+                raise UserError(
+                    f"{path} and {other} share a kernel, and a choice of weights would hold for one of them only; use "
+                    "one module in both places, exclude both, or give each a kernel of its own"
+                )
+
+
+def _variables_of(module: Any) -> list[nnx.Variable]:
+    return [value for value in vars(module).values() if isinstance(value, nnx.Variable)]
+
+
+def check_not_normalized(model: Any, layers: Mapping[str, Any]) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` where a layer that is to be compact is in a wrapper of its kernel.
+
+    ``nnx.SpectralNorm`` and ``nnx.WeightNorm`` normalise arrays of a kernel's shape. They pass over a list of values.
+    """
+    paths = {id(layer): path for path, layer in layers.items()}
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.SpectralNorm | nnx.WeightNorm):
+            for _, layer in find_layers(module.layer_instance, lambda node: id(node) in paths):
+                raise UserError(
+                    f"{paths[id(layer)]} is in an nnx.{type(module).__name__}, which normalises whole kernels, and a "
+                    'compact layer stores none; use form="masked", or leave this layer out'
+                )
+
+
+def _check_not_stacked(path: str, layer: DCTpSConv | DCTpSLinear) -> None:
+    rank = len(layer.kernel_shape) if layer.support is None else 1
+    found = layer.kernel.get_value().shape  # an abstract array has no items
+    if len(found) > rank:
+        raise UserError(
+            f"{path or 'the layer'} holds {found[0]} layers that nnx.vmap has stacked, each with a kernel of shape "
+            f"{layer.kernel_shape}; stacked layers cannot be pruned, keep the layers of a network in an nnx.List"
+        )
 
 
 def unmasked_copy(model: nnx.Module) -> nnx.Module:

@@ -81,6 +81,7 @@ SLOW = (
     "tests/test_parity.py::test_float32_is_as_close_to_float64_as_the_original_is[parity_resnet18",
     "tests/test_torch_compat.py::test_names_shapes_and_layouts_are_the_originals[mobilenet",
     "tests/test_train_cli.py::test_a_run_through_kills_and_signals_ends_as_one_undisturbed",
+    "tests/test_train_cli.py::test_a_run_that_grows_ends_as_if_it_had_been_started_so",
     "tests/test_train_cli.py::test_a_second_signal_is_survived_and_a_third_is_not",
     "tests/training/test_compilation.py::test_each_program_is_traced_once[2",
     "tests/training/test_compilation.py::test_each_program_is_traced_once[5",

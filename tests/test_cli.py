@@ -3,6 +3,7 @@
 import errno
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from dctps_jax import UserError, export
-from dctps_jax.cli import predict
+from dctps_jax.cli import predict, train
 from dctps_jax.command import command
 from dctps_jax.errors import DiskFull
 from dctps_jax.reports import curves, masks, report
@@ -141,6 +142,40 @@ def test_the_training_programs_end_that_way(program, tmp_path):
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith(f"{program}: --config: 'configs/none.py' does not exist")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "advice"),
+    [
+        (
+            "--pruning.density=0.05",
+            "no option --pruning.density=0.05; a field of the config is set by --config.pruning.",
+        ),
+        ("--density=0.05", "is set by --config.pruning.density=0.05"),
+        ("-seed", "is set by --config.seed"),
+        ("--name=lenet", "--config.data.name=lenet or --config."),
+    ],
+)
+def test_a_field_without_config_before_it_is_recognised(argument, advice):
+    with pytest.raises(UserError, match=re.escape(advice)):
+        train.parse_flags(["train.py", "--config=configs/lenet_digits.py", argument])
+
+
+def test_a_run_that_is_not_finished_is_not_exported(tmp_path):
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    done = call(export.main, tmp_path / "run", "--output", tmp_path / "model.safetensors")
+    assert_one_sentence(done, "export", "run is the directory of a run that is not finished; give the command that")
+
+
+def test_a_run_of_a_sweep_that_fails_is_told_once(tmp_path):
+    (tmp_path / "grid.py").write_text("def get_sweep():\n    return {'data.name': ('none.npz',)}\n")
+    command = [sys.executable, "sweep.py", "--config=configs/lenet_digits.py", f"--sweep={tmp_path / 'grid.py'}"]
+    done = subprocess.run([*command, f"--workdir={tmp_path}"], cwd=REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stdout == "1 runs, 0 of them finished\n0 of 1 runs are finished\n"
+    reason, summary = done.stderr.splitlines()
+    assert reason.startswith("data.name=none.npz failed, exit status 2: train.py: none.npz does not exist"), reason
+    assert summary == "sweep.py: 1 of 1 runs failed (data.name=none.npz); the same command tries them again"
 
 
 def test_a_reader_that_is_gone_ends_it_quietly(tmp_path):

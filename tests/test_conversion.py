@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
-from dctps_jax import DCTpSConv, DCTpSLinear, UserError, conversion_report, convert
+from dctps_jax import DCTpSConv, DCTpSLinear, UserError, conversion_report, convert, to_plain
 from dctps_jax.models import prunable_layers
 from dctps_jax.offsets import find_offset
 from dctps_jax.pruning import get_masks
@@ -150,3 +150,33 @@ def test_a_layer_trains_no_more_parameters_than_it_has(net, offset):
     assert report.density == 1.0
     stem = 3 * 3 * 2 * 8 + (offset is not None)  # α is a parameter
     assert f"{stem} of {stem}" in str(report)
+
+
+@pytest.mark.parametrize("form", ["compact", "masked"])
+@pytest.mark.parametrize("offset", ["dct", "hadamard", None])
+def test_back_to_plain_layers(net, form, offset):
+    model = convert(net, density=0.3, offset=offset, form=form)
+    for layer in prunable_layers(model).values():
+        layer.kernel.set_value(layer.kernel[...] + 0.1 * (layer.mask[...] if layer.mask is not None else 1))
+    plain = to_plain(model)
+    assert jax.tree.structure(nnx.state(plain)) == jax.tree.structure(nnx.state(net))
+    assert nnx.graphdef(nnx.eval_shape(lambda: to_plain(model))) == nnx.graphdef(nnx.clone(plain))
+    np.testing.assert_allclose(plain(IMAGES), model(IMAGES), rtol=1e-5, atol=1e-5)
+    assert type(plain.stem) is nnx.Conv and type(plain.head) is nnx.Linear and plain.again is plain.tail.layers[0]
+    assert not prunable_layers(plain) and prunable_layers(model)
+    again = convert(plain, density=1.0, offset=None)
+    np.testing.assert_allclose(again(IMAGES), model(IMAGES), rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_alone_becomes_plain():
+    layer = DCTpSLinear(4, 3, use_bias=False, rngs=nnx.Rngs(0))
+    plain = to_plain(layer)
+    assert type(plain) is nnx.Linear and plain.bias is None
+    np.testing.assert_array_equal(plain.kernel[...], layer.effective_kernel())
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", "CIRCULAR", "REFLECT", 1, ((1, 2), (0, 1))])
+def test_every_setting_of_a_convolution_becomes_plain(padding):
+    layer = DCTpSConv(4, 6, (3, 3), strides=2, padding=padding, feature_group_count=2, rngs=nnx.Rngs(0))
+    images = jax.random.normal(jax.random.key(0), (2, 7, 7, 4))
+    np.testing.assert_allclose(to_plain(layer)(images), layer(images), rtol=1e-5, atol=1e-5)

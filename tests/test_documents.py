@@ -2,7 +2,8 @@
 
 The blocks of a page run from its top to its bottom in one folder. There `train.py` and `sweep.py` are only checked:
 flags, fields and values by the real definitions. A run of one epoch stands in for what they would leave, and other
-commands really use it. Benchmarks are checked up to the parsing of their arguments.
+commands really use it. A network that a page writes to a file is really trained, for one epoch. Benchmarks are checked
+up to the parsing of their arguments.
 """
 
 import copy
@@ -34,6 +35,7 @@ from dctps_jax.models import create_model
 from dctps_jax.optimizers import SCHEDULES, make_optimizer
 from dctps_jax.pruning.scores import markdown_table
 from dctps_jax.runs.sweep import plan_runs
+from dctps_jax.training.run import run
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import train_step
 from tests.commands import call
@@ -68,7 +70,10 @@ def folder(tmp_path, monkeypatch):
     modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == "dctps_jax"]
     tables = {id(table): table for module in modules for table in vars(module).values() if isinstance(table, dict)}
     before = [(table, copy.copy(table)) for table in tables.values() if "__name__" not in table]
+    monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
+    for file in tmp_path.glob("*.py"):
+        sys.modules.pop(file.stem, None)
     for table, content in before:
         table.clear()
         table.update(content)
@@ -79,7 +84,9 @@ def test_blocks_work(page, folder, finished_run):
     names = {"__name__": "page"}
     for block in blocks(page):
         assert block.language in LANGUAGES, f"{page}:{block.line} is in {block.language!r}"
-        if block.language == "python":
+        if file := re.match(r"# (\w+\.py)\n", block.code):
+            (folder / file[1]).write_text(block.code)
+        elif block.language == "python":
             exec(compile("\n" * (block.line - 1) + block.code, REPO / page, "exec"), names)
         if block.language == "bash":
             for command in commands(block.code):
@@ -135,13 +142,19 @@ def do(command, finished_run):
 
 def do_program(module, arguments, finished_run):
     """Check what trains; run the others, with the finished run wherever they expect one."""
-    for run in re.findall(r"runs/\w+", " ".join(arguments)):
-        shutil.copytree(finished_run, run, dirs_exist_ok=True)
+    for workdir in re.findall(r"runs/\w+", " ".join(arguments)):
+        if not Path(workdir).exists():
+            shutil.copytree(finished_run, workdir)
     match module.rpartition(".")[2]:
         case "train":
             config, workdir, _ = parse_flags(arguments)
             check_config(resolve(config))
-            shutil.copytree(finished_run, workdir, dirs_exist_ok=True)
+            if Path(f"{config.model.name.partition(':')[0]}.py").exists():
+                config.num_epochs, config.execution.keep_memory = 1, False
+                shutil.rmtree(workdir)
+                run(config, workdir)
+            else:
+                shutil.copytree(finished_run, workdir, dirs_exist_ok=True)
         case "sweep":
             config, workdir, grid = parse_flags(arguments)
             assert grid, f"{arguments} names no sweep"

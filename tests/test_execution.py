@@ -152,6 +152,27 @@ def test_a_frozen_alpha_needs_no_gradient(method, alpha):
     assert_same(gradients(layer.inputs, layer.values), (to_inputs, to_values))
 
 
+def test_layers_side_by_side():
+    """Under ``vmap``, with values and α of their own."""
+    layer = Layer("square linear")
+    given = [jnp.asarray(normal(seed, 2, *np.shape(x))) for seed, x in ((4, layer.inputs), (5, layer.values), (6, 0.7))]
+
+    def results(method, *trained):
+        outputs, pull_back = jax.vjp(partial(layer.apply, method), *trained)
+        return outputs, *pull_back(jnp.asarray(normal(3, *outputs.shape)))
+
+    @jit_unoptimised
+    def compute(*given):
+        together = [jax.vmap(partial(results, method))(*given) for method in layer.methods(True)]
+        alone = [results("autodiff", *(x[number] for x in given)) for number in range(2)]
+        return together, jax.tree.map(lambda *arrays: jnp.stack(arrays), *alone)
+
+    together, expected = compute(*given)
+    assert len(together) == 5
+    for found in together:
+        assert_same(found, expected)
+
+
 def test_without_jit_too():
     layer = Layer("linear")
     with jax.disable_jit():
@@ -330,6 +351,7 @@ reference = cache(partial(loss_and_gradients, method="autodiff"))
             for method in ("per_weight", "per_weight_rows", "auto")
         ),
         *((name, "dct", "auto") for name in NETWORKS),
+        *(("lenet", "dct", method) for method in ("transform", "transform_rows")),
     ],
 )
 @pytest.mark.usefixtures("small_families")

@@ -306,7 +306,7 @@ def test_runs_that_cannot_be_exported(runs, tmp_path):
         shutil.copytree(runs / "dct", tmp_path / name)
         target = tmp_path / name / missing
         shutil.rmtree(target) if target.is_dir() else target.unlink()
-        with pytest.raises(UserError, match=r"results\.json does not exist|holds no checkpoint"):
+        with pytest.raises(UserError, match=r"a run that is not finished; give the command|holds no checkpoint"):
             export_run(tmp_path / name, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="nowhere is no directory"):
         export_run(runs / "dct", tmp_path / "nowhere" / "model.safetensors")
@@ -324,15 +324,16 @@ def test_the_commands(runs, tmp_path):
         images.append(tmp_path / f"{number}{os.fsdecode(bytes([0xE9]))}.png")
         Image.fromarray(image).resize((50, 40)).save(images[-1])
     done = call(predict.main, model, *images, "--top", "2")
-    assert done.code == 0 and done.err == "", done
+    resized = f"{tmp_path / '0'}\\udce9.png has 50 x 40 pixels and is resized to 32 x 32\n"
+    assert done.code == 0 and done.err == resized, done
     lines = done.out.splitlines()
     assert len(lines) == 2 and lines[0].startswith(f"{tmp_path / '0'}\\udce9.png: ") and lines[0].count("%") == 2
     done = call(predict.main, VERSION_1, images[0])
     assert done.code == 0 and done.out.count("\n") == 1
-    assert done.err.startswith(f"warning: {VERSION_1} is of format 1") and done.err.count("\n") == 1
+    assert done.err.startswith(f"warning: {VERSION_1} is of format 1") and done.err.endswith(f"\n{resized}")
 
     closed = call_into_closed_pipe(predict.main, model, images[0])
-    assert (closed.code, closed.err) == (141, "")
+    assert closed.code == 141 and closed.err.endswith(" is resized to 32 x 32\n")
     folder = tmp_path / "folder" / "inside"
     folder.mkdir(parents=True)
     assert_one_sentence(call(predict.main, model, folder.parent), "predict.py", f"{folder.parent} holds no image")

@@ -1,26 +1,37 @@
 """Networks and images of the user's own go through all programs: train, resume, export, predict."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from dctps_jax import export
 from dctps_jax.cli import predict
 from dctps_jax.config import check_config
 from dctps_jax.defaults import get_config
 from dctps_jax.errors import UserError
+from dctps_jax.exported_file import digest_of_file
+from dctps_jax.ops.target import tracing_for
 from dctps_jax.runs.fields import check_results
+from dctps_jax.training.from_config import load_data
+from dctps_jax.training.own_network import describe_program
 from dctps_jax.training.run import run
 from dctps_jax.training.signals import Stopped, StopSignals
 from examples.own_network import experiment
-from tests.commands import call
+from tests.commands import assert_one_sentence, call
 from tests.small_runs import assert_same_end, rows
 
+REPO = Path(__file__).parents[1]
 NETWORKS = """
 import jax.numpy as jnp
 from flax import nnx
@@ -59,9 +70,33 @@ def nothing(**arguments):
 
 def failing(num_classes):
     raise RuntimeError("no such weather")
+
+def seeded(num_classes, rngs, seed):
+    return None
+
+def by_place(num_classes, /):
+    return None
+
+class Empty(nnx.Module):
+    pass
+
+class Mode(nnx.Module):
+    def __init__(self, **arguments):
+        pass
+
+    def __call__(self, x, train):
+        return x
+
+class Narrow(nnx.Module):
+    def __init__(self, num_classes, rngs):
+        self.head = nnx.Linear(5, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(x.reshape(len(x), -1))
 """
 DATA = """
 import numpy as np
+from dctps_jax.data import Dataset
 
 def part(count, seed):
     random = np.random.default_rng(seed)
@@ -72,10 +107,22 @@ def part(count, seed):
 def load(seed):
     return part(40, seed), part(20, seed + 100)
 
+def from_one(seed):
+    (images, labels), (test_images, test_labels) = load(seed)
+    return (images, labels + 1), (test_images, test_labels + 1)
+
+def named(seed):
+    (images, labels), (test_images, test_labels) = load(seed)
+    names = ("cat", "dog", "owl")
+    return Dataset("pets", images, labels.astype(np.int32), test_images, test_labels.astype(np.int32) + 1, names)
+
 def floats(dir, image_size):
     return (np.zeros((4, 2, 2, 3)), np.zeros(4, int)), (np.zeros((4, 2, 2, 3)), np.zeros(4, int))
 
 def one():
+    return 1
+
+def of_many(dir, count):
     return 1
 """
 
@@ -151,13 +198,67 @@ def test_a_network_with_dropout_resumes_bit_for_bit_and_is_exported(capsys):
     assert rows(Path("plain"))[0]["train_loss"] != rows(Path("whole"))[0]["train_loss"]
 
     assert call(export.main, "whole", "--output", "net.safetensors").code == 0
+    for count in (0, 1):
+        Image.new("RGB", (4 + 4 * count, 6 + 6 * count), (50, 20, 10)).save(f"red{count}.png")
     Image.fromarray(np.full((12, 8), 30, np.uint8)).save("dark.png")
     unasked = call(predict.main, "net.safetensors", "dark.png")
-    assert unasked.code == 2 and "--network mine.networks:Net" in unasked.err
+    assert_one_sentence(unasked, "predict.py", "--network mine.networks:Net", "network='mine.networks:Net'")
     done = call(predict.main, "net.safetensors", "dark.png", "--network", "mine.networks:Net")
     assert done.code == 0 and done.out.startswith("dark.png: ")
+    assert done.err == "dark.png has 8 x 12 pixels and is resized to 4 x 6\n"
+    done = call(predict.main, "net.safetensors", "red0.png", "red1.png", "--network", "mine.networks:Net")
+    grey = "red0.png is a colour image and is made grey, as the network takes grey images\n"
+    assert done.code == 0 and done.err == f"{grey}red1.png has 8 x 12 pixels and is resized to 4 x 6\n"
     _, model = export.read_exported("net.safetensors", "mine.networks:Net")
     assert model(jnp.zeros((1, 6, 4, 1))).shape == (1, 2)
+
+
+CONFIG = """
+from dctps_jax.defaults import get_config as get_defaults
+
+def get_config():
+    config = get_defaults()
+    config.num_epochs, config.batch_size, config.tensorboard, config.data.augment = 1, 8, False, False
+    config.model.name, config.data.name = "mine.networks:Net", "mine.images:load"
+    config.pruning.density = 0.5
+    return config
+"""
+
+
+def shell(module, *arguments):
+    """Run a program of the package as the shell does, with one device."""
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-m", f"dctps_jax.{module}", *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done
+    return done.stdout
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_sweep_of_a_network_grows_and_all_programs_read_it():
+    sweep = ["--config", "experiment.py", "--sweep", "grid.py", "--workdir", "sweep"]
+    Path("experiment.py").write_text(CONFIG)
+    Path("grid.py").write_text("def get_sweep():\n    return {'pruning.density': (0.5,)}\n")
+    shell("cli.sweep", *sweep)
+    # More epochs, another value and another field.
+    Path("grid.py").write_text(
+        "def get_sweep():\n    return {'pruning.density': (0.5, 0.25), 'model.alpha_trainable': (True, False)}\n"
+    )
+    out = shell("cli.sweep", *sweep, "--config.num_epochs=2")
+    assert "4 runs, 0 of them finished" in out and "4 of 4 runs are finished" in out
+    assert len(list(Path("sweep").iterdir())) == 4
+    shell("cli.train", "--config", "experiment.py", "--workdir", "plain", "--config.num_epochs=2")
+    assert_same_end(Path("sweep/pruning.density=0.5"), Path("plain"))
+
+    shell("reports.report", "sweep")
+    table = Path("sweep/report.md").read_text()
+    assert all(table.count(f"| {density} % |") >= 2 for density in (50, 25)) and "model.alpha_trainable" in table
+    assert "conv " in shell("reports.masks", "sweep", "--output", "masks.png")
+    asked = ["--network", "mine.networks:Net"]
+    shell("export", "plain", "--output", "net.safetensors", "--stablehlo", "net.stablehlo", *asked)
+    Image.fromarray(np.full((6, 4), 30, np.uint8)).save("dark.png")
+    assert shell("cli.predict", "net.safetensors", "dark.png", *asked).startswith("dark.png: ")
 
 
 @pytest.mark.usefixtures("folder", "small")
@@ -180,6 +281,109 @@ def test_changed_code_does_not_go_on():
     run(config_of(), Path("run"))
 
 
+def edit_networks(old, new):
+    """Change the user's code, as between two programs."""
+    Path("mine/networks.py").write_text(NETWORKS.replace(old, new))
+    forget("mine")
+
+
+def without_record(file, target, **changes):
+    """An exported file as one of before, or with another record of its network."""
+    with safe_open(file, framework="numpy") as opened:
+        metadata = opened.metadata()
+    metadata = {name: text for name, text in metadata.items() if name not in ("network", "digest")} | changes
+    tensors = load_file(file)
+    save_file(tensors, target, metadata | {"digest": digest_of_file(tensors, metadata)})
+
+
+@pytest.mark.usefixtures("folder", "small")
+def test_a_network_that_changed_after_training_is_noticed(monkeypatch):
+    name = "mine.networks:Net"
+    one_epoch: dict[str, Any] = {"num_epochs": 1}
+    run(config_of(**one_epoch), Path("run"))
+    check_results(json.loads(Path("run/results.json").read_text()))
+    Image.fromarray(np.full((6, 4), 30, np.uint8)).save("dark.png")
+    export_it = export.main, "run", "--output", "net.safetensors", "--stablehlo", "net.stablehlo"
+    done = call(*export_it)
+    assert_one_sentence(done, "export", "run holds a network that mine.networks:Net built", f"--network {name}")
+    assert not list(Path.cwd().glob("net.*"))  # nothing is written before all can be
+    assert call(*export_it, "--network", name).code == 0
+    predict_it = predict.main, "net.safetensors", "dark.png", "--network", name
+    before = call(*predict_it)
+    assert (before.code, before.err) == (0, "")
+    without_record("net.safetensors", "old.safetensors")
+
+    # Another function, with the same parameters.
+    edit_networks("nnx.relu", "nnx.gelu")
+    words = "holds another network than mine.networks:Net builds", "computes something else now", "put back the code"
+    assert_one_sentence(call(*predict_it), "predict.py", "net.safetensors", *words)
+    with pytest.raises(UserError, match="computes something else now"):
+        export.export_stablehlo("net.safetensors", "new.stablehlo", name)
+    done = call(export.main, "run", "--output", "new.safetensors", "--network", name)
+    assert_one_sentence(done, "export", "run holds", *words)
+    assert not list(Path.cwd().glob("new.*"))
+    with pytest.raises(
+        UserError, match=r"function that config\.model\.name names has changed, and its network computes"
+    ):
+        run(config_of(**one_epoch), Path("run"))
+    with pytest.raises(UserError, match="computes something else now"):  # seeds would be of different networks
+        run(config_of(**one_epoch, num_seeds=2), Path("run"))
+    # What says nothing of its network is taken, and programs of other versions of JAX are not compared.
+    assert call(predict.main, "old.safetensors", *predict_it[2:]).code == 0
+    record = json.loads(Path("run/results.json").read_text())["network"]
+    without_record("net.safetensors", "other.safetensors", network=json.dumps(record | {"jax": "0.0.1"}))
+    assert call(predict.main, "other.safetensors", *predict_it[2:]).code == 0
+
+    # Other parameters: their shapes say it for all versions, and for files of before.
+    edit_networks("width=8", "width=9")
+    for file in ("net.safetensors", "other.safetensors"):
+        done = call(predict.main, file, *predict_it[2:])
+        assert_one_sentence(
+            done, "predict.py", "has other shapes now", "conv.kernel [3, 3, 1, 8] then, [3, 3, 1, 9] now"
+        )
+    done = call(predict.main, "old.safetensors", *predict_it[2:])
+    assert_one_sentence(done, "predict.py", "old.safetensors holds another network", "conv/bias [8] then, [9] now")
+    edit_networks("self.conv", "self.features")
+    done = call(predict.main, "old.safetensors", *predict_it[2:])
+    assert_one_sentence(done, "predict.py", "has no layer conv with a kernel of more than", "put back the code")
+
+    # The file is sound, and nobody says otherwise.
+    edit_networks("Net", "Net")
+    for network, words in {
+        "mine.networks:Nat": "has no function 'Nat' (did you mean 'Net'?)",
+        "nets:Net": "there is no module 'nets' here",
+        "mine.networks:failing": "RuntimeError: no such weather",
+    }.items():
+        done = call(*predict_it[:-1], network)
+        assert_one_sentence(done, "predict.py", f"--network is {network!r}", words)
+        assert "export the run again" not in done.err
+    (Path.cwd() / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(Path.cwd().parent))])
+    forget("mine")
+    done = call(predict.main, "../net.safetensors", "../dark.png", "--network", name)
+    assert_one_sentence(done, "predict.py", "no module 'mine' here", "start the program in the folder that holds mine/")
+    monkeypatch.chdir("..")
+    assert call(*predict_it) == before
+    Path("mine/networks.py").write_text("# A comment changes nothing.\n" + NETWORKS)
+    forget("mine")
+    assert call(*predict_it) == before
+    assert run(config_of(**one_epoch), Path("run"))["network"] == record
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_network_is_the_same_on_every_platform():
+    Path("mine/networks.py").write_text(
+        NETWORKS.replace("self.head(x.re", "self.head(materialized(x).re").replace(
+            "import DC", "import materialized, DC"
+        )
+    )
+    config = config_of("mine.networks:Linear")
+    here = describe_program(config, 2, (6, 4), 1)
+    with tracing_for("tpu"), jax.default_matmul_precision("highest"):
+        assert describe_program(config, 2, (6, 4), 1) == here
+
+
 @pytest.mark.usefixtures("folder", "small")
 def test_a_network_with_layers_of_its_own_and_images_that_change(capsys):
     settings = {"network": "mine.networks:Linear", "pruning__method": "snip", "num_epochs": 1, "data__augment": True}
@@ -199,11 +403,33 @@ def test_a_network_with_layers_of_its_own_and_images_that_change(capsys):
 @pytest.mark.parametrize(
     ("fields", "parts"),
     [
-        ({"network": "mine.nets:Net"}, ["config.model.name is 'mine.nets:Net'", "no module 'mine.nets'"]),
-        ({"network": "mine.networks:Nat"}, ["mine.networks has no function 'Nat'"]),
+        (
+            {"network": "mine.nets:Net"},
+            ["config.model.name is 'mine.nets:Net'", "no module 'mine.nets'", "that holds mine/nets.py"],
+        ),
+        ({"network": "mine.networks:Nat"}, ["mine.networks has no function 'Nat' (did you mean 'Net'?)"]),
         ({"network": "mine.networks"}, ["config.model.name is 'mine.networks'", "my_package.my_module:my_function"]),
         ({"network": "mine.networks:nothing"}, ["returns NoneType", "nnx.Module"]),
         ({"network": "mine.networks:failing"}, ["RuntimeError: no such weather", "line 38 of", "networks.py"]),
+        (
+            {"network": "mine.networks:seeded"},
+            [
+                "argument 'seed' gets no value",
+                "num_classes, image_size, channels, offset, rngs",
+                "config.model.options",
+            ],
+        ),
+        ({"network": "mine.networks:by_place"}, ["argument 'num_classes' gets no value", "called by name"]),
+        ({"network": "mine.networks:Empty"}, ["has no __call__(self, x)"]),
+        ({"network": "mine.networks:Mode"}, ["needs 'train' besides the images", "model.train() and model.eval()"]),
+        (
+            {"network": "mine.networks:Narrow"},
+            ["fails on images of shape [2, 6, 4, 1]", "and (5,), in line 61 of", "networks.py"],
+        ),
+        (
+            {"images": "mine.images:of_many"},
+            ["argument 'count' gets no value; ", "dir, image_size, seed that it takes"],
+        ),
         ({"network": "mine.networks:features"}, ["returns [2, 6, 4, 3] for images of shape [2, 6, 4, 1]", "[2, 2]"]),
         ({"network": "mine.networks:Counting"}, ["changes calls (Variable)", "nnx.BatchStat"]),
         (
@@ -217,6 +443,7 @@ def test_a_network_with_layers_of_its_own_and_images_that_change(capsys):
         ({"network": "lenet", "model__options": (("depth", 3),)}, ["config.model.options", "lenet has none"]),
         ({"images": "mine.images:one"}, ["returns int", "(train_images, train_labels)"]),
         ({"images": "mine.images:floats"}, ["train_images is float64 [4, 2, 2, 3]", "uint8"]),
+        ({"images": "mine.images:from_one"}, ["class 0 has no training images", "subtract the smallest label"]),
         ({"images": "mine.pictures:load"}, ["config.data.name is 'mine.pictures:load'", "no module"]),
         ({"data__mean": (0.5, 0.5, 0.5), "data__std": (1.0, 1.0, 1.0)}, ["config.data.mean", "1 channels"]),
     ],
@@ -226,6 +453,14 @@ def test_mistakes(fields, parts):
     for part in parts:
         assert part in message, message
     assert not Path("refused/config.json").exists()
+
+
+def test_what_is_read_is_printed_and_a_class_without_images_is_warned_of(folder, capsys, caplog):
+    load_data(config_of())
+    said = "mine.images:load: 40 training and 20 test images of 2 classes, 4 x 6 pixels, grey\n"
+    assert capsys.readouterr().out == said and caplog.text == ""
+    load_data(config_of(images="mine.images:named"))
+    assert "mine.images:named has no training images of 1 of its 3 classes (owl), and " in caplog.text
 
 
 @pytest.mark.usefixtures("small")

@@ -105,6 +105,23 @@ def test_a_run_through_kills_and_signals_ends_as_one_undisturbed(tmp_path, envir
     assert err.count("\n") == 1
 
 
+def test_a_run_that_grows_ends_as_if_it_had_been_started_so(tmp_path, environment):
+    workdir, plain, epochs = tmp_path / "run", tmp_path / "plain", "--config.num_epochs=1"
+    more = ["--config.num_epochs=2", "--config.num_seeds=2"]
+    assert finish(start(environment, workdir, epochs))[::2] == (0, "")
+    code, out, err = finish(start(environment, workdir, *more))
+    assert (code, err) == (0, "")
+    assert "run grows, num_epochs from 1 to 2; the results of before are in " in out
+    assert f"the run with seed 0 is in {workdir / 'seed_0'} now" in out
+    assert finish(start(environment, plain, *more))[::2] == (0, "")
+    for seed in ("seed_0", "seed_1"):
+        assert_same_end(workdir / seed, plain / seed)
+    assert (workdir / "config.json").read_bytes() == (plain / "config.json").read_bytes()
+    code, _, err = finish(start(environment, workdir, epochs, more[1]))
+    assert code == 2 and err.startswith(f"train.py: --workdir {workdir / 'seed_0'} has trained for 2 epochs, and ")
+    assert err.count("\n") == 1
+
+
 def wait_for_line(process, text):
     for line in process.stdout:
         if text in line:

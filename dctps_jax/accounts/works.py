@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dctps_jax.kernels import work_of
 from dctps_jax.models.blocks import Running
 from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.work import Work
@@ -26,7 +27,7 @@ def works_of(model: nnx.Module, inputs: tuple[int, ...]) -> list[tuple[str, Work
         setattr(copy, "running", Running(min_loop=0))  # noqa: B010 (each layer is to run under its own name)
 
     def record(path: str, layer: Any, inputs: jax.Array, geometry: Geometry) -> jax.Array:
-        rows.append((path, layer.work(inputs, geometry), inputs.dtype))
+        rows.append((path, work_of(layer, inputs, geometry), inputs.dtype))
         return type(layer)._apply(layer, inputs, geometry)
 
     graph, state = nnx.split(copy)

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import numpy as np
 
 from dctps_jax.command import command
 from dctps_jax.data.dataset import MAX_PIXELS
-from dctps_jax.data.images import FORMATS, SUFFIXES, as_grey, decode_image, max_file_bytes
+from dctps_jax.data.images import FORMATS, SUFFIXES, as_grey, decode_image, max_file_bytes, resize
 from dctps_jax.data.reading import read_file
 from dctps_jax.errors import UserError
 from dctps_jax.export import Description, read_exported
@@ -34,10 +33,17 @@ def main() -> None:
         raise UserError(f"--max-pixels is {arguments.max_pixels}; it must be at least 1")
     description, model = read_exported(arguments.model, arguments.network)
     files = [file for path in arguments.images for file in (images_in(path) if path.is_dir() else [path])]
-    images = np.stack([read_image(file, description, arguments.max_pixels) for file in files])
+    images, changed = [], {}
+    for file in files:
+        image = decode_file(file, arguments.max_pixels)
+        images.append(fitted(image, description))
+        for kind, change in changes(image, description).items():
+            changed.setdefault(kind, f"{file} {change}")  # the first image of each kind stands for all
+    for change in changed.values():
+        print(change, file=sys.stderr)
     if description.dtype not in (None, "float32"):
         print(f"computed in {description.dtype}, as the network was trained", file=sys.stderr)
-    logits = model(description.prepare(jnp.asarray(images)))
+    logits = model(description.prepare(jnp.asarray(np.stack(images))))
     probabilities = np.asarray(jax.nn.softmax(logits.astype(jnp.float32)))
     for file, row in zip(files, probabilities, strict=True):
         best = np.argsort(-row)[: arguments.top]
@@ -52,12 +58,28 @@ def images_in(folder: Path) -> list[Path]:
     return files
 
 
-def read_image(file: Path, description: Description, max_pixels: int) -> np.ndarray:
-    """Return an image file as uint8, of the size and with the channels of the images of training."""
-    data, size = read_file(file, max_file_bytes(max_pixels), "give image files"), description.image_size
-    options: Any = {"max_pixels": max_pixels, "limit_name": "--max-pixels"}
-    image = decode_image(data, str(file), resize_to=size, fit=description.fit, **options)
+def decode_file(file: Path, max_pixels: int) -> np.ndarray:
+    """Return an image file as it is, uint8 RGB of its own size."""
+    data = read_file(file, max_file_bytes(max_pixels), "give image files")
+    return decode_image(data, str(file), max_pixels=max_pixels, limit_name="--max-pixels")
+
+
+def fitted(image: np.ndarray, description: Description) -> np.ndarray:
+    """Return an image of the size and with the channels of the images of training."""
+    image = resize(image, description.image_size, description.fit)
     return image if description.shape[2] == 3 else as_grey(image)
+
+
+def changes(image: np.ndarray, description: Description) -> dict[str, str]:
+    """Return what :func:`fitted` changes in an image: sentences without the image's name, by kind."""
+    height, width, channels = description.shape
+    found = {}
+    if image.shape[:2] != (height, width):
+        way = {"squash": "resized", "crop": "resized and cropped", "pad": "resized and padded"}[description.fit]
+        found["size"] = f"has {image.shape[1]} x {image.shape[0]} pixels and is {way} to {width} x {height}"
+    if channels == 1 and (image != image[..., :1]).any():
+        found["colour"] = "is a colour image and is made grey, as the network takes grey images"
+    return found
 
 
 if __name__ == "__main__":

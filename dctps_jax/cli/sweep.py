@@ -54,8 +54,10 @@ def _main(argv: list[str]) -> None:
         raise Unfinished(f"stopped; {finished}; the same command goes on from there", 128 + sweep.signal_number)
     print(finished)
     if sweep.failed:
-        reasons = "\n".join(f"  {name}: {reason}" for name, reason in sweep.failed.items())
-        raise Unfinished(f"{len(sweep.failed)} runs failed; the same command tries them again\n{reasons}", 1)
+        names = ", ".join(sweep.failed)  # the reasons are printed, each when its run failed
+        raise Unfinished(
+            f"{len(sweep.failed)} of {len(runs)} runs failed ({names}); the same command tries them again", 1
+        )
 
 
 def load_sweep(name: str) -> Any:

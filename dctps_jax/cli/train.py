@@ -74,6 +74,10 @@ def parse_flags(argv: list[str], usage: str = USAGE) -> list[str]:
         print_help(usage)
     for position, argument in enumerate(argv):
         name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name not in flags.FLAGS and (fields := _fields_called(name)):
+            told = f"{equals}{value}"
+            names = " or ".join(f"--config.{field}{told}" for field in fields)
+            raise UserError(f"there is no option --{name}{told}; a field of the config is set by {names}")
         if argument.startswith("-") and name == "config" and (equals or position + 1 < len(argv)):
             given, colon, parameter = (value if equals else argv[position + 1]).partition(":")
             file = str(find_experiment("--config", given))
@@ -97,6 +101,11 @@ def parse_flags(argv: list[str], usage: str = USAGE) -> list[str]:
             raise UserError(" ".join(message.split())) from error
         last_line = message.splitlines()[-1] if message else type(error).__name__
         raise UserError(f"--config: {file} cannot be used: {last_line}") from error
+
+
+def _fields_called(name: str) -> list[str]:
+    """Return the fields of the config by that name, or by that last part of it: "density" is "pruning.density"."""
+    return [field for field in FIELDS if field == name or field.endswith(f".{name}")]
 
 
 def _check_tuple(name: str, value: str) -> None:

@@ -15,10 +15,18 @@ from dctps_jax.errors import UserError
 _ROWS = 1024
 MAX_PIXELS = 2**25  # of an image file: photographs of 24 megapixels pass
 
+# What to do about labels that do not start at 0.
+SUBTRACT_SMALLEST = "subtract the smallest label from all labels, in both parts"
+
 # One number for each channel.
 Channels = tuple[float, ...]
 # Height and width, as one number where they are the same.
 Size = int | tuple[int, int]
+
+
+def size_of(value: int | list[int]) -> Size:
+    """The size that a JSON file holds."""
+    return (value[0], value[1]) if isinstance(value, list) else value
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
@@ -68,7 +76,12 @@ class Dataset:
                 )
             if images.size == 0:
                 raise UserError(f"{where}: its {part} part holds no image; it needs at least one.")
-            if labels.min() < 0 or labels.max() >= self.num_classes:
+            if labels.min() < 0:
+                raise UserError(
+                    f"{where}: {part}_labels runs from {labels.min()} to {labels.max()}, but classes are numbered from "
+                    f"0; {SUBTRACT_SMALLEST}."
+                )
+            if labels.max() >= self.num_classes:
                 raise UserError(
                     f"{where}: {part}_labels runs from {labels.min()} to {labels.max()}, but with {self.num_classes} "
                     f"classes only 0 to {self.num_classes - 1} are allowed; give a name to every class."
@@ -88,6 +101,21 @@ class Dataset:
     def channels(self) -> int:
         """1 for grey images, 3 for RGB."""
         return self.train_images.shape[3]
+
+    @property
+    def summary(self) -> str:
+        """What it holds, in one line."""
+        height, width = self.train_images.shape[1:3]
+        return (
+            f"{len(self.train_labels)} training and {len(self.test_labels)} test images of {self.num_classes} classes, "
+            f"{width} x {height} pixels, {'grey' if self.channels == 1 else 'RGB'}"
+        )
+
+    @property
+    def untrained_classes(self) -> list[int]:
+        """The classes that no training image has."""
+        has_images = np.bincount(self.train_labels, minlength=self.num_classes) > 0
+        return np.flatnonzero(~has_images).tolist()
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -161,6 +189,30 @@ class Decoded:
         """What the arrays take."""
         parts = (self.train, self.test)
         return sum(math.prod(part.shape) + part.labels.nbytes for part in parts)
+
+
+def check_numbering(where: str, train_labels: np.ndarray, num_classes: int) -> None:
+    """Raises UserError where classes that have no names but their numbers have no training image either.
+
+    The labels then start at 1, have gaps, or are numbered in another way in the test part.
+    """
+    present = np.unique(train_labels)
+    missing = num_classes - len(present)
+    if missing == 0:
+        return
+    lowest = int(present[0])
+    if missing == lowest:
+        raise UserError(
+            f"{where}: class 0 has no training images, the smallest label is {lowest}; do the labels start at "
+            f"{lowest}? {SUBTRACT_SMALLEST}. If such images are really missing, give class_names."
+        )
+    gaps = np.flatnonzero(present != np.arange(len(present)))
+    first = int(gaps[0]) if len(gaps) else len(present)
+    raise UserError(
+        f"{where}: labels run to {num_classes - 1}, but {missing} of the classes 0 to {num_classes - 1} have no "
+        f"training images, the first is {first}; number the classes of both parts alike, from 0 without gaps. If such "
+        "images are really missing, give class_names."
+    )
 
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]

@@ -36,10 +36,8 @@ def load_image_folder(options: Options) -> Dataset:
                 f"{_shorten(list(train))}; remove the folder, or add its training images."
             )
     files = [file for classes in (train, test) for listed in classes.values() for file in listed]
-    num_train = sum(map(len, train.values()))
-    print(f"{options.dir}: {num_train} training and {len(files) - num_train} test images of {len(train)} classes")
     for reason, names in passed_over.items():
-        print(f"  passed over, {reason}: {len(names)} ({_shorten(names, 3)})")
+        print(f"{options.dir}: passed over, {reason}: {len(names)} ({_shorten(names, 3)})")
     grey = "" if options.channels == 3 else ",channels=1"
     extra = f"image_size={options.image_size},fit={options.fit},{DECODER}{grey}"
     stamp = stamp_of(options.dir, files, extra=extra)

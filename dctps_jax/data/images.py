@@ -134,6 +134,12 @@ def check_size(image: np.ndarray, where: str, size: Size, advice: str) -> None:
         raise UserError(f"{where} is {width} x {height} pixels, but has to be {right_width} x {right_height}; {advice}")
 
 
+def resize(image: np.ndarray, size: Size, fit: str) -> np.ndarray:
+    """Returns an RGB image in another size, in the way of `fit`, as :func:`decode_image` does."""
+    height, width = height_and_width(size)
+    return np.asarray(_resized(_pillow().fromarray(image), (width, height), fit))
+
+
 def as_grey(image: np.ndarray) -> np.ndarray:
     """Returns an RGB image as one channel, [height, width, 1]: what its greys are, or else their luma (ITU-R 601)."""
     from PIL import Image

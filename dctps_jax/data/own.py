@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dctps_jax.data.dataset import Dataset
+from dctps_jax.data.dataset import Dataset, check_numbering
 from dctps_jax.errors import UserError
 from dctps_jax.npz import read_npz
 from dctps_jax.own import call
@@ -27,7 +27,7 @@ def load_own(path: str, folder: str, image_size: int, seed: int) -> Dataset:
     It returns uint8 images [n, height, width, channels] and integer labels as `((train_images, train_labels),
     (test_images, test_labels))`, or a `Dataset`. Raises UserError where it fails or returns something else.
     """
-    found = call(_FIELD, path, {"dir": folder, "image_size": image_size, "seed": seed}, {})
+    found = call(_FIELD, path, {"dir": folder, "image_size": image_size, "seed": seed})
     if isinstance(found, Dataset):
         return found
     try:
@@ -65,7 +65,8 @@ def make_dataset(
 ) -> Dataset:
     """Returns the `Dataset` of four arrays. Grey images may lack the axis of channels, labels are integers of any type.
 
-    Without `class_names` a class is called by its label. Raises UserError for other arrays.
+    Without `class_names` a class is called by its label, and has to have training images. Raises UserError for other
+    arrays.
     """
     labels = {"train_labels": train_labels, "test_labels": test_labels}
     for part, array in labels.items():
@@ -77,7 +78,10 @@ def make_dataset(
         if array.size and max(abs(int(array.min())), int(array.max())) >= 2**31:
             raise UserError(f"data set '{name}': {part} runs to {array.max()}; number the classes from 0.")
     if not class_names:
-        class_names = tuple(map(str, range(1 + max(int(array.max(initial=-1)) for array in labels.values()))))
+        num_classes = 1 + max(int(array.max(initial=-1)) for array in labels.values())
+        if train_labels.size and min(int(array.min(initial=0)) for array in labels.values()) >= 0:
+            check_numbering(f"data set '{name}'", train_labels, num_classes)
+        class_names = tuple(map(str, range(num_classes)))
     images: Any = [array[..., None] if array.ndim == 3 else array for array in (train_images, test_images)]
     train, test = (array.astype(np.int32) for array in labels.values())
     return Dataset(name, images[0], train, images[1], test, class_names)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dctps_jax.data.cache import cached
-from dctps_jax.data.dataset import Dataset, Decoded, Options
+from dctps_jax.data.dataset import Dataset, Decoded, Options, check_numbering
 from dctps_jax.data.decoding import decode_part
 from dctps_jax.data.images import DECODER
 from dctps_jax.data.reading import parsing, stamp_of
@@ -62,6 +62,8 @@ def _decode(parts: dict[str, list[Path]], options: Options) -> Decoded:
             f"{options.dir} has labels from {lowest} to {highest}, but they have to be numbers of classes from 0"
             f"{f' to {len(names) - 1}' if names else ''}; {_DOWNLOAD_AGAIN}, or remove the images without a label."
         )
+    if not names:
+        check_numbering(f"{options.dir} (data.dir)", labels["train"], highest + 1)
 
     def contents(paths: Sequence[Path]) -> Iterator[tuple[str, bytes]]:
         for path in paths:

@@ -24,7 +24,7 @@ from dctps_jax.models.parts import Parts, make_parts
 from dctps_jax.models.resnet import BLOCKS, ResNet
 from dctps_jax.models.vgg import STAGES, VGG
 from dctps_jax.offsets import Offset
-from dctps_jax.prunable import prunable_layers
+from dctps_jax.prunable import ORDER, prunable_layers
 
 __all__ = ["INITIALIZERS", "MODELS", "RESNETS", "create_model", "kernel_shapes", "network_options", "prunable_layers"]
 
@@ -103,7 +103,7 @@ def create_model(
         rngs=rngs,
     )
     model: Any = constructor(parts, num_classes=num_classes, **options)
-    model.layer_order = tuple(_layers_as_built(model, parts))
+    setattr(model, ORDER, tuple(_layers_as_built(model, parts)))
     return model
 
 

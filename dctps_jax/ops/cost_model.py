@@ -44,7 +44,8 @@ def predicted_seconds(work: Work, method: str, platform: str | None = None) -> f
 def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) -> str:
     """Return the name of the method for a layer: the one that ``setting`` names, or the predicted best one for "auto".
 
-    A method that is not possible is replaced by its fallback. "auto" keeps "autodiff" where there is little to gain, in
+    A method that is not possible is replaced by its fallback. For no inputs, and in a program for every platform, it is
+    "autodiff". "auto" keeps "autodiff" where there is little to gain, in
     half precision, and on platforms without measured costs. It takes a method only if that needs no more memory than a
     layer that trains all weights.
 
@@ -54,10 +55,12 @@ def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) ->
         raise UserError(f"the method is {setting!r}; it is now called {RENAMED[setting]!r}, give this name")
     if setting not in SETTINGS:
         raise UserError(f"the method is {setting!r}; it must be one of: {', '.join(SETTINGS)}")
+    platform = platform or target.platform()
+    if platform == target.PORTABLE or 0 in work.inputs:
+        return AUTODIFF.name
     if setting != "auto":
         method = METHODS[setting]
         return method.name if method.is_possible(work) else method.fallback
-    platform = platform or target.platform()
     if platform not in COSTS or jnp.dtype(dtype).itemsize < 4:
         return AUTODIFF.name
     seconds = {

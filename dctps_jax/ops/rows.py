@@ -6,6 +6,7 @@ that are a stride apart lie side by side.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,8 @@ from dctps_jax.ops.geometry import Geometry
 # Inner products are added up in this many sums. A processor computes them at once, and they lose fewer digits than one
 # sum.
 SUMS = 64
+# From this many rows on, rows are transposed by themselves.
+MANY_ROWS = 2048
 
 
 class Places(NamedTuple):
@@ -89,16 +92,21 @@ class Layout(NamedTuple):
     def inputs_of_rows(self, rows: jax.Array) -> jax.Array:
         """Return the inputs that lie in ``rows``."""
         strides, rank, zero = self.geometry.strides, len(self.extents), jnp.zeros((), rows.dtype)
-        phases = rows[:, : self.positions].reshape(*strides, self.inputs[-1], self.inputs[0], *self.extents)
-        order = [index for pair in zip(range(rank + 2, 2 * rank + 2), range(rank), strict=True) for index in pair]
-        padded = phases.transpose(rank + 1, *order, rank)
+        order = [
+            index for pair in zip(range(1, rank + 1), range(rank + 1, 2 * rank + 1), strict=True) for index in pair
+        ]
         extents = [stride * extent for stride, extent in zip(strides, self.extents, strict=True)]
-        padded = padded.reshape(self.inputs[0], *extents, self.inputs[-1])
         widths = [
             (-low, low + length - extent, 0)
             for (low, _), extent, length in zip(self.geometry.pads, extents, self.inputs[1:-1], strict=True)
         ]
-        return lax.pad(padded, zero, [(0, 0, 0), *widths, (0, 0, 0)])
+
+        def cropped(columns: jax.Array) -> jax.Array:
+            phases = columns[: self.positions].reshape(self.inputs[0], *self.extents, *strides, self.inputs[-1])
+            padded = phases.transpose(0, *order, 2 * rank + 1).reshape(self.inputs[0], *extents, self.inputs[-1])
+            return lax.pad(padded, zero, [(0, 0, 0), *widths, (0, 0, 0)])
+
+        return _laid_out(cropped, rows)
 
     def rows_of_outputs(self, outputs: jax.Array) -> jax.Array:
         """Return the rows ``[channels, length]``."""
@@ -112,16 +120,28 @@ class Layout(NamedTuple):
 
     def outputs_of_rows(self, rows: jax.Array) -> jax.Array:
         """Return the outputs that lie in ``rows``."""
-        rank, zero = len(self.extents), jnp.zeros((), rows.dtype)
-        rows = lax.pad(rows, zero, [(0, 0, 0), (0, self.positions - self.length, 0)])
-        images = rows.reshape(len(rows), self.inputs[0], *self.extents)
-        images = images[:, :, *(slice(count) for count in self.outputs)]
-        return images.transpose(*range(1, rank + 2), 0)
+
+        def cropped(columns: jax.Array) -> jax.Array:
+            widths = [(0, self.positions - self.length, 0), (0, 0, 0)]
+            columns = lax.pad(columns, jnp.zeros((), rows.dtype), widths)
+            images = columns.reshape(self.inputs[0], *self.extents, len(rows))
+            return images[:, *(slice(count) for count in self.outputs)]
+
+        return _laid_out(cropped, rows)
 
     def _columns(self, images: jax.Array, count: int) -> jax.Array:
         """Return ``count`` positions of all images in a row, with their channels; missing positions are zero."""
         columns = images.reshape(self.positions, math.prod(images.shape) // max(1, self.positions))
         return lax.pad(columns, jnp.zeros((), columns.dtype), [(0, count - self.positions, 0), (0, 0, 0)])
+
+
+def _laid_out(crop: Callable[[jax.Array], jax.Array], rows: jax.Array) -> jax.Array:
+    """Return ``crop(rows.T)``, with as many channels as there are rows."""
+    columns = rows.T
+    # Fused with what comes after, a transposition goes through the rows number by number. Alone it is made in blocks:
+    # with 4096 rows of 4096 numbers, transposing and adding took 48 instead of 144 ms of a CPU, with 1024 rows 14
+    # instead of 8.
+    return made_apart(lambda: crop(columns), after=columns) if len(rows) >= MANY_ROWS else crop(columns)
 
 
 def add_rows(

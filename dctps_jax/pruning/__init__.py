@@ -30,7 +30,7 @@ from dctps_jax.pruning.masks import (
     mask_of_support,
     save_masks,
 )
-from dctps_jax.pruning.random import random_masks, random_supports
+from dctps_jax.pruning.random import random_masks, random_masks_within, random_supports
 from dctps_jax.pruning.scores import SCORES
 
 __all__ = [
@@ -70,8 +70,9 @@ def prune(
 ) -> dict[str, np.ndarray]:
     """Choose the weights that stay. Return a boolean mask for each prunable layer, by dotted path.
 
-    The model is unchanged. ``method`` is an allocation or a score. An allocation (a key of :data:`ALLOCATIONS`) says
-    how many weights each layer keeps, and ``key`` places them at random. A score (a key of :data:`SCORES`) keeps the
+    The model is unchanged. If it has masks, only weights that they keep are chosen; ``density`` is that of all weights.
+    ``method`` is an allocation or a score. An allocation (a key of :data:`ALLOCATIONS`) says how many weights each
+    layer keeps, and ``key`` places them at random. A score (a key of :data:`SCORES`) keeps the
     ``round(density · total)`` weights with the highest scores. A score takes these options:
 
     - ``batch``: images as the network takes them and integer labels, the same at every step. Or a function that returns
@@ -116,7 +117,7 @@ def prune(
         report_empty_layers({path: int(mask.sum()) for path, mask in masks.items()}, method, density)
         return masks
     counts = allocate(shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities)
-    return random_masks(key, shapes, counts)
+    return random_masks_within(key, get_masks(model), counts)
 
 
 # What score_masks takes besides the arguments of prune.

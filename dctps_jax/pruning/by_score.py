@@ -1,7 +1,7 @@
 """One-shot and iterative pruning by scores: the loop over the steps."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,8 @@ from dctps_jax.losses import LOSSES
 from dctps_jax.prunable import prunable_layers
 from dctps_jax.pruning.allocation import allocate_counts, fixed_counts
 from dctps_jax.pruning.batches import Batch, Batches, CheckedBatches
+from dctps_jax.pruning.masks import get_masks
+from dctps_jax.pruning.random import check_room
 from dctps_jax.pruning.schedules import SCHEDULES, keep_counts
 from dctps_jax.pruning.scored_network import ScoredNetwork
 from dctps_jax.pruning.scores import SCORES
@@ -53,7 +55,7 @@ def score_masks(
     for paths in ([free] if free else []) + [[path] for path in fixed]:
         total = sum(sizes[path] for path in paths)
         group_density = density if not fixed else sum(final[path] for path in paths) / total
-        groups.append((paths, keep_counts(total, group_density, num_steps, schedule)))
+        groups.append((paths, keep_counts(total, group_density, num_steps, schedule, SCORES[method].rounds)))
 
     def select(scores: Mapping[str, np.ndarray], step: int) -> Masks:
         is_last = step == num_steps - 1
@@ -62,10 +64,13 @@ def score_masks(
             masks |= top_k_global({path: scores[path] for path in paths}, counts[step], allow_zero=not is_last)
         return {path: masks[path] for path in scores}
 
+    within = get_masks(model)
+    for paths, counts in groups:
+        check_room(sum(int(within[path].sum()) for path in paths), counts[-1], ", ".join(paths))
     score = score_function(model, method, key, batch, loss)
     # TPUs would otherwise multiply in bfloat16, which changes the order of the scores.
     with jax.default_matmul_precision("float32"):
-        return thin_out(score, select, num_steps, shapes, regrow=SCORES[method].regrow)
+        return thin_out(score, select, num_steps, within, regrow=SCORES[method].regrow)
 
 
 def _check_options(num_steps: Any, schedule: str, loss: str, scope: str) -> None:
@@ -82,23 +87,24 @@ def thin_out(
     score: Callable[[Masks, int], Mapping[str, np.ndarray]],
     select: Callable[[Mapping[str, np.ndarray], int], Masks],
     num_steps: int,
-    shapes: Mapping[str, Sequence[int]],
+    within: Masks,
     *,
     regrow: bool,
 ) -> Masks:
     """Compute scores and select weights ``num_steps`` times: ``score(masks, step)``, then ``select(scores, step)``.
 
-    With ``regrow`` a weight that was removed may return. Without it, the score of a removed weight is set below all
-    others.
+    Only weights of the masks ``within`` are chosen. With ``regrow`` one that was removed may return. The score of every
+    other weight is set below all scores.
     """
-    masks = {path: np.ones(shape, bool) for path, shape in shapes.items()}
+    masks = within
     for step in range(num_steps):
-        scores = score(masks, step)
-        if not regrow and step > 0:
+        scores, allowed = score(masks, step), within if regrow else masks
+        if not all(mask.all() for mask in allowed.values()):
             lowest = min(float(values.min()) for values in scores.values())
             floor = lowest - max(1.0, abs(lowest))
-            scores = {path: np.where(masks[path], values, floor) for path, values in scores.items()}
-        masks = select(scores, step)
+            scores = {path: np.where(allowed[path], values, floor) for path, values in scores.items()}
+        # A step may keep more weights than are allowed: the counts are of all weights.
+        masks = {path: mask & allowed[path] for path, mask in select(scores, step).items()}
     return masks
 
 

@@ -14,7 +14,7 @@ from dctps_jax.errors import UserError
 from dctps_jax.files import read_json
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.npz import read_npz, write_npz
-from dctps_jax.prunable import prunable_layers
+from dctps_jax.prunable import check_not_normalized, prunable_layers
 
 FORMS = ("masked", "compact")
 
@@ -38,6 +38,8 @@ def apply_masks(
             raise UserError(f"{path!r} is no prunable layer of the model; they are: {', '.join(layers)}")
         if tuple(mask.shape) != layers[path].kernel_shape:
             raise UserError(f"the mask of {path} has shape {mask.shape}, its kernel {layers[path].kernel_shape}")
+    if form == "compact":
+        check_not_normalized(model, {path: layers[path] for path in masks})
     for path, mask in masks.items():
         if form == "compact":
             layers[path].set_support(np.flatnonzero(np.asarray(mask)))

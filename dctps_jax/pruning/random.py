@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from dctps_jax.errors import UserError
 from dctps_jax.pruning.masks import mask_of_support
@@ -25,14 +26,46 @@ def random_masks(
 def random_supports(
     key: jax.Array, shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """Return the positions where :func:`random_masks` is True in each flattened kernel, ascending. No mask is made."""
+    """Return the positions where :func:`random_masks` is True in each flattened kernel, ascending. No mask is made.
+
+    Raises :class:`~dctps_jax.errors.UserError` for a count that a layer cannot keep, and for a key that is traced.
+    """
+    if isinstance(key, Tracer):
+        raise UserError(
+            "the key is traced, and which weights are trained has to be known before; make it outside of the function "
+            "that is traced, e.g. by nnx.eval_shape or nnx.jit"
+        )
     supports = {}
-    for position, (path, shape) in enumerate(shapes.items()):
-        size = math.prod(shape)
-        if not 0 <= counts[path] <= size:
-            raise UserError(f"{path} has {size} weights; it cannot keep {counts[path]}")
-        supports[path] = random_support(jax.random.fold_in(key, position), size, counts[path])
+    with jax.ensure_compile_time_eval():  # also where a network is built in a function that is traced
+        for position, (path, shape) in enumerate(shapes.items()):
+            size = math.prod(shape)
+            if not 0 <= counts[path] <= size:
+                raise UserError(f"{path} has {size} weights; it cannot keep {counts[path]}")
+            supports[path] = random_support(jax.random.fold_in(key, position), size, counts[path])
     return supports
+
+
+def random_masks_within(
+    key: jax.Array, masks: Mapping[str, np.ndarray], counts: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Return masks with exactly ``counts[path]`` random entries True, all of them True in ``masks``, too.
+
+    Where a mask is True everywhere, it is what :func:`random_masks` returns. Raises
+    :class:`~dctps_jax.errors.UserError` for a count above that of a mask.
+    """
+    for path, mask in masks.items():
+        check_room(int(mask.sum()), counts[path], path)
+    supports = random_supports(key, {path: (int(mask.sum()),) for path, mask in masks.items()}, counts)
+    return {path: mask_of_support(np.flatnonzero(mask)[supports[path]], mask.shape) for path, mask in masks.items()}
+
+
+def check_room(kept: int, count: int, where: str) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` where masks keep fewer than ``count`` weights."""
+    if count > kept:
+        raise UserError(
+            f"{where}: {count} weights are to be kept, and the masks that the network has keep {kept}; lower the "
+            "density, or prune the network before it has masks"
+        )
 
 
 def random_support(key: jax.Array, size: int, count: int) -> np.ndarray:

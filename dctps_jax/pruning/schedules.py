@@ -19,12 +19,17 @@ def linear_densities(total: int, density: float, num_steps: int) -> list[float]:
 SCHEDULES = {"exp": exponential_densities, "linear": linear_densities}
 
 
-def keep_counts(total: int, density: float, num_steps: int, schedule: str) -> list[int]:
+def keep_counts(total: int, density: float, num_steps: int, schedule: str, rounds: str = "kept") -> list[int]:
     """Return how many of ``total`` weights stay after each step; the last count is ``round(density · total)``.
 
-    ``schedule`` is a key of :data:`SCHEDULES`. The counts before the last are rounded down, as the authors of FORCE do,
-    and are never below the last.
+    ``schedule`` is a key of :data:`SCHEDULES`. Before the last step, the number of weights that are ``rounds`` is
+    rounded down: those "kept", as the authors of FORCE do, or those "pruned", as the authors of SynFlow do. No count is
+    below the last.
     """
     last = round(density * total)
-    densities = SCHEDULES[schedule](total, density, num_steps)
-    return [*(max(int(total * density), last) for density in densities[:-1]), last]
+    densities = SCHEDULES[schedule](total, density, num_steps)[:-1]
+    if rounds == "pruned":
+        counts = [total - int((1 - density) * total) for density in densities]
+    else:
+        counts = [int(density * total) for density in densities]
+    return [*(max(count, last) for count in counts), last]

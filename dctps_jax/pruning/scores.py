@@ -75,6 +75,7 @@ class Score(NamedTuple):
     - ``temperature``: the loss is that of the logits divided by it; None: the formula has no loss.
     - ``train``: BatchNorm is in training mode.
     - ``default_steps``: the number of steps where none is asked for.
+    - ``rounds``: what is rounded down between the steps, the number of weights that are "kept" or that are "pruned".
     - ``regrow``: a weight that a step removed may return at a later one.
     """
 
@@ -84,6 +85,7 @@ class Score(NamedTuple):
     temperature: float | None = 1.0
     train: bool = False
     default_steps: int = 1
+    rounds: Literal["kept", "pruned"] = "kept"
     regrow: bool = False
 
 
@@ -94,7 +96,9 @@ SCORES: dict[str, Score] = {
     "iter_snip": Score(sensitivity, 'de Jorge et al. 2021 (the original\'s "FORCE")', train=True, default_steps=10),
     "grasp_it": Score(squared_gradient, "de Jorge et al. 2021", train=True, default_steps=10),
     "force": Score(initial_sensitivity, "de Jorge et al. 2021", train=True, default_steps=10, regrow=True),
-    "synflow": Score(synaptic_flow, "Tanaka et al. 2020", batches="first step", temperature=None, default_steps=100),
+    "synflow": Score(
+        synaptic_flow, "Tanaka et al. 2020", batches="first step", temperature=None, default_steps=100, rounds="pruned"
+    ),
     "magnitude": Score(magnitude, "the initial weights", batches="none", temperature=None),
     "random": Score(random_numbers, "the key", batches="none", temperature=None),
 }

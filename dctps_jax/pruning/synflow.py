@@ -25,7 +25,7 @@ def flow_scores(network: ScoredNetwork, masks: Arrays, image_shape: tuple[int, .
 def _flow_scores(
     network: ScoredNetwork, kernels: Arrays, initial_kernels: Arrays, masks: Arrays, state: Any, image: jax.Array
 ) -> Arrays:
-    positive_state = jax.tree.map(jnp.abs, state)
+    positive_state = jax.tree.map(_absolute, state)
     positive_weights = {
         path: jnp.abs(thinned_kernel(initial_kernels[path], kernels[path], masks[path])) for path in kernels
     }
@@ -40,6 +40,10 @@ def _flow_scores(
 
     gradients = jax.grad(sum_outputs)(positive_weights)
     return {path: jnp.abs(gradients[path] * positive_weights[path]) for path in positive_weights}
+
+
+def _absolute(array: jax.Array) -> jax.Array:
+    return array if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else jnp.abs(array)
 
 
 class _RescaledSum(ResidualSum):

@@ -102,6 +102,17 @@ ACCOUNTS: Mapping[str, Rules] = {
         for kind in ("dense", "sparse", "offset")
     },
 }
+# What results and exported files say of a network of the user's own; versions of packages beside it.
+NETWORK: Rules = {
+    "digest": TEXT,
+    "parameters": (
+        lambda value: (
+            isinstance(value, dict)
+            and all(isinstance(shape, list) and all(is_whole(size, 0) for size in shape) for shape in value.values())
+        ),
+        "the shape of each parameter, lists of whole numbers",
+    ),
+}
 # What an exported network needs of the data: the field "data" of results.json.
 DATA: Rules = {
     "class_names": (lambda value: is_list_of(value, 0, lambda name: isinstance(name, str)), "a list of texts"),
@@ -138,6 +149,14 @@ def check_results(values: Any) -> None:
     for account, rules in ACCOUNTS.items():
         if account in values:
             _check(values, rules)
+    if "network" in values:  # it is made again, for images of this size, to find out whether it is the same
+        check_network(values["network"])
+        _check(values, {f"data.{field}": rule for field, rule in DATA.items()})
+
+
+def check_network(values: Any) -> None:
+    """Raise ``ValueError`` for what does not describe a network of the user's own."""
+    _check(values, NETWORK)
 
 
 def check_data(values: Any) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -24,11 +24,13 @@ from dctps_jax.field import flat_fields
 from dctps_jax.runs.summary import last_line
 from dctps_jax.runs.workdir import (
     ADDED_FIELDS,
+    GROWING_FIELDS,
     InUse,
     check_same,
     identity,
     is_finished,
     is_in_use,
+    name_of_run,
     read_config,
     read_results,
 )
@@ -131,20 +133,24 @@ def _as_former_name(value: Any) -> str:
 def in_existing_folders(points: Sequence[GridPoint], workdir: Path) -> list[GridPoint]:
     """Return the points of a sweep, each by the name of the directory below ``workdir`` that is of the same run.
 
-    A sweep with more axes gives its directories longer names; points that an earlier sweep trained keep theirs.
+    A sweep with more fields gives its directories longer names; runs of an earlier sweep keep theirs, also when they
+    are to grow. A directory whose name sets the number of epochs or seeds does not grow.
     """
-    there: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    exact: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
+    growing: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
     for file in sorted(workdir.glob("*/config.json")):
-        config = read_config(file.parent)
-        there.setdefault(identity(config), []).append((file.parent.name, ADDED_FIELDS | dict(flat_fields(config))))
+        name, config = file.parent.name, ADDED_FIELDS | dict(flat_fields(read_config(file.parent)))
+        exact[identity(config)].append((name, config))
+        if not any(part.startswith(tuple(f"{field}=" for field in GROWING_FIELDS)) for part in name.split(",")):
+            growing[name_of_run(config)].append((name, config))
     found = []
     for point in points:
         name = point.name
         if not (workdir / name).exists():
-            # Fields that do not count for the identity may be an axis, e.g. execution.method.
+            # Fields that do not count for the identity may be varied, e.g. execution.method.
             asked = {field: value for field, value in flat_fields(point.config) if field in point.fields}
-            names = [name for name, config in there.get(identity(point.config), []) if asked.items() <= config.items()]
-            name = next(iter(names), name)
+            candidates = exact[identity(point.config)] + growing[name_of_run(point.config)]
+            name = next((name for name, config in candidates if asked.items() <= config.items()), name)
         found.append(point._replace(name=name))
     return found
 
@@ -251,7 +257,7 @@ class Sweep:
             lines = log.read_text(errors="replace").split("\n")
             reason = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
             self.failed[point.name] = f"exit status {process.returncode}: {reason.strip()} (all of it in {log})"
-            tqdm.write(f"{point.name} failed, {self.failed[point.name]}")
+            tqdm.write(f"{point.name} failed, {self.failed[point.name]}", file=sys.stderr)
 
     def _announce(self, point: GridPoint, how: str) -> None:
         self.announced.add(point.name)

@@ -134,9 +134,14 @@ def write_results(
 def read_results(workdir: Path) -> dict[str, Any]:
     """Return what a finished run came to.
 
-    Raises :class:`~dctps_jax.errors.UserError` for a file that is nothing of the kind, is damaged, or is of a run with
-    another config than ``config.json``.
+    Raises :class:`~dctps_jax.errors.UserError` for a run that is not finished, and for a file that is nothing of the
+    kind, is damaged, or is of a run with another config than ``config.json``.
     """
+    if (workdir / "config.json").exists() and not (workdir / "results.json").exists():
+        raise UserError(
+            f"{workdir} is the directory of a run that is not finished; give the command that trains it again, which "
+            "goes on from the last checkpoint"
+        )
 
     def check(values: Any) -> None:
         check_results(values)

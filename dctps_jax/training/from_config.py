@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import optax
 
 from dctps_jax import data
@@ -17,10 +18,13 @@ from dctps_jax.training.step_spec import LOSS_SCALES, StepSpec, default_steps_pe
 
 logger = logging.getLogger("dctps_jax")
 
+# How many classes a message names.
+MAX_SHOWN = 5
+
 
 def load_data(config: Any) -> data.Dataset:
-    """Return the data set that ``config.data`` names."""
-    return data.load(
+    """Return the data set that ``config.data`` names; say what it holds, and warn of classes that cannot be learnt."""
+    dataset = data.load(
         config.data.name,
         dir=config.data.dir,
         cache_dir=config.data.cache_dir,
@@ -31,6 +35,21 @@ def load_data(config: Any) -> data.Dataset:
         seed=config.seed,
         fit=config.data.fit,
     )
+    place = f" in {config.data.dir}" if config.data.dir else ""
+    print(f"{config.data.name}{place}: {dataset.summary}")
+    if classes := dataset.untrained_classes:
+        names = [dataset.class_names[number] for number in classes]
+        in_test = int(np.isin(dataset.test_labels, classes).sum())
+        logger.warning(
+            "%s has no training images of %d of its %d classes (%s), and %d test images of them; are the labels "
+            "numbered from 0, in the order of the names?",
+            config.data.name,
+            len(names),
+            dataset.num_classes,
+            ", ".join(names[:MAX_SHOWN]) + ", …" * (len(names) > MAX_SHOWN),
+            in_test,
+        )
+    return dataset
 
 
 def make_step_spec(config: Any, dataset: data.Dataset, train: Examples, platform: str) -> StepSpec:

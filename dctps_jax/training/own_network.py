@@ -1,8 +1,10 @@
 """A network of the user's own: built by the function that ``model.name`` imports, its plain layers converted."""
 
 import hashlib
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +14,40 @@ import numpy as np
 from flax import nnx
 
 from dctps_jax.conversion import convert
-from dctps_jax.data.dataset import Size, height_and_width
+from dctps_jax.data.dataset import Size, height_and_width, size_of
 from dctps_jax.errors import UserError
-from dctps_jax.own import as_options, blaming, call
+from dctps_jax.ops.target import PORTABLE, tracing_for
+from dctps_jax.own import as_options, blaming, call, is_import_path, is_needed
 from dctps_jax.prunable import prunable_layers
 from dctps_jax.runs.summary import environment
 from dctps_jax.seeds import stream
 
 FIELD = "config.model.name"
+# The field of a description that holds the shapes of the parameters.
+SHAPES = "parameters"
+# How many changes a message names.
+MAX_SHOWN = 3
 
 
 def build_own_network(
-    config: Any, num_classes: int, image_size: Size, channels: int, supports: Mapping[str, np.ndarray] | None = None
+    config: Any,
+    num_classes: int,
+    image_size: Size,
+    channels: int,
+    supports: Mapping[str, np.ndarray] | None = None,
+    field: str = FIELD,
 ) -> nnx.Module:
     """Return the network that the user's function makes, with DCT plus Sparse layers, and with ``supports`` in them.
 
     A network that has such layers stays as it is. Otherwise every ``nnx.Conv`` and ``nnx.Linear`` is converted, but for
-    those that ``config.model.exclude`` names.
+    those that ``config.model.exclude`` names. ``field`` is what messages call the setting that names the function.
 
     Raises :class:`~dctps_jax.errors.UserError` where the function fails, returns no module, or one that does not map
-    images to logits or that changes other variables than parameters, statistics and random streams.
+    images to logits, that changes other variables than parameters, statistics and random streams, or that has no place
+    for the supports.
     """
-    made = _make(config, num_classes, image_size, channels)
-    _trace(config, made, num_classes, image_size, channels)
+    made = _make(config, num_classes, image_size, channels, field)
+    _trace(config, made, num_classes, image_size, channels, field)
     if prunable_layers(made):
         _check_settings(config, made)
         model = made
@@ -43,35 +56,84 @@ def build_own_network(
         model = convert(made, density=1.0, exclude=config.model.exclude, **settings)
     layers = prunable_layers(model)
     for path, support in (supports or {}).items():
+        if path not in layers or support.max(initial=-1) >= math.prod(layers[path].kernel_shape):
+            raise UserError(
+                f"{field} is {config.model.name!r}, whose network has no layer {path} with a kernel of more than "
+                f"{support.max(initial=-1)} weights, which the trained network has; put back the code that it was "
+                "trained with"
+            )
         layers[path].set_support(support)
     return model
 
 
-def describe_program(config: Any, num_classes: int, image_size: Size, channels: int) -> dict[str, str]:
-    """Return a digest of what the user's network computes before its layers are converted, and the versions it is of.
+def describe_program(
+    config: Any, num_classes: int, image_size: Size, channels: int, field: str = FIELD
+) -> dict[str, Any]:
+    """Return what tells the user's network, before its layers are converted, from another one.
 
-    Comments, names and initial weights do not change it.
+    That is a digest of what it computes, the versions of the packages that it is of, and the shapes of its parameters.
+    Comments, names of functions and initial weights do not change the digest. Nor do the platform and JAX's default
+    precision: a network that was trained on a GPU is the same on a CPU.
     """
-    made = _make(config, num_classes, image_size, channels)
-    text = re.sub("0x[0-9a-f]+", "", _trace(config, made, num_classes, image_size, channels))  # addresses of functions
+    made = _make(config, num_classes, image_size, channels, field)
+    with tracing_for(PORTABLE), jax.default_matmul_precision(None):
+        program = _trace(config, made, num_classes, image_size, channels, field)
+    text = re.sub("0x[0-9a-f]+", "", program)  # addresses of functions
     versions = {name: version for name, version in environment().items() if name != "device"}
-    return {"digest": hashlib.sha256(text.encode()).hexdigest(), **versions}
+    parameters = nnx.to_flat_state(nnx.state(made, nnx.Param))
+    shapes = {".".join(map(str, place)): list(variable[...].shape) for place, variable in parameters}
+    return {"digest": hashlib.sha256(text.encode()).hexdigest(), **versions, SHAPES: shapes}
 
 
-def check_same_program(workdir: Path, known: Mapping[str, str] | None, now: Mapping[str, str]) -> None:
+def change_of_program(known: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return how a network has changed, given two results of :func:`describe_program`; None where nothing tells.
+
+    Programs of different versions of the packages are not compared: JAX may print the same program in another way.
+    Shapes always are, but descriptions of before have none.
+    """
+    if SHAPES in known and (changes := change_of_shapes(known[SHAPES], now[SHAPES])):
+        return changes
+    versions = now.keys() - {"digest", SHAPES}
+    is_comparable = all(known.get(name) == now[name] for name in versions)
+    return "computes something else now" if is_comparable and known["digest"] != now["digest"] else None
+
+
+def change_of_shapes(known: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[int]]) -> str | None:
+    """Return which arrays of a network have other shapes now, or are there in only one of both; None for none."""
+
+    def shape(shapes: Mapping[str, Sequence[int]], name: str) -> str:
+        return str(list(shapes[name])) if name in shapes else "absent"
+
+    changes = [
+        f"{name} {shape(known, name)} then, {shape(now, name)} now"
+        for name in dict.fromkeys([*known, *now])
+        if shape(known, name) != shape(now, name)
+    ]
+    shown = changes[:MAX_SHOWN] + [f"and {len(changes) - MAX_SHOWN} more"] * (len(changes) > MAX_SHOWN)
+    return f"has other shapes now: {'; '.join(shown)}" if changes else None
+
+
+def check_same_program(workdir: Path, known: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` for a run whose network has become another one.
 
-    ``known`` is what its checkpoint says. Programs of different versions of the packages are not compared.
+    ``known`` is what its checkpoint or its results say; None where they are of before.
     """
-    if known and known != now and {**known, "digest": ""} == {**now, "digest": ""}:
+    if known and (change := change_of_program(known, now)):
         raise UserError(
             f"--workdir {workdir} belongs to a run of another network: the function that {FIELD} names has changed, "
-            "and its network computes something else now; put back the code that the run began with, or choose "
-            "another directory"
+            f"and its network {change}; put back the code that the run began with, or choose another directory"
         )
 
 
-def _make(config: Any, num_classes: int, image_size: Size, channels: int) -> nnx.Module:
+def check_finished_program(workdir: Path, config: Any, results: Mapping[str, Any]) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a finished run whose network has become another one."""
+    if "network" in results and is_import_path(config.model.name):
+        size, channels = size_of(results["data"]["image_size"]), len(results["data"]["mean"])
+        now = describe_program(config, len(results["data"]["class_names"]), size, channels)
+        check_same_program(workdir, results["network"], now)
+
+
+def _make(config: Any, num_classes: int, image_size: Size, channels: int, field: str) -> nnx.Module:
     path = config.model.name
     offered = {
         "num_classes": num_classes,
@@ -80,9 +142,9 @@ def _make(config: Any, num_classes: int, image_size: Size, channels: int) -> nnx
         "offset": config.model.offset,
         "rngs": nnx.Rngs(stream(config.seed, "init")),
     }
-    made = call(FIELD, path, offered, as_options(config.model.options))
+    made = call(field, path, offered, as_options(config.model.options))
     if not isinstance(made, nnx.Module):
-        raise UserError(f"{FIELD} is {path!r}, which returns {type(made).__name__}; it must return an nnx.Module")
+        raise UserError(f"{field} is {path!r}, which returns {type(made).__name__}; it must return an nnx.Module")
     return made
 
 
@@ -101,7 +163,20 @@ def _check_settings(config: Any, model: nnx.Module) -> None:
         )
 
 
-def _trace(config: Any, model: nnx.Module, num_classes: int, image_size: Size, channels: int) -> str:
+def _check_call(path: str, model: nnx.Module, field: str) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a network that cannot be called with images alone."""
+    if not callable(model):
+        raise UserError(f"{field} is {path!r}, whose network has no __call__(self, x); give it one")
+    needed = [parameter.name for parameter in signature(model.__call__).parameters.values() if is_needed(parameter)]
+    if len(needed) > 1:
+        raise UserError(
+            f"{field} is {path!r}, whose network needs {needed[1]!r} besides the images; it is called with the "
+            "images alone: leave the argument out (Dropout and BatchNorm are told by model.train() and model.eval() "
+            "whether the network trains) or give it a default value"
+        )
+
+
+def _trace(config: Any, model: nnx.Module, num_classes: int, image_size: Size, channels: int, field: str) -> str:
     """Return the program of the network in training; nothing is computed. Check what it returns and changes."""
     path, shape = config.model.name, (2, *height_and_width(image_size), channels)
     kept = (nnx.Param, nnx.BatchStat, nnx.RngState, nnx.Intermediate)
@@ -116,7 +191,8 @@ def _trace(config: Any, model: nnx.Module, num_classes: int, image_size: Size, c
                 changed.append(f"{'.'.join(map(str, place))} ({type(variable).__name__})")
         return logits
 
-    with blaming(f"{FIELD} is {path!r}, whose network fails on images of shape {list(shape)}"):
+    _check_call(path, model, field)
+    with blaming(f"{field} is {path!r}, whose network fails on images of shape {list(shape)}", path):
         model.train()
         graph, state = nnx.split(model)
         images = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -124,12 +200,12 @@ def _trace(config: Any, model: nnx.Module, num_classes: int, image_size: Size, c
     if getattr(logits, "shape", None) != (shape[0], num_classes):
         found = list(logits.shape) if hasattr(logits, "shape") else type(logits).__name__
         raise UserError(
-            f"{FIELD} is {path!r}, whose network returns {found} for images of shape {list(shape)}; it must return "
+            f"{field} is {path!r}, whose network returns {found} for images of shape {list(shape)}; it must return "
             f"logits of shape {[shape[0], num_classes]}"
         )
     if changed:
         raise UserError(
-            f"{FIELD} is {path!r}, whose network changes {changed[0]} when it is called; a run keeps nnx.Param, "
+            f"{field} is {path!r}, whose network changes {changed[0]} when it is called; a run keeps nnx.Param, "
             "nnx.BatchStat and random streams only: make it an nnx.BatchStat"
         )
     return str(program)

@@ -18,6 +18,7 @@ from dctps_jax.runs.summary import last_line, summarize
 from dctps_jax.runs.workdir import claim, is_finished, read_config, read_results
 from dctps_jax.training.compiled_programs import keep_compiled_programs
 from dctps_jax.training.memory import keep_freed_memory
+from dctps_jax.training.own_network import check_finished_program
 from dctps_jax.training.placement import place_on_all_devices
 from dctps_jax.training.signals import StopSignals, listen_for_signals
 from dctps_jax.training.train_seed import train_seed
@@ -106,6 +107,7 @@ def _finish_seed(
         settle_dtype(config, workdir)
         if is_finished(workdir, config):
             results = read_results(workdir)
+            check_finished_program(workdir, config, results)
             print(f"{workdir} is finished. {last_line(results)}")
             mend_finished_run(workdir, config, results)
             return results

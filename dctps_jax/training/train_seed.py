@@ -83,6 +83,12 @@ def train_seed(
         check_growth(workdir, config, taken, spec.steps_per_epoch)
 
     # Network: the layers with their supports, and the optimiser. A run that goes on has its supports.
+    program_record: dict[str, Any] = {}
+    if is_import_path(config.model.name):
+        program_record = {
+            "network": describe_program(config, dataset.num_classes, dataset.image_size, dataset.channels)
+        }
+        check_same_program(workdir, None if saved is None else saved.record.get("network"), program_record["network"])
     saved_supports = None if saved is None else supports_of(saved)
     settings = config.pruning
     is_dense = pruning.trains_all_weights(settings.method, settings.density, settings.layer_densities)
@@ -94,12 +100,6 @@ def train_seed(
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
     optimizer, schedule = from_config.make_optimizer_and_schedule(config, spec.steps_per_epoch)
-    program_record: dict[str, Any] = {}
-    if is_import_path(config.model.name):
-        program_record = {
-            "network": describe_program(config, dataset.num_classes, dataset.image_size, dataset.channels)
-        }
-        check_same_program(workdir, None if saved is None else saved.record.get("network"), program_record["network"])
     report = conversion_report(model)
     if is_first_host:
         if program_record:
@@ -299,6 +299,7 @@ def train_seed(
             "fingerprint": dataset.fingerprint,
             "fit": config.data.fit,
         },
+        **program_record,
         "compile_seconds": programs.compile_seconds,
         "total_seconds": time.perf_counter() - started,
         "environment": environment(),

@@ -23,6 +23,8 @@ def test_properties():
     dataset = make()
     assert (dataset.num_classes, dataset.image_size) == (2, 8)
     assert dataset.mean is None and dataset.std is None
+    assert dataset.summary == "3 training and 2 test images of 2 classes, 8 x 8 pixels, RGB"
+    assert make(class_names=("cat", "dog", "owl")).untrained_classes == [2] and dataset.untrained_classes == []
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,7 @@ def test_properties():
         ({"train_labels": np.zeros(3, np.int64)}, ["train_labels is int64", "int32"]),
         ({"test_labels": np.zeros(3, np.int32)}, ["test_labels is int32 [3]", "[2]"]),
         ({"test_labels": np.array([0, 2], np.int32)}, ["test_labels runs from 0 to 2", "0 to 1"]),
-        ({"train_labels": np.array([0, -1, 1], np.int32)}, ["train_labels runs from -1 to 1"]),
+        ({"train_labels": np.array([0, -1, 1], np.int32)}, ["train_labels runs from -1 to 1", "subtract the smallest"]),
         (
             {"test_images": np.zeros((0, 8, 8, 3), np.uint8), "test_labels": np.zeros(0, np.int32)},
             ["test part holds no image"],

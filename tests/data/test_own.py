@@ -51,7 +51,11 @@ def test_npz_of_keras_without_an_axis_of_channels(tmp_path):
         ({"train_images": GREY / 255}, ["train_images is float64", "uint8"]),
         ({"train_labels": LABELS / 2}, ["train_labels is float64 [6]", "integers"]),
         ({"test_labels": LABELS[:2] + 2**40}, ["test_labels runs to", "from 0"]),
-        ({"test_labels": LABELS[:2] - 1}, ["test_labels runs from -1"]),
+        ({"test_labels": LABELS[:2] - 1}, ["test_labels runs from -1 to 1", "subtract the smallest label"]),
+        ({"train_labels": LABELS + 1}, ["class 0 has no training images", "start at 1? subtract the smallest label"]),
+        ({"train_labels": LABELS * 10}, ["labels run to 20, but 18 of the classes 0 to 20", "the first is 1;"]),
+        ({"test_labels": LABELS[:2] + 1}, ["labels run to 3, but 1 of the classes 0 to 3", "the first is 3;"]),
+        ({"test_labels": LABELS[:2] + 2**30}, ["labels run to 1073741826, but 1073741824 of the classes"]),
         ({"test_images": RGB[:2]}, ["an image of test_images is [5, 4, 3]", "[5, 4, 1]"]),
         ({"train_labels": np.array([object()] * 6)}, ["cannot be read as .npz"]),
     ],
@@ -123,6 +127,10 @@ def test_parquet_of_other_columns_and_values(tmp_path):
     write_parquet(tmp_path / "train.parquet", column="fine_label", names=())
     dataset = load("parquet_folder", dir=str(tmp_path))
     assert dataset.num_classes == 3
+    write_parquet(tmp_path / "train.parquet", labels=LABELS + 1, names=())
+    write_parquet(tmp_path / "test.parquet", labels=LABELS + 1, names=())
+    assert "class 0 has no training images" in message("parquet_folder", dir=str(tmp_path))
+    write_parquet(tmp_path / "test.parquet")
     write_parquet(tmp_path / "train.parquet", column="kind")
     text = message("parquet_folder", dir=str(tmp_path))
     assert "has the columns image (struct" in text and "kind (int64)" in text

@@ -29,7 +29,7 @@ def corners(draw):
     return sizes if draw(st.booleans()) else sizes[::-1]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(corner=corners(), leading=st.sampled_from([(), (3,), (2, 1, 2)]))
 def test_a_corner_is_transformed_as_by_its_matrix(corner, leading):
     with jax.enable_x64(True):

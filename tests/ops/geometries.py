@@ -14,6 +14,7 @@ CASES = {
     "depthwise": (Geometry((3, 3, 1, 6), (1, 1), ((1, 1), (1, 1)), 6), (4, 5)),
     "depthwise, two each": (Geometry((2, 3, 1, 6), (1, 1), ((0, 1), (1, 1)), 3), (4, 5)),
     "linear": (Geometry((7, 5)), ()),
+    "linear, even": (Geometry((8, 6)), ()),
     "one dimension": (Geometry((3, 4, 5), (1,), ((1, 1),)), (6,)),
     "three dimensions": (Geometry((2, 1, 3, 4, 5), (1, 1, 1), ((1, 0), (0, 0), (1, 1))), (3, 2, 4)),
     "strides 2, 2": (Geometry((3, 3, 4, 5), (2, 2), ((1, 1), (1, 1))), (5, 6)),

@@ -220,7 +220,7 @@ def test_a_compact_layer_is_computed_by_its_method(monkeypatch):
     x = jnp.ones((2, 5, 6, 4))
     assert layer.method == "auto"
     work = Work(Geometry((3, 3, 4, 6), (1, 1), ((1, 1), (1, 1))), (2, 5, 6, 4), 5, DCT)
-    assert layer.work(x, work.geometry) == work
+    assert kernels.work_of(layer, x, work.geometry) == work
     expected = np.asarray(layer(x))
     for method in METHODS:
         layer.method = method

@@ -14,7 +14,7 @@ from dctps_jax.ops.work import Work
 from tests.native import jit_unoptimised, native, normal
 from tests.ops.geometries import CASES
 
-LAYERS = ("3x3", "1x1", "depthwise", "linear", "strides 2, 2")
+LAYERS = ("3x3", "1x1", "depthwise", "linear", "linear, even", "strides 2, 2")
 ALPHA, NNZ = 0.7, 9
 RESULTS = ("outputs", "gradient of inputs", "gradient of values", "gradient of alpha")
 
@@ -69,6 +69,8 @@ def test_outputs_and_gradients_of_every_method(case):
       product with the input, and the sum of such products. A depthwise convolution rounds k sums instead of one.
     - the same by the factors of D, 11 + 2k: the input; the sum of its halves; the table of channels; the product and
       the sum; the table of positions; the product and 2k sums; α, the product, the value of S∗X and the last sum.
+    - the same by the transform of D, 5: the input; the transform, which is computed in float32; α; the product; the sum
+      with S∗X.
     - of the gradient of values, 4: both factors, the product, the sum.
     - of the gradient of α, ``(⟨Y, ∂Y⟩ − ⟨v, ∂v⟩) / α`` or ``⟨X, Dᵀ∗∂Y⟩``, 4 more than of outputs. Both inner products
       have absolute terms, which add up to at most 2 ⟨|∂K|, |K|⟩ / α.

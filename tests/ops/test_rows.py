@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dctps_jax.ops import rows as rows_module
 from dctps_jax.ops.rows import SUMS, Layout, Places, add_rows, inner_rows
 from tests.native import normal
 from tests.ops.geometries import CASES
@@ -17,8 +18,10 @@ def layout_of(case):
     return Layout(geometry, (2, *spatial, in_features * geometry.groups))
 
 
+@pytest.mark.parametrize("many_rows", [rows_module.MANY_ROWS, 1])
 @pytest.mark.parametrize("case", CASES)
-def test_what_goes_into_rows_comes_out_of_them(case):
+def test_what_goes_into_rows_comes_out_of_them(case, many_rows, monkeypatch):
+    monkeypatch.setattr(rows_module, "MANY_ROWS", many_rows)
     layout = layout_of(case)
     outputs = normal(0, 2, *layout.outputs, layout.geometry.kernel_shape[-1]).astype(np.float32)
     rows = layout.rows_of_outputs(jnp.asarray(outputs))

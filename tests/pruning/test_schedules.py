@@ -16,6 +16,7 @@ from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.pruning import allocate, by_score, prune
 from dctps_jax.pruning.by_score import thin_out
 from dctps_jax.pruning.schedules import keep_counts
+from dctps_jax.pruning.scores import SCORES
 from dctps_jax.pruning.selection import top_k_global
 from tests import reference_data as reference
 from tests.small_networks import SmallNet, small_batch
@@ -33,14 +34,23 @@ def test_keep_counts_equal_the_authors():
             assert ours[-1] == round(float(density) * int(size))
 
 
+def test_keep_counts_of_synflow_equal_the_authors():
+    table = reference.index("schedules")["synflow_keep_counts"]
+    for name, theirs in table.items():
+        size, density, steps = (part[1:] for part in name.split("/"))
+        ours = keep_counts(int(size), float(density), int(steps), "exp", SCORES["synflow"].rounds)
+        assert ours[:-1] == theirs[:-1] and ours[-1] == round(float(density) * int(size)), name
+
+
 @given(
     total=st.integers(10, 10**8),
     density=st.floats(1e-4, 1),
     steps=st.integers(1, 30),
     schedule=st.sampled_from(["exp", "linear"]),
+    rounds=st.sampled_from(["kept", "pruned"]),
 )
-def test_keep_counts_fall_to_the_density(total, density, steps, schedule):
-    counts = keep_counts(total, density, steps, schedule)
+def test_keep_counts_fall_to_the_density(total, density, steps, schedule, rounds):
+    counts = keep_counts(total, density, steps, schedule, rounds)
     assert len(counts) == steps and counts[-1] == round(density * total)
     assert all(later <= earlier for earlier, later in itertools.pairwise(counts))
     assert all(0 <= count <= total for count in counts)
@@ -94,7 +104,7 @@ def test_what_was_removed_returns_with_force_only(regrow):
         lambda masks, step: scores_by_step(step),
         lambda scores, step: top_k_global(scores, [2, 1][step]),
         2,
-        {"a": (4,)},
+        {"a": np.ones(4, bool)},
         regrow=regrow,
     )
     assert masks["a"].tolist() == ([False, False, False, True] if regrow else [False, True, False, False])
@@ -114,7 +124,7 @@ def test_removed_weights_never_return_without_regrowth(seed):
         score,
         lambda scores, step: top_k_global(scores, [40, 20, 7][step], allow_zero=True),
         3,
-        {"a": (40,), "b": (20,)},
+        {"a": np.ones(40, bool), "b": np.ones(20, bool)},
         regrow=False,
     )
     for earlier, later in zip(seen, [*seen[1:], final], strict=True):

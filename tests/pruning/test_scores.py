@@ -101,7 +101,7 @@ def test_masks_equal_the_authors_bit_for_bit(network, identity):
             scores_of(network, method, loss),
             lambda scores, step: top_k_global(scores, counts[step], allow_zero=step < len(counts) - 1),
             len(counts),
-            shapes,
+            {path: np.ones(shape, bool) for path, shape in shapes.items()},
             regrow=method == "force",
         )
     expected = reference.network_masks(stored.get(f"{identity}/mask_f64", stored[f"{identity}/mask"]), entry["layers"])

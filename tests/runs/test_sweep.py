@@ -254,6 +254,21 @@ def test_a_field_that_a_resumed_run_may_change_makes_runs_of_their_own(tmp_path)
     assert names == ["execution.method=autodiff", "execution.method=on_support,seed=0"]
 
 
+def test_runs_of_a_sweep_with_more_fields_are_found_when_they_are_to_grow(tmp_path):
+    record_configs(runs_of([{"seed": (0, 1)}, {"num_epochs": (5,)}]), tmp_path)
+    config = lenet_digits.get_config()
+    config.num_epochs = 50
+
+    def names(grid):
+        return [run.name for run in in_existing_folders(plan_runs(config, grid), tmp_path)]
+
+    assert names({"batch_size": (64, 32), "seed": (0, 1)}) == [
+        "seed=0", "seed=1", "batch_size=32,seed=0", "batch_size=32,seed=1"
+    ]  # fmt: skip
+    # These are points of their own: a directory that is named for 5 epochs keeps them, and so do 30 epochs.
+    assert names({"batch_size": (64,), "num_epochs": (5, 6)}) == ["num_epochs=5", "batch_size=64,num_epochs=6"]
+
+
 def test_a_directory_that_is_taken_at_the_last_moment_is_tried_again(tmp_path, command, monkeypatch):
     runs, folder = runs_of({"seed": (3,)}), tmp_path / "sweep"
     record_configs(runs, folder)

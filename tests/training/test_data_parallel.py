@@ -28,7 +28,7 @@ class Network(nnx.Module):
         self.norm = nnx.BatchNorm(32, rngs=rngs)
         self.conv2 = DCTpSConv(32, 64, (3, 3), use_bias=False, rngs=rngs)
         self.fc = DCTpSLinear(64, 10, use_bias=False, rngs=rngs)
-        self.layer_order = ("conv1", "conv2", "fc")
+        self.dctps_layer_order = ("conv1", "conv2", "fc")
 
     def __call__(self, x):
         x = nnx.relu(self.norm(self.conv1(x)))

@@ -80,7 +80,7 @@ def test_exports_predictions_and_reports_name_the_type(half, tmp_path):
     assert "Computed in bfloat16." in report.read_text()
     from PIL import Image
 
-    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
     done = call(predict.main, model, tmp_path / "image.png")
     assert (done.code, done.err) == (0, "computed in bfloat16, as the network was trained\n")
     assert done.out.count("\n") == 1

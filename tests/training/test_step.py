@@ -227,3 +227,25 @@ def test_labels_that_would_broadcast_are_refused(labels):
     graphs, state = create_state(Network(), optax.sgd(0.1))
     with pytest.raises(AssertionError, match=r"rank|shape"):
         train_step(state, (jnp.zeros((4, 6, 6, 3)), labels), graph=graphs.train, optimizer=optax.sgd(0.1))
+
+
+@pytest.mark.parametrize("loss_scale", [1.0, 1024.0])
+def test_small_gradients_in_float16_need_a_scaled_loss(loss_scale):
+    class Sure(nnx.Module):
+        """A linear layer in float16 that is sure of the first class."""
+
+        def __init__(self):
+            self.fc = DCTpSLinear(
+                1, 2, offset=None, kernel_init=nnx.initializers.zeros, dtype=jnp.float16, rngs=nnx.Rngs(0)
+            )
+            self.fc.kernel.set_value(jnp.array([[18.0, 0.0]]))
+
+        def __call__(self, x):
+            return self.fc(x.reshape(len(x), 1))
+
+    graphs, state = create_state(Sure(), optax.sgd(1.0))
+    images = jnp.ones((1, 1, 1, 1)), jnp.zeros(1, jnp.int32)
+    stepped, _ = train_step(state, images, graph=graphs.train, optimizer=optax.sgd(1.0), loss_scale=loss_scale)
+    expected = np.exp(-18)  # the gradient, 1.5e-8; the smallest float16 is 6e-8
+    moved = float(stepped.params["fc"]["bias"][1])
+    assert moved == 0 if loss_scale == 1 else moved == pytest.approx(-expected, rel=0.01)

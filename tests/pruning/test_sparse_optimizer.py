@@ -1,0 +1,79 @@
+"""Masks as a transformation of gradients: what is pruned stays as it is, and so do its moments."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from dctps_jax import UserError
+from dctps_jax.pruning.sparse_optimizer import keep_masked, sparse_optimizer
+
+MASKS = {"kernel": jnp.asarray([[True, False], [False, True]]), "bias": None, "rest": None}
+PARAMS = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "rest": {"a": jnp.ones(1), "b": [jnp.ones(3)]}}
+
+
+def test_none_keeps_an_array_or_a_subtree():
+    kept = keep_masked(PARAMS, MASKS)
+    np.testing.assert_array_equal(kept["kernel"], np.eye(2))
+    assert kept["bias"] is PARAMS["bias"] and kept["rest"] is PARAMS["rest"]
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.1, momentum=0.9), optax.adam(0.1), optax.adamw(0.1)])
+def test_pruned_weights_and_their_moments_stay_zero(optimizer):
+    params = keep_masked(PARAMS, MASKS)
+    sparse = sparse_optimizer(optimizer, MASKS)
+    state = sparse.init(params)
+    gradients = jax.tree.map(jnp.ones_like, params) | {"kernel": jnp.asarray([[1.0, jnp.nan], [jnp.inf, 2.0]])}
+    expected, expected_state = params, optimizer.init(params)
+    for _ in range(3):
+        updates, state = jax.jit(sparse.update)(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        clean = gradients | {"kernel": jnp.diag(jnp.asarray([1.0, 2.0]))}
+        updates, expected_state = optimizer.update(clean, expected_state, expected)
+        expected = optax.apply_updates(expected, updates)
+    found, wanted = (jax.tree.leaves(tree) for tree in ((params, state), (expected, expected_state)))
+    chex.assert_trees_all_close(found, wanted, rtol=1e-6)
+    assert params["kernel"][0, 1] == params["kernel"][1, 0] == 0 and params["kernel"][0, 0] != 1
+
+
+@pytest.mark.parametrize("shapes", [((4, 3), (3,)), ((3,), (4, 3)), ((), (3,)), ((3, 1), (3, 3))])
+def test_a_mask_of_another_shape_is_refused(shapes):
+    of_mask, of_array = shapes
+    params, masks = {"layer": [jnp.ones(of_array)]}, {"layer": [jnp.ones(of_mask, bool)]}
+    with pytest.raises(UserError, match=r"the mask of layer/0 has shape"):
+        keep_masked(params, masks)
+    sparse = sparse_optimizer(optax.sgd(0.1), masks)
+    with pytest.raises(UserError, match=r"the mask of layer/0 has shape"):
+        sparse.update(params, sparse.init(params), params)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.chain(optax.adam(0.1), optax.contrib.reduce_on_plateau(patience=1)),
+        optax.polyak_sgd(),
+        optax.sgd(0.1),  # takes no loss, and is not handed it
+    ],
+)
+def test_an_update_takes_the_loss(optimizer):
+    params = keep_masked(PARAMS, MASKS)
+    sparse = sparse_optimizer(optimizer, MASKS)
+    assert isinstance(sparse, optax.GradientTransformationExtraArgs)
+    gradients = keep_masked(jax.tree.map(jnp.ones_like, params), MASKS)
+    updates, _ = sparse.update(gradients, sparse.init(params), params, value=2.0)
+    wanted, _ = optax.with_extra_args_support(optimizer).update(gradients, optimizer.init(params), params, value=2.0)
+    chex.assert_trees_all_close(updates, wanted)
+
+
+def test_nnx_optimizer_hands_the_loss_on():
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    state = nnx.state(model, nnx.Param)
+    as_pure = nnx.as_pure if hasattr(nnx, "as_pure") else nnx.pure  # the name that later releases of flax have
+    masks = jax.tree.map(lambda x: jnp.ones(x.shape, bool), as_pure(state))
+    optimizer = nnx.Optimizer(model, sparse_optimizer(optax.polyak_sgd(), masks), wrt=nnx.Param)
+    before = np.asarray(model.kernel[...])
+    optimizer.update(model, jax.tree.map(jnp.ones_like, state), value=1.0)
+    assert (np.asarray(model.kernel[...]) != before).all()
