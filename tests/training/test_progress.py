@@ -59,7 +59,8 @@ def test_what_takes_long_before_the_first_table_is_announced(small, tmp_path, ca
         small_run(tmp_path / str(seconds), **config)
         out, err = capsys.readouterr()
         before_table = out.partition("\nlayer ")[0].splitlines()[1:]
-        assert err == "" and set(before_table) <= {"reading the images …", text}
+        images = "digits: 200 training and 50 test images of 10 classes, 32 x 32 pixels, RGB"
+        assert err == "" and set(before_table) <= {"reading the images …", images, text}
         assert before_table.count(text) == (seconds == 0)
 
 
