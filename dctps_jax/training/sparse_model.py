@@ -101,7 +101,7 @@ def build_sparse_model(
         supports = _supports_of_run(config, shapes)
     elif pruning.trains_all_weights(settings.method, settings.density, settings.layer_densities):
         supports = {}
-    elif settings.method in pruning.SCORES:
+    elif chooses_by_score(config):
         supports = _supports_by_score(config, build(), train, spec)
     else:
         supports = _random_supports(config, shapes)
@@ -117,6 +117,13 @@ def build_sparse_model(
     for path, method in _methods(config, layers).items():
         layers[path].method = method
     return model, supports
+
+
+def chooses_by_score(config: Any) -> bool:
+    """Return whether a new run of ``config`` scores its weights to choose those that it trains."""
+    settings = config.pruning
+    is_dense = pruning.trains_all_weights(settings.method, settings.density, settings.layer_densities)
+    return settings.method in pruning.SCORES and not is_dense
 
 
 def _form(config: Any, supports: Supports, shapes: Shapes) -> str:

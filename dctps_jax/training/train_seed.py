@@ -35,7 +35,7 @@ from dctps_jax.training.own_network import check_same_program, describe_program
 from dctps_jax.training.placement import place_on_all_devices
 from dctps_jax.training.progress import Progress, announced, compiling, doing
 from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals, suggest_rate
-from dctps_jax.training.sparse_model import build_sparse_model
+from dctps_jax.training.sparse_model import build_sparse_model, chooses_by_score
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
 from dctps_jax.training.step import zero_sums
 
@@ -90,10 +90,8 @@ def train_seed(
         }
         check_same_program(workdir, None if saved is None else saved.record.get("network"), program_record["network"])
     saved_supports = None if saved is None else supports_of(saved)
-    settings = config.pruning
-    is_dense = pruning.trains_all_weights(settings.method, settings.density, settings.layer_densities)
-    is_scored = saved is None and settings.method in pruning.SCORES and not is_dense
-    with announced(f"choosing the weights by {settings.method} …" if is_scored else "building the network …"):
+    is_scored = saved is None and chooses_by_score(config)
+    with announced(f"choosing the weights by {config.pruning.method} …" if is_scored else "building the network …"):
         model, supports = build_sparse_model(config, dataset, train_split, spec, saved_supports)
     del train_split
     shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
