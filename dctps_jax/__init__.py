@@ -3,6 +3,7 @@
 from dctps_jax.conversion import conversion_report, convert, to_plain
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import Alpha, FrozenAlpha, Mask, SparseParam, Support
+from dctps_jax.layer_kinds import DCTpSConvTranspose, DCTpSEinsum, DCTpSEmbed, DCTpSLinearGeneral
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.ops.fusion import materialized
@@ -13,7 +14,11 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "Alpha",
     "DCTpSConv",
+    "DCTpSConvTranspose",
+    "DCTpSEinsum",
+    "DCTpSEmbed",
     "DCTpSLinear",
+    "DCTpSLinearGeneral",
     "FrozenAlpha",
     "Mask",
     "SparseParam",

@@ -59,7 +59,7 @@ class FrozenAlpha(nnx.Variable):
 
 
 class KernelLayer(nnx.Module):
-    """What a convolution and a linear layer share: the parameters of ``K = α·D + S``, their two forms, and their sum.
+    """What all layers share: the parameters of ``K = α·D + S``, their two forms, and their sum.
 
     ``method`` says how a compact layer is computed. It is a name in :data:`dctps_jax.ops.methods.METHODS`, or "auto"
     for the one that :mod:`dctps_jax.ops.cost_model` chooses.
@@ -81,6 +81,7 @@ class KernelLayer(nnx.Module):
         rngs: nnx.Rngs,
         kernel_metadata: Mapping[str, Any],
         bias_metadata: Mapping[str, Any],
+        bias_shape: tuple[int, ...] | None = None,
     ) -> None:
         if min(kernel_shape) < 1:
             raise UserError(f"a kernel of shape {kernel_shape} is empty; every size must be at least 1")
@@ -109,8 +110,9 @@ class KernelLayer(nnx.Module):
             self.set_mask(mask)
         self.bias: nnx.Param | None = nnx.data(None)
         if use_bias:
-            self.bias = nnx.data(nnx.Param(bias_init(rngs.params(), kernel_shape[-1:], param_dtype), **bias_metadata))
-        self.use_bias = use_bias
+            bias_shape = kernel_shape[-1:] if bias_shape is None else bias_shape
+            self.bias = nnx.data(nnx.Param(bias_init(rngs.params(), bias_shape, param_dtype), **bias_metadata))
+        self.use_bias, self.bias_shape = use_bias, bias_shape
 
     def set_mask(self, mask: jax.Array | np.ndarray) -> None:
         """Train only the weights where ``mask`` (boolean, of the kernel's shape) is True. The others become zero.
@@ -169,6 +171,14 @@ class KernelLayer(nnx.Module):
     def effective_kernel(self) -> jax.Array:
         """Return ``K = α·D + S``, the kernel that the layer applies, in the dtype of its parameters."""
         return self.sparse_kernel() if self.offset is None else self.sparse_kernel() + self.scaled_offset()
+
+    def plain_kernel(self, kernel: jax.Array) -> jax.Array:
+        """Return a kernel of this layer as the layer of NNX stores it that this one stands in for."""
+        return kernel
+
+    def own_kernel(self, kernel: jax.Array) -> jax.Array:
+        """Return a kernel of that layer of NNX as this layer stores it."""
+        return kernel
 
     def _apply(self, inputs: jax.Array, geometry: Geometry) -> jax.Array:
         """Return the convolution of ``inputs [batch, *spatial, in]``, of a compact layer by its method."""
