@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 from dctps_jax.errors import UserError
-from dctps_jax.kernels import KernelLayer
+from dctps_jax.frozen import check_all_plain, freeze_all_but, frozen
+from dctps_jax.kernels import Frozen, KernelLayer
 from dctps_jax.layer_kinds import KINDS, DCTpSEinsum, has_counterpart, kernel_variable, shapes_of
 from dctps_jax.offsets import Offset
 from dctps_jax.prunable import ORDER, check_not_normalized, check_not_tied, find_layers, prunable_layers, replace_layers
@@ -26,7 +27,7 @@ def convert(
     density: float,
     method: str = "epl",
     exclude: Iterable[str] = (),
-    offset: str | Offset | None = "dct",
+    offset: str | Offset | Literal["frozen"] | None = "dct",
     form: Literal["compact", "masked"] = "compact",
     key: jax.Array | None = None,
     alpha_init: float = 1.0,
@@ -49,8 +50,13 @@ def convert(
     product with a matrix. With an offset S starts at zero; with ``offset=None`` at the kept weights of the model.
     Biases are kept. A layer that occurs twice stays one.
 
+    ``offset="frozen"`` is for fine-tuning: K = W₀ + M⊙S. The model's own kernel W₀ stays as it is, S starts at zero.
+    All other parameters are frozen, too, but those of layers that ``exclude`` matches and of LoRA:
+    :class:`~dctps_jax.kernels.Frozen` variables are no ``nnx.Param``. See :func:`~dctps_jax.export_delta`.
+
     Raises :class:`~dctps_jax.errors.UserError` where there is nothing to convert, for a pattern that matches no layer,
-    and for layers that have a mask or are stacked by ``nnx.vmap``; besides those of ``prune``.
+    and for layers that have a mask or are stacked by ``nnx.vmap``, and for DCT plus Sparse layers in a network that is
+    to be frozen; besides those of ``prune``.
     """
     if key is None:
         with jax.ensure_compile_time_eval():  # convert may be called in a function that is traced
@@ -61,11 +67,17 @@ def convert(
     # Shapes and counts. The copy has lost the order of the layers, so it comes from the model.
     copy: Any = nnx.clone(model)
     in_copy = dict(find_layers(copy, _is_layer))
-    first_paths = _first_paths(model, exclude, embeddings)
+    allocatable = _allocatable(model, embeddings)
+    first_paths = _first_paths(model, allocatable, exclude)
     layers = {path: in_copy[path] for path in dict.fromkeys(first_paths.values())}
+    is_frozen = offset == "frozen"
+    if is_frozen:
+        check_all_plain(layers)
     if all(isinstance(layer, KernelLayer) for layer in layers.values()):
         raise UserError(f"the model has no layer to convert; convert knows {CONVERTIBLE}, and leaves what is excluded")
     shapes = {path: _kernel_shape(path, layer) for path, layer in layers.items()}
+    if is_frozen:
+        freeze_all_but(copy, [in_copy[path] for path in allocatable])
     fixed_layers: dict[str, Any] = {"dense_layers": dense_layers, "layer_densities": layer_densities}
     is_dense = trains_all_weights(method, density, layer_densities)
     if form == "compact" and not is_dense:
@@ -75,11 +87,11 @@ def convert(
     if is_random and form == "compact" and not is_dense:
         supports = random_supports(key, shapes, allocate(shapes, density, method, **fixed_layers))
     # The layers with their supports.
-    alpha = {"offset": offset, "alpha_init": alpha_init, "alpha_trainable": alpha_trainable}
+    alpha = {"offset": None if is_frozen else offset, "alpha_init": alpha_init, "alpha_trainable": alpha_trainable}
     converted: dict[int, Any] = {}
     for path, layer in layers.items():
         if not isinstance(layer, KernelLayer):
-            converted[id(layer)] = _converted(layer, supports.get(path), **alpha)
+            converted[id(layer)] = _converted(layer, supports.get(path), is_frozen, **alpha)
         elif supports:
             layer.set_support(supports[path])
     copy = replace_layers(copy, converted)
@@ -163,25 +175,28 @@ def conversion_report(model: nnx.Module) -> Report:
 
     The α of a layer is one of its parameters, and trained where it is trainable.
     """
-    parameters: dict[tuple[Any, ...], dict[str, int]] = {}
-    for place, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        parameters.setdefault(tuple(place[:-1]), {})[str(place[-1])] = variable[...].size
+    parameters: dict[tuple[Any, ...], dict[str, nnx.Variable]] = {}
+    for place, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, Frozen))):
+        parameters.setdefault(tuple(place[:-1]), {})[str(place[-1])] = variable
     modules = dict(nnx.iter_modules(model))
     loras = [module for module in modules.values() if isinstance(module, nnx.LoRA)]
     wrapped = {id(module) for lora in loras for _, module in nnx.iter_modules(lora)}
-    return Report(tuple(_row(place, modules.get(place), sizes, wrapped) for place, sizes in parameters.items()))
+    return Report(tuple(_row(place, modules.get(place), found, wrapped) for place, found in parameters.items()))
 
 
-def _row(place: tuple[Any, ...], module: Any, sizes: dict[str, int], wrapped: set[int]) -> Row:
-    path, total = ".".join(map(str, place)), sum(sizes.values())
-    kind = type(module).__name__
+def _row(place: tuple[Any, ...], module: Any, variables: Mapping[str, nnx.Variable], wrapped: set[int]) -> Row:
+    path, kind = ".".join(map(str, place)), type(module).__name__
+    kernels = ("kernel", "base") if isinstance(module, KernelLayer) else ()
+    others = [variable for name, variable in variables.items() if name not in kernels]
+    total = sum(variable[...].size for variable in others)
+    trained = sum(variable[...].size for variable in others if isinstance(variable, nnx.Param))
     if isinstance(module, KernelLayer):
         weights = math.prod(module.kernel_shape)
         nnz = weights if module.mask is None else int(module.mask[...].sum())
         nnz = nnz if module.support is None else module.support[...].size
-        others = total - sizes["kernel"]
         kernel = "K = S" if module.offset is None else "K = α·D + M⊙S"
-        return Row(path, kind, weights + others, nnz + others, f"{kernel}, {nnz:,} weights")
+        kernel = kernel if module.base is None else "K = W₀ + M⊙S"
+        return Row(path, kind, weights + total, nnz + trained, f"{kernel}, {nnz:,} weights")
     if id(module) in wrapped or isinstance(module, nnx.LoRA | nnx.LoRALinear):
         outcome = "left: LoRA"
     elif type(module) is nnx.Embed:
@@ -192,29 +207,34 @@ def _row(place: tuple[Any, ...], module: Any, sizes: dict[str, int], wrapped: se
         outcome = "left: this einsum is no product with a matrix"
     elif isinstance(module, tuple(KINDS)):
         outcome = "left: a subclass may compute something else"
-    elif "kernel" in sizes:
+    elif "kernel" in variables:
         outcome = "left: convert does not know this kind of layer"
     else:
         outcome = "left: it has no kernel"
-    return Row(path, kind, total, total, outcome)
+    if trained == 0:
+        outcome = "frozen"
+    return Row(path, kind, total, trained, outcome)
 
 
-def _first_paths(model: nnx.Module, exclude: Iterable[str], embeddings: bool) -> dict[str, str]:
-    """Return the paths of all layers that are allocated, each with the first path of the same layer.
-
-    A layer may occur in several places. Layers that are to be converted are left out where ``exclude`` matches, in
-    ``nnx.LoRA``, and embeddings unless they are asked for.
-    """
+def _allocatable(model: nnx.Module, embeddings: bool) -> dict[str, Any]:
+    """Return all layers that weights can be allocated to: none in ``nnx.LoRA``, embeddings only if asked for."""
     in_lora = {
         id(layer)
         for _, lora in find_layers(model, lambda node: isinstance(node, nnx.LoRA))
         for _, layer in find_layers(lora.base_module, has_counterpart)
     }
-    layers = {
+    return {
         path: layer
         for path, layer in find_layers(model, _is_layer)
         if id(layer) not in in_lora and (embeddings or not isinstance(layer, nnx.Embed))
     }
+
+
+def _first_paths(model: nnx.Module, layers: Mapping[str, Any], exclude: Iterable[str]) -> dict[str, str]:
+    """Return the paths of all layers that are allocated, each with the first path of the same layer.
+
+    A layer may occur in several places. Layers that are to be converted are left out where ``exclude`` matches.
+    """
     convertible = [path for path, layer in layers.items() if not isinstance(layer, KernelLayer)]
     excluded: set[str] = set()
     for pattern in [exclude] if isinstance(exclude, str) else exclude:
@@ -245,16 +265,19 @@ def _kernel_shape(path: str, layer: Any) -> tuple[int, ...]:
     return shape
 
 
-def _converted(layer: Any, support: np.ndarray | None, **settings: Any) -> KernelLayer:
+def _converted(layer: Any, support: np.ndarray | None, is_frozen: bool, **settings: Any) -> KernelLayer:
     """Return the DCT plus Sparse layer for a layer of NNX, compact if there is a support."""
     layer_type = KINDS[type(layer)]
     same = _same_arguments(layer, layer_type)
     new = layer_type(**same, **settings, support=support, **_zeros_for(type(layer)), rngs=nnx.Rngs(0))
-    if new.offset is None:
-        kernel = new.own_kernel(kernel_variable(layer)[...])
+    kernel = new.own_kernel(kernel_variable(layer)[...])
+    if is_frozen:
+        new.set_base(kernel)
+    elif new.offset is None:
         new.kernel.set_value(kernel if support is None else kernel.ravel()[support])
     if new.bias is not None:
         new.bias.set_value(layer.bias[...])
+        new.bias = nnx.data(frozen(new.bias)) if is_frozen else new.bias
     return new
 
 
