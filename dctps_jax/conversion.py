@@ -115,7 +115,7 @@ def to_plain(model: nnx.Module) -> Any:
 
 
 def _plain(layer: KernelLayer) -> Any:
-    layer_type = next(plain for plain, own in KINDS.items() if isinstance(layer, own))
+    layer_type: Any = next(plain for plain, own in KINDS.items() if isinstance(layer, own))
     arguments = _same_arguments(layer, layer_type)
     if isinstance(layer, DCTpSEinsum):
         arguments["kernel_shape"] = layer.contraction.shape
@@ -277,7 +277,8 @@ def _converted(layer: Any, support: np.ndarray | None, is_frozen: bool, **settin
         new.kernel.set_value(kernel if support is None else kernel.ravel()[support])
     if new.bias is not None:
         new.bias.set_value(layer.bias[...])
-        new.bias = nnx.data(frozen(new.bias)) if is_frozen else new.bias
+        if is_frozen:
+            new.bias = nnx.data(frozen(new.bias))
     return new
 
 

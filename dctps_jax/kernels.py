@@ -114,7 +114,7 @@ class KernelLayer(nnx.Module):
             self.alpha = nnx.data(alpha_type(jnp.array(alpha_init, param_dtype)))
         if mask is not None:
             self.set_mask(mask)
-        self.bias: nnx.Param | None = nnx.data(None)
+        self.bias: nnx.Param | Frozen | None = nnx.data(None)
         if use_bias:
             bias_shape = kernel_shape[-1:] if bias_shape is None else bias_shape
             self.bias = nnx.data(nnx.Param(bias_init(rngs.params(), bias_shape, param_dtype), **bias_metadata))

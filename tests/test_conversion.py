@@ -217,7 +217,8 @@ def test_what_is_wrapped_in_lora_is_left_and_named():
 
 
 def test_embeddings_that_share_their_table_are_refused():
-    net = nnx.Sequential(nnx.Embed(4, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 4, rngs=nnx.Rngs(0)))
-    net.layers[1].kernel = net.layers[0].embedding
+    table, linear = nnx.Embed(4, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    linear.kernel = table.embedding
+    net = nnx.Sequential(table, linear)
     with pytest.raises(UserError, match=r"layers\.[01] and layers\.[01] share a kernel"):
         convert(net, density=0.5, embeddings=True)

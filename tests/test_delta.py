@@ -68,7 +68,8 @@ def arrays(model):
 def test_a_network_begins_as_its_base_and_trains_the_sparse_part_alone(base, form):
     model = convert(base, offset="frozen", density=0.1, form=form)
     before = arrays(base)
-    base.eval(), model.eval()
+    base.eval()
+    model.eval()
     np.testing.assert_allclose(model(IMAGES), base(IMAGES), rtol=1e-5, atol=1e-6)
     parameters = nnx.to_flat_state(nnx.state(model, nnx.Param))
     assert {type(variable) for _, variable in parameters} == {SparseParam}

@@ -4,7 +4,6 @@ from typing import Any
 
 from flax import nnx
 
-from dctps_jax.kernels import KernelLayer
 from dctps_jax.layer_kinds import conv_transpose, einsum, linear_general
 from dctps_jax.layer_kinds.conv_transpose import DCTpSConvTranspose
 from dctps_jax.layer_kinds.einsum import DCTpSEinsum
@@ -24,7 +23,7 @@ __all__ = [
 ]
 
 # The layers of NNX that have a counterpart.
-KINDS: dict[type[nnx.Module], type[KernelLayer]] = {
+KINDS: dict[type[nnx.Module], Any] = {
     nnx.Conv: DCTpSConv,
     nnx.Linear: DCTpSLinear,
     nnx.LinearGeneral: DCTpSLinearGeneral,

@@ -46,7 +46,7 @@ class Contraction(NamedTuple):
     def tensor(self, matrix: jax.Array) -> jax.Array:
         """Return a matrix as the tensor of weights."""
         order = (*self.inputs, *self.batch, *self.outputs)
-        return jnp.transpose(matrix.reshape(self.sizes(order)), np.argsort(order))
+        return jnp.transpose(matrix.reshape(self.sizes(order)), np.argsort(order).tolist())
 
     def initializer(self, init: nnx.Initializer, shape: Sequence[int]) -> nnx.Initializer:
         """Return the initialiser of the matrix that draws the tensor by ``init``, which is asked for ``shape``."""

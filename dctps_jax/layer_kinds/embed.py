@@ -80,7 +80,8 @@ class DCTpSEmbed(KernelLayer):
         if self.num_embeddings == 1:
             return jnp.broadcast_to(kernel, (*inputs.shape, self.features))
         if out_sharding is not None:  # jnp.take does not know it
-            return jax.sharding.auto_axes(_rows, out_sharding=out_sharding)(kernel, inputs)
+            rows: Any = jax.sharding.auto_axes(_rows, out_sharding=out_sharding)
+            return rows(kernel, inputs)
         return _rows(kernel, inputs)
 
     def attend(self, query: jax.Array, out_sharding: Any = None) -> jax.Array:

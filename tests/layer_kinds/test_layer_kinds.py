@@ -2,6 +2,7 @@
 
 import inspect
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -188,7 +189,8 @@ def test_arguments_that_no_layer_takes():
         DCTpSLinearGeneral((2, 3), 4, rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match=r"batch_axis names the axes \[1\]"):
         DCTpSLinearGeneral(2, 4, batch_axis={1: 3}, rngs=nnx.Rngs(0))
-    for padding in ("CAUSAL", "same", (1, 2, 3), ((1, 2, 3), 1)):
+    paddings: list[Any] = ["CAUSAL", "same", (1, 2, 3), ((1, 2, 3), 1)]
+    for padding in paddings:
         with pytest.raises(UserError, match="padding is "):
             DCTpSConvTranspose(2, 4, (3, 3), padding=padding, rngs=nnx.Rngs(0))
 
