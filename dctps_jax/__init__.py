@@ -1,6 +1,7 @@
 """DCT plus Sparse: networks that train with 1 % down to 0.01 % of their weights, in JAX and Flax NNX."""
 
-from dctps_jax.conversion import conversion_report, convert, to_plain
+from dctps_jax.conversion import convert, to_plain
+from dctps_jax.conversion_table import conversion_report
 from dctps_jax.delta import apply_delta, export_delta
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import Alpha, Frozen, FrozenAlpha, Mask, SparseParam, Support

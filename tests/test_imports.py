@@ -12,7 +12,7 @@ GROUPS = [
     ["offsets", "dct", "ops", "kernels"],
     ["layers", "layer_kinds", "data"],
     ["prunable", "frozen"],
-    ["models", "pruning", "conversion", "torch_compat"],
+    ["models", "pruning", "conversion", "conversion_table", "torch_compat"],
     ["optimizers", "config", "defaults"],
     ["runs", "accounts", "safetensors_file", "delta"],
     ["training"],

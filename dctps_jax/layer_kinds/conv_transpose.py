@@ -14,6 +14,7 @@ from jax import lax
 
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
+from dctps_jax.layer_kinds.contraction import drawn
 from dctps_jax.layers import DEFAULT_KERNEL_INIT
 from dctps_jax.offsets import Offset
 from dctps_jax.ops.geometry import Geometry
@@ -77,7 +78,7 @@ class DCTpSConvTranspose(KernelLayer):
         init = kernel_init
         if transpose_kernel and kernel_init is not nnx.initializers.zeros:
             plain_shape = (*self.kernel_size, out_features, in_features)
-            init = lambda key, _, dtype: self.own_kernel(kernel_init(key, plain_shape, dtype))  # noqa: E731
+            init = lambda key, _, dtype: self.own_kernel(drawn(kernel_init, key, plain_shape, dtype))  # noqa: E731
         self._init_parameters(
             kernel_shape_of(self),
             offset=offset,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -86,7 +87,7 @@ class DCTpSLinearGeneral(TensorLayer):
             use_bias=use_bias,
             param_dtype=param_dtype,
             kernel_init=self.contraction.initializer(kernel_init, flat),
-            bias_init=lambda key, shape, dtype: bias_init(key, (math.prod(shape),), dtype).reshape(shape),
+            bias_init=partial(_flat_bias, bias_init),
             rngs=rngs,
             kernel_metadata=kernel_metadata,
             bias_metadata=bias_metadata,
@@ -132,6 +133,15 @@ def contraction_of(layer: Any) -> Contraction:
     ends = np.cumsum([len(layer.batch_axis), len(layer.in_features), len(layer.out_features)]).tolist()
     batch, inputs, outputs = (tuple(range(start, end)) for start, end in zip([0, *ends], ends, strict=False))
     return Contraction(shape, batch, inputs, outputs)
+
+
+def _flat_bias(init: nnx.Initializer, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return a bias that ``init`` draws as one list, as nnx does, with its metadata where it has any."""
+    bias: Any = init(key, (math.prod(shape),), dtype)
+    if not isinstance(bias, nnx.VariableMetadata):
+        return bias.reshape(shape)
+    bias.raw_value = bias.raw_value.reshape(shape)
+    return bias
 
 
 def _as_tuple(value: int | Sequence[int]) -> tuple[int, ...]:

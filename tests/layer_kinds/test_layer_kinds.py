@@ -195,6 +195,20 @@ def test_arguments_that_no_layer_takes():
             DCTpSConvTranspose(2, 4, (3, 3), padding=padding, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.parametrize("support", [None, np.array([1, 5])])
+def test_partitioned_initialisers_draw_what_others_draw(support):
+    for kind, arguments, names in (
+        (DCTpSLinearGeneral, (4, (2, 3)), ("data", None, "model")),
+        (DCTpSEinsum, ("ab,cb->ac", (3, 4), (3,)), ("data", "model")),
+    ):
+        init, bias_init = (nnx.with_partitioning(NORMAL, axes) for axes in (names, names[1:]))
+        settings = {"offset": None, "support": support, "rngs": nnx.Rngs(3)}
+        annotated = kind(*arguments, kernel_init=init, bias_init=bias_init, **settings)
+        plain = kind(*arguments, kernel_init=NORMAL, bias_init=NORMAL, **settings | {"rngs": nnx.Rngs(3)})
+        assert_same(annotated.kernel[...], plain.kernel[...])
+        assert_same(annotated.bias[...], plain.bias[...])
+
+
 class Attention(nnx.Module):
     def __init__(self, rngs):
         self.attention = nnx.MultiHeadAttention(2, 8, 6, num_kv_heads=1, decode=False, normalize_qk=True, rngs=rngs)
