@@ -1,7 +1,7 @@
 """Products of inputs with a tensor of weights, as products with a matrix: inputs × outputs."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -64,6 +64,12 @@ def drawn(init: nnx.Initializer, key: jax.Array, shape: Sequence[int], dtype: An
     return array.raw_value if isinstance(array, nnx.VariableMetadata) else array
 
 
+def are_divided(inputs: jax.Array, axes: Iterable[int]) -> bool:
+    """Return whether ``axes`` are divided among the devices of a mesh with explicit axes."""
+    spec = jax.typeof(inputs).sharding.spec
+    return any(axis < len(spec) and spec[axis] is not None for axis in axes)
+
+
 class TensorLayer(KernelLayer):
     """What layers with a tensor of weights share: they keep it as a matrix, and compute as a linear layer does."""
 
@@ -96,14 +102,15 @@ class TensorLayer(KernelLayer):
         inputs = jnp.transpose(inputs, [labels.index(label) for label in (*free, *batch, *contracted)])
         free_sizes = inputs.shape[: len(free)]
         groups, (rows, columns) = self.contraction.groups, self.kernel_shape[-2:]
+        # Features and other axes are merged and divided apart: on a mesh with explicit axes JAX refuses both at once.
+        inputs = inputs.reshape(*free_sizes, groups * rows)
         if groups > 1:
             geometry = Geometry(self.kernel_shape, (1,), ((0, 0),), groups, self.precision)
             outputs = self._apply(inputs.reshape(math.prod(free_sizes), 1, groups * rows), geometry)
         else:
-            outputs = self._apply(
-                inputs.reshape(math.prod(free_sizes), rows), Geometry(self.kernel_shape, precision=self.precision)
-            )
+            geometry = Geometry(self.kernel_shape, precision=self.precision)
+            outputs = self._apply(inputs.reshape(math.prod(free_sizes), rows), geometry)
         sizes = self.contraction.sizes((*self.contraction.batch, *self.contraction.outputs))
-        assert math.prod(sizes) == columns
+        outputs = outputs.reshape(*free_sizes, columns).reshape(*free_sizes, *sizes)
         made = [*free, *batch, *new]
-        return jnp.transpose(outputs.reshape(*free_sizes, *sizes), [made.index(label) for label in output_labels])
+        return jnp.transpose(outputs, [made.index(label) for label in output_labels])

@@ -13,7 +13,7 @@ from flax.nnx.nn import dtypes
 from jax import lax
 
 from dctps_jax.errors import UserError
-from dctps_jax.layer_kinds.contraction import Contraction, TensorLayer
+from dctps_jax.layer_kinds.contraction import Contraction, TensorLayer, are_divided
 from dctps_jax.layers import DEFAULT_KERNEL_INIT
 from dctps_jax.offsets import Offset
 
@@ -93,7 +93,8 @@ class DCTpSEinsum(TensorLayer):
         bias = None if self.bias is None else self.bias[...]
         has_custom_function = self.einsum_op is not jnp.einsum or self.promote_dtype is not dtypes.promote_dtype
         is_other = einsum != self.einsum_str or out_sharding is not None or self.preferred_element_type is not None
-        if has_custom_function or is_other:
+        of_kernel = [axis for axis, label in enumerate(labels) if label in kernel_labels]
+        if has_custom_function or is_other or are_divided(inputs, of_kernel):
             kernel = self.plain_kernel(self.effective_kernel())
             inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
             outputs = self._native_einsum(einsum, inputs, kernel, out_sharding)

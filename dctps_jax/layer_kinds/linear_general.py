@@ -15,7 +15,7 @@ from flax.nnx.nn import dtypes
 from jax import lax
 
 from dctps_jax.errors import UserError
-from dctps_jax.layer_kinds.contraction import Contraction, TensorLayer
+from dctps_jax.layer_kinds.contraction import Contraction, TensorLayer, are_divided
 from dctps_jax.layers import DEFAULT_KERNEL_INIT
 from dctps_jax.offsets import Offset
 
@@ -98,7 +98,7 @@ class DCTpSLinearGeneral(TensorLayer):
         axes = _positive(self.axis, inputs.ndim)
         batch = _positive(self.batch_axis, inputs.ndim)
         bias = None if self.bias is None else self.bias[...]
-        if self._has_custom_function() or out_sharding is not None:
+        if self._has_custom_function() or out_sharding is not None or are_divided(inputs, (*axes, *batch)):
             kernel = self.plain_kernel(self.effective_kernel())
             inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
             outputs = self._native_product(inputs, kernel, axes, batch, out_sharding)

@@ -1,6 +1,8 @@
 """Every kind of layer equals the layer of NNX that it stands in for, with K written out."""
 
+import copy
 import inspect
+import pickle
 from functools import partial
 from typing import Any
 
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dctps_jax import DCTpSConvTranspose, DCTpSEinsum, DCTpSEmbed, DCTpSLinearGeneral, UserError, convert, to_plain
 from dctps_jax.layer_kinds import KINDS
@@ -236,3 +239,59 @@ def test_attention_is_pruned_by_scores_as_other_layers_are(form):
     assert sum(mask.sum() for mask in get_masks(model).values()) == round(0.3 * (48 + 24 + 24 + 48 + 24))
     plain = to_plain(model)
     assert type(plain.attention.query) is nnx.LinearGeneral and plain.attention.query.kernel[...].shape == (8, 2, 3)
+
+
+# Inputs whose first axis is divided among devices: an axis of the batch, or one that the kernel has, too.
+ON_A_MESH = [
+    (DCTpSLinearGeneral, (4, (2, 3)), {}),
+    (DCTpSLinearGeneral, (4, (2, 3)), {"batch_axis": {0: 8}}),
+    (DCTpSEinsum, ("nta,hab->nthb", (3, 4, 2), (3, 2)), {}),
+    (DCTpSConvTranspose, (4, 6, 3, 2), {}),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("kind", "arguments", "options"), ON_A_MESH)
+def test_a_mesh_with_explicit_axes(kind, arguments, options, form):
+    def outputs_and_gradients(inputs):
+        layer = build(kind, arguments, options)
+        mask = np.arange(np.prod(layer.kernel_shape)).reshape(layer.kernel_shape) % 3 == 1
+        layer.set_mask(mask) if form == "masked" else layer.set_support(np.flatnonzero(mask))
+        return layer(inputs), nnx.grad(lambda layer: (layer(inputs) ** 2).sum())(layer)
+
+    inputs = inputs_of(kind, (8, 5, 4))
+    expected, expected_gradients = outputs_and_gradients(inputs)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        found, gradients = outputs_and_gradients(jax.device_put(inputs, NamedSharding(mesh, PartitionSpec("data"))))
+        assert jax.typeof(found).sharding.spec[0] == "data"
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), gradients, expected_gradients)
+
+
+class AllKinds(nnx.Module):
+    def __init__(self, rngs):
+        self.table = nnx.Embed(9, 8, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs)
+        self.mix = nnx.Einsum("nta,hab->nthb", (2, 8, 3), (2, 3), rngs=rngs)
+        self.up = nnx.ConvTranspose(3, 4, 3, strides=2, rngs=rngs)
+
+    def __call__(self, tokens):
+        return self.up(self.mix(self.attention(self.table(tokens))))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_in_programs_as_nnx_users_write_them(form):
+    tokens = inputs_of(nnx.Embed, (3, 5))
+    model = convert(AllKinds(nnx.Rngs(0)), density=0.3, form=form, embeddings=True)
+    expected = to_plain(model)(tokens)
+    abstract = nnx.eval_shape(lambda: convert(AllKinds(nnx.Rngs(0)), density=0.3, form=form, embeddings=True))
+    graph, state = nnx.split(model)
+    assert jax.tree.map(jnp.shape, nnx.state(abstract)) == jax.tree.map(jnp.shape, state)
+    for same in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), nnx.merge(graph, state)):
+        assert_same(same(tokens), expected)
+    assert_same(nnx.jit(lambda model, tokens: model(tokens))(model, tokens), expected)
+    assert_same(nnx.remat(lambda model, tokens: model(tokens))(model, tokens), expected)
+    mapped = nnx.vmap(lambda model, tokens: model(tokens[None])[0], in_axes=(None, 0))(model, tokens)
+    assert_same(mapped, expected)
+    assert "DCTpSLinearGeneral" in nnx.tabulate(model, tokens)
