@@ -200,10 +200,11 @@ def test_arguments_that_no_layer_takes():
 
 @pytest.mark.parametrize("support", [None, np.array([1, 5])])
 def test_partitioned_initialisers_draw_what_others_draw(support):
-    for kind, arguments, names in (
+    cases: list[Any] = [
         (DCTpSLinearGeneral, (4, (2, 3)), ("data", None, "model")),
         (DCTpSEinsum, ("ab,cb->ac", (3, 4), (3,)), ("data", "model")),
-    ):
+    ]
+    for kind, arguments, names in cases:
         annotated, plain = (
             kind(*arguments, kernel_init=init, offset=None, support=support, rngs=nnx.Rngs(3))
             for init in (nnx.with_partitioning(NORMAL, names), NORMAL)
