@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.ops.geometry import Geometry
 
@@ -89,7 +90,17 @@ class TensorLayer(KernelLayer):
         kernel_labels: Sequence[Hashable],
         output_labels: Sequence[Hashable],
     ) -> jax.Array:
-        """Return the product of inputs and kernel whose axes are labelled as in an einsum."""
+        """Return the product of inputs and kernel whose axes are labelled as in an einsum.
+
+        Raises :class:`~dctps_jax.errors.UserError` for inputs of other sizes: as a matrix, the kernel might fit.
+        """
+        sizes_of_kernel = dict(zip(kernel_labels, self.contraction.shape, strict=True))
+        for axis, label in enumerate(input_labels):
+            if sizes_of_kernel.get(label, inputs.shape[axis]) != inputs.shape[axis]:
+                raise UserError(
+                    f"axis {axis} of the inputs, of shape {inputs.shape}, has size {inputs.shape[axis]}; for a kernel of "
+                    f"shape {self.contraction.shape} it must be {sizes_of_kernel[label]}"
+                )
         batch, contracted, new = (
             [kernel_labels[axis] for axis in axes]
             for axes in (self.contraction.batch, self.contraction.inputs, self.contraction.outputs)

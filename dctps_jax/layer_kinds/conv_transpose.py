@@ -75,10 +75,6 @@ class DCTpSConvTranspose(KernelLayer):
         self.transpose_kernel = transpose_kernel
         self.promote_dtype = promote_dtype
         self.preferred_element_type = preferred_element_type
-        init = kernel_init
-        if transpose_kernel and kernel_init is not nnx.initializers.zeros:
-            plain_shape = (*self.kernel_size, out_features, in_features)
-            init = lambda key, _, dtype: self.own_kernel(drawn(kernel_init, key, plain_shape, dtype))  # noqa: E731
         self._init_parameters(
             kernel_shape_of(self),
             offset=offset,
@@ -88,12 +84,19 @@ class DCTpSConvTranspose(KernelLayer):
             support=support,
             use_bias=use_bias,
             param_dtype=param_dtype,
-            kernel_init=init,
+            kernel_init=self._initializer(kernel_init),
             bias_init=bias_init,
             rngs=rngs,
             kernel_metadata=kernel_metadata,
             bias_metadata=bias_metadata,
         )
+
+    def _initializer(self, init: nnx.Initializer) -> nnx.Initializer:
+        """Return the initialiser of the kernel that draws the one that ``nnx.ConvTranspose`` would store."""
+        if not self.transpose_kernel or init is nnx.initializers.zeros:
+            return init
+        shape = (*self.kernel_size, self.out_features, self.in_features)
+        return lambda key, _, dtype: _mirrored(drawn(init, key, shape, dtype))
 
     def plain_kernel(self, kernel: jax.Array) -> jax.Array:
         return _mirrored(kernel) if self.transpose_kernel else kernel

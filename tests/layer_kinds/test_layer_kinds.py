@@ -187,6 +187,14 @@ def test_an_einsum_that_is_no_product_with_a_matrix_is_refused(einsum):
         DCTpSEinsum(einsum, (4, 4)[: len(einsum.split(",")[1].split("->")[0].replace("...", "c"))], rngs=nnx.Rngs(0))
 
 
+def test_inputs_whose_axes_are_swapped_are_refused():
+    general = DCTpSLinearGeneral((2, 3), 4, axis=(-2, -1), rngs=nnx.Rngs(0))
+    einsum = DCTpSEinsum("nab,abc->nc", (2, 3, 4), rngs=nnx.Rngs(0))
+    for layer in (general, einsum):
+        with pytest.raises(UserError, match=r"axis 1 of the inputs, of shape \(5, 3, 2\), has size 3; .* it must be 2"):
+            layer(inputs_of(None, (5, 3, 2)))
+
+
 def test_arguments_that_no_layer_takes():
     with pytest.raises(UserError, match=r"in_features is \(2, 3\) and axis is \(-1,\)"):
         DCTpSLinearGeneral((2, 3), 4, rngs=nnx.Rngs(0))
