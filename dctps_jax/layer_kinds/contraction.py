@@ -98,8 +98,8 @@ class TensorLayer(KernelLayer):
         for axis, label in enumerate(input_labels):
             if sizes_of_kernel.get(label, inputs.shape[axis]) != inputs.shape[axis]:
                 raise UserError(
-                    f"axis {axis} of the inputs, of shape {inputs.shape}, has size {inputs.shape[axis]}; for a kernel of "
-                    f"shape {self.contraction.shape} it must be {sizes_of_kernel[label]}"
+                    f"axis {axis} of the inputs, of shape {inputs.shape}, has size {inputs.shape[axis]}; for a kernel "
+                    f"of shape {self.contraction.shape} it must be {sizes_of_kernel[label]}"
                 )
         batch, contracted, new = (
             [kernel_labels[axis] for axis in axes]
