@@ -16,7 +16,7 @@ from dctps_jax.accounts.flops import flops_account
 from dctps_jax.accounts.layer_table import layer_table
 from dctps_jax.accounts.plan_table import plan_table, planned
 from dctps_jax.accounts.storage import file_bytes, storage_account, storage_table
-from dctps_jax.conversion import conversion_report
+from dctps_jax.conversion_table import conversion_report
 from dctps_jax.data.batches import Examples, split_training
 from dctps_jax.files import digest_of
 from dctps_jax.optimizers import rate_scale
