@@ -302,4 +302,4 @@ def test_in_programs_as_nnx_users_write_them(form):
     assert_same(nnx.remat(lambda model, tokens: model(tokens))(model, tokens), expected)
     mapped = nnx.vmap(lambda model, tokens: model(tokens[None])[0], in_axes=(None, 0))(model, tokens)
     assert_same(mapped, expected)
-    assert "DCTpSLinearGeneral" in nnx.tabulate(model, tokens)
+    assert "DCTpSLinearGeneral" in nnx.tabulate(model, tokens, console_kwargs={"width": 240})
