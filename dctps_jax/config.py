@@ -122,6 +122,20 @@ def _no_weights_to_move(config: Any) -> str | None:
     return None
 
 
+def _pattern_contradicted(config: Any) -> str | None:
+    settings = config.pruning
+    if not settings.pattern or settings.method == "from_run":
+        return None
+    if config.sparse_training.method != "static":
+        return (
+            f"config.pruning.pattern is {settings.pattern!r} and config.sparse_training.method "
+            f"{config.sparse_training.method!r}, which moves weights out of the pattern; choose 'static', or leave the "
+            "pattern out"
+        )
+    allocation = settings.method if settings.method in pruning.ALLOCATIONS else settings.allocation
+    return pruning.contradiction(settings.pattern, settings.density, allocation, "config.pruning.")
+
+
 def _old_name_of_method(config: Any) -> str | None:
     renamed = FIELDS["execution.method"].renamed
     for pattern, method in config.execution.layer_methods:
@@ -188,6 +202,7 @@ CROSS_CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _moments_incomplete,
     _masks_without_run,
     _no_weights_to_move,
+    _pattern_contradicted,
     _old_name_of_method,
     _options_without_resnet,
     _own_network_unusable,

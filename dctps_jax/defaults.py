@@ -240,6 +240,15 @@ FIELDS: dict[str, Field] = {
         allowed=Allowed(is_density, "above 0 and at most 1, e.g. 0.01 to train 1 % of the weights"),
         needs=OWN_DENSITY,
     ),
+    "pruning.pattern": Field(
+        "",
+        "N:M, e.g. `2:4`: of every M inputs in a row, each output keeps N weights. `pruning.density` has to be N/M, "
+        "`pruning.method` `uniform` or a score. Layers of `dense_layers` and `layer_densities` have no pattern, and "
+        "their weights come on top of the density.",
+        allowed=Allowed(lambda text: text == "" or pruning.is_pattern(text), "'N:M' with 0 < N < M, e.g. '2:4', or ''"),
+        needs=OWN_DENSITY,
+        added=True,
+    ),
     "pruning.num_steps": Field(
         0,
         "Steps of a score; 1: one shot, 0: the method's own number.",

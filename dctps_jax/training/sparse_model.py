@@ -194,15 +194,12 @@ def _check_masks(masks: Mapping[str, np.ndarray], shapes: Shapes, source: str | 
 
 
 def _random_supports(config: Any, shapes: Shapes) -> Supports:
-    settings = config.pruning
-    counts = pruning.allocate(
-        shapes,
-        settings.density,
-        settings.method,
-        dense_layers=settings.dense_layers,
-        layer_densities=settings.layer_densities,
-    )
-    return pruning.random_supports(stream(config.seed, "masks"), shapes, counts)
+    settings, key = config.pruning, stream(config.seed, "masks")
+    fixed_layers = {"dense_layers": settings.dense_layers, "layer_densities": settings.layer_densities}
+    if settings.pattern:
+        return pruning.random_pattern_supports(key, shapes, settings.pattern, settings.density, **fixed_layers)
+    counts = pruning.allocate(shapes, settings.density, settings.method, **fixed_layers)
+    return pruning.random_supports(key, shapes, counts)
 
 
 def _supports_by_score(config: Any, model: nnx.Module, train: Examples, spec: StepSpec) -> Supports:
@@ -229,6 +226,7 @@ def _supports_by_score(config: Any, model: nnx.Module, train: Examples, spec: St
         loss=settings.loss,
         scope=settings.scope,
         allocation=settings.allocation or None,
+        pattern=settings.pattern,
     )
     return {path: np.flatnonzero(mask) for path, mask in masks.items()}
 
