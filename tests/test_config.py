@@ -72,7 +72,8 @@ BAD_NUMBERS = [
     ("pruning.density", 0.0), ("pruning.pattern", "4:2"),
     ("pruning.density", 1.01), ("pruning.density", math.nan), ("pruning.num_steps", -1), ("pruning.num_batches", 0),
     ("sparse_training.update_every", 0), ("sparse_training.stop_fraction", 1.5),
-    ("sparse_training.drop_fraction", -0.1), ("optimizer.learning_rate", 0.0), ("optimizer.learning_rate", -1.0),
+    ("sparse_training.drop_fraction", -0.1), ("sparse_training.begin_fraction", 1.1),
+    ("sparse_training.initial_density", 0.0), ("optimizer.learning_rate", 0.0), ("optimizer.learning_rate", -1.0),
     ("optimizer.learning_rate", math.inf), ("optimizer.learning_rate", math.nan), ("optimizer.momentum", 1.0),
     ("optimizer.weight_decay", -1e-4), ("optimizer.weight_decay", math.inf), ("optimizer.decay_rate", 0.0),
     ("optimizer.decay_rate", 1.1), ("optimizer.clip_norm", -1.0), ("optimizer.accumulate_steps", 0),
@@ -250,7 +251,7 @@ def test_any_number_passes_or_is_one_sentence(field, value):
         ({"pruning__pattern": "4:4"}, "config.pruning.pattern is '4:4'; it must be 'N:M' with 0 < N < M"),
         (
             {"pruning__density": 0.5, "pruning__method": "uniform", "sparse_training__method": "rigl"},
-            "which moves weights out of the pattern",
+            "breaks the pattern; choose 'static'",
         ),
     ],
 )
