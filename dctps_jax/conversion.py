@@ -34,6 +34,7 @@ def convert(
     embeddings: bool = False,
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
+    pattern: str = "",
     **options: Any,
 ) -> nnx.Module:
     """Return a copy of ``model`` in which every layer with a kernel is one with ``K = α·D + M⊙S``.
@@ -44,10 +45,11 @@ def convert(
 
     ``density`` is that of all converted kernels together, divided among them by ``method``, at random positions from
     ``key`` (``jax.random.key(0)`` if not given), or chosen by a score, whose ``batch`` and other ``options`` are those
-    of :func:`dctps_jax.pruning.prune`. Layers whose dotted path matches a pattern of ``exclude`` stay as they are, e.g.
-    ``("head", "blocks.*.norm")``; so do subclasses, what is in an ``nnx.LoRA``, and an ``nnx.Einsum`` that is no
-    product with a matrix. With an offset S starts at zero; with ``offset=None`` at the kept weights of the model.
-    Biases are kept. A layer that occurs twice stays one.
+    of :func:`dctps_jax.pruning.prune`, which also has ``dense_layers``, ``layer_densities`` and ``pattern``. Layers
+    whose dotted path matches a pattern of ``exclude`` stay as they are, e.g. ``("head", "blocks.*.norm")``; so do
+    subclasses, what is in an ``nnx.LoRA``, and an ``nnx.Einsum`` that is no product with a matrix. With an offset S
+    starts at zero; with ``offset=None`` at the kept weights of the model. Biases are kept. A layer that occurs twice
+    stays one.
 
     ``offset="frozen"`` is for fine-tuning: K = W₀ + M⊙S. The model's own kernel W₀ stays as it is, S starts at zero.
     All other parameters are frozen, too, but those of layers that ``exclude`` matches and of LoRA:
@@ -83,7 +85,7 @@ def convert(
         check_not_normalized(copy, layers)
     # Random supports, without dense kernels.
     supports: dict[str, np.ndarray] = {}
-    if is_random and form == "compact" and not is_dense:
+    if is_random and form == "compact" and not is_dense and not pattern:
         supports = random_supports(key, shapes, allocate(shapes, density, method, **fixed_layers))
     # The layers with their supports.
     alpha = {"offset": None if is_frozen else offset, "alpha_init": alpha_init, "alpha_trainable": alpha_trainable}
@@ -96,7 +98,7 @@ def convert(
     copy = replace_layers(copy, converted)
     setattr(copy, ORDER, tuple(layers))
     if not supports and not is_dense:
-        apply_masks(copy, prune(copy, method, density, key=key, **fixed_layers, **options), form)
+        apply_masks(copy, prune(copy, method, density, key=key, pattern=pattern, **fixed_layers, **options), form)
     return copy
 
 

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from dctps_jax.errors import UserError
+from dctps_jax.pruning.pattern import parse_pattern, pattern_counts
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -30,6 +31,7 @@ def allocate(
     *,
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
+    pattern: str = "",
 ) -> dict[str, int]:
     """Return how many weights each layer keeps, in the order of ``shapes``.
 
@@ -45,11 +47,17 @@ def allocate(
     - ``layer_densities``: a density in (0, 1] for the layers that match a pattern; the first match counts. Their
       weights are part of the same total, so that the density of the whole network stays as asked. For a pattern that
       is also in ``dense_layers``, ``layer_densities`` counts.
+    - ``pattern``: "N:M": of every M inputs in a row, each output keeps N weights (:mod:`dctps_jax.pruning.pattern`).
+      ``density`` has to be N/M then, and ``method`` "uniform". The layers that ``dense_layers`` and ``layer_densities``
+      name have no pattern; their weights come on top of the density.
 
     A layer left without any weight is reported in the log. Raises :class:`~dctps_jax.errors.UserError` for an unknown
-    method, a density out of range, a pattern that matches nothing, or fixed layers that need more than the total.
+    method, a density out of range, a pattern that matches nothing, fixed layers that need more than the total, or a
+    pattern that does not fit.
     """
-    counts = allocate_counts(shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities)
+    counts = allocate_counts(
+        shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities, pattern=pattern
+    )
     report_empty_layers(counts, method, density)
     return counts
 
@@ -61,14 +69,17 @@ def allocate_counts(
     *,
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
+    pattern: str = "",
 ) -> dict[str, int]:
     """Return what :func:`allocate` returns, without a warning in the log."""
     if method not in ALLOCATIONS:
         raise UserError(f"there is no allocation {method!r}; choose one of: {', '.join(ALLOCATIONS)}")
     check_density(density, "density")
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-    total = round(density * sum(sizes.values()))
     fixed = fixed_counts(sizes, dense_layers, layer_densities)
+    if found := parse_pattern(pattern, density, method):
+        return pattern_counts(shapes, found, fixed)
+    total = round(density * sum(sizes.values()))
     free = {path: sizes[path] for path in sizes if path not in fixed}
     remaining = total - sum(fixed.values())
     if remaining < 0 or remaining > sum(free.values()):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dctps_jax.losses import LOSSES
+from dctps_jax.losses import LOSSES, Loss
 from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.prunable import prunable_layers, unmasked_copy
 from dctps_jax.pruning.batches import Batch
@@ -21,14 +21,16 @@ class ScoredNetwork:
 
     - ``kernels``: the initial trainable kernels S; ``initial_kernels``: the initial effective kernels K₀ = α·D + S.
     - ``graph``, ``state``: the network without its kernels, and all its other arrays.
-    - ``loss``: a key of :data:`~dctps_jax.losses.LOSSES`, of the logits divided by ``temperature``.
+    - ``loss``: a key of :data:`~dctps_jax.losses.LOSSES`, of the logits divided by ``temperature``; or a function of
+      the outputs, as they are, and the labels.
     - ``key``: for scores that draw random numbers.
 
     ``train`` is the mode of BatchNorm.
     """
 
-    def __init__(self, model: nnx.Module, key: jax.Array, *, loss: str, temperature: float = 1.0, train: bool = False):
-        self.key, self.loss, self.temperature = key, LOSSES[loss], temperature
+    def __init__(self, model: nnx.Module, key: jax.Array, *, loss: Loss, temperature: float = 1.0, train: bool = False):
+        self.key = key
+        self._losses = loss if callable(loss) else _at_temperature(LOSSES[loss], temperature)
         self._compiled: dict[Callable[..., Arrays], Callable[..., Arrays]] = {}
         copy = unmasked_copy(model)
         copy.train() if train else copy.eval()
@@ -80,7 +82,11 @@ class ScoredNetwork:
         model = nnx.merge(self.graph, state)
         for path, layer in prunable_layers(model).items():
             layer.kernel.set_value(kernels[path])
-        return self.loss(model(images) / self.temperature, labels).mean()
+        return self._losses(model(images), labels).mean()
+
+
+def _at_temperature(loss: Callable[[Any, Any], jax.Array], temperature: float) -> Callable[[Any, Any], jax.Array]:
+    return lambda logits, labels: loss(logits / temperature, labels)
 
 
 def thinned_kernel(initial: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:

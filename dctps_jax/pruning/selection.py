@@ -17,7 +17,7 @@ def top_k_global(scores: Scores, count: int, *, allow_zero: bool = False) -> Mas
     (unless ``allow_zero``): the scores then do not say which weights to keep.
     """
     flat = np.concatenate([np.asarray(score).ravel() for score in scores.values()])
-    _check_finite(scores)
+    check_finite(scores)
     kept = _top_k(flat, count, ", ".join(scores) if len(scores) == 1 else "the network", allow_zero)
     masks, start = {}, 0
     for path, score in scores.items():
@@ -51,7 +51,8 @@ def _top_k(flat: np.ndarray, count: int, where: str, allow_zero: bool) -> np.nda
     return kept
 
 
-def _check_finite(scores: Scores) -> None:
+def check_finite(scores: Scores) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for scores that are infinite or no numbers."""
     bad = [path for path, score in scores.items() if not np.isfinite(score).all()]
     if bad:
         raise UserError(
