@@ -245,5 +245,7 @@ def test_tables_are_made_from_the_saved_figures():
     assert len(tables.profile().splitlines()) > 10
     assert tables.profile() in prose("benchmarks/README.md")
     beside_torch = tables.versus_torch(tables.saved_cases("h200_versus_torch_vgg19"))
-    assert len(beside_torch.splitlines()) > 10
-    assert beside_torch in prose("benchmarks/README.md")
+    perceptron = tables.masked_mlp(tables.saved_cases("masked_mlp"))
+    for table in (beside_torch, tables.versus_torch_on_cpu(), perceptron):
+        assert len(table.splitlines()) > 10
+        assert table in prose("benchmarks/README.md")
