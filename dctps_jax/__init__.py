@@ -6,6 +6,8 @@ from dctps_jax.kernels import Alpha, FrozenAlpha, Mask, SparseParam, Support
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.ops.fusion import materialized
+from dctps_jax.prunable import unmasked_copy
+from dctps_jax.pruning.dynamic_sparse import DynamicSparseOptimizer, dynamic_sparse
 from dctps_jax.pruning.sparse_optimizer import keep_masked, sparse_optimizer
 
 __version__ = "0.2.0.dev0"
@@ -14,6 +16,7 @@ __all__ = [
     "Alpha",
     "DCTpSConv",
     "DCTpSLinear",
+    "DynamicSparseOptimizer",
     "FrozenAlpha",
     "Mask",
     "SparseParam",
@@ -23,8 +26,10 @@ __all__ = [
     "compiler_options",
     "conversion_report",
     "convert",
+    "dynamic_sparse",
     "keep_masked",
     "materialized",
     "sparse_optimizer",
     "to_plain",
+    "unmasked_copy",
 ]
