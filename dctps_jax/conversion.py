@@ -2,21 +2,22 @@
 
 import fnmatch
 import inspect
-import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
 
 from dctps_jax.errors import UserError
-from dctps_jax.layers import DCTpSConv, DCTpSLinear
+from dctps_jax.frozen import check_all_plain, freeze_all_but, frozen
+from dctps_jax.kernels import KernelLayer
+from dctps_jax.layer_kinds import KINDS, DCTpSEinsum, has_counterpart, kernel_variable, shapes_of
 from dctps_jax.offsets import Offset
 from dctps_jax.prunable import ORDER, check_not_normalized, check_not_tied, find_layers, prunable_layers, replace_layers
 from dctps_jax.pruning import ALLOCATIONS, allocate, apply_masks, prune, random_supports, trains_all_weights
 
-LAYERS = (DCTpSConv, DCTpSLinear)
+CONVERTIBLE = ", ".join(f"nnx.{kind.__name__}" for kind in KINDS if kind is not nnx.Embed)
 
 
 def convert(
@@ -25,27 +26,38 @@ def convert(
     density: float,
     method: str = "epl",
     exclude: Iterable[str] = (),
-    offset: str | Offset | None = "dct",
+    offset: str | Offset | Literal["frozen"] | None = "dct",
     form: Literal["compact", "masked"] = "compact",
     key: jax.Array | None = None,
     alpha_init: float = 1.0,
     alpha_trainable: bool = True,
+    embeddings: bool = False,
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
     pattern: str = "",
     **options: Any,
 ) -> nnx.Module:
-    """Return a copy of ``model`` in which every ``nnx.Conv`` and ``nnx.Linear`` is a layer with ``K = α·D + M⊙S``.
+    """Return a copy of ``model`` in which every layer with a kernel is one with ``K = α·D + M⊙S``.
+
+    The layers are ``nnx.Conv``, ``nnx.Linear``, ``nnx.LinearGeneral`` (with those of ``nnx.MultiHeadAttention``),
+    ``nnx.Einsum`` and ``nnx.ConvTranspose``; with ``embeddings`` also ``nnx.Embed``. A kernel with several axes of
+    inputs or outputs becomes a matrix, inputs × outputs, and D and the mask are of its shape.
 
     ``density`` is that of all converted kernels together, divided among them by ``method``, at random positions from
     ``key`` (``jax.random.key(0)`` if not given), or chosen by a score, whose ``batch`` and other ``options`` are those
     of :func:`dctps_jax.pruning.prune`, which also has ``dense_layers``, ``layer_densities`` and ``pattern``. Layers
     whose dotted path matches a pattern of ``exclude`` stay as they are, e.g. ``("head", "blocks.*.norm")``; so do
-    subclasses and other layers with kernels, as ``nnx.LinearGeneral``. With an offset S starts at zero; with
-    ``offset=None`` at the kept weights of the model. Biases are kept. A layer that occurs twice stays one.
+    subclasses, what is in an ``nnx.LoRA``, and an ``nnx.Einsum`` that is no product with a matrix. With an offset S
+    starts at zero; with ``offset=None`` at the kept weights of the model. Biases are kept. A layer that occurs twice
+    stays one.
+
+    ``offset="frozen"`` is for fine-tuning: K = W₀ + M⊙S. The model's own kernel W₀ stays as it is, S starts at zero.
+    All other parameters are frozen, too, but those of layers that ``exclude`` matches and of LoRA:
+    :class:`~dctps_jax.kernels.Frozen` variables are no ``nnx.Param``. See :func:`~dctps_jax.export_delta`.
 
     Raises :class:`~dctps_jax.errors.UserError` where there is nothing to convert, for a pattern that matches no layer,
-    and for layers that have a mask or are stacked by ``nnx.vmap``; besides those of ``prune``.
+    and for layers that have a mask or are stacked by ``nnx.vmap``, and for DCT plus Sparse layers in a network that is
+    to be frozen; besides those of ``prune``.
     """
     if key is None:
         with jax.ensure_compile_time_eval():  # convert may be called in a function that is traced
@@ -56,11 +68,17 @@ def convert(
     # Shapes and counts. The copy has lost the order of the layers, so it comes from the model.
     copy: Any = nnx.clone(model)
     in_copy = dict(find_layers(copy, _is_layer))
-    first_paths = _first_paths(model, exclude)
+    allocatable = _allocatable(model, embeddings)
+    first_paths = _first_paths(model, allocatable, exclude)
     layers = {path: in_copy[path] for path in dict.fromkeys(first_paths.values())}
-    if all(isinstance(layer, LAYERS) for layer in layers.values()):
-        raise UserError("the model has no nnx.Conv or nnx.Linear to convert")
+    is_frozen = offset == "frozen"
+    if is_frozen:
+        check_all_plain(layers)
+    if all(isinstance(layer, KernelLayer) for layer in layers.values()):
+        raise UserError(f"the model has no layer to convert; convert knows {CONVERTIBLE}, and leaves what is excluded")
     shapes = {path: _kernel_shape(path, layer) for path, layer in layers.items()}
+    if is_frozen:
+        freeze_all_but(copy, [in_copy[path] for path in allocatable])
     fixed_layers: dict[str, Any] = {"dense_layers": dense_layers, "layer_densities": layer_densities}
     is_dense = trains_all_weights(method, density, layer_densities)
     if form == "compact" and not is_dense:
@@ -70,11 +88,11 @@ def convert(
     if is_random and form == "compact" and not is_dense and not pattern:
         supports = random_supports(key, shapes, allocate(shapes, density, method, **fixed_layers))
     # The layers with their supports.
-    alpha = {"offset": offset, "alpha_init": alpha_init, "alpha_trainable": alpha_trainable}
+    alpha = {"offset": None if is_frozen else offset, "alpha_init": alpha_init, "alpha_trainable": alpha_trainable}
     converted: dict[int, Any] = {}
     for path, layer in layers.items():
-        if not isinstance(layer, LAYERS):
-            converted[id(layer)] = _converted(layer, supports.get(path), **alpha)
+        if not isinstance(layer, KernelLayer):
+            converted[id(layer)] = _converted(layer, supports.get(path), is_frozen, **alpha)
         elif supports:
             layer.set_support(supports[path])
     copy = replace_layers(copy, converted)
@@ -85,7 +103,7 @@ def convert(
 
 
 def to_plain(model: nnx.Module) -> Any:
-    """Return a copy of ``model`` with ``nnx.Conv`` and ``nnx.Linear`` in place of the DCT plus Sparse layers.
+    """Return a copy of ``model`` with the layers of NNX, ``nnx.Conv`` and others, in place of DCT plus Sparse layers.
 
     Their kernels are K = α·D + M⊙S, written out, so that the copy computes the same, and all weights of it are trained.
     What knows the layers of NNX knows the copy.
@@ -97,13 +115,21 @@ def to_plain(model: nnx.Module) -> Any:
     return copy
 
 
-def _plain(layer: DCTpSConv | DCTpSLinear) -> nnx.Conv | nnx.Linear:
-    layer_type = nnx.Conv if isinstance(layer, DCTpSConv) else nnx.Linear
-    plain = layer_type(**_same_arguments(layer, layer_type), rngs=nnx.Rngs(0))
-    plain.kernel.set_value(layer.effective_kernel())
-    if plain.bias is not None and layer.bias is not None:
+def _plain(layer: KernelLayer) -> Any:
+    layer_type: Any = next(plain for plain, own in KINDS.items() if isinstance(layer, own))
+    arguments = _same_arguments(layer, layer_type)
+    if isinstance(layer, DCTpSEinsum):
+        arguments["kernel_shape"] = layer.contraction.shape
+    plain: Any = layer_type(**arguments, **_zeros_for(layer_type), rngs=nnx.Rngs(0))
+    kernel_variable(plain).set_value(layer.plain_kernel(layer.effective_kernel()))
+    if layer.bias is not None:
         plain.bias.set_value(layer.bias[...])
     return plain
+
+
+def _zeros_for(layer_type: type) -> dict[str, Any]:
+    """Return the argument of a layer that starts its kernel, which is set afterwards, at zero."""
+    return {"embedding_init" if layer_type is nnx.Embed else "kernel_init": nnx.initializers.zeros}
 
 
 def _same_arguments(layer: Any, layer_type: type) -> dict[str, Any]:
@@ -113,78 +139,26 @@ def _same_arguments(layer: Any, layer_type: type) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in names}
 
 
-class Row(NamedTuple):
-    """What became of the parameters of one module: how many it had, how many are trained, and why."""
-
-    path: str
-    kind: str
-    parameters: int
-    trained: int
-    outcome: str
-
-
-class Report(NamedTuple):
-    """What a conversion changed, what it left, and why. ``str(report)`` is a table."""
-
-    rows: tuple[Row, ...]
-
-    @property
-    def density(self) -> float:
-        """Trained parameters ÷ all parameters of the network; biases, normalisation and α are among both."""
-        return sum(row.trained for row in self.rows) / sum(row.parameters for row in self.rows)
-
-    def __str__(self) -> str:
-        cells = [(row.path or "(the network)", row.kind, f"{row.trained:,} of {row.parameters:,}") for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            f"{path:{widths[0]}}  {kind:{widths[1]}}  {numbers:>{widths[2]}}  {row.outcome}"
-            for (path, kind, numbers), row in zip(cells, self.rows, strict=True)
-        ]
-        trained, parameters = (sum(getattr(row, name) for row in self.rows) for name in ("trained", "parameters"))
-        lines.append(f"{trained:,} of {parameters:,} parameters are trained, {100 * self.density:.4g} %")
-        return "\n".join(lines)
+def _allocatable(model: nnx.Module, embeddings: bool) -> dict[str, Any]:
+    """Return all layers that weights can be allocated to: none in ``nnx.LoRA``, embeddings only if asked for."""
+    in_lora = {
+        id(layer)
+        for _, lora in find_layers(model, lambda node: isinstance(node, nnx.LoRA))
+        for _, layer in find_layers(lora.base_module, has_counterpart)
+    }
+    return {
+        path: layer
+        for path, layer in find_layers(model, _is_layer)
+        if id(layer) not in in_lora and (embeddings or not isinstance(layer, nnx.Embed))
+    }
 
 
-def conversion_report(model: nnx.Module) -> Report:
-    """Return what :func:`convert` made of each module with parameters: converted, or left, and why.
-
-    The α of a layer is one of its parameters, and trained where it is trainable.
-    """
-    parameters: dict[tuple[Any, ...], dict[str, int]] = {}
-    for place, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        parameters.setdefault(tuple(place[:-1]), {})[str(place[-1])] = variable[...].size
-    modules = dict(nnx.iter_modules(model))
-    return Report(tuple(_row(place, modules.get(place), sizes) for place, sizes in parameters.items()))
-
-
-def _row(place: tuple[Any, ...], module: Any, sizes: dict[str, int]) -> Row:
-    path, total = ".".join(map(str, place)), sum(sizes.values())
-    kind = type(module).__name__
-    if isinstance(module, LAYERS):
-        weights = math.prod(module.kernel_shape)
-        nnz = weights if module.mask is None else int(module.mask[...].sum())
-        nnz = nnz if module.support is None else module.support[...].size
-        others = total - sizes["kernel"]
-        kernel = "K = S" if module.offset is None else "K = α·D + M⊙S"
-        return Row(path, kind, weights + others, nnz + others, f"{kernel}, {nnz:,} weights")
-    if type(module) in (nnx.Conv, nnx.Linear):
-        outcome = "left: excluded"
-    elif isinstance(module, nnx.Conv | nnx.Linear):
-        outcome = "left: a subclass may compute something else"
-    elif "kernel" in sizes:
-        outcome = "left: no nnx.Conv or nnx.Linear"
-    else:
-        outcome = "left: it has no kernel"
-    return Row(path, kind, total, total, outcome)
-
-
-def _first_paths(model: nnx.Module, exclude: Iterable[str]) -> dict[str, str]:
+def _first_paths(model: nnx.Module, layers: Mapping[str, Any], exclude: Iterable[str]) -> dict[str, str]:
     """Return the paths of all layers that are allocated, each with the first path of the same layer.
 
     A layer may occur in several places. Layers that are to be converted are left out where ``exclude`` matches.
     """
-    layers = dict(find_layers(model, _is_layer))
-    convertible = [path for path, layer in layers.items() if not isinstance(layer, LAYERS)]
+    convertible = [path for path, layer in layers.items() if not isinstance(layer, KernelLayer)]
     excluded: set[str] = set()
     for pattern in [exclude] if isinstance(exclude, str) else exclude:
         matching = fnmatch.filter(convertible, pattern)
@@ -200,36 +174,37 @@ def _first_paths(model: nnx.Module, exclude: Iterable[str]) -> dict[str, str]:
 
 def _kernel_shape(path: str, layer: Any) -> tuple[int, ...]:
     """Return the kernel shape of a layer; one that cannot be converted raises :class:`~dctps_jax.errors.UserError`."""
-    if isinstance(layer, LAYERS):
+    if isinstance(layer, KernelLayer):
         return layer.kernel_shape
-    if isinstance(layer, nnx.Conv):
-        if layer.mask is not None:
-            raise UserError(f"{path} has a mask of its own; exclude it, or build it without")
-        shape = (*layer.kernel_size, layer.in_features // layer.feature_group_count, layer.out_features)
-    else:
-        shape = (layer.in_features, layer.out_features)
-    found = layer.kernel[...].shape
-    if found != shape:
+    if isinstance(layer, nnx.Conv | nnx.ConvTranspose) and layer.mask is not None:
+        raise UserError(f"{path} has a mask of its own; exclude it, or build it without")
+    shape, expected = shapes_of(layer)
+    found = kernel_variable(layer)[...].shape
+    if found != expected:
         raise UserError(
-            f"{path} has a kernel of shape {found} where one layer has {shape}; stacked layers cannot be converted, "
+            f"{path} has a kernel of shape {found} where one layer has {expected}; stacked layers cannot be converted, "
             "exclude it"
         )
     return shape
 
 
-def _converted(layer: Any, support: np.ndarray | None, **settings: Any) -> DCTpSConv | DCTpSLinear:
-    """Return the DCT plus Sparse layer for an ``nnx.Conv`` or ``nnx.Linear``, compact if there is a support."""
-    layer_type = DCTpSConv if isinstance(layer, nnx.Conv) else DCTpSLinear
+def _converted(layer: Any, support: np.ndarray | None, is_frozen: bool, **settings: Any) -> KernelLayer:
+    """Return the DCT plus Sparse layer for a layer of NNX, compact if there is a support."""
+    layer_type = KINDS[type(layer)]
     same = _same_arguments(layer, layer_type)
-    new = layer_type(**same, **settings, support=support, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
-    if new.offset is None:
-        kernel = layer.kernel[...]
+    new = layer_type(**same, **settings, support=support, **_zeros_for(type(layer)), rngs=nnx.Rngs(0))
+    kernel = new.own_kernel(kernel_variable(layer)[...])
+    if is_frozen:
+        new.set_base(kernel)
+    elif new.offset is None:
         new.kernel.set_value(kernel if support is None else kernel.ravel()[support])
-    if new.bias is not None and layer.bias is not None:
+    if new.bias is not None:
         new.bias.set_value(layer.bias[...])
+        if is_frozen:
+            new.bias = nnx.data(frozen(new.bias))
     return new
 
 
 def _is_layer(node: Any) -> bool:
-    """Return whether a layer is to be converted, or is a DCT plus Sparse layer already."""
-    return type(node) in (nnx.Conv, nnx.Linear) or isinstance(node, LAYERS)
+    """Return whether a layer can be converted, or is a DCT plus Sparse layer already."""
+    return has_counterpart(node) or isinstance(node, KernelLayer)

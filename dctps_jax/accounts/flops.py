@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from flax import nnx
 
 from dctps_jax.accounts.works import works_of
+from dctps_jax.prunable import prunable_layers
 
 KINDS: tuple[str, ...] = ("dense", "sparse", "offset")
 
@@ -20,17 +21,20 @@ def flops_account(
 
     A multiply-add counts as two. ``dense``: every layer by its whole kernel. ``sparse``: by its ``counts`` trained
     weights alone; in training by ``training_counts``, their mean over all steps, where they change. ``offset``: what
-    α·D adds to the sparse operations at each output position, as :class:`dctps_jax.offsets.Offset` counts it. A
-    training step takes three passes: forward, to the inputs and to the weights. Not counted are α's gradient, which is
-    an inner product, BatchNorm, activations and the optimiser.
+    α·D, as :class:`dctps_jax.offsets.Offset` counts it, or a frozen kernel adds to the sparse operations at each output
+    position. A training step takes three passes: forward, to the inputs and to the weights. Not counted are α's
+    gradient, which is an inner product, BatchNorm, activations and the optimiser.
     """
     batch = inputs[0]
     image: dict[str, int] = dict.fromkeys(KINDS, 0)
     whole = image.copy()
+    layers = prunable_layers(model)
     for path, work, _ in works_of(model, inputs):
         rows = math.prod(work.geometry.kernel_shape[:-1])
         columns = work.geometry.kernel_shape[-1]
         of_offset = 0 if work.offset is None else work.offset.operations(rows, columns)
+        if layers[path].base is not None:
+            of_offset = 2 * rows * columns
         in_training = (training_counts or counts)[path]
         for total, positions, count in (
             (image, work.output_positions // batch, counts[path]),

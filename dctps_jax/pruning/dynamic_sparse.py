@@ -86,7 +86,7 @@ def dynamic_sparse(
     def init(params: Any) -> DynamicSparseState:
         return DynamicSparseState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, masks), inner.init(params))
 
-    def update(updates: Any, state: DynamicSparseState, params: Any = None, **extra_args: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, DynamicSparseState]:
         updates, inner_state = inner.update(keep_masked(updates, state.masks), state.inner, params, **extra_args)
         return keep_masked(updates, state.masks), DynamicSparseState(state.step + 1, state.masks, inner_state)
 

@@ -55,6 +55,13 @@ class ScoredNetwork:
         """Return ∂L/∂K at the thinned kernels, averaged over the batches."""
         return jax.tree.map(lambda gradient: gradient / len(batches), self.sum_gradients(masks, batches))
 
+    def mean_squared_gradients(self, masks: Arrays, batches: list[Batch]) -> Arrays:
+        """Return the mean of ``(∂L/∂K)²`` at the thinned kernels, where L is the loss of one example of the batches."""
+        total = self.compiled(_sum_of_squares)
+        count = sum(len(labels) for _, labels in batches)
+        sums = _sum(total(self.kernels, masks, self.state, batch) for batch in batches)
+        return jax.tree.map(lambda squares: squares / count, sums)
+
     def sum_hessian_products(self, masks: Arrays, batches: list[Batch], direction: Arrays) -> Arrays:
         """Return the Hessian of L at the thinned kernels times ``direction``, summed over the batches."""
         product = self.compiled(_hessian_product)
@@ -89,6 +96,18 @@ def thinned_kernel(initial: jax.Array, kernel: jax.Array, mask: jax.Array) -> ja
 
 def _gradient(network: ScoredNetwork, kernels: Arrays, masks: Arrays, state: Any, batch: Batch) -> Arrays:
     return jax.grad(network.mean_loss)(_thin(kernels, masks), state, batch)
+
+
+def _sum_of_squares(network: ScoredNetwork, kernels: Arrays, masks: Arrays, state: Any, batch: Batch) -> Arrays:
+    """Return the sum of the squared gradients of single examples, of which one exists at a time."""
+    thinned = _thin(kernels, masks)
+
+    def add(total: Arrays, example: Batch) -> tuple[Arrays, None]:
+        gradients = jax.grad(network.mean_loss)(thinned, state, example)
+        return jax.tree.map(lambda squares, gradient: squares + gradient**2, total, gradients), None
+
+    single = jax.tree.map(lambda array: array[:, None], batch)
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, thinned), single)[0]
 
 
 def _hessian_product(

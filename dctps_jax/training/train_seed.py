@@ -16,7 +16,7 @@ from dctps_jax.accounts.flops import flops_account
 from dctps_jax.accounts.layer_table import layer_table
 from dctps_jax.accounts.plan_table import plan_table, planned
 from dctps_jax.accounts.storage import file_bytes, storage_account, storage_table
-from dctps_jax.conversion import conversion_report
+from dctps_jax.conversion_table import conversion_report
 from dctps_jax.data.batches import Examples, split_training
 from dctps_jax.files import digest_of
 from dctps_jax.optimizers import rate_scale
@@ -172,8 +172,8 @@ def train_seed(
     del saved, saved_supports
     bind(described, split)
     if rewinds(config) and not is_resumed:
-        keep(rows)  # later rounds rewind to it
-        save(rows)
+        keep(rows or [])  # later rounds rewind to it
+        save(rows or [])
         print(f"beginning at epoch {step // spec.steps_per_epoch} of {config.pruning.run}")
     # Updates move the masks later on; where they started from stays on record.
     initial_masks = masks_of(initial_supports, shapes)
@@ -253,7 +253,10 @@ def train_seed(
                 "val_loss": val_loss,
                 "val_accuracy": val_accuracy,
                 "learning_rate": float(schedule(step - 1)) * rate_scale(state.opt_state),
-                "images_per_second": (step - first_step) * spec.batch_size / epoch_seconds,
+                # A run that was stopped after an epoch's last step has no step to time when it goes on.
+                "images_per_second": (step - first_step) * spec.batch_size / epoch_seconds
+                if step > first_step
+                else None,
             }
             if spec.updates is not None:
                 moved = dict(zip(graphs.counts, np.asarray(sums.moved).tolist(), strict=True))
