@@ -15,7 +15,6 @@ from dctps_jax.ops.costs import Costs
 from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.work import Work
 
-
 # On a TPU whole rows are added to an array if they are at most so many times its rows. The compiler makes no array of
 # them. But the work grows with the length of a row.
 MAX_ROW_UPDATES = 4
