@@ -7,13 +7,23 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from dctps_jax.errors import UserError
+from dctps_jax.kernels import add_metadata, metadata_of_values, placed_like
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.offsets import Offset
-from dctps_jax.prunable import ORDER, check_not_normalized, check_not_tied, find_layers, prunable_layers, replace_layers
+from dctps_jax.prunable import (
+    ORDER,
+    check_not_normalized,
+    check_not_tied,
+    check_stack,
+    find_layers,
+    prunable_layers,
+    replace_layers,
+)
 from dctps_jax.pruning import ALLOCATIONS, allocate, apply_masks, prune, random_supports, trains_all_weights
 
 LAYERS = (DCTpSConv, DCTpSLinear)
@@ -40,11 +50,12 @@ def convert(
     ``key`` (``jax.random.key(0)`` if not given), or chosen by a score, whose ``batch`` and other ``options`` are those
     of :func:`dctps_jax.pruning.prune`. Layers whose dotted path matches a pattern of ``exclude`` stay as they are, e.g.
     ``("head", "blocks.*.norm")``; so do subclasses and other layers with kernels, as ``nnx.LinearGeneral``. With an
-    offset S starts at zero; with ``offset=None`` at the kept weights of the model. Biases are kept. A layer that occurs
-    twice stays one.
+    offset S starts at zero; with ``offset=None`` at the kept weights of the model. Biases are kept, and the metadata of
+    kernels and biases (see :meth:`~dctps_jax.kernels.KernelLayer.set_support`). A layer that occurs twice stays one.
+    Layers that ``nnx.vmap`` has stacked stay stacked: each has an α and weights of its own, all have equally many.
 
     Raises :class:`~dctps_jax.errors.UserError` where there is nothing to convert, for a pattern that matches no layer,
-    and for layers that have a mask or are stacked by ``nnx.vmap``; besides those of ``prune``.
+    for layers that have a mask, and for a stack along another axis than the first; besides those of ``prune``.
     """
     if key is None:
         with jax.ensure_compile_time_eval():  # convert may be called in a function that is traced
@@ -59,7 +70,8 @@ def convert(
     layers = {path: in_copy[path] for path in dict.fromkeys(first_paths.values())}
     if all(isinstance(layer, LAYERS) for layer in layers.values()):
         raise UserError("the model has no nnx.Conv or nnx.Linear to convert")
-    shapes = {path: _kernel_shape(path, layer) for path, layer in layers.items()}
+    stacks = {path: _stack(path, layer) for path, layer in layers.items()}
+    shapes = {path: _kernel_shape(layer) for path, layer in layers.items()}
     fixed_layers: dict[str, Any] = {"dense_layers": dense_layers, "layer_densities": layer_densities}
     is_dense = trains_all_weights(method, density, layer_densities)
     if form == "compact" and not is_dense:
@@ -67,13 +79,14 @@ def convert(
     # Random supports, without dense kernels.
     supports: dict[str, np.ndarray] = {}
     if is_random and form == "compact" and not is_dense:
-        supports = random_supports(key, shapes, allocate(shapes, density, method, **fixed_layers))
+        counts = allocate(shapes, density, method, **fixed_layers, stacks=stacks)
+        supports = random_supports(key, shapes, counts, stacks)
     # The layers with their supports.
     alpha = {"offset": offset, "alpha_init": alpha_init, "alpha_trainable": alpha_trainable}
     converted: dict[int, Any] = {}
     for path, layer in layers.items():
         if not isinstance(layer, LAYERS):
-            converted[id(layer)] = _converted(layer, supports.get(path), **alpha)
+            converted[id(layer)] = _converted(layer, stacks[path], supports.get(path), **alpha)
         elif supports:
             layer.set_support(supports[path])
     copy = replace_layers(copy, converted)
@@ -160,7 +173,7 @@ def _row(place: tuple[Any, ...], module: Any, sizes: dict[str, int]) -> Row:
     path, total = ".".join(map(str, place)), sum(sizes.values())
     kind = type(module).__name__
     if isinstance(module, LAYERS):
-        weights = math.prod(module.kernel_shape)
+        weights = math.prod((*module.stack, *module.kernel_shape))
         nnz = weights if module.mask is None else int(module.mask[...].sum())
         nnz = nnz if module.support is None else module.support[...].size
         others = total - sizes["kernel"]
@@ -197,35 +210,52 @@ def _first_paths(model: nnx.Module, exclude: Iterable[str]) -> dict[str, str]:
     return {path: by_layer.setdefault(id(layers[path]), path) for path in paths}
 
 
-def _kernel_shape(path: str, layer: Any) -> tuple[int, ...]:
-    """Return the kernel shape of a layer; one that cannot be converted raises :class:`~dctps_jax.errors.UserError`."""
+def _kernel_shape(layer: Any) -> tuple[int, ...]:
+    """Return the kernel shape of one layer."""
     if isinstance(layer, LAYERS):
         return layer.kernel_shape
     if isinstance(layer, nnx.Conv):
-        if layer.mask is not None:
-            raise UserError(f"{path} has a mask of its own; exclude it, or build it without")
-        shape = (*layer.kernel_size, layer.in_features // layer.feature_group_count, layer.out_features)
-    else:
-        shape = (layer.in_features, layer.out_features)
-    found = layer.kernel[...].shape
-    if found != shape:
-        raise UserError(
-            f"{path} has a kernel of shape {found} where one layer has {shape}; stacked layers cannot be converted, "
-            "exclude it"
-        )
-    return shape
+        return (*layer.kernel_size, layer.in_features // layer.feature_group_count, layer.out_features)
+    return (layer.in_features, layer.out_features)
 
 
-def _converted(layer: Any, support: np.ndarray | None, **settings: Any) -> DCTpSConv | DCTpSLinear:
+def _stack(path: str, layer: Any) -> tuple[int, ...]:
+    """Return the sizes of the axes in which ``nnx.vmap`` has stacked a layer, ``()`` for one layer.
+
+    A layer that cannot be converted raises :class:`~dctps_jax.errors.UserError`.
+    """
+    if isinstance(layer, nnx.Conv) and layer.mask is not None:
+        raise UserError(f"{path} has a mask of its own; exclude it, or build it without")
+    if isinstance(layer, LAYERS):
+        return layer.stack
+    own = {"kernel": _kernel_shape(layer), "bias": (layer.out_features,)}
+    found = {name: getattr(layer, name).get_value().shape for name in own if getattr(layer, name) is not None}
+    stack = found["kernel"][: len(found["kernel"]) - len(own["kernel"])]
+    check_stack(path, stack, {name: (shape, own[name]) for name, shape in found.items()})
+    return stack
+
+
+def _converted(
+    layer: Any, stack: tuple[int, ...], support: np.ndarray | None, **settings: Any
+) -> DCTpSConv | DCTpSLinear:
     """Return the DCT plus Sparse layer for an ``nnx.Conv`` or ``nnx.Linear``, compact if there is a support."""
     layer_type = DCTpSConv if isinstance(layer, nnx.Conv) else DCTpSLinear
     same = _same_arguments(layer, layer_type)
-    new = layer_type(**same, **settings, support=support, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
-    if new.offset is None:
-        kernel = layer.kernel[...]
-        new.kernel.set_value(kernel if support is None else kernel.ravel()[support])
+    of_one_layer = None if support is None else support[(0,) * len(stack)]
+    new = layer_type(**same, **settings, support=of_one_layer, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
+    for variable in (new.kernel, new.support, new.alpha):
+        if stack and variable is not None:
+            variable.set_value(jnp.broadcast_to(variable[...], (*stack, *variable[...].shape)))
+    kernel, metadata = layer.kernel[...], layer.kernel.get_metadata()
+    if support is not None:
+        new.support.set_value(jnp.asarray(support, jnp.int32))
+        kernel = jnp.take_along_axis(kernel.reshape(*stack, -1), new.support[...], axis=-1)
+        metadata = metadata_of_values(metadata, len(stack))
+    new.kernel.set_value(placed_like(new.kernel[...], kernel) if new.offset else kernel)
+    add_metadata(new.kernel, metadata)
     if new.bias is not None and layer.bias is not None:
         new.bias.set_value(layer.bias[...])
+        add_metadata(new.bias, layer.bias.get_metadata())
     return new
 
 

@@ -73,7 +73,10 @@ def prune(
     The model is unchanged. If it has masks, only weights that they keep are chosen; ``density`` is that of all weights.
     ``method`` is an allocation or a score. An allocation (a key of :data:`ALLOCATIONS`) says how many weights each
     layer keeps, and ``key`` places them at random. A score (a key of :data:`SCORES`) keeps the
-    ``round(density · total)`` weights with the highest scores. A score takes these options:
+    ``round(density · total)`` weights with the highest scores.
+
+    Layers that ``nnx.vmap`` has stacked each get a mask, ``[layers, *kernel_shape]`` together, and all of them keep
+    equally many weights (see ``stacks`` of :func:`allocate`). A score takes these options:
 
     - ``batch``: images as the network takes them and integer labels, the same at every step. Or a function that returns
       a list of such pairs for a step, over which gradients are averaged.
@@ -97,8 +100,10 @@ def prune(
         if option not in known:
             has = f"its options are: {', '.join(known)}" if known else "random methods have none"
             raise UserError(f"{method} has no option {option!r}; {has}")
-    shapes = {path: layer.kernel_shape for path, layer in prunable_layers(model).items()}
-    size = sum(math.prod(shape) for shape in shapes.values())
+    layers = prunable_layers(model)
+    shapes = {path: layer.kernel_shape for path, layer in layers.items()}
+    stacks = {path: layer.stack for path, layer in layers.items() if layer.stack}
+    size = sum(math.prod((*layer.stack, *layer.kernel_shape)) for layer in layers.values())
     if size == 0:
         raise UserError("the model has no prunable layers; build it with DCTpSConv and DCTpSLinear")
     if round(density * size) == 0:
@@ -116,8 +121,10 @@ def prune(
         )
         report_empty_layers({path: int(mask.sum()) for path, mask in masks.items()}, method, density)
         return masks
-    counts = allocate(shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities)
-    return random_masks_within(key, get_masks(model), counts)
+    counts = allocate(
+        shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities, stacks=stacks
+    )
+    return random_masks_within(key, get_masks(model), counts, stacks)
 
 
 # What score_masks takes besides the arguments of prune.

@@ -4,6 +4,7 @@ import fnmatch
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ def allocate(
     *,
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
+    stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, int]:
     """Return how many weights each layer keeps, in the order of ``shapes``.
 
@@ -45,11 +47,18 @@ def allocate(
     - ``layer_densities``: a density in (0, 1] for the layers that match a pattern; the first match counts. Their
       weights are part of the same total, so that the density of the whole network stays as asked. For a pattern that
       is also in ``dense_layers``, ``layer_densities`` counts.
+    - ``stacks``: the sizes of the axes in which ``nnx.vmap`` has stacked layers, by path. Each of them is a layer of
+      that shape, and the count is that of all. All keep equally many weights. The layers that are not stacked share
+      what this leaves. Only where they are too small, the sum of the counts is smaller, by less than the number of
+      layers of a stack.
 
     A layer left without any weight is reported in the log. Raises :class:`~dctps_jax.errors.UserError` for an unknown
-    method, a density out of range, a pattern that matches nothing, or fixed layers that need more than the total.
+    method, a density out of range, a pattern that matches nothing, fixed layers that need more than the total, or
+    stacks so large that no weight is left.
     """
-    counts = allocate_counts(shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities)
+    counts = allocate_counts(
+        shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities, stacks=stacks
+    )
     report_empty_layers(counts, method, density)
     return counts
 
@@ -61,14 +70,16 @@ def allocate_counts(
     *,
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
+    stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, int]:
     """Return what :func:`allocate` returns, without a warning in the log."""
     if method not in ALLOCATIONS:
         raise UserError(f"there is no allocation {method!r}; choose one of: {', '.join(ALLOCATIONS)}")
     check_density(density, "density")
-    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    layers = {path: math.prod(stacks.get(path, ())) for path in shapes}
+    sizes = {path: layers[path] * math.prod(shape) for path, shape in shapes.items()}
     total = round(density * sum(sizes.values()))
-    fixed = fixed_counts(sizes, dense_layers, layer_densities)
+    fixed = fixed_counts(sizes, dense_layers, layer_densities, layers)
     free = {path: sizes[path] for path in sizes if path not in fixed}
     remaining = total - sum(fixed.values())
     if remaining < 0 or remaining > sum(free.values()):
@@ -76,8 +87,20 @@ def allocate_counts(
             f"density {density} keeps {total} weights, but the layers named in dense_layers and layer_densities take "
             f"{sum(fixed.values())} and the others hold {sum(free.values())}; change the density or those layers"
         )
-    shares = {path: float(ALLOCATIONS[method](shapes[path])) for path in free}
-    counts = fixed | _apportion(_fill(shares, free, remaining), free, remaining)
+    shares = {path: layers[path] * float(ALLOCATIONS[method](shapes[path])) for path in free}
+    targets = _fill(shares, free, remaining)
+    stacked = {path: targets[path] for path in free if layers[path] > 1}
+    single = {path: size for path, size in free.items() if path not in stacked}
+    counts = fixed | stack_counts(stacked, sizes, layers, remaining, sum(single.values()))
+    if stacked:  # the other layers share what the stacks leave
+        remaining = min(remaining - sum(counts[path] for path in stacked), sum(single.values()))
+        targets = _fill({path: shares[path] for path in single}, single, remaining)
+    counts |= _apportion({path: targets[path] for path in single}, single, remaining)
+    if total and not any(counts.values()):
+        raise UserError(
+            f"density {density:g} keeps {total} weights, fewer than the layers of each stack, which keep equally many; "
+            "choose a higher density"
+        )
     return {path: counts[path] for path in shapes}
 
 
@@ -113,8 +136,12 @@ def fixed_counts(
     sizes: Mapping[str, int],
     dense_layers: Iterable[str],
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]],
+    layers: Mapping[str, int],
 ) -> dict[str, int]:
-    """Return the counts of the layers that match a pattern of ``dense_layers`` or ``layer_densities``, by path."""
+    """Return the counts of the layers that match a pattern of ``dense_layers`` or ``layer_densities``, by path.
+
+    ``layers`` says of how many layers each path is, and ``sizes`` are those of all of them.
+    """
     if isinstance(dense_layers, str):
         dense_layers = (dense_layers,)
     densities = dict.fromkeys(dense_layers, 1.0) | dict(layer_densities)
@@ -127,7 +154,7 @@ def fixed_counts(
                 f"dense_layers and layer_densities: no layer matches {pattern!r}; the layers are: {', '.join(sizes)}"
             )
         for path in matching:
-            fixed.setdefault(path, round(density * sizes[path]))
+            fixed.setdefault(path, layers[path] * round(density * (sizes[path] // layers[path])))
     return fixed
 
 
@@ -155,4 +182,29 @@ def _apportion(targets: Mapping[str, float], sizes: Mapping[str, int], total: in
     remainders = np.array([targets[path] - counts[path] for path in room])
     for position in np.argsort(-remainders, kind="stable")[:missing]:
         counts[room[position]] += 1
+    return counts
+
+
+def stack_counts(
+    targets: Mapping[str, float], sizes: Mapping[str, int], layers: Mapping[str, int], total: int, room: int
+) -> dict[str, int]:
+    """Return the multiples of the numbers of ``layers`` that are nearest to the targets of stacks.
+
+    They leave at most ``room`` weights of ``total`` to the layers that are not stacked, and at least none. Where no
+    multiples do so, they leave more.
+    """
+    counts = {path: layers[path] * round(target / layers[path]) for path, target in targets.items()}
+
+    def excess(path: str) -> float:
+        return (counts[path] - targets[path]) / layers[path]
+
+    while sum(counts.values()) > total:
+        path = max((path for path in counts if counts[path]), key=excess)
+        counts[path] -= layers[path]
+    while (left := total - sum(counts.values())) > room:
+        can_take = [path for path in counts if layers[path] <= min(left, sizes[path] - counts[path])]
+        if not can_take:
+            break
+        path = min(can_take, key=excess)
+        counts[path] += layers[path]
     return counts

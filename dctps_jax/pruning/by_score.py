@@ -19,7 +19,7 @@ from dctps_jax.pruning.random import check_room
 from dctps_jax.pruning.schedules import SCHEDULES, keep_counts
 from dctps_jax.pruning.scored_network import ScoredNetwork
 from dctps_jax.pruning.scores import SCORES
-from dctps_jax.pruning.selection import Masks, top_k_global
+from dctps_jax.pruning.selection import Masks, equal_in_stacks, top_k_global
 
 SCOPES = ("global", "layer")
 
@@ -42,14 +42,22 @@ def score_masks(
     """Return the masks that a score method chooses; see :func:`dctps_jax.pruning.prune` for the arguments."""
     _check_options(num_steps, schedule, loss, scope)
     num_steps = num_steps or SCORES[method].default_steps
-    shapes = {path: layer.kernel_shape for path, layer in prunable_layers(model).items()}
-    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    prunable = prunable_layers(model)
+    shapes = {path: layer.kernel_shape for path, layer in prunable.items()}
+    stacks = {path: layer.stack for path, layer in prunable.items() if layer.stack}
+    layers = {path: math.prod(layer.stack) for path, layer in prunable.items()}
+    sizes = {path: layers[path] * math.prod(shape) for path, shape in shapes.items()}
     allocation = allocation or ("uniform" if scope == "layer" else None)
     final = allocate_counts(
-        shapes, density, allocation or "uniform", dense_layers=dense_layers, layer_densities=layer_densities
+        shapes,
+        density,
+        allocation or "uniform",
+        dense_layers=dense_layers,
+        layer_densities=layer_densities,
+        stacks=stacks,
     )
     # Weights compete within a group. A layer whose count is given is a group; all other layers are one group.
-    fixed = final if allocation else fixed_counts(sizes, dense_layers, layer_densities)
+    fixed = final if allocation else fixed_counts(sizes, dense_layers, layer_densities, layers)
     free = [path for path in shapes if path not in fixed]
     groups: list[tuple[list[str], list[int]]] = []
     for paths in ([free] if free else []) + [[path] for path in fixed]:
@@ -57,11 +65,12 @@ def score_masks(
         group_density = density if not fixed else sum(final[path] for path in paths) / total
         groups.append((paths, keep_counts(total, group_density, num_steps, schedule, SCORES[method].rounds)))
 
-    def select(scores: Mapping[str, np.ndarray], step: int) -> Masks:
+    def select(scores: Mapping[str, np.ndarray], step: int, allowed: Masks) -> Masks:
         is_last = step == num_steps - 1
         masks: Masks = {}
         for paths, counts in groups:
-            masks |= top_k_global({path: scores[path] for path in paths}, counts[step], allow_zero=not is_last)
+            chosen = top_k_global({path: scores[path] for path in paths}, counts[step], allow_zero=not is_last)
+            masks |= equal_in_stacks(scores, chosen, allowed, stacks) if stacks else chosen
         return {path: masks[path] for path in scores}
 
     within = get_masks(model)
@@ -70,7 +79,11 @@ def score_masks(
     score = score_function(model, method, key, batch, loss)
     # TPUs would otherwise multiply in bfloat16, which changes the order of the scores.
     with jax.default_matmul_precision("float32"):
-        return thin_out(score, select, num_steps, within, regrow=SCORES[method].regrow)
+        masks = thin_out(score, select, num_steps, within, regrow=SCORES[method].regrow)
+    for paths, counts in groups:  # what a stack cannot keep in equal numbers is missing
+        kept = sum(int(masks[path].sum()) for path in paths)
+        check_room(kept + max(layers[path] for path in paths) - 1, counts[-1], ", ".join(paths))
+    return masks
 
 
 def _check_options(num_steps: Any, schedule: str, loss: str, scope: str) -> None:
@@ -85,16 +98,17 @@ def _check_options(num_steps: Any, schedule: str, loss: str, scope: str) -> None
 
 def thin_out(
     score: Callable[[Masks, int], Mapping[str, np.ndarray]],
-    select: Callable[[Mapping[str, np.ndarray], int], Masks],
+    select: Callable[[Mapping[str, np.ndarray], int, Masks], Masks],
     num_steps: int,
     within: Masks,
     *,
     regrow: bool,
 ) -> Masks:
-    """Compute scores and select weights ``num_steps`` times: ``score(masks, step)``, then ``select(scores, step)``.
+    """Compute scores and select weights ``num_steps`` times.
 
-    Only weights of the masks ``within`` are chosen. With ``regrow`` one that was removed may return. The score of every
-    other weight is set below all scores.
+    A step is ``score(masks, step)``, then ``select(scores, step, allowed)``, where ``allowed`` are masks of the weights
+    that may be chosen, all of them of the masks ``within``. With ``regrow`` a weight that was removed may return. The
+    score of every other weight is set below all scores.
     """
     masks = within
     for step in range(num_steps):
@@ -104,7 +118,7 @@ def thin_out(
             floor = lowest - max(1.0, abs(lowest))
             scores = {path: np.where(allowed[path], values, floor) for path, values in scores.items()}
         # A step may keep more weights than are allowed: the counts are of all weights.
-        masks = {path: mask & allowed[path] for path, mask in select(scores, step).items()}
+        masks = {path: mask & allowed[path] for path, mask in select(scores, step, allowed).items()}
     return masks
 
 
