@@ -5,10 +5,12 @@ to p, ``(S∗x)[m] = Σ_{i: m_i = m} v_i x_{p_i}[c_i]`` and ``∂v_i = ⟨x_{p_i
 of the kernel.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
+from dctps_jax.ops import target
 from dctps_jax.ops.costs import Costs
 from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.work import Work
@@ -67,7 +69,31 @@ def add_at(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Arr
     """Return ``array`` with ``values`` added at the ascending ``positions`` of the flattened array."""
     # Indexed by row and column: if the array were flattened, whatever computes it would have to divide for each number.
     rows = array.reshape(-1, array.shape[-1])
-    at = rows.at[positions // array.shape[-1], positions % array.shape[-1]]
-    # The positions are not declared unique: in a loop over blocks, shorter lists are filled up by zeros at their last
-    # position.
-    return at.add(values, indices_are_sorted=True, mode="promise_in_bounds").reshape(array.shape)
+    row, column = positions // array.shape[-1], positions % array.shape[-1]
+    # By whole rows where they are not more than the array has.
+    by_rows = target.platform() == "tpu" and len(positions) <= len(rows)
+    return (_add_rows if by_rows else _add_numbers)(rows, row, column, values).reshape(array.shape)
+
+
+def _add_numbers(rows: jax.Array, row: jax.Array, column: jax.Array, values: jax.Array) -> jax.Array:
+    # The places are not declared unique: in a loop over blocks, shorter lists are filled up by zeros at their last
+    # place.
+    return rows.at[row, column].add(values, indices_are_sorted=True, mode="promise_in_bounds")
+
+
+@jax.custom_jvp
+def _add_rows(rows: jax.Array, row: jax.Array, column: jax.Array, values: jax.Array) -> jax.Array:
+    """Add each value as a row of zeros but for it: the same numbers as by :func:`_add_numbers`, faster on a TPU.
+
+    To add single numbers, a TPU brings the whole array into a flat layout, and back. For a kernel of 3×3×512×512 in
+    bfloat16 the compiler (libtpu 0.0.42) estimates 104,000 cycles for the way there. The convolution takes 79,000.
+    """
+    whole = jnp.where(jax.nn.one_hot(column, rows.shape[1], dtype=bool), values[:, None], 0)
+    return rows.at[row].add(whole, indices_are_sorted=True, mode="promise_in_bounds")
+
+
+@_add_rows.defjvp
+def _add_rows_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    # The transpose of this picks single numbers, which needs no other layout.
+    _, row, column, _ = primals
+    return _add_rows(*primals), _add_numbers(tangents[0], row, column, tangents[3])

@@ -69,7 +69,8 @@ def _line(setting: Setting, members: Sequence[Record], fields: Sequence[str]) ->
         line[name], line[f"{name}_std"] = mean_and_std(accuracies) if accuracies else (None, None)
     line["trainable_parameters"] = round(statistics.fmean(result["trainable_parameters"] for result in results))
     line |= _costs(first)
-    speeds = [row["images_per_second"] for record in members for row in record.rows]
+    rows = [row for record in members for row in record.rows]
+    speeds = [row["images_per_second"] for row in rows if row["images_per_second"] is not None]
     line["images_per_second"] = statistics.median(speeds) if speeds else None
     return line
 

@@ -40,6 +40,7 @@ def is_of_channels(value: Any, is_allowed: Callable[[Any], bool]) -> bool:
 TEXT: Rule = (lambda value: isinstance(value, str), "a text")
 NUMBER: Rule = (is_number, "a finite number")
 POSITIVE_OR_ZERO: Rule = (lambda value: is_number(value, 0), "a finite number of at least 0")
+SPEED: Rule = (lambda value: value is None or is_number(value, 0), "a finite number of at least 0, or null")
 SHARE: Rule = (lambda value: is_number(value, 0, 1), "a number from 0 to 1")
 SHARE_OR_NONE: Rule = (lambda value: value is None or is_number(value, 0, 1), "a number from 0 to 1, or null")
 DENSITY: Rule = (lambda value: is_number(value, 0, 1) and value > 0, "a number above 0 and at most 1")
@@ -64,7 +65,7 @@ ROW: Rules = {
     "val_loss": NUMBER,
     "val_accuracy": SHARE,
     "learning_rate": POSITIVE_OR_ZERO,
-    "images_per_second": POSITIVE_OR_ZERO,
+    "images_per_second": SPEED,
 }
 ROW_IF_THERE: Rules = {"train_accuracy": SHARE}
 

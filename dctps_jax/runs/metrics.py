@@ -120,10 +120,11 @@ def _is_json(text: bytes) -> bool:
 def describe(row: dict[str, Any], num_epochs: int) -> str:
     """Return a row as one aligned line for the screen."""
     width = len(str(num_epochs))
+    speed = "" if row["images_per_second"] is None else f"  {row['images_per_second']:,.0f} images/s"
     return (
         f"epoch {row['epoch']:{width}d}/{num_epochs}  step {row['step']:6d}  train loss {row['train_loss']:.4f}  "
-        f"val loss {row['val_loss']:.4f}  val accuracy {row['val_accuracy']:7.2%}  rate {row['learning_rate']:.2g}  "
-        f"{row['images_per_second']:,.0f} images/s"
+        f"val loss {row['val_loss']:.4f}  val accuracy {row['val_accuracy']:7.2%}  "
+        f"rate {row['learning_rate']:.2g}{speed}"
     )
 
 

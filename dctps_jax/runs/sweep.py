@@ -21,6 +21,7 @@ from dctps_jax.config import check_config, check_names, check_type, resolve, unk
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
+from dctps_jax.own import is_import_path
 from dctps_jax.runs.summary import last_line
 from dctps_jax.runs.workdir import (
     ADDED_FIELDS,
@@ -158,9 +159,10 @@ def in_existing_folders(points: Sequence[GridPoint], workdir: Path) -> list[Grid
 class Sweep:
     """Trains the points of a sweep, up to ``jobs`` at a time. Each has a process of ``command`` and a directory.
 
-    Runs that are finished are skipped, and go on where they are to have more epochs or seeds. Runs that another process
-    works on are waited for, and taken over where it dies. A signal stops the processes, which save their states first.
-    The processors are divided among the jobs.
+    Runs that are finished are skipped, and go on where they are to have more epochs or seeds. Only the command can tell
+    whether a network of the user's own is still the one that a finished run trained: it is started for these runs, too.
+    Runs that another process works on are waited for, and taken over where it dies. A signal stops the processes, which
+    save their states first. The processors are divided among the jobs.
     """
 
     def __init__(self, points: Sequence[GridPoint], command: Sequence[str], workdir: Path, jobs: int = 1):
@@ -168,6 +170,7 @@ class Sweep:
         self.working: dict[int, tuple[GridPoint, subprocess.Popen, float]] = {}
         self.failed: dict[str, str] = {}
         self.announced: set[str] = set()
+        self.unchecked: set[str] = set()
         self.signal_number: int | None = None
 
     def go(self) -> None:
@@ -183,8 +186,9 @@ class Sweep:
         finished = [point for point in self.points if self._is_finished(point)]
         for point in finished:
             read_results(self.workdir / point.name)
-        self.announced = {point.name for point in finished}
-        waiting = deque(point for point in self.points if point not in finished)
+        self.unchecked = {point.name for point in finished if is_import_path(point.config["model"]["name"])}
+        self.announced = {point.name for point in finished} - self.unchecked
+        waiting = deque(point for point in self.points if point.name not in self.announced)
         print(f"{len(self.points)} runs, {len(finished)} of them finished")
         previous = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
         bar = tqdm(
@@ -222,7 +226,7 @@ class Sweep:
         for _ in range(len(waiting)):
             point = waiting.popleft()
             folder = self.workdir / point.name
-            if self._is_finished(point):
+            if self._is_finished(point) and point.name not in self.unchecked:
                 self._announce(point, "by another process")
                 continue
             if is_in_use(folder):
@@ -248,8 +252,10 @@ class Sweep:
 
     def _report(self, slot: int, point: GridPoint, waiting: deque[GridPoint]) -> None:
         _, process, started = self.working.pop(slot)
-        if self._is_finished(point):
-            self._announce(point, f"{time.monotonic() - started:.0f} s")
+        was_finished = point.name in self.unchecked
+        if self._is_finished(point) and not (was_finished and process.returncode):
+            self.unchecked.discard(point.name)
+            self._announce(point, "finished before" if was_finished else f"{time.monotonic() - started:.0f} s")
         elif process.returncode == InUse.exit_code:
             waiting.append(point)
         elif self.signal_number is None:

@@ -236,7 +236,10 @@ def train_seed(
                 "val_loss": val_loss,
                 "val_accuracy": val_accuracy,
                 "learning_rate": float(schedule(step - 1)) * rate_scale(state.opt_state),
-                "images_per_second": (step - first_step) * spec.batch_size / epoch_seconds,
+                # A run that was stopped after an epoch's last step has no step to time when it goes on.
+                "images_per_second": (step - first_step) * spec.batch_size / epoch_seconds
+                if step > first_step
+                else None,
             }
             if spec.updates is not None:
                 row["weights_moved"] = dict(zip(graphs.counts, np.asarray(sums.moved).tolist(), strict=True))

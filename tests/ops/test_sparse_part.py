@@ -12,6 +12,7 @@ from dctps_jax.ops.gathered import MAX_FILLED, VECTOR, Gathered, seen_by, unfold
 from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.in_rows import InRows
 from dctps_jax.ops.sparse_part import add_at, weights_at
+from dctps_jax.ops.target import tracing_for
 from dctps_jax.ops.work import Work
 from tests.native import jit_unoptimised, native, normal
 from tests.ops.geometries import CASES
@@ -161,17 +162,59 @@ def test_short_lists_are_filled_up_to_whole_vectors(count):
     assert part.nnz == count
 
 
-@pytest.mark.parametrize("positions", [[], [0], [3, 4, 11], list(range(12))])
-def test_values_are_added_at_their_positions(positions):
+# A TPU adds whole rows, of which this array has six.
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("positions", [[], [0], [3, 4, 11], [0, 1, 2, 3, 10, 11], list(range(12))])
+def test_values_are_added_at_their_positions(positions, platform):
     values = np.arange(1.0, 1 + len(positions))
-    expected = np.zeros(12)
-    expected[positions] = values
-    found = add_at(jnp.zeros((2, 3, 2)), jnp.asarray(positions, jnp.int32), jnp.asarray(values))
+    expected = np.full(12, 0.5)
+    expected[positions] += values
+    with tracing_for(platform):
+        found = add_at(jnp.full((2, 3, 2), 0.5), jnp.asarray(positions, jnp.int32), jnp.asarray(values))
     np.testing.assert_array_equal(found, expected.reshape(2, 3, 2))
 
 
-def test_gradients_of_added_values_are_those_at_the_positions():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_values_added_at_one_position_are_summed(platform):
+    with tracing_for(platform):
+        found = add_at(jnp.zeros((2, 2)), jnp.array([2, 2], jnp.int32), jnp.array([3.0, 4.0]))
+    np.testing.assert_array_equal(found, [[0, 0], [7, 0]])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_gradients_of_added_values_are_those_at_the_positions(platform):
     positions = jnp.array([1, 4, 5], jnp.int32)
-    _, pull_back = jax.vjp(lambda values: add_at(jnp.zeros((2, 3)), positions, values), jnp.ones(3))
-    (gradient,) = pull_back(jnp.arange(6.0).reshape(2, 3))
-    np.testing.assert_array_equal(gradient, [1, 4, 5])
+
+    def added(scale, values):
+        return add_at(scale * jnp.arange(6.0).reshape(3, 2), positions, values)
+
+    with tracing_for(platform):
+        _, pull_back = jax.vjp(added, jnp.ones(()), jnp.ones(3))
+        to_scale, to_values = pull_back(jnp.arange(6.0).reshape(3, 2))
+        _, moved = jax.jvp(added, (jnp.ones(()), jnp.ones(3)), (jnp.ones(()), jnp.array([1.0, 2.0, 3.0])))
+    np.testing.assert_array_equal(to_values, [1, 4, 5])
+    assert to_scale == 0 + 1 + 4 + 9 + 16 + 25
+    np.testing.assert_array_equal(moved, [[0, 2], [2, 3], [6, 8]])
+
+
+@pytest.mark.parametrize("is_on_tpu", [True, False])
+def test_a_tpu_keeps_the_layout_of_a_kernel(monkeypatch, is_on_tpu):
+    """Without the rows of a TPU, its compiler brings the kernel into a flat layout: the second case shows it."""
+    pytest.importorskip("libtpu", reason="libtpu is not installed: pip install -e '.[tpu]'")
+    from jax.experimental import topologies
+
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    (device, *_) = topologies.get_topology_desc(topology_name="v5e:2x2", platform="tpu").devices
+    there = jax.sharding.SingleDeviceSharding(device)
+    arrays = (((), jnp.float32), ((1100,), jnp.bfloat16), ((1100,), jnp.int32), ((8, 4, 4, 128), jnp.bfloat16))
+    arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=there) for shape, dtype in arrays]
+
+    def layer(alpha, values, positions, inputs):
+        offset = jnp.arange(9 * 128 * 128, dtype=jnp.float32).reshape(3, 3, 128, 128)
+        kernel = add_at((alpha * offset).astype(jnp.bfloat16), positions, values)
+        return jax.lax.conv_general_dilated(inputs, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    with tracing_for("tpu" if is_on_tpu else "cpu"):
+        program = jax.jit(layer).lower(*arguments).compile().as_text()
+    assert (f"bf16[{9 * 128 * 128}]" not in program) == is_on_tpu

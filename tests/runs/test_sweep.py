@@ -226,6 +226,24 @@ def test_finished_runs_that_are_to_grow_are_no_longer_finished(tmp_path, command
     assert sweep.num_finished() == 1
 
 
+def test_finished_runs_of_a_network_of_the_users_own_are_checked_by_the_command(tmp_path, command, capsys):
+    runs = runs_of({"seed": (1, 2)})
+    record_configs(runs, tmp_path)
+    Sweep(runs, command, tmp_path).go()  # the child fails for seed 2 at its first call
+    Sweep(runs, command, tmp_path).go()
+    (tmp_path / "seed=2" / "mended").unlink()
+    for run in runs:
+        run.config["model"]["name"] = "mine.networks:Net"
+    record_configs(runs, tmp_path)
+    capsys.readouterr()
+    sweep = Sweep(runs, command, tmp_path)
+    sweep.go()
+    assert sweep.failed.keys() == {"seed=2"} and "it is broken" in sweep.failed["seed=2"]
+    assert [calls(tmp_path / run.name) for run in runs] == [2, 3]
+    out = capsys.readouterr().out
+    assert "2 runs, 2 of them finished" in out and "[1/2] seed=1: " in out and out.endswith("finished before\n")
+
+
 def test_a_sweep_with_more_values_or_fields_trains_what_is_missing(tmp_path, command):
     def train(grid):
         points = runs_of(grid)

@@ -13,6 +13,8 @@ from dctps_jax.export import describe_exported, export_run
 from dctps_jax.pruning import load_masks
 from dctps_jax.reports import curves
 from dctps_jax.reports.masks import load_runs
+from dctps_jax.reports.records import read_records
+from dctps_jax.reports.report import summary
 from dctps_jax.runs.checkpoint import Checkpoints
 from dctps_jax.runs.summary import last_line
 from dctps_jax.training import from_config, loop
@@ -90,22 +92,29 @@ def test_number_of_saves_is_what_was_asked_for(tmp_path, monkeypatch):
     assert saved == [3, 5, 8, 9, 10]
 
 
-def test_stopped_by_a_signal_it_saves_and_goes_on(tmp_path, plain, monkeypatch):
+@pytest.mark.parametrize("step", [3, STEPS_PER_EPOCH])
+def test_stopped_by_a_signal_it_saves_and_goes_on(tmp_path, plain, monkeypatch, capsys, step):
     dispatches = loop.run_epoch
 
     def with_a_signal(*args, **kwargs):
-        for number, item in enumerate(dispatches(*args, **kwargs)):
-            if number == 2:
+        for item in dispatches(*args, **kwargs):
+            if item[0] == step:
                 signal.raise_signal(signal.SIGTERM)
             yield item
 
     with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
         patch.setattr(loop, "run_epoch", with_a_signal)
         small_run(tmp_path, checkpoint_every_steps=2)
-    assert stopped.value.exit_code == 143 and "saved at step 3" in str(stopped.value)
-    assert steps(tmp_path)[-1] == 3 and rows(tmp_path) == []
+    assert stopped.value.exit_code == 143 and f"saved at step {step}" in str(stopped.value)
+    assert steps(tmp_path)[-1] == step and rows(tmp_path) == []
     small_run(tmp_path, checkpoint_every_steps=2)
     assert_same_end(tmp_path, plain)
+    # An epoch without a step left has no speed.
+    line = re.search("epoch 1/2 .*", capsys.readouterr().out)
+    assert line is not None and ("images/s" in line[0]) == (step < STEPS_PER_EPOCH)
+    log_of_run = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert (json.loads(log_of_run[0])["images_per_second"] is None) == (step == STEPS_PER_EPOCH)
+    assert summary(read_records(tmp_path))[0]["images_per_second"] > 0
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, plain, caplog):
