@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from dctps_jax.errors import UserError
-from dctps_jax.kernels import add_metadata, metadata_of_values, placed_like
+from dctps_jax.kernels import add_metadata, metadata_of_values, placed_like, values_at
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.offsets import Offset
 from dctps_jax.prunable import (
@@ -25,6 +25,7 @@ from dctps_jax.prunable import (
     replace_layers,
 )
 from dctps_jax.pruning import ALLOCATIONS, allocate, apply_masks, prune, random_supports, trains_all_weights
+from dctps_jax.seeds import as_key
 
 LAYERS = (DCTpSConv, DCTpSLinear)
 
@@ -37,7 +38,7 @@ def convert(
     exclude: Iterable[str] = (),
     offset: str | Offset | None = "dct",
     form: Literal["compact", "masked"] = "compact",
-    key: jax.Array | None = None,
+    key: jax.Array | int | None = None,
     alpha_init: float = 1.0,
     alpha_trainable: bool = True,
     dense_layers: Iterable[str] = (),
@@ -47,19 +48,18 @@ def convert(
     """Return a copy of ``model`` in which every ``nnx.Conv`` and ``nnx.Linear`` is a layer with ``K = α·D + M⊙S``.
 
     ``density`` is that of all converted kernels together, divided among them by ``method``, at random positions from
-    ``key`` (``jax.random.key(0)`` if not given), or chosen by a score, whose ``batch`` and other ``options`` are those
-    of :func:`dctps_jax.pruning.prune`. Layers whose dotted path matches a pattern of ``exclude`` stay as they are, e.g.
-    ``("head", "blocks.*.norm")``; so do subclasses and other layers with kernels, as ``nnx.LinearGeneral``. With an
-    offset S starts at zero; with ``offset=None`` at the kept weights of the model. Biases are kept, and the metadata of
-    kernels and biases (see :meth:`~dctps_jax.kernels.KernelLayer.set_support`). A layer that occurs twice stays one.
-    Layers that ``nnx.vmap`` has stacked stay stacked: each has an α and weights of its own, all have equally many.
+    ``key`` (a key of JAX or a seed, by default 0), or chosen by a score, whose ``batch`` and other ``options`` are
+    those of :func:`dctps_jax.pruning.prune`. Layers whose dotted path matches a pattern of ``exclude`` stay as they
+    are, e.g. ``("head", "blocks.*.norm")``; so do subclasses and other layers with kernels, as ``nnx.LinearGeneral``.
+    With an offset S starts at zero; with ``offset=None`` at the kept weights of the model. Biases are kept, and the
+    metadata of kernels and biases (see :meth:`~dctps_jax.kernels.KernelLayer.set_support`). A layer that occurs twice
+    stays one. Layers that ``nnx.vmap`` has stacked stay stacked: each has an α and weights of its own, all have equally
+    many.
 
     Raises :class:`~dctps_jax.errors.UserError` where there is nothing to convert, for a pattern that matches no layer,
     for layers that have a mask, and for a stack along another axis than the first; besides those of ``prune``.
     """
-    if key is None:
-        with jax.ensure_compile_time_eval():  # convert may be called in a function that is traced
-            key = jax.random.key(0)
+    key = as_key(0 if key is None else key)
     is_random = method in ALLOCATIONS
     if is_random and options:
         raise UserError(f"{method} has no option {next(iter(options))!r}; random methods have none")
@@ -113,8 +113,10 @@ def _plain(layer: DCTpSConv | DCTpSLinear) -> nnx.Conv | nnx.Linear:
     layer_type = nnx.Conv if isinstance(layer, DCTpSConv) else nnx.Linear
     plain = layer_type(**_same_arguments(layer, layer_type), rngs=nnx.Rngs(0))
     plain.kernel.set_value(layer.effective_kernel())
+    add_metadata(plain.kernel, layer.kernel.get_metadata())
     if plain.bias is not None and layer.bias is not None:
         plain.bias.set_value(layer.bias[...])
+        add_metadata(plain.bias, layer.bias.get_metadata())
     return plain
 
 
@@ -249,7 +251,7 @@ def _converted(
     kernel, metadata = layer.kernel[...], layer.kernel.get_metadata()
     if support is not None:
         new.support.set_value(jnp.asarray(support, jnp.int32))
-        kernel = jnp.take_along_axis(kernel.reshape(*stack, -1), new.support[...], axis=-1)
+        kernel = values_at(kernel, new.support[...])
         metadata = metadata_of_values(metadata, len(stack))
     new.kernel.set_value(placed_like(new.kernel[...], kernel) if new.offset else kernel)
     add_metadata(new.kernel, metadata)

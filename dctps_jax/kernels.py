@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dctps_jax.errors import UserError
 from dctps_jax.offsets import Offset, find_offset
@@ -155,12 +155,12 @@ class KernelLayer(nnx.Module):
         """Train only the weights at the ascending ``positions`` of the flattened kernel. Keep only their values.
 
         The layer is then compact, whatever it was before. For a stack, ``positions`` is ``[*stack, nnz]``. The values
-        are divided among devices as the layers of a stack are; those of one layer lie on every device.
+        are divided among devices as the layers of a stack are; the values of one layer lie on every device, also where
+        ``nnx.with_partitioning`` divides the kernel.
         """
         support = check_positions(positions, self.kernel_shape, self.stack)
         metadata = metadata_of_values(self.kernel.get_metadata(), len(self.stack))
-        kernel = self.sparse_kernel().reshape(*self.stack, -1)
-        self.kernel.set_value(jnp.take_along_axis(kernel, support, axis=-1))
+        self.kernel.set_value(values_at(self.sparse_kernel(), support))
         add_metadata(self.kernel, metadata)
         self.mask = nnx.data(None)
         self.support = nnx.data(Support(support))
@@ -279,6 +279,14 @@ def check_positions(
     return jnp.asarray(positions, jnp.int32)
 
 
+def values_at(kernel: jax.Array, positions: jax.Array) -> jax.Array:
+    """Return the weights at the ``positions [*stack, nnz]`` of flattened kernels, whole on every device."""
+    mesh = jax.typeof(kernel).sharding.mesh
+    if AxisType.Explicit in mesh.axis_types:
+        kernel = jax.sharding.reshard(kernel, NamedSharding(mesh, PartitionSpec()))
+    return jnp.take_along_axis(kernel.reshape(*positions.shape[:-1], -1), positions, axis=-1)
+
+
 def initial_values(
     init: nnx.Initializer, key: jax.Array, kernel_shape: tuple[int, ...], dtype: Any, positions: jax.Array
 ) -> jax.Array:
@@ -288,7 +296,7 @@ def initial_values(
     """
     if init is nnx.initializers.zeros:
         return jnp.zeros(positions.shape, dtype)
-    return init(key, kernel_shape, dtype).ravel()[positions]
+    return values_at(init(key, kernel_shape, dtype), positions)
 
 
 def _without_metadata(

@@ -38,7 +38,8 @@ class DCTpSConv(KernelLayer):
     - ``kernel_init`` initialises S where there is no offset; with one, S starts at zero.
     - ``mask``: boolean, of the kernel's shape, True where a weight is trained.
     - ``support``: instead of a mask, the ascending positions of the trained weights in the flattened kernel. The layer
-      stores only their values.
+      stores only their values. How ``nnx.with_partitioning`` divides a kernel among devices does not hold for them:
+      they lie on every device. (A masked layer keeps it, for its mask, too.)
 
     A layer with neither mask nor support trains all weights.
 

@@ -32,6 +32,7 @@ from dctps_jax.pruning.masks import (
 )
 from dctps_jax.pruning.random import random_masks, random_masks_within, random_supports
 from dctps_jax.pruning.scores import SCORES
+from dctps_jax.seeds import as_key
 
 __all__ = [
     "ALLOCATIONS",
@@ -62,7 +63,7 @@ def prune(
     method: str,
     density: float,
     *,
-    key: jax.Array,
+    key: jax.Array | int,
     batch: Batches | None = None,
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
@@ -78,19 +79,24 @@ def prune(
     Layers that ``nnx.vmap`` has stacked each get a mask, ``[layers, *kernel_shape]`` together, and all of them keep
     equally many weights (see ``stacks`` of :func:`allocate`). A score takes these options:
 
-    - ``batch``: images as the network takes them and integer labels, the same at every step. Or a function that returns
-      a list of such pairs for a step, over which gradients are averaged.
+    - ``batch``: images (or tokens) as the network takes them and integer labels, the same at every step. Or a function
+      that returns a list of such pairs for a step, over which gradients are averaged.
     - ``num_steps``: 1 is one shot; 0 takes the method's own number, ``SCORES[method].default_steps``.
     - ``schedule``: a key of :data:`~dctps_jax.pruning.schedules.SCHEDULES`, "exp" by default.
     - ``loss``: a key of :data:`~dctps_jax.losses.LOSSES`, "cross_entropy" by default.
     - ``scope``: "global" compares the weights of all layers. "layer" gives every layer the same density.
     - ``allocation``: every layer keeps the count of this allocation, and the scores say which weights.
 
+    With an offset "magnitude" scores the weights of K = α·D + S, so that it keeps those where D is large;
+    "magnitude_sparse" scores S alone, which is zero before training. The network has to return logits alone, no
+    ``(logits, aux)``. ``key`` may be a seed.
+
     ``dense_layers`` and ``layer_densities`` are those of :func:`allocate`. Raises
     :class:`~dctps_jax.errors.UserError` for an unknown method or option, a batch that the network cannot take, a
     density that keeps nothing, scores that are not finite, and fewer scores above 0 than weights to keep.
     """
     check_density(density, "density")
+    key = as_key(key)
     methods = (*ALLOCATIONS, *SCORES)  # now: the tables may have got entries since METHODS was made
     if method not in methods:
         hint = did_you_mean(method, methods)

@@ -68,4 +68,9 @@ def _count_classes(model: nnx.Module, images: jax.Array) -> int:
         raise UserError(
             f"the network cannot take the batch's images of shape {images.shape}: {first_line(error)}"
         ) from error
+    if not hasattr(logits, "shape"):
+        raise UserError(
+            f"the network returns a {type(logits).__name__} for the batch's images, and scores need logits alone; give "
+            "prune a module that returns the logits of this one"
+        )
     return logits.shape[-1]
