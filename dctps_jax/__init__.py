@@ -1,8 +1,11 @@
 """DCT plus Sparse: networks that train with 1 % down to 0.01 % of their weights, in JAX and Flax NNX."""
 
-from dctps_jax.conversion import conversion_report, convert, to_plain
+from dctps_jax.conversion import convert, to_plain
+from dctps_jax.conversion_table import conversion_report
+from dctps_jax.delta import apply_delta, export_delta
 from dctps_jax.errors import UserError
-from dctps_jax.kernels import Alpha, FrozenAlpha, Mask, SparseParam, Support
+from dctps_jax.kernels import Alpha, Frozen, FrozenAlpha, Mask, SparseParam, Support
+from dctps_jax.layer_kinds import DCTpSConvTranspose, DCTpSEinsum, DCTpSEmbed, DCTpSLinearGeneral
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.ops.fusion import materialized
@@ -13,16 +16,23 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "Alpha",
     "DCTpSConv",
+    "DCTpSConvTranspose",
+    "DCTpSEinsum",
+    "DCTpSEmbed",
     "DCTpSLinear",
+    "DCTpSLinearGeneral",
+    "Frozen",
     "FrozenAlpha",
     "Mask",
     "SparseParam",
     "Support",
     "UserError",
     "__version__",
+    "apply_delta",
     "compiler_options",
     "conversion_report",
     "convert",
+    "export_delta",
     "keep_masked",
     "materialized",
     "sparse_optimizer",

@@ -122,6 +122,48 @@ def _no_weights_to_move(config: Any) -> str | None:
     return None
 
 
+def _gradual_pruning_unusable(config: Any) -> str | None:
+    settings = config.sparse_training
+    if settings.method != "gmp":
+        return None
+    if config.pruning.method not in pruning.ALLOCATIONS:
+        return (
+            f"config.sparse_training.method is 'gmp' and config.pruning.method {config.pruning.method!r}; gmp prunes "
+            "by the magnitude of the trained weights, so the method only says how many each layer keeps: choose one "
+            f"of {', '.join(pruning.ALLOCATIONS)}"
+        )
+    if settings.initial_density <= config.pruning.density:
+        return (
+            f"config.sparse_training.initial_density is {settings.initial_density} and config.pruning.density "
+            f"{config.pruning.density}; gmp prunes from the initial one to the other, give a larger initial density"
+        )
+    if settings.begin_fraction >= settings.stop_fraction:
+        return (
+            f"config.sparse_training.begin_fraction is {settings.begin_fraction} and stop_fraction "
+            f"{settings.stop_fraction}; pruning must begin before it stops"
+        )
+    if config.execution.form == "compact":
+        return (
+            "config.execution.form is 'compact' and config.sparse_training.method 'gmp', which starts with many "
+            "weights and prunes them; choose 'auto' or 'masked'"
+        )
+    return None
+
+
+def _pattern_contradicted(config: Any) -> str | None:
+    settings = config.pruning
+    if not settings.pattern or settings.method == "from_run":
+        return None
+    if config.sparse_training.method != "static":
+        return (
+            f"config.pruning.pattern is {settings.pattern!r} and config.sparse_training.method "
+            f"{config.sparse_training.method!r}, which changes the weights that are trained and breaks the pattern; "
+            "choose 'static', or leave the pattern out"
+        )
+    allocation = settings.method if settings.method in pruning.ALLOCATIONS else settings.allocation
+    return pruning.contradiction(settings.pattern, settings.density, allocation, "config.pruning.")
+
+
 def _old_name_of_method(config: Any) -> str | None:
     renamed = FIELDS["execution.method"].renamed
     for pattern, method in config.execution.layer_methods:
@@ -188,6 +230,8 @@ CROSS_CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _moments_incomplete,
     _masks_without_run,
     _no_weights_to_move,
+    _gradual_pruning_unusable,
+    _pattern_contradicted,
     _old_name_of_method,
     _options_without_resnet,
     _own_network_unusable,

@@ -2,9 +2,8 @@
 
 import fnmatch
 import inspect
-import math
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,9 @@ import numpy as np
 from flax import nnx
 
 from dctps_jax.errors import UserError
-from dctps_jax.kernels import add_metadata, metadata_of_values, placed_like, values_at
-from dctps_jax.layers import DCTpSConv, DCTpSLinear
+from dctps_jax.frozen import check_all_plain, freeze_all_but, frozen
+from dctps_jax.kernels import KernelLayer, add_metadata, metadata_of_values, placed_like, values_at
+from dctps_jax.layer_kinds import KINDS, DCTpSEinsum, has_counterpart, kernel_variable, shapes_of
 from dctps_jax.offsets import Offset
 from dctps_jax.prunable import (
     ORDER,
@@ -27,7 +27,7 @@ from dctps_jax.prunable import (
 from dctps_jax.pruning import ALLOCATIONS, allocate, apply_masks, prune, random_supports, trains_all_weights
 from dctps_jax.seeds import as_key
 
-LAYERS = (DCTpSConv, DCTpSLinear)
+CONVERTIBLE = ", ".join(f"nnx.{kind.__name__}" for kind in KINDS if kind is not nnx.Embed)
 
 
 def convert(
@@ -36,28 +36,39 @@ def convert(
     density: float,
     method: str = "epl",
     exclude: Iterable[str] = (),
-    offset: str | Offset | None = "dct",
+    offset: str | Offset | Literal["frozen"] | None = "dct",
     form: Literal["compact", "masked"] = "compact",
     key: jax.Array | int | None = None,
     alpha_init: float = 1.0,
     alpha_trainable: bool = True,
+    embeddings: bool = False,
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
+    pattern: str = "",
     **options: Any,
 ) -> nnx.Module:
-    """Return a copy of ``model`` in which every ``nnx.Conv`` and ``nnx.Linear`` is a layer with ``K = α·D + M⊙S``.
+    """Return a copy of ``model`` in which every layer with a kernel is one with ``K = α·D + M⊙S``.
+
+    The layers are ``nnx.Conv``, ``nnx.Linear``, ``nnx.LinearGeneral`` (with those of ``nnx.MultiHeadAttention``),
+    ``nnx.Einsum`` and ``nnx.ConvTranspose``; with ``embeddings`` also ``nnx.Embed``. A kernel with several axes of
+    inputs or outputs becomes a matrix, inputs × outputs, and D and the mask are of its shape.
 
     ``density`` is that of all converted kernels together, divided among them by ``method``, at random positions from
     ``key`` (a key of JAX or a seed, by default 0), or chosen by a score, whose ``batch`` and other ``options`` are
-    those of :func:`dctps_jax.pruning.prune`. Layers whose dotted path matches a pattern of ``exclude`` stay as they
-    are, e.g. ``("head", "blocks.*.norm")``; so do subclasses and other layers with kernels, as ``nnx.LinearGeneral``.
-    With an offset S starts at zero; with ``offset=None`` at the kept weights of the model. Biases are kept, and the
-    metadata of kernels and biases (see :meth:`~dctps_jax.kernels.KernelLayer.set_support`). A layer that occurs twice
-    stays one. Layers that ``nnx.vmap`` has stacked stay stacked: each has an α and weights of its own, all have equally
-    many.
+    those of :func:`dctps_jax.pruning.prune`, which also has ``dense_layers``, ``layer_densities`` and ``pattern``.
+    Layers whose dotted path matches a pattern of ``exclude`` stay as they are, e.g. ``("head", "blocks.*.norm")``; so
+    do subclasses, what is in an ``nnx.LoRA``, and an ``nnx.Einsum`` that is no product with a matrix. With an offset S
+    starts at zero; with ``offset=None`` at the kept weights of the model. Biases are kept, and the metadata of kernels
+    and biases (see :meth:`~dctps_jax.kernels.KernelLayer.set_support`). A layer that occurs twice stays one. Layers
+    that ``nnx.vmap`` has stacked stay stacked: each has an α and weights of its own, all have equally many.
+
+    ``offset="frozen"`` is for fine-tuning: K = W₀ + M⊙S. The model's own kernel W₀ stays as it is, S starts at zero.
+    All other parameters are frozen, too, but those of layers that ``exclude`` matches and of LoRA:
+    :class:`~dctps_jax.kernels.Frozen` variables are no ``nnx.Param``. See :func:`~dctps_jax.export_delta`.
 
     Raises :class:`~dctps_jax.errors.UserError` where there is nothing to convert, for a pattern that matches no layer,
-    for layers that have a mask, and for a stack along another axis than the first; besides those of ``prune``.
+    for layers that have a mask, for a stack along another axis than the first, and for stacks and DCT plus Sparse
+    layers in a network that is to be frozen; besides those of ``prune``.
     """
     key = as_key(0 if key is None else key)
     is_random = method in ALLOCATIONS
@@ -66,38 +77,49 @@ def convert(
     # Shapes and counts. The copy has lost the order of the layers, so it comes from the model.
     copy: Any = nnx.clone(model)
     in_copy = dict(find_layers(copy, _is_layer))
-    first_paths = _first_paths(model, exclude)
+    allocatable = _allocatable(model, embeddings)
+    first_paths = _first_paths(model, allocatable, exclude)
     layers = {path: in_copy[path] for path in dict.fromkeys(first_paths.values())}
-    if all(isinstance(layer, LAYERS) for layer in layers.values()):
-        raise UserError("the model has no nnx.Conv or nnx.Linear to convert")
-    stacks = {path: _stack(path, layer) for path, layer in layers.items()}
+    is_frozen = offset == "frozen"
+    if is_frozen:
+        check_all_plain(layers)
+    if all(isinstance(layer, KernelLayer) for layer in layers.values()):
+        raise UserError(f"the model has no layer to convert; convert knows {CONVERTIBLE}, and leaves what is excluded")
+    stacks = {path: stack for path, layer in layers.items() if (stack := _stack(path, layer))}
     shapes = {path: _kernel_shape(layer) for path, layer in layers.items()}
+    if is_frozen and stacks:
+        raise UserError(
+            f"nnx.vmap has stacked the layers {', '.join(stacks)}, and offset is 'frozen', which is for layers that "
+            "are not stacked; exclude them, or keep them in an nnx.List"
+        )
+    if is_frozen:
+        freeze_all_but(copy, [in_copy[path] for path in allocatable])
     fixed_layers: dict[str, Any] = {"dense_layers": dense_layers, "layer_densities": layer_densities}
     is_dense = trains_all_weights(method, density, layer_densities)
     if form == "compact" and not is_dense:
         check_not_normalized(copy, layers)
     # Random supports, without dense kernels.
     supports: dict[str, np.ndarray] = {}
-    if is_random and form == "compact" and not is_dense:
+    if is_random and form == "compact" and not is_dense and not pattern:
         counts = allocate(shapes, density, method, **fixed_layers, stacks=stacks)
         supports = random_supports(key, shapes, counts, stacks)
     # The layers with their supports.
-    alpha = {"offset": offset, "alpha_init": alpha_init, "alpha_trainable": alpha_trainable}
+    alpha = {"offset": None if is_frozen else offset, "alpha_init": alpha_init, "alpha_trainable": alpha_trainable}
     converted: dict[int, Any] = {}
     for path, layer in layers.items():
-        if not isinstance(layer, LAYERS):
-            converted[id(layer)] = _converted(layer, stacks[path], supports.get(path), **alpha)
+        if not isinstance(layer, KernelLayer):
+            converted[id(layer)] = _converted(layer, stacks.get(path, ()), supports.get(path), is_frozen, **alpha)
         elif supports:
             layer.set_support(supports[path])
     copy = replace_layers(copy, converted)
     setattr(copy, ORDER, tuple(layers))
     if not supports and not is_dense:
-        apply_masks(copy, prune(copy, method, density, key=key, **fixed_layers, **options), form)
+        apply_masks(copy, prune(copy, method, density, key=key, pattern=pattern, **fixed_layers, **options), form)
     return copy
 
 
 def to_plain(model: nnx.Module) -> Any:
-    """Return a copy of ``model`` with ``nnx.Conv`` and ``nnx.Linear`` in place of the DCT plus Sparse layers.
+    """Return a copy of ``model`` with the layers of NNX, ``nnx.Conv`` and others, in place of DCT plus Sparse layers.
 
     Their kernels are K = α·D + M⊙S, written out, so that the copy computes the same, and all weights of it are trained.
     What knows the layers of NNX knows the copy.
@@ -109,15 +131,24 @@ def to_plain(model: nnx.Module) -> Any:
     return copy
 
 
-def _plain(layer: DCTpSConv | DCTpSLinear) -> nnx.Conv | nnx.Linear:
-    layer_type = nnx.Conv if isinstance(layer, DCTpSConv) else nnx.Linear
-    plain = layer_type(**_same_arguments(layer, layer_type), rngs=nnx.Rngs(0))
-    plain.kernel.set_value(layer.effective_kernel())
-    add_metadata(plain.kernel, layer.kernel.get_metadata())
-    if plain.bias is not None and layer.bias is not None:
+def _plain(layer: KernelLayer) -> Any:
+    layer_type: Any = next(plain for plain, own in KINDS.items() if isinstance(layer, own))
+    arguments = _same_arguments(layer, layer_type)
+    if isinstance(layer, DCTpSEinsum):
+        arguments["kernel_shape"] = layer.contraction.shape
+    plain: Any = layer_type(**arguments, **_zeros_for(layer_type), rngs=nnx.Rngs(0))
+    kernel = kernel_variable(plain)
+    kernel.set_value(_of_each(layer.stack, layer.plain_kernel)(layer.effective_kernel()))
+    add_metadata(kernel, layer.kernel.get_metadata())
+    if layer.bias is not None:
         plain.bias.set_value(layer.bias[...])
         add_metadata(plain.bias, layer.bias.get_metadata())
     return plain
+
+
+def _zeros_for(layer_type: type) -> dict[str, Any]:
+    """Return the argument of a layer that starts its kernel, which is set afterwards, at zero."""
+    return {"embedding_init" if layer_type is nnx.Embed else "kernel_init": nnx.initializers.zeros}
 
 
 def _same_arguments(layer: Any, layer_type: type) -> dict[str, Any]:
@@ -127,78 +158,26 @@ def _same_arguments(layer: Any, layer_type: type) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in names}
 
 
-class Row(NamedTuple):
-    """What became of the parameters of one module: how many it had, how many are trained, and why."""
-
-    path: str
-    kind: str
-    parameters: int
-    trained: int
-    outcome: str
-
-
-class Report(NamedTuple):
-    """What a conversion changed, what it left, and why. ``str(report)`` is a table."""
-
-    rows: tuple[Row, ...]
-
-    @property
-    def density(self) -> float:
-        """Trained parameters ÷ all parameters of the network; biases, normalisation and α are among both."""
-        return sum(row.trained for row in self.rows) / sum(row.parameters for row in self.rows)
-
-    def __str__(self) -> str:
-        cells = [(row.path or "(the network)", row.kind, f"{row.trained:,} of {row.parameters:,}") for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            f"{path:{widths[0]}}  {kind:{widths[1]}}  {numbers:>{widths[2]}}  {row.outcome}"
-            for (path, kind, numbers), row in zip(cells, self.rows, strict=True)
-        ]
-        trained, parameters = (sum(getattr(row, name) for row in self.rows) for name in ("trained", "parameters"))
-        lines.append(f"{trained:,} of {parameters:,} parameters are trained, {100 * self.density:.4g} %")
-        return "\n".join(lines)
+def _allocatable(model: nnx.Module, embeddings: bool) -> dict[str, Any]:
+    """Return all layers that weights can be allocated to: none in ``nnx.LoRA``, embeddings only if asked for."""
+    in_lora = {
+        id(layer)
+        for _, lora in find_layers(model, lambda node: isinstance(node, nnx.LoRA))
+        for _, layer in find_layers(lora.base_module, has_counterpart)
+    }
+    return {
+        path: layer
+        for path, layer in find_layers(model, _is_layer)
+        if id(layer) not in in_lora and (embeddings or not isinstance(layer, nnx.Embed))
+    }
 
 
-def conversion_report(model: nnx.Module) -> Report:
-    """Return what :func:`convert` made of each module with parameters: converted, or left, and why.
-
-    The α of a layer is one of its parameters, and trained where it is trainable.
-    """
-    parameters: dict[tuple[Any, ...], dict[str, int]] = {}
-    for place, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        parameters.setdefault(tuple(place[:-1]), {})[str(place[-1])] = variable[...].size
-    modules = dict(nnx.iter_modules(model))
-    return Report(tuple(_row(place, modules.get(place), sizes) for place, sizes in parameters.items()))
-
-
-def _row(place: tuple[Any, ...], module: Any, sizes: dict[str, int]) -> Row:
-    path, total = ".".join(map(str, place)), sum(sizes.values())
-    kind = type(module).__name__
-    if isinstance(module, LAYERS):
-        weights = math.prod((*module.stack, *module.kernel_shape))
-        nnz = weights if module.mask is None else int(module.mask[...].sum())
-        nnz = nnz if module.support is None else module.support[...].size
-        others = total - sizes["kernel"]
-        kernel = "K = S" if module.offset is None else "K = α·D + M⊙S"
-        return Row(path, kind, weights + others, nnz + others, f"{kernel}, {nnz:,} weights")
-    if type(module) in (nnx.Conv, nnx.Linear):
-        outcome = "left: excluded"
-    elif isinstance(module, nnx.Conv | nnx.Linear):
-        outcome = "left: a subclass may compute something else"
-    elif "kernel" in sizes:
-        outcome = "left: no nnx.Conv or nnx.Linear"
-    else:
-        outcome = "left: it has no kernel"
-    return Row(path, kind, total, total, outcome)
-
-
-def _first_paths(model: nnx.Module, exclude: Iterable[str]) -> dict[str, str]:
+def _first_paths(model: nnx.Module, layers: Mapping[str, Any], exclude: Iterable[str]) -> dict[str, str]:
     """Return the paths of all layers that are allocated, each with the first path of the same layer.
 
     A layer may occur in several places. Layers that are to be converted are left out where ``exclude`` matches.
     """
-    layers = dict(find_layers(model, _is_layer))
-    convertible = [path for path, layer in layers.items() if not isinstance(layer, LAYERS)]
+    convertible = [path for path, layer in layers.items() if not isinstance(layer, KernelLayer)]
     excluded: set[str] = set()
     for pattern in [exclude] if isinstance(exclude, str) else exclude:
         matching = fnmatch.filter(convertible, pattern)
@@ -213,12 +192,8 @@ def _first_paths(model: nnx.Module, exclude: Iterable[str]) -> dict[str, str]:
 
 
 def _kernel_shape(layer: Any) -> tuple[int, ...]:
-    """Return the kernel shape of one layer."""
-    if isinstance(layer, LAYERS):
-        return layer.kernel_shape
-    if isinstance(layer, nnx.Conv):
-        return (*layer.kernel_size, layer.in_features // layer.feature_group_count, layer.out_features)
-    return (layer.in_features, layer.out_features)
+    """Return the kernel shape of the counterpart of one layer."""
+    return layer.kernel_shape if isinstance(layer, KernelLayer) else shapes_of(layer)[0]
 
 
 def _stack(path: str, layer: Any) -> tuple[int, ...]:
@@ -226,41 +201,59 @@ def _stack(path: str, layer: Any) -> tuple[int, ...]:
 
     A layer that cannot be converted raises :class:`~dctps_jax.errors.UserError`.
     """
-    if isinstance(layer, nnx.Conv) and layer.mask is not None:
-        raise UserError(f"{path} has a mask of its own; exclude it, or build it without")
-    if isinstance(layer, LAYERS):
+    if isinstance(layer, KernelLayer):
         return layer.stack
-    own = {"kernel": _kernel_shape(layer), "bias": (layer.out_features,)}
-    found = {name: getattr(layer, name).get_value().shape for name in own if getattr(layer, name) is not None}
-    stack = found["kernel"][: len(found["kernel"]) - len(own["kernel"])]
-    check_stack(path, stack, {name: (shape, own[name]) for name, shape in found.items()})
+    if isinstance(layer, nnx.Conv | nnx.ConvTranspose) and layer.mask is not None:
+        raise UserError(f"{path} has a mask of its own; exclude it, or build it without")
+    own = shapes_of(layer)[1]
+    found = kernel_variable(layer).get_value().shape
+    stack = found[: len(found) - len(own)]
+    shapes: dict[str, tuple[Any, Any]] = {"kernel": (found, own)}
+    if isinstance(layer, nnx.Conv | nnx.Linear) and layer.bias is not None:
+        shapes["bias"] = layer.bias.get_value().shape, (layer.out_features,)
+    check_stack(path, stack, shapes)
     return stack
 
 
+def _of_each(stack: tuple[int, ...], function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """Return a function of one kernel as a function of a stack of kernels."""
+    for _ in stack:
+        function = jax.vmap(function)
+    return function
+
+
 def _converted(
-    layer: Any, stack: tuple[int, ...], support: np.ndarray | None, **settings: Any
-) -> DCTpSConv | DCTpSLinear:
-    """Return the DCT plus Sparse layer for an ``nnx.Conv`` or ``nnx.Linear``, compact if there is a support."""
-    layer_type = DCTpSConv if isinstance(layer, nnx.Conv) else DCTpSLinear
+    layer: Any, stack: tuple[int, ...], support: np.ndarray | None, is_frozen: bool, **settings: Any
+) -> KernelLayer:
+    """Return the DCT plus Sparse layer for a layer of NNX, compact if there is a support."""
+    layer_type = KINDS[type(layer)]
     same = _same_arguments(layer, layer_type)
     of_one_layer = None if support is None else support[(0,) * len(stack)]
-    new = layer_type(**same, **settings, support=of_one_layer, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
+    new = layer_type(**same, **settings, support=of_one_layer, **_zeros_for(type(layer)), rngs=nnx.Rngs(0))
     for variable in (new.kernel, new.support, new.alpha):
         if stack and variable is not None:
             variable.set_value(jnp.broadcast_to(variable[...], (*stack, *variable[...].shape)))
-    kernel, metadata = layer.kernel[...], layer.kernel.get_metadata()
+    metadata = kernel_variable(layer).get_metadata()
+    whole = _of_each(stack, new.own_kernel)(kernel_variable(layer)[...])
     if support is not None:
         new.support.set_value(jnp.asarray(support, jnp.int32))
-        kernel = values_at(kernel, new.support[...])
+    if support is not None or isinstance(layer, nnx.LinearGeneral | nnx.Einsum):  # the axes are other ones
         metadata = metadata_of_values(metadata, len(stack))
-    new.kernel.set_value(placed_like(new.kernel[...], kernel) if new.offset else kernel)
+    if is_frozen:
+        new.set_base(whole)
+    elif new.offset is None:
+        new.kernel.set_value(whole if support is None else values_at(whole, new.support[...]))
+    if support is None:
+        new.kernel.set_value(placed_like(new.kernel[...], whole))
     add_metadata(new.kernel, metadata)
-    if new.bias is not None and layer.bias is not None:
+    if new.bias is not None:
         new.bias.set_value(layer.bias[...])
         add_metadata(new.bias, layer.bias.get_metadata())
+        if is_frozen:
+            new.bias = nnx.data(frozen(new.bias))
     return new
 
 
 def _is_layer(node: Any) -> bool:
-    """Return whether a layer is to be converted, or is a DCT plus Sparse layer already."""
-    return type(node) in (nnx.Conv, nnx.Linear) or isinstance(node, LAYERS)
+    """Return whether a layer can be converted, or is a DCT plus Sparse layer already."""
+    return has_counterpart(node) or isinstance(node, KernelLayer)

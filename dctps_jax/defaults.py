@@ -55,7 +55,9 @@ def is_density(value: Any) -> bool:
 OFFSET_IN_USE = Need("model.offset", lambda name: name is not None)
 OWN_DENSITY = Need("pruning.method", lambda name: name != "from_run")
 SCORE_IN_USE = Need("pruning.method", lambda name: name not in (*pruning.ALLOCATIONS, "from_run"))
-WEIGHTS_MOVE = Need("sparse_training.method", lambda name: name != "static")
+SUPPORT_CHANGES = Need("sparse_training.method", lambda name: name != "static")
+WEIGHTS_MOVE = Need("sparse_training.method", lambda name: name in ("rigl", "set"))
+GRADUAL_PRUNING = Need("sparse_training.method", lambda name: name == "gmp")
 
 FROM_0_TO_1 = Allowed(lambda value: 0 <= value <= 1, "from 0 to 1")
 
@@ -240,6 +242,15 @@ FIELDS: dict[str, Field] = {
         allowed=Allowed(is_density, "above 0 and at most 1, e.g. 0.01 to train 1 % of the weights"),
         needs=OWN_DENSITY,
     ),
+    "pruning.pattern": Field(
+        "",
+        "N:M, e.g. `2:4`: of every M inputs in a row, each output keeps N weights. `pruning.density` has to be N/M, "
+        "`pruning.method` `uniform` or a score. Layers of `dense_layers` and `layer_densities` have no pattern, and "
+        "their weights come on top of the density.",
+        allowed=Allowed(lambda text: text == "" or pruning.is_pattern(text), "'N:M' with 0 < N < M, e.g. '2:4', or ''"),
+        needs=OWN_DENSITY,
+        added=True,
+    ),
     "pruning.num_steps": Field(
         0,
         "Steps of a score; 1: one shot, 0: the method's own number.",
@@ -296,24 +307,39 @@ FIELDS: dict[str, Field] = {
     # Weights that move while training.
     "sparse_training.method": Field(
         "static",
-        "`static` keeps the support; `rigl` and `set` move weights while training.",
+        "`static` keeps the support; `rigl` and `set` move weights while training; `gmp` prunes them gradually by "
+        "magnitude, from `initial_density` to `pruning.density`.",
         choices=dynamic.METHODS,
-        by_step=ByStep(dynamic.fractions_by_step, "share of the weights to move"),
+        by_step=ByStep(dynamic.fractions_by_step, "share of the weights to move or prune"),
     ),
     "sparse_training.update_every": Field(
-        100, "Steps between two moves of weights.", allowed=at_least(1), needs=WEIGHTS_MOVE
+        100, "Steps between two moves or prunings of weights.", allowed=at_least(1), needs=SUPPORT_CHANGES
     ),
     "sparse_training.stop_fraction": Field(
         0.75,
-        "Weights move up to this part of the training steps.",
+        "Weights move, or are pruned, up to this part of the training steps.",
         allowed=FROM_0_TO_1,
-        needs=WEIGHTS_MOVE,
+        needs=SUPPORT_CHANGES,
     ),
     "sparse_training.drop_fraction": Field(
         0.3,
         "The part of a layer's trained weights that moves at the start; it falls to 0 by a cosine.",
         allowed=FROM_0_TO_1,
         needs=WEIGHTS_MOVE,
+    ),
+    "sparse_training.begin_fraction": Field(
+        0.0,
+        "`gmp` prunes from this part of the training steps on.",
+        allowed=FROM_0_TO_1,
+        needs=GRADUAL_PRUNING,
+        added=True,
+    ),
+    "sparse_training.initial_density": Field(
+        1.0,
+        "The density that `gmp` starts with, at random positions.",
+        allowed=Allowed(is_density, "above 0 and at most 1"),
+        needs=GRADUAL_PRUNING,
+        added=True,
     ),
     # How the network is computed.
     "execution.form": Field(

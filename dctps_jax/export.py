@@ -25,7 +25,6 @@ from dctps_jax.exported_file import (
     Description,
     check_network_config,
     description_of,
-    digest_of_file,
     read_exported_file,
 )
 from dctps_jax.field import find_field
@@ -37,6 +36,7 @@ from dctps_jax.runs.checkpoint import read_arrays
 from dctps_jax.runs.fields import check_data
 from dctps_jax.runs.packing import flatten
 from dctps_jax.runs.workdir import read_config, read_results
+from dctps_jax.safetensors_file import digest_of_file
 from dctps_jax.training.own_network import (
     build_own_network,
     change_of_program,

@@ -9,8 +9,6 @@ lack it.
   classes, normalisation and config are as they were written.
 """
 
-import hashlib
-import json
 import logging
 import reprlib
 from collections.abc import Mapping
@@ -23,12 +21,13 @@ import numpy as np
 from dctps_jax.config import check_value
 from dctps_jax.data.batches import Normalization, normalize
 from dctps_jax.data.dataset import Size, height_and_width, size_of
-from dctps_jax.errors import UserError, first_line
+from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.files import parse_json
 from dctps_jax.own import is_import_path
 from dctps_jax.runs.fields import check_data, check_network, check_object
 from dctps_jax.runs.packing import digest
+from dctps_jax.safetensors_file import digest_of_file, read_safetensors
 
 FORMAT, FORMAT_VERSION = "dctps_jax", 2
 # What the network is built of. Other fields may be of another version of dctps_jax.
@@ -65,12 +64,6 @@ class Description(NamedTuple):
         return (*height_and_width(self.image_size), len(self.normalization.mean))
 
 
-def digest_of_file(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """Return the digest of a file of version 2."""
-    header = {name: text for name, text in metadata.items() if name != "digest"}
-    return hashlib.sha256(json.dumps([digest(tensors), header], sort_keys=True).encode()).hexdigest()
-
-
 def read_exported_file(file: Path) -> tuple[Description, dict[str, np.ndarray]]:
     """Return what an exported file says of its network, and its tensors, once its digest is checked."""
     tensors, metadata = _content(file)
@@ -105,9 +98,7 @@ def read_exported_file(file: Path) -> tuple[Description, dict[str, np.ndarray]]:
 
 
 def _content(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return tensors and metadata of a safetensors file."""
-    from safetensors import safe_open
-
+    """Return tensors and metadata of an exported file."""
     if not file.is_file():
         if file.is_dir():
             raise UserError(
@@ -116,17 +107,7 @@ def _content(file: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             )
         state = "is no file" if file.exists() else "does not exist"
         raise UserError(f"{file} {state}; write it with: python -m dctps_jax.export RUN --output {file}")
-    file.open("rb").close()  # safetensors calls every file that it cannot open one that does not exist
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            metadata = opened.metadata() or {}
-            return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118 (it is no dict)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # safetensors raises its own kind for a foreign or truncated file
-        raise UserError(
-            f"{file} is no safetensors file, or a truncated one ({first_line(error)}); export the run again"
-        ) from error
+    return read_safetensors(file, "export the run again")
 
 
 def description_of(metadata: Mapping[str, str]) -> Description:

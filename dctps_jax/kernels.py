@@ -10,6 +10,7 @@ compact layer stores no array of its kernel's size. The type of a variable says 
 ``Support``           compact: int32 ``[nnz]``, positions in the flattened kernel, ascending
 ``Alpha``             α, a trainable scalar; an ``nnx.Param``
 ``FrozenAlpha``       α where it is not trainable
+``Frozen``            W₀, a kernel that stays as it is, in layers with ``K = W₀ + M⊙S``
 ====================  =======================================================================
 
 A layer without mask and support trains all weights. D is no state: it follows from the kernel's shape
@@ -70,8 +71,12 @@ class FrozenAlpha(nnx.Variable):
     """The scalar α of a layer where it keeps its initial value."""
 
 
+class Frozen(nnx.Variable):
+    """An array that training leaves as it is: the kernel W₀ that S is added to, or another former parameter."""
+
+
 class KernelLayer(nnx.Module):
-    """What a convolution and a linear layer share: the parameters of ``K = α·D + S``, their two forms, and their sum.
+    """What all layers share: the parameters of ``K = α·D + S``, their two forms, and their sum.
 
     ``method`` says how a compact layer is computed. It is a name in :data:`dctps_jax.ops.methods.METHODS`, or "auto"
     for the one that :mod:`dctps_jax.ops.cost_model` chooses.
@@ -93,6 +98,7 @@ class KernelLayer(nnx.Module):
         rngs: nnx.Rngs,
         kernel_metadata: Mapping[str, Any],
         bias_metadata: Mapping[str, Any],
+        bias_shape: tuple[int, ...] | None = None,
     ) -> None:
         if min(kernel_shape) < 1:
             raise UserError(f"a kernel of shape {kernel_shape} is empty; every size must be at least 1")
@@ -103,6 +109,7 @@ class KernelLayer(nnx.Module):
         self.method = "auto"
         self.mask: Mask | None = nnx.data(None)
         self.support: Support | None = nnx.data(None)
+        self.base: Frozen | None = nnx.data(None)
         key = rngs.params()
         init, metadata = _without_metadata(kernel_init, key, kernel_shape, param_dtype)
         init = init if self.offset is None else nnx.initializers.zeros
@@ -122,10 +129,11 @@ class KernelLayer(nnx.Module):
             self.alpha = nnx.data(alpha_type(jnp.array(alpha_init, param_dtype)))
         if mask is not None:
             self.set_mask(mask)
-        self.bias: nnx.Param | None = nnx.data(None)
+        self.bias: nnx.Param | Frozen | None = nnx.data(None)
         if use_bias:
-            self.bias = nnx.data(nnx.Param(bias_init(rngs.params(), kernel_shape[-1:], param_dtype), **bias_metadata))
-        self.use_bias = use_bias
+            bias_shape = kernel_shape[-1:] if bias_shape is None else bias_shape
+            self.bias = nnx.data(nnx.Param(bias_init(rngs.params(), bias_shape, param_dtype), **bias_metadata))
+        self.use_bias, self.bias_shape = use_bias, bias_shape
 
     @property
     def stack(self) -> tuple[int, ...]:
@@ -165,6 +173,17 @@ class KernelLayer(nnx.Module):
         self.mask = nnx.data(None)
         self.support = nnx.data(Support(support))
 
+    def set_base(self, kernel: jax.Array) -> None:
+        """Add S to ``kernel``, W₀ of the kernel's shape, which is not trained: ``K = W₀ + M⊙S``.
+
+        Raises :class:`~dctps_jax.errors.UserError` for a layer with an offset, and for a kernel of another shape.
+        """
+        if self.offset is not None:
+            raise UserError(f"offset is {self.offset.name!r}; a layer with a frozen kernel has none: offset=None")
+        if kernel.shape != self.kernel_shape:
+            raise UserError(f"the frozen kernel has shape {kernel.shape}; it must have that of K, {self.kernel_shape}")
+        self.base = nnx.data(Frozen(kernel))
+
     def set_dense(self) -> None:
         """Train all weights, starting from their present values."""
         self.kernel.set_value(self.sparse_kernel())
@@ -194,7 +213,9 @@ class KernelLayer(nnx.Module):
         return self.offset.kernel(self.kernel_shape, self.kernel[...].dtype)
 
     def scaled_offset(self) -> jax.Array | float:
-        """Return α·D, or 0 for a layer without offset."""
+        """Return what S is added to: α·D, the frozen kernel W₀, or 0."""
+        if self.base is not None:
+            return self.base[...]
         if self.offset is None or self.alpha is None:
             return 0.0
         alpha = self.alpha[...].astype(self.kernel[...].dtype)
@@ -204,17 +225,33 @@ class KernelLayer(nnx.Module):
         return alphas * jnp.expand_dims(self.offset_kernel(), range(alpha.ndim))
 
     def effective_kernel(self) -> jax.Array:
-        """Return ``K = α·D + S``, the kernel that the layer applies, in the dtype of its parameters."""
-        return self.sparse_kernel() if self.offset is None else self.sparse_kernel() + self.scaled_offset()
+        """Return ``K = α·D + S``, or ``W₀ + S``, the kernel that the layer applies, in the dtype of its parameters."""
+        has_other_part = self.offset is not None or self.base is not None
+        return self.sparse_kernel() + self.scaled_offset() if has_other_part else self.sparse_kernel()
+
+    def plain_kernel(self, kernel: jax.Array) -> jax.Array:
+        """Return a kernel of this layer as the layer of NNX stores it that this one stands in for."""
+        return kernel
+
+    def own_kernel(self, kernel: jax.Array) -> jax.Array:
+        """Return a kernel of that layer of NNX as this layer stores it."""
+        return kernel
 
     def _apply(self, inputs: jax.Array, geometry: Geometry) -> jax.Array:
         """Return the convolution of ``inputs [batch, *spatial, in]``, of a compact layer by its method."""
+        check_one_layer(self)
         if self.support is None:
             return convolve(inputs, self.effective_kernel().astype(inputs.dtype), geometry)
         work = work_of(self, inputs, geometry)
         method = choose(self.method, work, inputs.dtype)
+        if self.base is not None and method == "autodiff":
+            return convolve(inputs, self.effective_kernel().astype(inputs.dtype), geometry)
         alpha = None if self.alpha is None else self.alpha[...]
-        return apply_kernel(method, work, inputs, self.kernel[...], alpha, self.support[...])
+        outputs = apply_kernel(method, work, inputs, self.kernel[...], alpha, self.support[...])
+        if self.base is not None:
+            # W₀ has no gradient. With its part apart, no array of the kernel's size is computed for S.
+            outputs += convolve(inputs, self.base[...].astype(inputs.dtype), geometry)
+        return outputs
 
 
 def work_of(layer: KernelLayer, inputs: jax.Array, geometry: Geometry) -> Work:
@@ -248,7 +285,8 @@ def shapes_of_variables(layer: KernelLayer) -> dict[str, tuple[int, ...]]:
         "mask": layer.kernel_shape,
         "support": layer.kernel.get_value().shape[len(layer.stack) :],
         "alpha": (),
-        "bias": layer.kernel_shape[-1:],
+        "bias": layer.bias_shape,
+        "base": layer.kernel_shape,
     }
     return {name: shape for name, shape in shapes.items() if getattr(layer, name) is not None}
 

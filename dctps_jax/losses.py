@@ -1,6 +1,7 @@
-"""Losses of a batch of logits and integer labels, one number for each example."""
+"""Losses of a batch of logits and integer labels, one number for each label: an image's, or a token's."""
 
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -27,16 +28,19 @@ def nll_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
     The original's scores use it: they call PyTorch's ``F.nll_loss`` without a softmax. It exists to reproduce them.
     """
     _check_shapes(logits, labels)
-    return -jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return -jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
 
 
 def _check_shapes(logits: jax.Array, labels: jax.Array) -> None:
     # Labels [n, 1] would broadcast to a loss of [n, n].
-    chex.assert_rank((logits, labels), (2, 1))
-    chex.assert_equal_shape_prefix((logits, labels), 1)
+    chex.assert_rank(logits, labels.ndim + 1)
+    chex.assert_equal_shape_prefix((logits, labels), labels.ndim)
 
 
 LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "cross_entropy": cross_entropy,
     "nll_logits": nll_logits,
 }
+
+# A key of LOSSES, or a function of the outputs of a network and its targets.
+Loss = str | Callable[[Any, Any], jax.Array]

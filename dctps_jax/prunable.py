@@ -7,14 +7,14 @@ from typing import Any
 from flax import nnx
 
 from dctps_jax.errors import UserError
-from dctps_jax.kernels import shapes_of_variables
-from dctps_jax.layers import DCTpSConv, DCTpSLinear
+from dctps_jax.kernels import KernelLayer, shapes_of_variables
+from dctps_jax.layer_kinds import kernel_variable
 
 # The static attribute of a model that holds the paths of its prunable layers in order of definition.
 ORDER = "dctps_layer_order"
 
 
-def prunable_layers(model: Any) -> dict[str, DCTpSConv | DCTpSLinear]:
+def prunable_layers(model: Any) -> dict[str, KernelLayer]:
     """Return the prunable layers of ``model`` by dotted path, e.g. ``"layer1.0.conv1"``, in order of definition.
 
     A layer that occurs in several places goes by the first of them. ``nnx.merge`` sorts attributes by name, so the
@@ -26,7 +26,7 @@ def prunable_layers(model: Any) -> dict[str, DCTpSConv | DCTpSLinear]:
     Raises :class:`~dctps_jax.errors.UserError` for layers that share a kernel, and for a stack along another axis than
     the first.
     """
-    layers = dict(find_layers(model, lambda node: isinstance(node, DCTpSConv | DCTpSLinear)))
+    layers = dict(find_layers(model, lambda node: isinstance(node, KernelLayer)))
     first: dict[int, str] = {}
     for path, layer in layers.items():
         first.setdefault(id(layer), path)
@@ -92,7 +92,7 @@ def check_not_tied(layers: Mapping[str, Any], others: Mapping[str, Any]) -> None
         for variable in _variables_of(module):
             owners[id(variable)].append((path, module))
     for path, layer in layers.items():
-        for other, module in owners[id(layer.kernel)]:
+        for other, module in owners[id(kernel_variable(layer))]:
             if module is not layer:
                 raise UserError(
                     f"{path} and {other} share a kernel, and a choice of weights would hold for one of them only; use "
@@ -133,7 +133,7 @@ def check_stack(path: str, stack: Sequence[int], shapes: Mapping[str, tuple[Sequ
             )
 
 
-def _check_stack(path: str, layer: DCTpSConv | DCTpSLinear) -> None:
+def _check_stack(path: str, layer: KernelLayer) -> None:
     kernel = layer.kernel.get_value().shape  # an abstract array has no items
     if kernel:  # a kernel that is handed to the network later is a scalar until then
         own = layer.kernel_shape if layer.support is None else kernel[len(layer.stack) :]

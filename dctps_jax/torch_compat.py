@@ -149,6 +149,11 @@ def _entries(model: nnx.Module) -> Iterator[_Entry]:
                 yield _Entry(f"{inner}.bias", node.bias, (0,), node.bias.shape)
             if node.alpha is not None:
                 yield _Entry(f"{path}.scaling", node.alpha)
+        elif isinstance(node, KernelLayer):
+            raise UserError(
+                f"{path} is a {type(node).__name__}; the original's checkpoints are for networks of DCTpSConv and "
+                "DCTpSLinear"
+            )
         elif isinstance(node, nnx.BatchNorm):
             for name, torch_name in BATCH_NORM_NAMES.items():
                 variable = getattr(node, name)

@@ -106,6 +106,7 @@ SLOW = (
     "tests/training/test_compilation.py::test_each_program_is_traced_once[5",
     "tests/training/test_compiled_programs.py",
     "tests/training/test_forms.py",
+    "tests/training/test_gradual_pruning.py::test_a_run",
     "tests/training/test_growth.py",
     "tests/training/test_precision.py::test_a_run_that_goes_on_keeps_its_type",
     "tests/training/test_precision.py::test_exports_predictions_and_reports_name_the_type",

@@ -69,10 +69,11 @@ BAD_NUMBERS = [
     ("num_epochs", 0), ("steps_per_dispatch", -1), ("execution.min_loop", 1), ("execution.min_loop", -1),
     ("log_every_steps", 0), ("checkpoint_every_steps", -1), ("model.width", 0), ("data.train_fraction", 0.0),
     ("data.train_fraction", 1.0), ("data.image_size", -1), ("data.max_pixels", 0), ("data.channels", 2),
-    ("pruning.density", 0.0),
+    ("pruning.density", 0.0), ("pruning.pattern", "4:2"),
     ("pruning.density", 1.01), ("pruning.density", math.nan), ("pruning.num_steps", -1), ("pruning.num_batches", 0),
     ("sparse_training.update_every", 0), ("sparse_training.stop_fraction", 1.5),
-    ("sparse_training.drop_fraction", -0.1), ("optimizer.learning_rate", 0.0), ("optimizer.learning_rate", -1.0),
+    ("sparse_training.drop_fraction", -0.1), ("sparse_training.begin_fraction", 1.1),
+    ("sparse_training.initial_density", 0.0), ("optimizer.learning_rate", 0.0), ("optimizer.learning_rate", -1.0),
     ("optimizer.learning_rate", math.inf), ("optimizer.learning_rate", math.nan), ("optimizer.momentum", 1.0),
     ("optimizer.weight_decay", -1e-4), ("optimizer.weight_decay", math.inf), ("optimizer.decay_rate", 0.0),
     ("optimizer.decay_rate", 1.1), ("optimizer.clip_norm", -1.0), ("optimizer.accumulate_steps", 0),
@@ -240,3 +241,20 @@ def test_any_number_passes_or_is_one_sentence(field, value):
         check_config(config)
     except UserError as error:
         assert "\n" not in str(error) and f"config.{field}" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "config.pruning.pattern is '2:4', which keeps 0.5 of the weights, and config.pruning.density is 0.01"),
+        ({"pruning__density": 0.5}, "the weights are allocated by 'epl'; choose 'uniform', or a score"),
+        ({"pruning__pattern": "4:4"}, "config.pruning.pattern is '4:4'; it must be 'N:M' with 0 < N < M"),
+        (
+            {"pruning__density": 0.5, "pruning__method": "uniform", "sparse_training__method": "rigl"},
+            "breaks the pattern; choose 'static'",
+        ),
+    ],
+)
+def test_patterns_that_contradict_other_fields(fields, message):
+    assert message in message_of(config_with(**{"pruning__pattern": "2:4"} | fields))
+    check_config(config_with(pruning__pattern="1:3", pruning__density=0.333, pruning__method="uniform"))

@@ -122,9 +122,9 @@ def test_it_trains(net):
 def test_what_cannot_be_converted(net):
     with pytest.raises(UserError, match=r"exclude: no layer matches 'heads'; the layers are: "):
         convert(net, density=0.1, exclude=("heads",))
-    with pytest.raises(UserError, match=r"no nnx\.Conv or nnx\.Linear"):
+    with pytest.raises(UserError, match="the model has no layer to convert"):
         convert(nnx.LayerNorm(3, rngs=nnx.Rngs(0)), density=0.1)
-    with pytest.raises(UserError, match=r"no nnx\.Conv or nnx\.Linear"):
+    with pytest.raises(UserError, match="the model has no layer to convert"):
         convert(net, density=0.1, exclude="*")
     masked = nnx.Conv(2, 8, (3, 3), mask=jnp.ones((3, 3, 2, 8)), rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match=r"layers\.0 has a mask of its own"):
@@ -173,3 +173,45 @@ def test_every_setting_of_a_convolution_becomes_plain(padding):
     layer = DCTpSConv(4, 6, (3, 3), strides=2, padding=padding, feature_group_count=2, rngs=nnx.Rngs(0))
     images = jax.random.normal(jax.random.key(0), (2, 7, 7, 4))
     np.testing.assert_allclose(to_plain(layer)(images), layer(images), rtol=1e-5, atol=1e-5)
+
+
+class Adapted(nnx.Module):
+    def __init__(self, rngs):
+        self.table = nnx.Embed(6, 4, rngs=rngs)
+        inner = nnx.Sequential(nnx.Linear(4, 4, rngs=rngs), nnx.LoRA(4, 1, 4, rngs=rngs))
+        self.blocks = nnx.List([nnx.LoRA(4, 1, 4, base_module=inner, rngs=rngs)])
+        self.adapted = nnx.LoRALinear(4, 4, lora_rank=1, rngs=rngs)
+        self.scale = nnx.Einsum("ab,b->ab", (4,), kernel_init=nnx.initializers.ones, rngs=rngs)
+        self.out = nnx.LinearGeneral(4, (2, 3), rngs=rngs)
+
+    def __call__(self, tokens):
+        return self.out(self.scale(self.adapted(self.blocks[0](self.table(tokens)))))
+
+
+def test_what_is_wrapped_in_lora_is_left_and_named():
+    net, tokens = Adapted(nnx.Rngs(0)), jnp.arange(6)
+    model = convert(net, density=1.0, offset=None)
+    assert list(prunable_layers(model)) == ["out"]
+    outcomes = {row.path: row.outcome for row in conversion_report(model).rows}
+    assert outcomes == {
+        "table": "left: embeddings are converted with embeddings=True",
+        "blocks.0.base_module.layers.0": "left: LoRA",
+        "blocks.0.base_module.layers.1": "left: LoRA",
+        "blocks.0": "left: LoRA",
+        "adapted": "left: LoRA",
+        "adapted.lora": "left: LoRA",
+        "scale": "left: this einsum is no product with a matrix",
+        "out": "K = S, 24 weights",
+    }
+    np.testing.assert_allclose(model(tokens), net(tokens), rtol=1e-5, atol=1e-6)
+    assert list(prunable_layers(convert(net, density=1.0, embeddings=True))) == ["table", "out"]
+    with pytest.raises(UserError, match=r"exclude: no layer matches 'blocks\*'; the layers are: out"):
+        convert(net, density=1.0, exclude="blocks*")
+
+
+def test_embeddings_that_share_their_table_are_refused():
+    table, linear = nnx.Embed(4, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+    linear.kernel = table.embedding
+    net = nnx.Sequential(table, linear)
+    with pytest.raises(UserError, match=r"layers\.[01] and layers\.[01] share a kernel"):
+        convert(net, density=0.5, embeddings=True)

@@ -1,6 +1,6 @@
 """The examples run, and learn what they say they learn."""
 
-from examples import mixer_digits, optax_only
+from examples import char_transformer, finetune_digits, mixer_digits, optax_only, vit_digits
 
 
 def test_optax_only():
@@ -10,3 +10,18 @@ def test_optax_only():
 def test_mixer_digits():
     accuracies = mixer_digits.main(num_epochs=4, depth=2)
     assert accuracies["dense"] > 0.8 and accuracies["0.3 % and the DCT offset"] > accuracies["0.3 % alone"]
+
+
+def test_vit_digits():
+    accuracies = vit_digits.main(num_epochs=4, depth=1, seeds=(0,))
+    assert accuracies["all weights"] > 0.5 and accuracies["1 %, epl, dct"] > 0.2
+
+
+def test_char_transformer():
+    perplexities = char_transformer.main(num_steps=30, length=16, densities=(0.1,))
+    assert all(1 < perplexity < 60 for perplexity in perplexities.values())
+
+
+def test_finetune_digits():
+    accuracies = finetune_digits.main(num_epochs=4, seeds=(0,))
+    assert all(accuracy > 0.5 for accuracy in accuracies.values())

@@ -20,9 +20,9 @@ from dctps_jax.cli import predict
 from dctps_jax.config import check_config
 from dctps_jax.defaults import get_config
 from dctps_jax.errors import UserError
-from dctps_jax.exported_file import digest_of_file
 from dctps_jax.ops.target import tracing_for
 from dctps_jax.runs.fields import check_results
+from dctps_jax.safetensors_file import digest_of_file
 from dctps_jax.training.from_config import load_data
 from dctps_jax.training.own_network import describe_program
 from dctps_jax.training.run import run

@@ -13,7 +13,7 @@ from flax import nnx
 from dctps_jax import DCTpSConv, DCTpSLinear, UserError, conversion_report, convert, to_plain
 from dctps_jax.prunable import prunable_layers
 from dctps_jax.pruning import allocate, apply_masks, get_masks, prune, random_supports
-from dctps_jax.pruning.selection import equal_in_stacks
+from dctps_jax.pruning.stacks import equal_in_stacks
 
 KEY = jax.random.key(0)
 LAYERS, WIDTH = 3, 8

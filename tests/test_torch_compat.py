@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dctps_jax import UserError, dct, torch_compat
+from dctps_jax import DCTpSLinear, DCTpSLinearGeneral, UserError, dct, torch_compat
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.pruning import apply_masks, get_masks
 from dctps_jax.torch_compat import load_state_dict, read_state_dict, to_state_dict, write_state_dict
@@ -124,6 +124,13 @@ def test_other_offsets_are_not_the_originals(state_dict):
         with pytest.raises(UserError, match=r"conv1 has the offset 'hadamard'; .*'dct' or without one"):
             use(model)
     assert_untouched(model, before)
+
+
+def test_other_kinds_of_layers_are_not_the_originals():
+    model = nnx.Sequential(DCTpSLinear(2, 3, rngs=nnx.Rngs(0)), DCTpSLinearGeneral(3, (2, 2), rngs=nnx.Rngs(0)))
+    for use in (to_state_dict, lambda model: load_state_dict(model, {})):
+        with pytest.raises(UserError, match=r"layers.1 is a DCTpSLinearGeneral; the original's checkpoints are for"):
+            use(model)
 
 
 def test_num_batches_tracked_is_accepted(model, state_dict):

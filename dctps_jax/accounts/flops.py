@@ -6,28 +6,42 @@ from collections.abc import Mapping
 from flax import nnx
 
 from dctps_jax.accounts.works import works_of
+from dctps_jax.prunable import prunable_layers
 
 KINDS: tuple[str, ...] = ("dense", "sparse", "offset")
 
 
-def flops_account(model: nnx.Module, inputs: tuple[int, ...], counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
+def flops_account(
+    model: nnx.Module,
+    inputs: tuple[int, ...],
+    counts: Mapping[str, int],
+    training_counts: Mapping[str, float] | None = None,
+) -> dict[str, dict[str, int]]:
     """Return the operations of inference on one of ``inputs [batch, …]`` and of a training step on all, each by kind.
 
     A multiply-add counts as two. ``dense``: every layer by its whole kernel. ``sparse``: by its ``counts`` trained
-    weights alone. ``offset``: what α·D adds to the sparse operations at each output position, as
-    :class:`dctps_jax.offsets.Offset` counts it. A training step takes three passes: forward, to the inputs and to the
-    weights. Not counted are α's gradient, which is an inner product, BatchNorm, activations and the optimiser.
+    weights alone; in training by ``training_counts``, their mean over all steps, where they change. ``offset``: what
+    α·D, as :class:`dctps_jax.offsets.Offset` counts it, or a frozen kernel adds to the sparse operations at each output
+    position. A training step takes three passes: forward, to the inputs and to the weights. Not counted are α's
+    gradient, which is an inner product, BatchNorm, activations and the optimiser.
     """
     batch = inputs[0]
     image: dict[str, int] = dict.fromkeys(KINDS, 0)
     whole = image.copy()
+    layers = prunable_layers(model)
     for path, work, _ in works_of(model, inputs):
         rows = math.prod(work.geometry.kernel_shape[:-1])
         columns = work.geometry.kernel_shape[-1]
         of_offset = 0 if work.offset is None else work.offset.operations(rows, columns)
-        for total, positions in ((image, work.output_positions // batch), (whole, work.output_positions)):
+        if layers[path].base is not None:
+            of_offset = 2 * rows * columns
+        in_training = (training_counts or counts)[path]
+        for total, positions, count in (
+            (image, work.output_positions // batch, counts[path]),
+            (whole, work.output_positions, in_training),
+        ):
             total["dense"] += 2 * positions * rows * columns
-            total["sparse"] += 2 * positions * counts[path]
+            total["sparse"] += round(2 * positions * count)
             total["offset"] += round(positions * of_offset)
     passes = {"dense": 3, "sparse": 3, "offset": 2}
     return {"inference_of_an_image": image, "training_step": {kind: passes[kind] * whole[kind] for kind in KINDS}}

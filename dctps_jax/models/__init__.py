@@ -13,7 +13,7 @@ from flax import nnx
 
 from dctps_jax.data.dataset import Size, height_and_width
 from dctps_jax.errors import UserError, did_you_mean
-from dctps_jax.layers import DCTpSConv, DCTpSLinear
+from dctps_jax.kernels import KernelLayer
 from dctps_jax.models.blocks import Running
 from dctps_jax.models.fixup_resnet import BLOCKS_PER_STAGE, FixupResNet
 from dctps_jax.models.initializers import INITIALIZERS
@@ -151,7 +151,7 @@ class _SameKey:
         return jax.random.key(0)
 
 
-def _layers_as_built(model: nnx.Module, parts: Parts) -> dict[str, DCTpSConv | DCTpSLinear]:
+def _layers_as_built(model: nnx.Module, parts: Parts) -> dict[str, KernelLayer]:
     """Return the prunable layers of a network by path.
 
     Supports go to the layers in the order in which the network builds them. This must be the order of its attributes.

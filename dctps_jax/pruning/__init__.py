@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from dctps_jax.pruning.allocation import (
     ALLOCATIONS,
     allocate,
     check_density,
+    fixed_counts,
     report_empty_layers,
     trains_all_weights,
 )
@@ -30,6 +31,7 @@ from dctps_jax.pruning.masks import (
     mask_of_support,
     save_masks,
 )
+from dctps_jax.pruning.pattern import contradiction, is_pattern, parse_pattern, random_pattern_masks
 from dctps_jax.pruning.random import random_masks, random_masks_within, random_supports
 from dctps_jax.pruning.scores import SCORES
 from dctps_jax.seeds import as_key
@@ -42,13 +44,16 @@ __all__ = [
     "SCORE_METHODS",
     "allocate",
     "apply_masks",
+    "contradiction",
     "digest_of_masks",
     "get_masks",
+    "is_pattern",
     "load_masks",
     "load_run_masks",
     "mask_of_support",
     "prune",
     "random_masks",
+    "random_pattern_supports",
     "random_supports",
     "save_masks",
     "trains_all_weights",
@@ -67,6 +72,7 @@ def prune(
     batch: Batches | None = None,
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
+    pattern: str = "",
     **options: Any,
 ) -> dict[str, np.ndarray]:
     """Choose the weights that stay. Return a boolean mask for each prunable layer, by dotted path.
@@ -79,21 +85,27 @@ def prune(
     Layers that ``nnx.vmap`` has stacked each get a mask, ``[layers, *kernel_shape]`` together, and all of them keep
     equally many weights (see ``stacks`` of :func:`allocate`). A score takes these options:
 
-    - ``batch``: images (or tokens) as the network takes them and integer labels, the same at every step. Or a function
-      that returns a list of such pairs for a step, over which gradients are averaged.
+    - ``batch``: images (or tokens) as the network takes them and labels, the same at every step. Or a function that
+      returns a list of such pairs for a step, over which gradients are averaged.
     - ``num_steps``: 1 is one shot; 0 takes the method's own number, ``SCORES[method].default_steps``.
     - ``schedule``: a key of :data:`~dctps_jax.pruning.schedules.SCHEDULES`, "exp" by default.
-    - ``loss``: a key of :data:`~dctps_jax.losses.LOSSES`, "cross_entropy" by default.
+    - ``loss``: a key of :data:`~dctps_jax.losses.LOSSES`, "cross_entropy" by default; its labels are integers, one an
+      image or one for each position of the logits, or for "cross_entropy" the probabilities of the classes. Or a
+      function of the network's outputs and the labels, which may then be any array, e.g. float targets. It returns one
+      number or one for each example, whose mean is the loss; no temperature divides its outputs.
     - ``scope``: "global" compares the weights of all layers. "layer" gives every layer the same density.
     - ``allocation``: every layer keeps the count of this allocation, and the scores say which weights.
 
     With an offset "magnitude" scores the weights of K = α·D + S, so that it keeps those where D is large;
-    "magnitude_sparse" scores S alone, which is zero before training. The network has to return logits alone, no
-    ``(logits, aux)``. ``key`` may be a seed.
+    "magnitude_sparse" scores S alone, which is zero before training. Unless ``loss`` is a function, the network has to
+    return logits alone, no ``(logits, aux)``. ``key`` may be a seed.
 
-    ``dense_layers`` and ``layer_densities`` are those of :func:`allocate`. Raises
-    :class:`~dctps_jax.errors.UserError` for an unknown method or option, a batch that the network cannot take, a
-    density that keeps nothing, scores that are not finite, and fewer scores above 0 than weights to keep.
+    ``dense_layers``, ``layer_densities`` and ``pattern`` are those of :func:`allocate`. With a pattern "N:M" a score
+    chooses the N of every M inputs, and at each of several steps as many of M as the schedule says.
+
+    Raises :class:`~dctps_jax.errors.UserError` for an unknown method or option, a batch that the network cannot take, a
+    density that keeps nothing, scores that are not finite, fewer scores above 0 than weights to keep, and a pattern
+    that does not fit.
     """
     check_density(density, "density")
     key = as_key(key)
@@ -123,14 +135,43 @@ def prune(
             batch=batch,
             dense_layers=dense_layers,
             layer_densities=layer_densities,
+            pattern=pattern,
             **options,
         )
         report_empty_layers({path: int(mask.sum()) for path, mask in masks.items()}, method, density)
         return masks
     counts = allocate(
-        shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities, stacks=stacks
+        shapes,
+        density,
+        method,
+        dense_layers=dense_layers,
+        layer_densities=layer_densities,
+        pattern=pattern,
+        stacks=stacks,
     )
+    if found := parse_pattern(pattern, density, method):
+        sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+        fixed = fixed_counts(sizes, dense_layers, layer_densities, dict.fromkeys(sizes, 1))
+        return random_pattern_masks(key, get_masks(model), found, fixed)
     return random_masks_within(key, get_masks(model), counts, stacks)
+
+
+def random_pattern_supports(
+    key: jax.Array,
+    shapes: Mapping[str, Sequence[int]],
+    pattern: str,
+    density: float,
+    *,
+    dense_layers: Iterable[str] = (),
+    layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
+) -> dict[str, np.ndarray]:
+    """Return the positions, ascending, that :func:`prune` with "uniform" and a ``pattern`` keeps of each kernel."""
+    found = parse_pattern(pattern, density)
+    assert found is not None
+    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    fixed = fixed_counts(sizes, dense_layers, layer_densities, dict.fromkeys(sizes, 1))
+    masks = random_pattern_masks(key, {path: np.ones(shape, bool) for path, shape in shapes.items()}, found, fixed)
+    return {path: np.flatnonzero(mask) for path, mask in masks.items()}
 
 
 # What score_masks takes besides the arguments of prune.

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 
 from dctps_jax.errors import UserError
+from dctps_jax.pruning.pattern import parse_pattern, pattern_counts
+from dctps_jax.pruning.stacks import stack_counts
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -31,6 +33,7 @@ def allocate(
     *,
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
+    pattern: str = "",
     stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, int]:
     """Return how many weights each layer keeps, in the order of ``shapes``.
@@ -47,17 +50,26 @@ def allocate(
     - ``layer_densities``: a density in (0, 1] for the layers that match a pattern; the first match counts. Their
       weights are part of the same total, so that the density of the whole network stays as asked. For a pattern that
       is also in ``dense_layers``, ``layer_densities`` counts.
+    - ``pattern``: "N:M": of every M inputs in a row, each output keeps N weights (:mod:`dctps_jax.pruning.pattern`).
+      ``density`` has to be N/M then, and ``method`` "uniform". The layers that ``dense_layers`` and ``layer_densities``
+      name have no pattern; their weights come on top of the density.
     - ``stacks``: the sizes of the axes in which ``nnx.vmap`` has stacked layers, by path. Each of them is a layer of
       that shape, and the count is that of all. All keep equally many weights. The layers that are not stacked share
       what this leaves. Only where they are too small, the sum of the counts is smaller, by less than the number of
       layers of a stack.
 
     A layer left without any weight is reported in the log. Raises :class:`~dctps_jax.errors.UserError` for an unknown
-    method, a density out of range, a pattern that matches nothing, fixed layers that need more than the total, or
-    stacks so large that no weight is left.
+    method, a density out of range, a pattern that matches nothing, fixed layers that need more than the total, a
+    pattern that does not fit, or stacks so large that no weight is left.
     """
     counts = allocate_counts(
-        shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities, stacks=stacks
+        shapes,
+        density,
+        method,
+        dense_layers=dense_layers,
+        layer_densities=layer_densities,
+        pattern=pattern,
+        stacks=stacks,
     )
     report_empty_layers(counts, method, density)
     return counts
@@ -70,6 +82,7 @@ def allocate_counts(
     *,
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
+    pattern: str = "",
     stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, int]:
     """Return what :func:`allocate` returns, without a warning in the log."""
@@ -78,8 +91,15 @@ def allocate_counts(
     check_density(density, "density")
     layers = {path: math.prod(stacks.get(path, ())) for path in shapes}
     sizes = {path: layers[path] * math.prod(shape) for path, shape in shapes.items()}
-    total = round(density * sum(sizes.values()))
     fixed = fixed_counts(sizes, dense_layers, layer_densities, layers)
+    if found := parse_pattern(pattern, density, method):
+        if stacks:
+            raise UserError(
+                f"pattern is {pattern!r}, and nnx.vmap has stacked the layers {', '.join(stacks)}; a pattern is for "
+                "layers that are not stacked: keep them in an nnx.List"
+            )
+        return pattern_counts(shapes, found, fixed)
+    total = round(density * sum(sizes.values()))
     free = {path: sizes[path] for path in sizes if path not in fixed}
     remaining = total - sum(fixed.values())
     if remaining < 0 or remaining > sum(free.values()):
@@ -182,29 +202,4 @@ def _apportion(targets: Mapping[str, float], sizes: Mapping[str, int], total: in
     remainders = np.array([targets[path] - counts[path] for path in room])
     for position in np.argsort(-remainders, kind="stable")[:missing]:
         counts[room[position]] += 1
-    return counts
-
-
-def stack_counts(
-    targets: Mapping[str, float], sizes: Mapping[str, int], layers: Mapping[str, int], total: int, room: int
-) -> dict[str, int]:
-    """Return the multiples of the numbers of ``layers`` that are nearest to the targets of stacks.
-
-    They leave at most ``room`` weights of ``total`` to the layers that are not stacked, and at least none. Where no
-    multiples do so, they leave more.
-    """
-    counts = {path: layers[path] * round(target / layers[path]) for path, target in targets.items()}
-
-    def excess(path: str) -> float:
-        return (counts[path] - targets[path]) / layers[path]
-
-    while sum(counts.values()) > total:
-        path = max((path for path in counts if counts[path]), key=excess)
-        counts[path] -= layers[path]
-    while (left := total - sum(counts.values())) > room:
-        can_take = [path for path in counts if layers[path] <= min(left, sizes[path] - counts[path])]
-        if not can_take:
-            break
-        path = min(can_take, key=excess)
-        counts[path] += layers[path]
     return counts

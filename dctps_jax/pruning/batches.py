@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dctps_jax.errors import UserError, first_line
+from dctps_jax.losses import Loss
 
 Batch = tuple[jax.Array, jax.Array]
 # A batch for all steps, or a function from the step to its batches.
@@ -17,13 +18,12 @@ Batches = Batch | Callable[[int], Sequence[Batch]]
 class CheckedBatches:
     """The batches of each step as jax arrays; ``batches(step)`` returns a list of (images, labels).
 
-    A step whose batches do not fit the network raises :class:`~dctps_jax.errors.UserError`.
+    A step whose batches do not fit the network and the loss raises :class:`~dctps_jax.errors.UserError`.
     """
 
-    def __init__(self, model: nnx.Module, batches: Batches):
-        self.model = model
-        self.batches = batches
-        self.num_classes: int | None = None
+    def __init__(self, model: nnx.Module, batches: Batches, loss: Loss = "cross_entropy"):
+        self.model, self.batches, self.loss = model, batches, loss
+        self._outputs: dict[Any, Any] = {}
 
     def __call__(self, step: int) -> list[Batch]:
         if not callable(self.batches):
@@ -43,34 +43,70 @@ class CheckedBatches:
             raise UserError(
                 f"a batch must be a pair of images and integer labels, got {type(pair).__name__}"
             ) from error
-        if images.ndim < 2 or labels.shape != images.shape[:1] or not len(labels):
+        if images.ndim < 2 or labels.shape[:1] != images.shape[:1] or not len(images):
             raise UserError(
                 f"the batch has images of shape {images.shape} and labels of shape {labels.shape}; it needs one "
                 "integer label an image, and at least one"
             )
-        if self.num_classes is None:
-            self.num_classes = _count_classes(self.model, images)
-        last = self.num_classes - 1
-        if not jnp.issubdtype(labels.dtype, jnp.integer):
-            raise UserError(f"the batch's labels are {labels.dtype}; they must be integers from 0 to {last}")
-        lowest, highest = int(labels.min()), int(labels.max())
-        if lowest < 0 or highest > last:
-            raise UserError(f"the batch's labels reach from {lowest} to {highest}; the network knows 0 to {last}")
+        outputs = self._outputs_for(images)
+        if callable(self.loss):
+            _check_own_loss(self.loss, outputs, labels)
+        else:
+            _check_labels(self.loss, outputs, labels)
         return images, labels
 
+    def _outputs_for(self, images: jax.Array) -> Any:
+        """Return the shapes of the network's outputs; images that it cannot take raise ``UserError``."""
+        kind = images.shape, images.dtype
+        if kind not in self._outputs:
+            graph, state = nnx.split(self.model)
+            try:
+                self._outputs[kind] = jax.eval_shape(
+                    lambda state, images: nnx.merge(graph, state)(images), state, images
+                )
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"the network cannot take the batch's images of shape {images.shape}: {first_line(error)}"
+                ) from error
+        return self._outputs[kind]
 
-def _count_classes(model: nnx.Module, images: jax.Array) -> int:
-    """Return how many logits the network has for an image; images that it cannot take raise ``UserError``."""
-    graph, state = nnx.split(model)
-    try:
-        logits = jax.eval_shape(lambda state, images: nnx.merge(graph, state)(images), state, images)
-    except (TypeError, ValueError) as error:
+
+def _check_labels(loss: str, outputs: Any, labels: jax.Array) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` unless labels are those that a loss of the package takes."""
+    if not hasattr(outputs, "shape"):
         raise UserError(
-            f"the network cannot take the batch's images of shape {images.shape}: {first_line(error)}"
-        ) from error
-    if not hasattr(logits, "shape"):
-        raise UserError(
-            f"the network returns a {type(logits).__name__} for the batch's images, and scores need logits alone; give "
-            "prune a module that returns the logits of this one"
+            f"the network returns a {type(outputs).__name__}, and the loss {loss!r} takes an array of logits; give "
+            "loss=a function of the outputs and the labels"
         )
-    return logits.shape[-1]
+    last = outputs.shape[-1] - 1
+    if jnp.issubdtype(labels.dtype, jnp.floating) and loss == "cross_entropy" and labels.shape == outputs.shape:
+        return  # probabilities of the classes
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise UserError(
+            f"the batch's labels are {labels.dtype} of shape {labels.shape}; they must be integers from 0 to {last}, "
+            f"or for cross_entropy probabilities of shape {outputs.shape}; other targets need a loss of your own, "
+            "loss=a function of the outputs and the labels"
+        )
+    if labels.shape != outputs.shape[:-1]:
+        raise UserError(
+            f"the batch's labels have shape {labels.shape}, and the network's logits {outputs.shape}; it needs one "
+            f"integer label an image, or one for each of its logits' positions: {outputs.shape[:-1]}"
+        )
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest > last:
+        raise UserError(f"the batch's labels reach from {lowest} to {highest}; the network knows 0 to {last}")
+
+
+def _check_own_loss(loss: Callable[[Any, Any], Any], outputs: Any, labels: jax.Array) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` unless a loss takes outputs and labels and returns real numbers."""
+    try:
+        found = jax.eval_shape(loss, outputs, labels)
+    except (TypeError, ValueError, AssertionError, AttributeError) as error:
+        raise UserError(
+            f"the loss cannot take the network's outputs and the labels of shape {labels.shape}: {first_line(error)}"
+        ) from error
+    if not hasattr(found, "dtype") or not jnp.issubdtype(found.dtype, jnp.floating):
+        raise UserError(
+            f"the loss returns {found}; it must return an array of floats: one, or one for each example, whose mean "
+            "is taken"
+        )

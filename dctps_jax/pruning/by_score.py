@@ -1,6 +1,5 @@
 """One-shot and iterative pruning by scores: the loop over the steps."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,16 +9,15 @@ import numpy as np
 from flax import nnx
 
 from dctps_jax.errors import UserError
-from dctps_jax.losses import LOSSES
+from dctps_jax.losses import LOSSES, Loss
 from dctps_jax.prunable import prunable_layers
-from dctps_jax.pruning.allocation import allocate_counts, fixed_counts
 from dctps_jax.pruning.batches import Batch, Batches, CheckedBatches
+from dctps_jax.pruning.groups import make_groups
 from dctps_jax.pruning.masks import get_masks
-from dctps_jax.pruning.random import check_room
-from dctps_jax.pruning.schedules import SCHEDULES, keep_counts
+from dctps_jax.pruning.schedules import SCHEDULES
 from dctps_jax.pruning.scored_network import ScoredNetwork
 from dctps_jax.pruning.scores import SCORES
-from dctps_jax.pruning.selection import Masks, equal_in_stacks, top_k_global
+from dctps_jax.pruning.selection import Masks
 
 SCOPES = ("global", "layer")
 
@@ -33,65 +31,48 @@ def score_masks(
     batch: Batches | None,
     num_steps: int = 0,
     schedule: str = "exp",
-    loss: str = "cross_entropy",
+    loss: Loss = "cross_entropy",
     scope: str = "global",
     allocation: str | None = None,
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
+    pattern: str = "",
 ) -> Masks:
     """Return the masks that a score method chooses; see :func:`dctps_jax.pruning.prune` for the arguments."""
     _check_options(num_steps, schedule, loss, scope)
     num_steps = num_steps or SCORES[method].default_steps
-    prunable = prunable_layers(model)
-    shapes = {path: layer.kernel_shape for path, layer in prunable.items()}
-    stacks = {path: layer.stack for path, layer in prunable.items() if layer.stack}
-    layers = {path: math.prod(layer.stack) for path, layer in prunable.items()}
-    sizes = {path: layers[path] * math.prod(shape) for path, shape in shapes.items()}
-    allocation = allocation or ("uniform" if scope == "layer" else None)
-    final = allocate_counts(
-        shapes,
+    layers = prunable_layers(model)
+    groups = make_groups(
+        {path: layer.kernel_shape for path, layer in layers.items()},
         density,
-        allocation or "uniform",
+        num_steps=num_steps,
+        schedule=schedule,
+        rounds=SCORES[method].rounds,
+        scope=scope,
+        allocation=allocation,
         dense_layers=dense_layers,
         layer_densities=layer_densities,
-        stacks=stacks,
+        pattern=pattern,
+        stacks={path: layer.stack for path, layer in layers.items() if layer.stack},
     )
-    # Weights compete within a group. A layer whose count is given is a group; all other layers are one group.
-    fixed = final if allocation else fixed_counts(sizes, dense_layers, layer_densities, layers)
-    free = [path for path in shapes if path not in fixed]
-    groups: list[tuple[list[str], list[int]]] = []
-    for paths in ([free] if free else []) + [[path] for path in fixed]:
-        total = sum(sizes[path] for path in paths)
-        group_density = density if not fixed else sum(final[path] for path in paths) / total
-        groups.append((paths, keep_counts(total, group_density, num_steps, schedule, SCORES[method].rounds)))
-
-    def select(scores: Mapping[str, np.ndarray], step: int, allowed: Masks) -> Masks:
-        is_last = step == num_steps - 1
-        masks: Masks = {}
-        for paths, counts in groups:
-            chosen = top_k_global({path: scores[path] for path in paths}, counts[step], allow_zero=not is_last)
-            masks |= equal_in_stacks(scores, chosen, allowed, stacks) if stacks else chosen
-        return {path: masks[path] for path in scores}
-
     within = get_masks(model)
-    for paths, counts in groups:
-        check_room(sum(int(within[path].sum()) for path in paths), counts[-1], ", ".join(paths))
+    groups.check_room(within)
     score = score_function(model, method, key, batch, loss)
     # TPUs would otherwise multiply in bfloat16, which changes the order of the scores.
     with jax.default_matmul_precision("float32"):
-        masks = thin_out(score, select, num_steps, within, regrow=SCORES[method].regrow)
-    for paths, counts in groups:  # what a stack cannot keep in equal numbers is missing
-        kept = sum(int(masks[path].sum()) for path in paths)
-        check_room(kept + max(layers[path] for path in paths) - 1, counts[-1], ", ".join(paths))
+        masks = thin_out(score, groups.select, num_steps, within, regrow=SCORES[method].regrow)
+    groups.check_room(masks)  # what a stack cannot keep in equal numbers is missing
     return masks
 
 
-def _check_options(num_steps: Any, schedule: str, loss: str, scope: str) -> None:
+def _check_options(num_steps: Any, schedule: str, loss: Loss, scope: str) -> None:
     if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
         raise UserError(
             f"num_steps is {num_steps!r}; it must be a whole number of at least 1, or 0 for the method's own"
         )
     for name, value, choices in (("schedule", schedule, SCHEDULES), ("loss", loss, LOSSES), ("scope", scope, SCOPES)):
+        if name == "loss" and callable(value):
+            continue
         if value not in choices:
             raise UserError(f"{name} is {value!r}; it must be one of: {', '.join(choices)}")
 
@@ -123,11 +104,11 @@ def thin_out(
 
 
 def score_function(
-    model: nnx.Module, method: str, key: jax.Array, batch: Batches | None, loss: str
+    model: nnx.Module, method: str, key: jax.Array, batch: Batches | None, loss: Loss
 ) -> Callable[[Masks, int], Mapping[str, np.ndarray]]:
     """Return ``(masks, step) → scores`` for a method, a key of :data:`~dctps_jax.pruning.scores.SCORES`."""
     score = SCORES[method]
-    batches_at = _batches_at(model, method, batch)
+    batches_at = _batches_at(model, method, batch, loss)
     network = ScoredNetwork(model, key, loss=loss, temperature=score.temperature or 1.0, train=score.train)
 
     def scores(masks: Masks, step: int) -> dict[str, np.ndarray]:
@@ -137,14 +118,14 @@ def score_function(
     return scores
 
 
-def _batches_at(model: nnx.Module, method: str, batch: Batches | None) -> Callable[[int], list[Batch]]:
+def _batches_at(model: nnx.Module, method: str, batch: Batches | None, loss: Loss) -> Callable[[int], list[Batch]]:
     """Return the batches of each step that the formula of ``method`` takes."""
     needed = SCORES[method].batches
     if needed == "none":
         return lambda step: []
     if batch is None:
         raise UserError(f"{method} scores weights on data: give batch=(images, integer labels)")
-    checked_batches = CheckedBatches(model, batch)
+    checked_batches = CheckedBatches(model, batch, loss)
     if needed == "each step":
         return checked_batches
     first_batches = checked_batches(0)

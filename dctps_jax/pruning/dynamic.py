@@ -1,12 +1,15 @@
-"""Dynamic sparse training: RigL and SET move a part of the trained weights of each layer at regular steps.
+"""Supports that change while training: RigL and SET move weights, gradual magnitude pruning removes them.
 
-An update drops the smallest active weights of a layer and grows as many other weights: the weights with the largest
-gradient of the dense kernel (RigL, Evci et al. 2020), or random ones (SET, Mocanu et al. 2018). The optimiser takes no
-step at an update.
+An update of RigL or SET drops the smallest active weights of a layer and grows as many other weights: the weights with
+the largest gradient of the dense kernel (RigL, Evci et al. 2020), or random ones (SET, Mocanu et al. 2018). The
+optimiser takes no step at an update.
+
+Gradual magnitude pruning (Zhu & Gupta 2017) starts with all weights, or with many, and removes the smallest at regular
+steps, after the optimiser's step, until as many are left as are asked for.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -15,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-METHODS = ("static", "rigl", "set")
+from dctps_jax.errors import UserError
+
+Counts = Mapping[str, int]
 
 
 class UpdateSchedule(NamedTuple):
@@ -46,18 +51,94 @@ class UpdateSchedule(NamedTuple):
         fraction = self.fraction(step)
         return {path: 0 if count == sizes[path] else int(count * fraction) for path, count in counts.items()}
 
+    def counts_at(self, step: int, first: Counts, last: Counts) -> Counts:
+        """Return how many weights each layer trains after ``step`` finished steps: always as many."""
+        return first
 
-def update_schedule(config: Any, steps_per_epoch: int) -> UpdateSchedule | None:
-    """Return when the weights of a run move, or None where they stay."""
+    def numbers_for(self, step: int, first: Counts, last: Counts, sizes: Counts) -> Counts:
+        """Return what the update after ``step`` finished steps has to know of each layer: how many weights it drops."""
+        return self.drop_counts(step, first, sizes)
+
+    def metrics(self, moved: Counts, density: float) -> dict[str, Any]:
+        """Return what an epoch's row of the metrics says of the updates."""
+        return {"weights_moved": moved}
+
+
+class PruningSchedule(NamedTuple):
+    """When gradual magnitude pruning removes weights: ``num_updates`` times, at every ``update_every``-th step."""
+
+    update_every: int
+    begin_step: int
+    num_updates: int
+
+    def is_update(self, step: int) -> bool:
+        """Return whether the step after ``step`` finished steps is an update."""
+        done = step + 1 - self.begin_step
+        return done % self.update_every == 0 and 0 < done <= self.num_updates * self.update_every
+
+    def fraction(self, step: int) -> float:
+        """Return what is left of the way to the final density by the update after ``step`` finished steps."""
+        return self.left(step + 1)
+
+    def left(self, step: int) -> float:
+        """Return the part of the weights to remove that is still there after ``step`` finished steps.
+
+        After k of n updates it is (1 - k/n)³, so that the sparsity is that of Zhu & Gupta (2017), equation 1.
+        """
+        done = (step - self.begin_step) // self.update_every
+        return (1 - min(max(done, 0), self.num_updates) / self.num_updates) ** 3
+
+    def counts_at(self, step: int, first: Counts, last: Counts) -> Counts:
+        """Return how many weights each layer trains after ``step`` finished steps, from ``first`` to ``last``."""
+        left = self.left(step)
+        return {path: last[path] + round((first[path] - last[path]) * left) for path in first}
+
+    def numbers_for(self, step: int, first: Counts, last: Counts, sizes: Counts) -> Counts:
+        """Return how many weights each layer keeps at the update after ``step`` finished steps."""
+        return self.counts_at(step + 1, first, last)
+
+    def metrics(self, moved: Counts, density: float) -> dict[str, Any]:
+        """Return what an epoch's row of the metrics says: the density at its end."""
+        return {"density": density}
+
+
+Schedule = UpdateSchedule | PruningSchedule
+
+
+def _moving(settings: Any, num_steps: int) -> UpdateSchedule:
+    return UpdateSchedule(settings.update_every, int(settings.stop_fraction * num_steps), settings.drop_fraction)
+
+
+def _pruning(settings: Any, num_steps: int) -> PruningSchedule:
+    begin, end = (int(fraction * num_steps) for fraction in (settings.begin_fraction, settings.stop_fraction))
+    num_updates = (end - begin) // settings.update_every
+    if num_updates < 1:
+        raise UserError(
+            f"config.sparse_training.update_every is {settings.update_every}, but pruning begins at step {begin} and "
+            f"stops at step {end} of {num_steps}, so that no weight would ever be pruned; lower it, or train longer"
+        )
+    return PruningSchedule(settings.update_every, begin, num_updates)
+
+
+# Name → a function of the fields of config.sparse_training and the number of steps. It returns when weights change.
+# What an update does is in dctps_jax.training.mask_updates, by the same names.
+SCHEDULES: dict[str, Callable[[Any, int], Schedule]] = {"rigl": _moving, "set": _moving, "gmp": _pruning}
+METHODS = ("static", *SCHEDULES)
+
+
+def update_schedule(config: Any, steps_per_epoch: int) -> Schedule | None:
+    """Return when the support of a run changes, or None where it stays.
+
+    Raises :class:`~dctps_jax.errors.UserError` where gradual pruning would have no step to prune at.
+    """
     settings = config.sparse_training
     if settings.method == "static":
         return None
-    end_step = int(settings.stop_fraction * config.num_epochs * steps_per_epoch)
-    return UpdateSchedule(settings.update_every, end_step, settings.drop_fraction)
+    return SCHEDULES[settings.method](settings, config.num_epochs * steps_per_epoch)
 
 
 def fractions_by_step(config: Any, steps_per_epoch: int, num_steps: int) -> np.ndarray:
-    """Return which fraction of the weights each of the first ``num_steps`` steps of a run drops; -1: no update."""
+    """Return the fraction by which each of the first ``num_steps`` steps of a run changes supports; -1: no update."""
     updates = update_schedule(config, steps_per_epoch)
     if updates is None:
         return np.full(num_steps, -1.0)
@@ -87,6 +168,12 @@ def move_weights(
     grown = _ranks(jnp.where(not_dropped, -jnp.inf, growth)) < num_drop
     new_mask = not_dropped | grown
     return new_mask.reshape(mask.shape), (new_mask & active).reshape(mask.shape)
+
+
+def largest_weights(kernel: jax.Array, mask: jax.Array, num_keep: jax.Array) -> jax.Array:
+    """Return the mask of the ``num_keep`` active weights of the largest magnitude; the earlier position wins a tie."""
+    magnitude = jnp.where(mask, jnp.abs(kernel), -1).ravel()
+    return (_ranks(magnitude) < num_keep).reshape(mask.shape)
 
 
 def _ranks(values: jax.Array) -> jax.Array:

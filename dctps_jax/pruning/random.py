@@ -107,8 +107,7 @@ def random_support(key: jax.Array, size: int, count: int) -> np.ndarray:
     """
     if count > size - count:
         return np.setdiff1d(np.arange(size), random_support(key, size, size - count), assume_unique=True)
-    words = np.asarray(jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key)
-    stream = np.random.Philox(key=int.from_bytes(words.tobytes()[:16], "little"))
+    stream = random_stream(key)
     # Draws with replacement, of which the first occurrences are kept, make each set equally likely. The modulo makes
     # a position more likely than another by at most size / 2^64.
     support = np.empty(0, np.int64)
@@ -118,3 +117,9 @@ def random_support(key: jax.Array, size: int, count: int) -> np.ndarray:
         _, first = np.unique(drawn, return_index=True)
         support = drawn[np.sort(first)][:count]
     return np.sort(support)
+
+
+def random_stream(key: jax.Array) -> np.random.Philox:
+    """Return the stream of random numbers that a key, typed or of the old kind, stands for."""
+    words = np.asarray(jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key)
+    return np.random.Philox(key=int.from_bytes(words.tobytes()[:16], "little"))

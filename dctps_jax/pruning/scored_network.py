@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dctps_jax.losses import LOSSES
+from dctps_jax.losses import LOSSES, Loss
 from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.prunable import prunable_layers, unmasked_copy
 from dctps_jax.pruning.batches import Batch
@@ -21,14 +21,16 @@ class ScoredNetwork:
 
     - ``kernels``: the initial trainable kernels S; ``initial_kernels``: the initial effective kernels K₀ = α·D + S.
     - ``graph``, ``state``: the network without its kernels, and all its other arrays.
-    - ``loss``: a key of :data:`~dctps_jax.losses.LOSSES`, of the logits divided by ``temperature``.
+    - ``loss``: a key of :data:`~dctps_jax.losses.LOSSES`, of the logits divided by ``temperature``; or a function of
+      the outputs, as they are, and the labels.
     - ``key``: for scores that draw random numbers.
 
     ``train`` is the mode of BatchNorm.
     """
 
-    def __init__(self, model: nnx.Module, key: jax.Array, *, loss: str, temperature: float = 1.0, train: bool = False):
-        self.key, self.loss, self.temperature = key, LOSSES[loss], temperature
+    def __init__(self, model: nnx.Module, key: jax.Array, *, loss: Loss, temperature: float = 1.0, train: bool = False):
+        self.key = key
+        self._losses = loss if callable(loss) else _at_temperature(LOSSES[loss], temperature)
         self._compiled: dict[Callable[..., Arrays], Callable[..., Arrays]] = {}
         copy = unmasked_copy(model)
         copy.train() if train else copy.eval()
@@ -53,6 +55,13 @@ class ScoredNetwork:
         """Return ∂L/∂K at the thinned kernels, averaged over the batches."""
         return jax.tree.map(lambda gradient: gradient / len(batches), self.sum_gradients(masks, batches))
 
+    def mean_squared_gradients(self, masks: Arrays, batches: list[Batch]) -> Arrays:
+        """Return the mean of ``(∂L/∂K)²`` at the thinned kernels, where L is the loss of one example of the batches."""
+        total = self.compiled(_sum_of_squares)
+        count = sum(len(labels) for _, labels in batches)
+        sums = _sum(total(self.kernels, masks, self.state, batch) for batch in batches)
+        return jax.tree.map(lambda squares: squares / count, sums)
+
     def sum_hessian_products(self, masks: Arrays, batches: list[Batch], direction: Arrays) -> Arrays:
         """Return the Hessian of L at the thinned kernels times ``direction``, summed over the batches."""
         product = self.compiled(_hessian_product)
@@ -73,7 +82,11 @@ class ScoredNetwork:
         model = nnx.merge(self.graph, state)
         for path, layer in prunable_layers(model).items():
             layer.kernel.set_value(kernels[path])
-        return self.loss(model(images) / self.temperature, labels).mean()
+        return self._losses(model(images), labels).mean()
+
+
+def _at_temperature(loss: Callable[[Any, Any], jax.Array], temperature: float) -> Callable[[Any, Any], jax.Array]:
+    return lambda logits, labels: loss(logits / temperature, labels)
 
 
 def thinned_kernel(initial: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:
@@ -83,6 +96,18 @@ def thinned_kernel(initial: jax.Array, kernel: jax.Array, mask: jax.Array) -> ja
 
 def _gradient(network: ScoredNetwork, kernels: Arrays, masks: Arrays, state: Any, batch: Batch) -> Arrays:
     return jax.grad(network.mean_loss)(_thin(kernels, masks), state, batch)
+
+
+def _sum_of_squares(network: ScoredNetwork, kernels: Arrays, masks: Arrays, state: Any, batch: Batch) -> Arrays:
+    """Return the sum of the squared gradients of single examples, of which one exists at a time."""
+    thinned = _thin(kernels, masks)
+
+    def add(total: Arrays, example: Batch) -> tuple[Arrays, None]:
+        gradients = jax.grad(network.mean_loss)(thinned, state, example)
+        return jax.tree.map(lambda squares, gradient: squares + gradient**2, total, gradients), None
+
+    single = jax.tree.map(lambda array: array[:, None], batch)
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, thinned), single)[0]
 
 
 def _hessian_product(

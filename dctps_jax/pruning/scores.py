@@ -42,6 +42,11 @@ def squared_gradient(network: ScoredNetwork, masks: Arrays, batches: list[Batch]
         yield path, gradient**2
 
 
+def mean_squared_gradient(network: ScoredNetwork, masks: Arrays, batches: list[Batch]) -> LayerScores:
+    """Yield the diagonal of the empirical Fisher information, the mean of ``(∂L/∂K)²`` over single images."""
+    yield from network.mean_squared_gradients(masks, batches).items()
+
+
 def gradient_flow(network: ScoredNetwork, masks: Arrays, batches: list[Batch]) -> LayerScores:
     """Yield ``K ⊙ H ∂L/∂K`` with the Hessian H of L, with the sign that makes the highest scores stay."""
     gradients = network.sum_gradients(masks, batches)
@@ -102,6 +107,7 @@ SCORES: dict[str, Score] = {
     "iter_snip": Score(sensitivity, 'de Jorge et al. 2021 (the original\'s "FORCE")', train=True, default_steps=10),
     "grasp_it": Score(squared_gradient, "de Jorge et al. 2021", train=True, default_steps=10),
     "force": Score(initial_sensitivity, "de Jorge et al. 2021", train=True, default_steps=10, regrow=True),
+    "fisher": Score(mean_squared_gradient, "Sung et al. 2021"),
     "synflow": Score(
         synaptic_flow, "Tanaka et al. 2020", batches="first step", temperature=None, default_steps=100, rounds="pruned"
     ),

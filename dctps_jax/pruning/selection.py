@@ -1,12 +1,10 @@
 """From scores to masks: keep exactly as many weights as asked, those with the highest scores."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from dctps_jax.errors import UserError
-from dctps_jax.pruning.allocation import stack_counts
 
 Scores = Mapping[str, np.ndarray]
 Masks = dict[str, np.ndarray]
@@ -19,34 +17,13 @@ def top_k_global(scores: Scores, count: int, *, allow_zero: bool = False) -> Mas
     (unless ``allow_zero``): the scores then do not say which weights to keep.
     """
     flat = np.concatenate([np.asarray(score).ravel() for score in scores.values()])
-    _check_finite(scores)
+    check_finite(scores)
     kept = _top_k(flat, count, ", ".join(scores) if len(scores) == 1 else "the network", allow_zero)
     masks, start = {}, 0
     for path, score in scores.items():
         masks[path] = kept[start : start + score.size].reshape(score.shape)
         start += score.size
     return masks
-
-
-def equal_in_stacks(scores: Scores, masks: Masks, allowed: Masks, stacks: Mapping[str, Sequence[int]]) -> Masks:
-    """Return masks that keep equally many weights in every layer of a stack: those of its highest scores.
-
-    A stack keeps about as many weights as in ``masks``; the layers that are not stacked take what this leaves. No layer
-    keeps more weights than are ``allowed``, whose scores are above all others.
-    """
-    layers = {path: math.prod(stacks.get(path, ())) for path in masks}
-    single = {path: scores[path] for path in masks if not stacks.get(path)}
-    kept = {path: int(mask.sum()) for path, mask in masks.items()}
-    total, room = sum(kept.values()), sum(int(allowed[path].sum()) for path in single)
-    sizes = {path: layers[path] * allowed[path].reshape(layers[path], -1).sum(1).min() for path in masks}
-    targets = {path: min(kept[path], sizes[path]) for path in masks if path not in single}
-    counts = stack_counts(targets, sizes, layers, total, room)
-    count = min(total - sum(counts.values()), room)
-    equal = top_k_global(single, count, allow_zero=True) if single else {}
-    for path, count in counts.items():
-        rows = np.asarray(scores[path]).reshape(layers[path], -1)
-        equal[path] = np.stack([_top_k(row, count // layers[path], path, True) for row in rows])
-    return {path: equal[path].reshape(mask.shape) for path, mask in masks.items()}
 
 
 def _top_k(flat: np.ndarray, count: int, where: str, allow_zero: bool) -> np.ndarray:
@@ -75,7 +52,8 @@ def _top_k(flat: np.ndarray, count: int, where: str, allow_zero: bool) -> np.nda
     return kept
 
 
-def _check_finite(scores: Scores) -> None:
+def check_finite(scores: Scores) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for scores that are infinite or no numbers."""
     bad = [path for path, score in scores.items() if not np.isfinite(score).all()]
     if bad:
         raise UserError(

@@ -15,7 +15,7 @@ from dctps_jax.pruning import trains_all_weights
 from dctps_jax.reports.names import names_of_groups, names_of_places
 from dctps_jax.runs import seal
 from dctps_jax.runs.fields import check_config_fields, check_object, check_results, check_row
-from dctps_jax.runs.metrics import read_rows
+from dctps_jax.runs.metrics import best_of, read_rows
 from dctps_jax.runs.workdir import free_fields, read_config, read_results
 
 Setting = tuple[tuple[str, Any], ...]
@@ -84,7 +84,8 @@ def _check_together(record: Record) -> None:
     if rows and "seeds" not in results:
         if len(rows) < num_epochs:
             raise ValueError(f"it is finished, but only {len(rows)} of {num_epochs} epochs are recorded")
-        best = max(rows, key=lambda row: row["val_accuracy"])
+        best = best_of(rows)
+        assert best is not None
         if (best["epoch"], best["val_accuracy"]) != (results["best_epoch"], results["best_val_accuracy"]):
             raise ValueError(
                 f"the best validation accuracy is {results['best_val_accuracy']} after epoch {results['best_epoch']} "

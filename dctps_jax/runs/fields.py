@@ -67,7 +67,7 @@ ROW: Rules = {
     "learning_rate": POSITIVE_OR_ZERO,
     "images_per_second": SPEED,
 }
-ROW_IF_THERE: Rules = {"train_accuracy": SHARE}
+ROW_IF_THERE: Rules = {"train_accuracy": SHARE, "density": DENSITY}
 
 RESULTS: Rules = {
     "test_accuracy_final": SHARE,

@@ -66,12 +66,21 @@ class MetricsLog:
             logger.write(values, row["step"])
 
     def best_row(self) -> dict[str, Any] | None:
-        """Return the first row with the highest validation accuracy."""
-        return max(self.rows, key=lambda row: row["val_accuracy"], default=None)
+        """Return the best of all rows, see :func:`best_of`."""
+        return best_of(self.rows)
 
     def close(self) -> None:
         for logger in self._loggers:
             logger.close()
+
+
+def best_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the first row with the highest validation accuracy, None without rows.
+
+    Where the density changes from epoch to epoch, only the rows with that of the last one compete.
+    """
+    same = [row for row in rows if row.get("density") == rows[-1].get("density")]
+    return max(same, key=lambda row: row["val_accuracy"], default=None)
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

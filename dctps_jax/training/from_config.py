@@ -13,7 +13,7 @@ from dctps_jax.data.regularization import Regularization
 from dctps_jax.errors import UserError
 from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau
 from dctps_jax.own import as_options, is_import_path
-from dctps_jax.pruning.dynamic import update_schedule
+from dctps_jax.pruning.dynamic import UpdateSchedule, update_schedule
 from dctps_jax.training.step_spec import LOSS_SCALES, StepSpec, default_steps_per_dispatch
 
 logger = logging.getLogger("dctps_jax")
@@ -116,7 +116,7 @@ def choose_normalization(config: Any, dataset: data.Dataset, train: Examples) ->
 
 
 def warn_if_nothing_moves(config: Any, spec: StepSpec, counts: Mapping[str, int], sizes: Mapping[str, int]) -> None:
-    if spec.updates is not None and not spec.updates.moves_anything(counts, sizes):
+    if isinstance(spec.updates, UpdateSchedule) and not spec.updates.moves_anything(counts, sizes):
         logger.warning(
             "sparse_training.method is %r, but no weight will ever move: updates come every %d steps before step %d, "
             "and only layers that are not full have any; lower sparse_training.update_every or the density",

@@ -18,10 +18,11 @@ from dctps_jax.data.batches import (
     training_batch,
 )
 from dctps_jax.seeds import stream
+from dctps_jax.training.mask_updates import MASK_UPDATES, StepSettings
 from dctps_jax.training.placement import Placement
 from dctps_jax.training.signals import NonFiniteLoss
 from dctps_jax.training.state import Graphs, TrainState
-from dctps_jax.training.step import NO_BAD_STEP, Sums, add_metrics, eval_step, mask_update_step, train_step, zero_sums
+from dctps_jax.training.step import NO_BAD_STEP, Sums, add_metrics, eval_step, train_step, zero_sums
 from dctps_jax.training.step_spec import StepSpec, dispatches
 
 QUEUED_SECONDS = 2.0
@@ -48,7 +49,7 @@ class Programs(NamedTuple):
     """Compiled programs, and what they were compiled from.
 
     - ``step_programs[n]`` takes n steps: (state, sums, train, epoch) → (state, sums).
-    - ``update_program`` takes a step that moves weights: (state, sums, train, epoch, weights to drop by layer) →
+    - ``update_program`` takes a step that changes the supports: (state, sums, train, epoch, numbers by layer) →
       (state, sums).
     - ``pick_programs`` pick a batch to evaluate: (images, rows, first position) → (batch, which of it count). There is
       one for each pair of shapes of labels and rows.
@@ -122,21 +123,21 @@ def take_steps(
 
 
 def update_masks(
-    state: TrainState, sums: Sums, train: ExamplesInRows, epoch: Epoch, num_drop: jax.Array, *, setup: Setup
+    state: TrainState, sums: Sums, train: ExamplesInRows, epoch: Epoch, numbers: jax.Array, *, setup: Setup
 ) -> tuple[TrainState, Sums]:
-    """Take a step that moves weights; ``num_drop`` has a number for each of ``graphs.counts``."""
+    """Take a step that changes the supports; ``numbers`` has one for each of ``graphs.counts``."""
     spec, graphs = setup.spec, setup.graphs
-    growth_key = jax.random.fold_in(stream(epoch.key, "growth"), state.step) if spec.sparse_training == "set" else None
-    after, metrics, moved = mask_update_step(
-        state,
-        batch_of_step(state.step, train, epoch, setup),
-        dict(zip(graphs.counts, num_drop, strict=True)),
-        growth_key,
+    settings = StepSettings(
         graphs=graphs,
         optimizer=setup.optimizer,
+        key=jax.random.fold_in(stream(epoch.key, "growth"), state.step),
         mesh=setup.placement.replicated.mesh,
         loss_scale=spec.loss_scale,
+        ema_decay=spec.ema_decay,
     )
+    batch = batch_of_step(state.step, train, epoch, setup)
+    by_layer = dict(zip(graphs.counts, numbers, strict=True))
+    after, metrics, moved = MASK_UPDATES[spec.sparse_training](state, batch, by_layer, settings)
     sums = add_metrics(sums, metrics, state.step, spec.batch_size)
     return after, sums._replace(moved=sums.moved + jnp.stack(list(moved.values())).astype(jnp.int32))
 
@@ -183,9 +184,9 @@ def compile_programs(
     }
     update_program = None
     if spec.updates:
-        num_drop = placement.abstract(np.zeros(len(graphs.counts), np.int32))
+        numbers = placement.abstract(np.zeros(len(graphs.counts), np.int32))
         update_program = placement.compile(
-            partial(update_masks, setup=setup), (state, sums, train, epoch, num_drop), (0, 1)
+            partial(update_masks, setup=setup), (state, sums, train, epoch, numbers), (0, 1)
         )
     # To pick a batch is a program of its own: the network is then compiled once, for all that is evaluated.
     pick = partial(evaluation_batch, batch_size=spec.eval_batch_size)
@@ -221,12 +222,12 @@ def run_epoch(
     epoch: Epoch,
     step: int,
     log_every_steps: int = MOST_QUEUED,
-    num_drop_at: Callable[[int], np.ndarray] | None = None,
+    numbers_at: Callable[[int], np.ndarray] | None = None,
     on_finished: Callable[[int, Sums], None] = lambda step, sums: None,
 ) -> Iterator[tuple[int, TrainState, Sums]]:
     """Train from ``step`` to the end of its epoch, yielding (step, state, sums) after every dispatch.
 
-    ``num_drop_at`` says how many weights each layer drops at a step that updates masks. The caller may stop in between;
+    ``numbers_at`` says what a step that changes the supports has to know of each layer. The caller may stop in between;
     the yielded state is given away with the next dispatch. The sums are waited for every ``log_every_steps``, or
     earlier where steps take long: it bounds how far the host runs ahead, and finds a loss that is not finite. Then
     ``on_finished`` is told the step that the device has reached, and the sums. Raises
@@ -236,9 +237,9 @@ def run_epoch(
     pace = Pace(max(1, log_every_steps // spec.steps_per_dispatch))
     for length, is_update in dispatches(step, spec):
         if is_update:
-            assert programs.update_program is not None and num_drop_at is not None
-            num_drop = placement.put(num_drop_at(step))
-            state, sums = programs.update_program(state, sums, train, epoch, num_drop)
+            assert programs.update_program is not None and numbers_at is not None
+            numbers = placement.put(numbers_at(step))
+            state, sums = programs.update_program(state, sums, train, epoch, numbers)
         else:
             with jax.transfer_guard("disallow"):
                 state, sums = programs.step_programs[length](state, sums, train, epoch)

@@ -39,7 +39,7 @@ def build_own_network(
 ) -> nnx.Module:
     """Return the network that the user's function makes, with DCT plus Sparse layers, and with ``supports`` in them.
 
-    A network that has such layers stays as it is. Otherwise every ``nnx.Conv`` and ``nnx.Linear`` is converted, but for
+    A network that has such layers stays as it is. Otherwise every layer that ``convert`` knows is converted, but for
     those that ``config.model.exclude`` names. ``field`` is what messages call the setting that names the function.
 
     Raises :class:`~dctps_jax.errors.UserError` where the function fails, returns no module, or one that does not map

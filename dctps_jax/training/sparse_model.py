@@ -19,6 +19,7 @@ from dctps_jax.defaults import DTYPES
 from dctps_jax.errors import UserError
 from dctps_jax.own import is_import_path
 from dctps_jax.seeds import stream
+from dctps_jax.training.mask_updates import WeightCounts
 from dctps_jax.training.own_network import build_own_network
 from dctps_jax.training.step_spec import StepSpec
 
@@ -130,6 +131,8 @@ def _form(config: Any, supports: Supports, shapes: Shapes) -> str:
     """Return the form of the trained weights, "compact" or "masked"; "auto" is the one that takes less memory."""
     if config.execution.form != "auto":
         return config.execution.form
+    if is_pruned_while_training(config):
+        return "masked"
     kept, size = sum(map(len, supports.values())), sum(math.prod(shape) for shape in shapes.values())
     return "compact" if kept <= MAX_COMPACT_DENSITY * size else "masked"
 
@@ -194,15 +197,45 @@ def _check_masks(masks: Mapping[str, np.ndarray], shapes: Shapes, source: str | 
 
 
 def _random_supports(config: Any, shapes: Shapes) -> Supports:
+    settings, key = config.pruning, stream(config.seed, "masks")
+    if settings.pattern:
+        fixed_layers = {"dense_layers": settings.dense_layers, "layer_densities": settings.layer_densities}
+        return pruning.random_pattern_supports(key, shapes, settings.pattern, settings.density, **fixed_layers)
+    return pruning.random_supports(key, shapes, _first_counts(config, shapes))
+
+
+def _last_counts(config: Any, shapes: Shapes) -> dict[str, int]:
     settings = config.pruning
-    counts = pruning.allocate(
+    return pruning.allocate(
         shapes,
         settings.density,
         settings.method,
         dense_layers=settings.dense_layers,
         layer_densities=settings.layer_densities,
     )
-    return pruning.random_supports(stream(config.seed, "masks"), shapes, counts)
+
+
+def _first_counts(config: Any, shapes: Shapes) -> dict[str, int]:
+    """Return how many weights each layer trains at first, where their positions are random."""
+    last = _last_counts(config, shapes)
+    if not is_pruned_while_training(config):
+        return last
+    # A layer with a density of its own may need more than the allocation of the initial density gives it.
+    first = pruning.allocate(shapes, config.sparse_training.initial_density, config.pruning.method)
+    return {path: max(count, last[path]) for path, count in first.items()}
+
+
+def is_pruned_while_training(config: Any) -> bool:
+    """Return whether a run starts with more weights than it ends with."""
+    return config.sparse_training.method == "gmp"
+
+
+def weight_counts(config: Any, spec: StepSpec, shapes: Shapes, counts: Mapping[str, int]) -> WeightCounts:
+    """Return how many weights each layer trains, at first and at last; ``counts`` are those of the present supports."""
+    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    if is_pruned_while_training(config):
+        return WeightCounts(spec.updates, _first_counts(config, shapes), _last_counts(config, shapes), sizes)
+    return WeightCounts(spec.updates, counts, counts, sizes)
 
 
 def _supports_by_score(config: Any, model: nnx.Module, train: Examples, spec: StepSpec) -> Supports:
@@ -229,6 +262,7 @@ def _supports_by_score(config: Any, model: nnx.Module, train: Examples, spec: St
         loss=settings.loss,
         scope=settings.scope,
         allocation=settings.allocation or None,
+        pattern=settings.pattern,
     )
     return {path: np.flatnonzero(mask) for path, mask in masks.items()}
 

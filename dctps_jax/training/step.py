@@ -164,31 +164,52 @@ def mask_update_step(
     (loss, (metrics, batch_stats)), gradients = value_and_gradients(
         graphs.dense, state, {}, batch, mesh, graphs.random, loss_scale
     )
-    masks, moved, kept = {}, {}, jax.tree.map(lambda _: jnp.ones((), bool), state.params)
+    masks, moved, kept = {}, {}, {}
     for position, (path, mask) in enumerate(supports_by_path(state.supports).items()):
-        place = (*place_of(path), "kernel")
         if growth_key is None:
-            growth = jnp.abs(_at(gradients, place))
+            growth = jnp.abs(kernel_of(gradients, path))
         else:
             growth = jax.random.uniform(jax.random.fold_in(growth_key, position), mask.shape)
-        masks[path], kept_here = move_weights(_at(state.params, place), mask, growth, num_drop[path])
+        kernel = kernel_of(state.params, path)
+        masks[path], kept[path] = move_weights(kernel, mask, growth, num_drop[path])
         moved[path] = jnp.sum(masks[path] & ~mask)
-        kept = _with(kept, place, kept_here)
-    params = jax.tree.map(lambda value, mask: jnp.where(mask, value, 0), state.params, kept)
-    opt_state = skip_optimizer_step(keep_only(optimizer, state.opt_state, kept))
-    averages = state.averages
-    if averages is not None:
-        zeroed = jax.tree.map(lambda value, mask: jnp.where(mask, value, 0), averages["params"], kept)
-        averages = averages | {"params": zeroed}
-    state = state._replace(
-        step=state.step + 1,
-        params=params,
-        batch_stats=batch_stats,
-        supports=nested({path: {"mask": mask} for path, mask in masks.items()}),
-        opt_state=opt_state,
-        averages=averages,
-    )
+    state = with_masks(state, masks, tree_of_kernels(state, kept), optimizer)
+    state = state._replace(step=state.step + 1, batch_stats=batch_stats, opt_state=skip_optimizer_step(state.opt_state))
     return to_compact(state, graphs.counts, optimizer) if compact else state, metrics | {"loss": loss}, moved
+
+
+def with_masks(
+    state: TrainState, masks: Mapping[str, jax.Array], kept: Any, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Return a masked state with other masks, by path of the layers.
+
+    Parameters, averages and the optimiser's state are set to zero where ``kept``, booleans in a tree like the
+    parameters, is False.
+    """
+
+    def zeroed(params: Any) -> Any:
+        return jax.tree.map(lambda value, mask: jnp.where(mask, value, 0), params, kept)
+
+    averages = state.averages
+    return state._replace(
+        params=zeroed(state.params),
+        supports=nested({path: {"mask": mask} for path, mask in masks.items()}),
+        opt_state=keep_only(optimizer, state.opt_state, kept),
+        averages=averages if averages is None else averages | {"params": zeroed(averages["params"])},
+    )
+
+
+def tree_of_kernels(state: TrainState, by_path: Mapping[str, jax.Array]) -> Any:
+    """Return booleans in a tree like the parameters: ``by_path`` for the kernels of these layers, True elsewhere."""
+    tree = jax.tree.map(lambda _: jnp.ones((), bool), state.params)
+    for path, values in by_path.items():
+        tree = _with(tree, (*place_of(path), "kernel"), values)
+    return tree
+
+
+def kernel_of(params: Any, path: str) -> jax.Array:
+    """Return the kernel of the layer at a dotted path out of parameters, or of their gradients."""
+    return _at(params, (*place_of(path), "kernel"))
 
 
 def move_averages(averages: Any, now: Any, step: jax.Array, decay: float) -> Any:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from dctps_jax.data.batches import Normalization
 from dctps_jax.data.regularization import Regularization
-from dctps_jax.pruning.dynamic import UpdateSchedule
+from dctps_jax.pruning.dynamic import Schedule
 
 # The smallest normal float16 is 6e-5, and the larger a batch, the smaller are the gradients of its mean loss. With this
 # factor most of them are normal numbers. A gradient of the logits, at most 1 / batch_size without it, stays far below
@@ -24,7 +24,7 @@ class StepSpec(NamedTuple):
     augmented: bool
     seed: int
     sparse_training: str = "static"
-    updates: UpdateSchedule | None = None
+    updates: Schedule | None = None
     regularization: Regularization = Regularization()
     ema_decay: float = 0.0
     loss_scale: float = 1.0

@@ -16,7 +16,7 @@ from dctps_jax.accounts.flops import flops_account
 from dctps_jax.accounts.layer_table import layer_table
 from dctps_jax.accounts.plan_table import plan_table, planned
 from dctps_jax.accounts.storage import file_bytes, storage_account, storage_table
-from dctps_jax.conversion import conversion_report
+from dctps_jax.conversion_table import conversion_report
 from dctps_jax.data.batches import Examples, split_training
 from dctps_jax.files import digest_of
 from dctps_jax.optimizers import rate_scale
@@ -26,7 +26,7 @@ from dctps_jax.runs.checkpoint import Checkpoints, as_tree, steps_in
 from dctps_jax.runs.growth import check_growth
 from dctps_jax.runs.loggers import open_loggers
 from dctps_jax.runs.mending import check_not_begun, initial_supports_of, masks_of, mend_files, supports_of
-from dctps_jax.runs.metrics import MetricsLog, describe
+from dctps_jax.runs.metrics import MetricsLog, best_of, describe
 from dctps_jax.runs.summary import environment, last_line
 from dctps_jax.runs.workdir import write_results
 from dctps_jax.training import from_config, loop
@@ -35,7 +35,7 @@ from dctps_jax.training.own_network import check_same_program, describe_program
 from dctps_jax.training.placement import place_on_all_devices
 from dctps_jax.training.progress import Progress, announced, compiling, doing
 from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals, suggest_rate
-from dctps_jax.training.sparse_model import build_sparse_model, chooses_by_score
+from dctps_jax.training.sparse_model import build_sparse_model, chooses_by_score, weight_counts
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
 from dctps_jax.training.step import zero_sums
 
@@ -97,16 +97,19 @@ def train_seed(
     shapes = {path: layer.kernel_shape for path, layer in models.prunable_layers(model).items()}
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
+    weights = weight_counts(config, spec, shapes, counts)
     optimizer, schedule = from_config.make_optimizer_and_schedule(config, spec.steps_per_epoch)
     report = conversion_report(model)
     if is_first_host:
         if program_record:
             print(report)
-        print(layer_table(shapes, counts, sizes))
+        print(layer_table(shapes, weights.last, sizes))
+        if weights.first != weights.last:
+            print(f"the table is of the end; the first steps train {weights.density_at(0):.4g} of the weights")
         if config.execution.explain:
             local = config.batch_size // placement.num_devices
             print(plan_table(planned(model, (local, *dataset.train_images.shape[1:]))))
-    from_config.warn_if_nothing_moves(config, spec, counts, sizes)
+    from_config.warn_if_nothing_moves(config, spec, weights.last, sizes)
     bind(described, split)
 
     # State: a new one, or the newest that an earlier call saved, on the devices.
@@ -114,30 +117,36 @@ def train_seed(
     setup = loop.Setup(spec, graphs, optimizer, placement)
     no_sums = zero_sums(max(1, len(graphs.counts)))
     state, sums = placement.put(state), placement.put(no_sums)
-    flops = flops_account(model, (spec.batch_size, *dataset.train_images.shape[1:]), counts)
+    inputs = spec.batch_size, *dataset.train_images.shape[1:]
+    flops = flops_account(model, inputs, weights.last, weights.means(config.num_epochs * spec.steps_per_epoch))
     del model
     runs_compact = is_compact(state)
+    step = 0 if saved is None else saved.step
 
     def stored(state: TrainState) -> TrainState:
         """The state as checkpoints hold it, whatever the form of the run."""
-        return to_compact(state, graphs.counts, optimizer)
+        return to_compact(state, weights.at(step), optimizer)
+
+    def shapes_of_stored(state: TrainState) -> TrainState:
+        return jax.eval_shape(
+            lambda state: stored(state), state
+        )  # a new function: JAX remembers the shapes of an old one
 
     def running(state: TrainState) -> TrainState:
         """A state out of a checkpoint in the form of the run."""
         return state if runs_compact else placement.put(to_masked(state, graphs.shapes, optimizer))
 
     # Abstract: the arrays themselves are given away with the first step.
-    template = placement.abstract({"state": stored(state), "sums": sums})
+    template = placement.abstract({"state": shapes_of_stored(state), "sums": sums})
     num_trainable = sum(leaf.size for leaf in jax.tree.leaves(template["state"].params))
-    account = storage_account(state, template["state"], graphs.shapes, optimizer)
     if is_first_host:
-        print(storage_table(account))
+        print(storage_table(storage_account(state, template["state"], graphs.shapes, optimizer)))
 
     # Start, or resume.
-    step, rows, initial_supports = 0, [], supports
+    rows, initial_supports = [], supports
     if saved is not None:
         tree = as_tree(saved, template, checkpoints.folder)
-        step, state, sums = saved.step, running(tree["state"]), tree["sums"]
+        state, sums = running(tree["state"]), tree["sums"]
         rows, initial_supports = saved.record.get("rows"), initial_supports_of(saved)
         if not saved.record and spec.updates is not None:  # of format 2
             initial_masks = pruning.load_masks(workdir / "masks_initial.npz")
@@ -168,10 +177,8 @@ def train_seed(
     def epoch_of(number: int) -> loop.Epoch:
         return placement.put(loop.epoch_of(number, spec, train_rows))
 
-    def num_drop_at(update_step: int) -> np.ndarray:
-        assert spec.updates is not None
-        drop = spec.updates.drop_counts(update_step, counts, sizes)
-        return np.array([drop[path] for path in graphs.counts], np.int32)
+    def numbers_at(update_step: int) -> np.ndarray:
+        return weights.numbers_for(update_step, graphs.counts)
 
     with compiling(len(shapes)):
         programs = loop.compile_programs(setup, state, sums, train, epoch_of(0), [validation, test])
@@ -210,7 +217,7 @@ def train_seed(
                         epoch_of(epoch),
                         step,
                         config.log_every_steps,
-                        num_drop_at,
+                        numbers_at,
                         progress.finished,
                     )
                     for now, state, sums in dispatches:
@@ -242,10 +249,10 @@ def train_seed(
                 else None,
             }
             if spec.updates is not None:
-                row["weights_moved"] = dict(zip(graphs.counts, np.asarray(sums.moved).tolist(), strict=True))
+                moved = dict(zip(graphs.counts, np.asarray(sums.moved).tolist(), strict=True))
+                row |= spec.updates.metrics(moved, weights.density_at(step))
             print(describe(row, config.num_epochs))
-            best = log.best_row()
-            if best is None or val_accuracy > best["val_accuracy"]:
+            if best_of([*log.rows, row]) is row:
                 checkpoints.save("best", step, {"state": stored(state)}, {"data": described | split})
             sums = placement.put(no_sums)
             save([*log.rows, row])
@@ -258,6 +265,12 @@ def train_seed(
         test_loss, test_accuracy = loop.means(programs.evaluate(state, *test))
     best, test_accuracy_best = log.best_row(), None
     assert best is not None
+    template = placement.abstract(
+        {"state": shapes_of_stored(state)}
+    )  # fewer weights than at first, where they are pruned
+    num_trainable = sum(leaf.size for leaf in jax.tree.leaves(template["state"].params))
+    num_parameters = sum(row.parameters for row in report.rows)
+    num_pruned = sum(counts.values()) - sum(weights.last.values())
     saved_best = checkpoints.newest("best")
     if saved_best is not None and saved_best.step == best["step"]:
         check_same_data(workdir, described | split, saved_best.record.get("data"))
@@ -282,11 +295,11 @@ def train_seed(
         "test_loss_final": test_loss,
         **test_accuracy_ema,
         "density_asked": None if config.pruning.method == "from_run" else config.pruning.density,
-        "density": sum(counts.values()) / sum(sizes.values()),
-        "density_of_all_parameters": report.density,
-        "layer_densities": {path: counts[path] / sizes[path] for path in sizes},
+        "density": sum(weights.last.values()) / sum(sizes.values()),
+        "density_of_all_parameters": (sum(row.trained for row in report.rows) - num_pruned) / num_parameters,
+        "layer_densities": {path: weights.last[path] / sizes[path] for path in sizes},
         "trainable_parameters": num_trainable,
-        "storage_bytes": account,
+        "storage_bytes": storage_account(state, template["state"], graphs.shapes, optimizer),
         "flops": flops,
         "step": step,
         "checkpoint_file_bytes": file_bytes(workdir / "checkpoints" / "latest" / str(step)),

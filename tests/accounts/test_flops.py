@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dctps_jax import pruning
+from dctps_jax import DCTpSConvTranspose, DCTpSEmbed, DCTpSLinearGeneral, pruning
 from dctps_jax.accounts.flops import flops_account
 from dctps_jax.models import create_model, kernel_shapes, prunable_layers
 
@@ -63,3 +63,26 @@ def test_depthwise_layers_count_a_group_s_inputs_only():
     whole = {path: math.prod(layer.kernel_shape) for path, layer in layers.items()}
     account = flops_account(model, (1, 32, 32, 3), whole)["inference_of_an_image"]
     assert account["dense"] == account["sparse"]
+
+
+def test_other_kinds_of_layers():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.table = DCTpSEmbed(7, 4, offset=None, rngs=rngs)
+            self.heads = DCTpSLinearGeneral(4, (3, 2), offset=None, rngs=rngs)
+            self.stack = DCTpSLinearGeneral(2, 5, batch_axis={0: 2}, axis=-1, offset=None, rngs=rngs)
+            self.up = DCTpSConvTranspose(5, 4, 3, strides=2, padding="VALID", offset=None, rngs=rngs)
+
+        def __call__(self, x):  # [batch, 2, 1]
+            y = self.heads(self.table(x[..., 0].astype(int)))  # [batch, 2, 3, 2]
+            y = self.stack(y.transpose(1, 0, 2, 3))  # [2, batch, 3, 5]
+            return self.table.attend(self.up(y.transpose(1, 0, 2, 3)))  # [batch, 2, 7, 7]
+
+    model = Net(nnx.Rngs(0))
+    assert flops_account(model, (5, 2, 1), dict.fromkeys(["table", "heads", "stack", "up"], 1))[
+        "inference_of_an_image"
+    ] == {
+        "dense": 2 * (2 * 4 * 6 + 3 * 2 * (2 * 5) + 2 * 7 * 15 * 4 + 2 * 7 * 7 * 4),
+        "sparse": 2 * (2 + 3 + 14 + 14),
+        "offset": 0,
+    }

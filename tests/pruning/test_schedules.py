@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dctps_jax import UserError
 from dctps_jax.models import create_model, prunable_layers
-from dctps_jax.pruning import allocate, by_score, prune
+from dctps_jax.pruning import allocate, groups, prune
 from dctps_jax.pruning.by_score import thin_out
 from dctps_jax.pruning.schedules import keep_counts
 from dctps_jax.pruning.scores import SCORES
@@ -160,7 +160,7 @@ def test_a_layer_of_fixed_density_is_thinned_step_by_step(options, monkeypatch):
         seen.extend(int(mask.sum()) for path, mask in masks.items() if path == "fc")
         return masks
 
-    monkeypatch.setattr(by_score, "top_k_global", select)
+    monkeypatch.setattr(groups, "top_k_global", select)
     options = {"layer_densities": {"fc": 0.1}, "batch": small_batch()} | options
     masks = prune(model, "iter_snip", 0.2, key=jax.random.key(0), **options)
     assert seen == sorted(seen, reverse=True) and len(set(seen)) > 1 and seen[-1] == round(0.1 * size)

@@ -45,7 +45,7 @@ def test_synflow_takes_no_tokens():
 @pytest.mark.parametrize("method", ["snip", "synflow"])
 def test_logits_alone_are_scored(method):
     model = OfTokens(returns_more=True)
-    with pytest.raises(UserError, match=r"the network returns a tuple .*logits alone"):
+    with pytest.raises(UserError, match=r"the network returns a tuple, and the loss .* takes an array of logits"):
         convert(model, density=0.5, method=method, batch=(TOKENS, LABELS))
 
     class Logits(nnx.Module):

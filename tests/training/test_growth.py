@@ -107,7 +107,7 @@ GROW = r"from config\.num_epochs=2 to 3: config\."
         ({"optimizer__schedule": "one_cycle"}, rf"{GROW}optimizer\.schedule is 'one_cycle', .* from step 2 on"),
         (
             {"sparse_training__method": "rigl", "sparse_training__update_every": 4},
-            rf"{GROW}sparse_training\.method is 'rigl', .* another share of the weights to move from step 4 on",
+            rf"{GROW}sparse_training\.method is 'rigl', .* another share of .* or prune from step 4 on",
         ),
     ],
 )

@@ -68,6 +68,20 @@ def test_masks_of_another_run(tmp_path):
         )
 
 
+@pytest.mark.parametrize("method", ["uniform", "snip"])
+def test_a_run_with_a_pattern(tmp_path, method):
+    options = {"pruning__method": method, "pruning__density": 0.2, "pruning__pattern": "1:5", "num_epochs": 1}
+    small_run(tmp_path, pruning__dense_layers=("fcs.2",), **options)
+    masks = load_masks(tmp_path / "masks.npz")
+    assert masks["fcs.2"].all()
+    for path in ("convs.0", "convs.3", "convs.6", "fcs.0"):
+        matrix = masks[path].reshape(-1, 5, masks[path].shape[-1])
+        assert (matrix.sum(axis=1) == 1).all()
+        assert results(tmp_path)["layer_densities"][path] == 0.2
+    with pytest.raises(UserError, match=r"each output of convs\.0 has 5·5·3 = 75; .* dense_layers=\('convs\.0'"):
+        small_run(tmp_path / "other", **options | {"pruning__pattern": "1:4", "pruning__density": 0.25})
+
+
 def test_scores_see_the_batches_that_training_begins_with(tmp_path):
     options = {"pruning__method": "force", "pruning__num_steps": 2, "pruning__num_batches": 2, "num_epochs": 1}
     for name in ("one", "again"):

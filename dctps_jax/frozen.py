@@ -1,0 +1,34 @@
+"""Networks whose own trained kernels are the fixed part, K = W₀ + M⊙S: what is frozen besides the kernels."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flax import nnx
+
+from dctps_jax.errors import UserError
+from dctps_jax.kernels import Frozen, KernelLayer, SparseParam
+from dctps_jax.prunable import replace_layers
+
+
+def frozen(variable: nnx.Variable) -> Frozen:
+    """Return a variable with the value and metadata of a parameter, which is none."""
+    return Frozen(variable.get_value(), **variable.get_metadata())
+
+
+def freeze_all_but(model: nnx.Module, layers: Iterable[Any]) -> None:
+    """Freeze the parameters of ``model`` in place, but for those of ``layers``, of S and of LoRA."""
+    kept = {id(value) for layer in layers for value in vars(layer).values() if isinstance(value, nnx.Variable)}
+    parameters = [node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Param) and id(node) not in kept]
+    replace_layers(
+        model, {id(node): frozen(node) for node in parameters if not isinstance(node, SparseParam | nnx.LoRAParam)}
+    )
+
+
+def check_all_plain(layers: Mapping[str, Any]) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` where one of ``layers``, by path, is a DCT plus Sparse layer."""
+    for path, layer in layers.items():
+        if isinstance(layer, KernelLayer):
+            raise UserError(
+                f'{path or "the network"} is a {type(layer).__name__} already, and offset="frozen" starts from plain '
+                "layers; give convert the network that to_plain returns"
+            )
