@@ -2,20 +2,30 @@
 
 import fnmatch
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from dctps_jax.errors import UserError
 from dctps_jax.frozen import check_all_plain, freeze_all_but, frozen
-from dctps_jax.kernels import KernelLayer
+from dctps_jax.kernels import KernelLayer, add_metadata, metadata_of_values, placed_like, values_at
 from dctps_jax.layer_kinds import KINDS, DCTpSEinsum, has_counterpart, kernel_variable, shapes_of
 from dctps_jax.offsets import Offset
-from dctps_jax.prunable import ORDER, check_not_normalized, check_not_tied, find_layers, prunable_layers, replace_layers
+from dctps_jax.prunable import (
+    ORDER,
+    check_not_normalized,
+    check_not_tied,
+    check_stack,
+    find_layers,
+    prunable_layers,
+    replace_layers,
+)
 from dctps_jax.pruning import ALLOCATIONS, allocate, apply_masks, prune, random_supports, trains_all_weights
+from dctps_jax.seeds import as_key
 
 CONVERTIBLE = ", ".join(f"nnx.{kind.__name__}" for kind in KINDS if kind is not nnx.Embed)
 
@@ -28,7 +38,7 @@ def convert(
     exclude: Iterable[str] = (),
     offset: str | Offset | Literal["frozen"] | None = "dct",
     form: Literal["compact", "masked"] = "compact",
-    key: jax.Array | None = None,
+    key: jax.Array | int | None = None,
     alpha_init: float = 1.0,
     alpha_trainable: bool = True,
     embeddings: bool = False,
@@ -44,24 +54,23 @@ def convert(
     inputs or outputs becomes a matrix, inputs × outputs, and D and the mask are of its shape.
 
     ``density`` is that of all converted kernels together, divided among them by ``method``, at random positions from
-    ``key`` (``jax.random.key(0)`` if not given), or chosen by a score, whose ``batch`` and other ``options`` are those
-    of :func:`dctps_jax.pruning.prune`, which also has ``dense_layers``, ``layer_densities`` and ``pattern``. Layers
-    whose dotted path matches a pattern of ``exclude`` stay as they are, e.g. ``("head", "blocks.*.norm")``; so do
-    subclasses, what is in an ``nnx.LoRA``, and an ``nnx.Einsum`` that is no product with a matrix. With an offset S
-    starts at zero; with ``offset=None`` at the kept weights of the model. Biases are kept. A layer that occurs twice
-    stays one.
+    ``key`` (a key of JAX or a seed, by default 0), or chosen by a score, whose ``batch`` and other ``options`` are
+    those of :func:`dctps_jax.pruning.prune`, which also has ``dense_layers``, ``layer_densities`` and ``pattern``.
+    Layers whose dotted path matches a pattern of ``exclude`` stay as they are, e.g. ``("head", "blocks.*.norm")``; so
+    do subclasses, what is in an ``nnx.LoRA``, and an ``nnx.Einsum`` that is no product with a matrix. With an offset S
+    starts at zero; with ``offset=None`` at the kept weights of the model. Biases are kept, and the metadata of kernels
+    and biases (see :meth:`~dctps_jax.kernels.KernelLayer.set_support`). A layer that occurs twice stays one. Layers
+    that ``nnx.vmap`` has stacked stay stacked: each has an α and weights of its own, all have equally many.
 
     ``offset="frozen"`` is for fine-tuning: K = W₀ + M⊙S. The model's own kernel W₀ stays as it is, S starts at zero.
     All other parameters are frozen, too, but those of layers that ``exclude`` matches and of LoRA:
     :class:`~dctps_jax.kernels.Frozen` variables are no ``nnx.Param``. See :func:`~dctps_jax.export_delta`.
 
     Raises :class:`~dctps_jax.errors.UserError` where there is nothing to convert, for a pattern that matches no layer,
-    and for layers that have a mask or are stacked by ``nnx.vmap``, and for DCT plus Sparse layers in a network that is
-    to be frozen; besides those of ``prune``.
+    for layers that have a mask, for a stack along another axis than the first, and for stacks and DCT plus Sparse
+    layers in a network that is to be frozen; besides those of ``prune``.
     """
-    if key is None:
-        with jax.ensure_compile_time_eval():  # convert may be called in a function that is traced
-            key = jax.random.key(0)
+    key = as_key(0 if key is None else key)
     is_random = method in ALLOCATIONS
     if is_random and options:
         raise UserError(f"{method} has no option {next(iter(options))!r}; random methods have none")
@@ -76,7 +85,13 @@ def convert(
         check_all_plain(layers)
     if all(isinstance(layer, KernelLayer) for layer in layers.values()):
         raise UserError(f"the model has no layer to convert; convert knows {CONVERTIBLE}, and leaves what is excluded")
-    shapes = {path: _kernel_shape(path, layer) for path, layer in layers.items()}
+    stacks = {path: stack for path, layer in layers.items() if (stack := _stack(path, layer))}
+    shapes = {path: _kernel_shape(layer) for path, layer in layers.items()}
+    if is_frozen and stacks:
+        raise UserError(
+            f"nnx.vmap has stacked the layers {', '.join(stacks)}, and offset is 'frozen', which is for layers that "
+            "are not stacked; exclude them, or keep them in an nnx.List"
+        )
     if is_frozen:
         freeze_all_but(copy, [in_copy[path] for path in allocatable])
     fixed_layers: dict[str, Any] = {"dense_layers": dense_layers, "layer_densities": layer_densities}
@@ -86,13 +101,14 @@ def convert(
     # Random supports, without dense kernels.
     supports: dict[str, np.ndarray] = {}
     if is_random and form == "compact" and not is_dense and not pattern:
-        supports = random_supports(key, shapes, allocate(shapes, density, method, **fixed_layers))
+        counts = allocate(shapes, density, method, **fixed_layers, stacks=stacks)
+        supports = random_supports(key, shapes, counts, stacks)
     # The layers with their supports.
     alpha = {"offset": None if is_frozen else offset, "alpha_init": alpha_init, "alpha_trainable": alpha_trainable}
     converted: dict[int, Any] = {}
     for path, layer in layers.items():
         if not isinstance(layer, KernelLayer):
-            converted[id(layer)] = _converted(layer, supports.get(path), is_frozen, **alpha)
+            converted[id(layer)] = _converted(layer, stacks.get(path, ()), supports.get(path), is_frozen, **alpha)
         elif supports:
             layer.set_support(supports[path])
     copy = replace_layers(copy, converted)
@@ -121,9 +137,12 @@ def _plain(layer: KernelLayer) -> Any:
     if isinstance(layer, DCTpSEinsum):
         arguments["kernel_shape"] = layer.contraction.shape
     plain: Any = layer_type(**arguments, **_zeros_for(layer_type), rngs=nnx.Rngs(0))
-    kernel_variable(plain).set_value(layer.plain_kernel(layer.effective_kernel()))
+    kernel = kernel_variable(plain)
+    kernel.set_value(_of_each(layer.stack, layer.plain_kernel)(layer.effective_kernel()))
+    add_metadata(kernel, layer.kernel.get_metadata())
     if layer.bias is not None:
         plain.bias.set_value(layer.bias[...])
+        add_metadata(plain.bias, layer.bias.get_metadata())
     return plain
 
 
@@ -172,34 +191,64 @@ def _first_paths(model: nnx.Module, layers: Mapping[str, Any], exclude: Iterable
     return {path: by_layer.setdefault(id(layers[path]), path) for path in paths}
 
 
-def _kernel_shape(path: str, layer: Any) -> tuple[int, ...]:
-    """Return the kernel shape of a layer; one that cannot be converted raises :class:`~dctps_jax.errors.UserError`."""
+def _kernel_shape(layer: Any) -> tuple[int, ...]:
+    """Return the kernel shape of the counterpart of one layer."""
+    return layer.kernel_shape if isinstance(layer, KernelLayer) else shapes_of(layer)[0]
+
+
+def _stack(path: str, layer: Any) -> tuple[int, ...]:
+    """Return the sizes of the axes in which ``nnx.vmap`` has stacked a layer, ``()`` for one layer.
+
+    A layer that cannot be converted raises :class:`~dctps_jax.errors.UserError`.
+    """
     if isinstance(layer, KernelLayer):
-        return layer.kernel_shape
+        return layer.stack
     if isinstance(layer, nnx.Conv | nnx.ConvTranspose) and layer.mask is not None:
         raise UserError(f"{path} has a mask of its own; exclude it, or build it without")
-    shape, expected = shapes_of(layer)
-    found = kernel_variable(layer)[...].shape
-    if found != expected:
-        raise UserError(
-            f"{path} has a kernel of shape {found} where one layer has {expected}; stacked layers cannot be converted, "
-            "exclude it"
-        )
-    return shape
+    own = shapes_of(layer)[1]
+    found = kernel_variable(layer).get_value().shape
+    stack = found[: len(found) - len(own)]
+    shapes: dict[str, tuple[Any, Any]] = {"kernel": (found, own)}
+    if isinstance(layer, nnx.Conv | nnx.Linear) and layer.bias is not None:
+        shapes["bias"] = layer.bias.get_value().shape, (layer.out_features,)
+    check_stack(path, stack, shapes)
+    return stack
 
 
-def _converted(layer: Any, support: np.ndarray | None, is_frozen: bool, **settings: Any) -> KernelLayer:
+def _of_each(stack: tuple[int, ...], function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """Return a function of one kernel as a function of a stack of kernels."""
+    for _ in stack:
+        function = jax.vmap(function)
+    return function
+
+
+def _converted(
+    layer: Any, stack: tuple[int, ...], support: np.ndarray | None, is_frozen: bool, **settings: Any
+) -> KernelLayer:
     """Return the DCT plus Sparse layer for a layer of NNX, compact if there is a support."""
     layer_type = KINDS[type(layer)]
     same = _same_arguments(layer, layer_type)
-    new = layer_type(**same, **settings, support=support, **_zeros_for(type(layer)), rngs=nnx.Rngs(0))
-    kernel = new.own_kernel(kernel_variable(layer)[...])
+    of_one_layer = None if support is None else support[(0,) * len(stack)]
+    new = layer_type(**same, **settings, support=of_one_layer, **_zeros_for(type(layer)), rngs=nnx.Rngs(0))
+    for variable in (new.kernel, new.support, new.alpha):
+        if stack and variable is not None:
+            variable.set_value(jnp.broadcast_to(variable[...], (*stack, *variable[...].shape)))
+    metadata = kernel_variable(layer).get_metadata()
+    whole = _of_each(stack, new.own_kernel)(kernel_variable(layer)[...])
+    if support is not None:
+        new.support.set_value(jnp.asarray(support, jnp.int32))
+    if support is not None or isinstance(layer, nnx.LinearGeneral | nnx.Einsum):  # the axes are other ones
+        metadata = metadata_of_values(metadata, len(stack))
     if is_frozen:
-        new.set_base(kernel)
+        new.set_base(whole)
     elif new.offset is None:
-        new.kernel.set_value(kernel if support is None else kernel.ravel()[support])
+        new.kernel.set_value(whole if support is None else values_at(whole, new.support[...]))
+    if support is None:
+        new.kernel.set_value(placed_like(new.kernel[...], whole))
+    add_metadata(new.kernel, metadata)
     if new.bias is not None:
         new.bias.set_value(layer.bias[...])
+        add_metadata(new.bias, layer.bias.get_metadata())
         if is_frozen:
             new.bias = nnx.data(frozen(new.bias))
     return new

@@ -63,7 +63,7 @@ def _row(place: tuple[Any, ...], module: Any, variables: Mapping[str, nnx.Variab
     total = sum(variable[...].size for variable in others)
     trained = sum(variable[...].size for variable in others if isinstance(variable, nnx.Param))
     if isinstance(module, KernelLayer):
-        weights = math.prod(module.kernel_shape)
+        weights = math.prod((*module.stack, *module.kernel_shape))
         nnz = weights if module.mask is None else int(module.mask[...].sum())
         nnz = nnz if module.support is None else module.support[...].size
         kernel = "K = S" if module.offset is None else "K = α·D + M⊙S"

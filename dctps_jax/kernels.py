@@ -15,16 +15,23 @@ compact layer stores no array of its kernel's size. The type of a variable says 
 
 A layer without mask and support trains all weights. D is no state: it follows from the kernel's shape
 (:mod:`dctps_jax.offsets`).
+
+``nnx.vmap`` over a constructor makes a stack: one module whose variables hold many layers of the same shape, which
+``nnx.scan`` or ``nnx.vmap`` applies. Every variable of a stack then has the stack's axes before its own: S
+``[layers, *kernel_shape]``, positions ``[layers, nnz]``, α ``[layers]``.
 """
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dctps_jax.errors import UserError
 from dctps_jax.offsets import Offset, find_offset
@@ -37,6 +44,11 @@ from dctps_jax.ops.work import Work
 
 # Positions are int32.
 MAX_SIZE = 2**31
+# The metadata of a variable that say how its array is divided among devices.
+SHARDING = ("out_sharding", "sharding_rules", "mesh")
+# All names under which nnx takes the first of them.
+OUT_SHARDING = ("out_sharding", "sharding", "sharding_names")
+HOOKS = ("on_set_value", "on_get_value", "on_create_value", "on_add_axis", "on_remove_axis")
 
 
 class SparseParam(nnx.Param):
@@ -98,15 +110,18 @@ class KernelLayer(nnx.Module):
         self.mask: Mask | None = nnx.data(None)
         self.support: Support | None = nnx.data(None)
         self.base: Frozen | None = nnx.data(None)
-        init = kernel_init if self.offset is None else nnx.initializers.zeros
         key = rngs.params()
+        init, metadata = _without_metadata(kernel_init, key, kernel_shape, param_dtype)
+        init = init if self.offset is None else nnx.initializers.zeros
+        metadata = {**kernel_metadata, **metadata}
         if support is None:
             kernel = init(key, kernel_shape, param_dtype)
         else:
             positions = check_positions(support, kernel_shape)
             kernel = initial_values(init, key, kernel_shape, param_dtype, positions)
             self.support = nnx.data(Support(positions))
-        self.kernel = SparseParam(kernel, **kernel_metadata)
+            metadata = metadata_of_values(metadata, 0)
+        self.kernel = SparseParam(kernel, **metadata)
         self.alpha: nnx.Variable | None = nnx.data(None)
         if self.offset is not None:
             alpha_type = Alpha if alpha_trainable else FrozenAlpha
@@ -120,26 +135,41 @@ class KernelLayer(nnx.Module):
             self.bias = nnx.data(nnx.Param(bias_init(rngs.params(), bias_shape, param_dtype), **bias_metadata))
         self.use_bias, self.bias_shape = use_bias, bias_shape
 
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """The sizes of the axes in which ``nnx.vmap`` has stacked layers, e.g. ``(5,)`` for 5; ``()`` for one layer."""
+        shape = self.kernel.get_value().shape  # an abstract array has no items
+        return shape[: len(shape) - (1 if self.support is not None else len(self.kernel_shape))]
+
     def set_mask(self, mask: jax.Array | np.ndarray) -> None:
         """Train only the weights where ``mask`` (boolean, of the kernel's shape) is True. The others become zero.
 
-        The layer is then masked, whatever it was before.
+        The layer is then masked, whatever it was before. For a stack, the mask has the stack's axes before those of the
+        kernel. It is divided among devices as the kernel is.
         """
         mask = jnp.asarray(mask)
-        if mask.shape != self.kernel_shape:
-            raise UserError(f"the mask has shape {mask.shape}; it must have the kernel's shape {self.kernel_shape}")
+        if mask.shape != (*self.stack, *self.kernel_shape):
+            raise UserError(
+                f"the mask has shape {mask.shape}; it must have the kernel's shape {(*self.stack, *self.kernel_shape)}"
+            )
         mask = jnp.array(mask != 0)
         self.kernel.set_value(jnp.where(mask, self.sparse_kernel(), 0))
         self.support = nnx.data(None)
-        self.mask = nnx.data(Mask(mask))
+        self.mask = nnx.data(Mask(placed_like(mask, self.kernel[...])))
+        metadata = self.kernel.get_metadata()
+        add_metadata(self.mask, {name: metadata[name] for name in SHARDING if name in metadata})
 
     def set_support(self, positions: jax.Array | np.ndarray) -> None:
         """Train only the weights at the ascending ``positions`` of the flattened kernel. Keep only their values.
 
-        The layer is then compact, whatever it was before.
+        The layer is then compact, whatever it was before. For a stack, ``positions`` is ``[*stack, nnz]``. The values
+        are divided among devices as the layers of a stack are; the values of one layer lie on every device, also where
+        ``nnx.with_partitioning`` divides the kernel.
         """
-        support = check_positions(positions, self.kernel_shape)
-        self.kernel.set_value(self.sparse_kernel().ravel()[support])
+        support = check_positions(positions, self.kernel_shape, self.stack)
+        metadata = metadata_of_values(self.kernel.get_metadata(), len(self.stack))
+        self.kernel.set_value(values_at(self.sparse_kernel(), support))
+        add_metadata(self.kernel, metadata)
         self.mask = nnx.data(None)
         self.support = nnx.data(Support(support))
 
@@ -160,10 +190,13 @@ class KernelLayer(nnx.Module):
         self.mask, self.support = nnx.data(None), nnx.data(None)
 
     def sparse_kernel(self) -> jax.Array:
-        """Return S in the kernel's shape, zero where nothing is trained."""
+        """Return S in the kernel's shape, after the axes of a stack, zero where nothing is trained."""
         kernel = self.kernel[...]
         if self.support is not None:
-            return add_at(jnp.zeros(self.kernel_shape, kernel.dtype), self.support[...], kernel)
+            scatter = partial(add_at, jnp.zeros(self.kernel_shape, kernel.dtype))
+            for _ in self.stack:
+                scatter = jax.vmap(scatter)
+            return scatter(self.support[...], kernel)
         if self.mask is not None:
             # `where`, not a product: its transpose gives pruned weights a gradient of exactly zero, also when the
             # incoming gradient is not finite (0 · NaN is NaN), so that S and its optimiser state stay zero there.
@@ -185,7 +218,11 @@ class KernelLayer(nnx.Module):
             return self.base[...]
         if self.offset is None or self.alpha is None:
             return 0.0
-        return self.alpha[...].astype(self.kernel[...].dtype) * self.offset_kernel()
+        alpha = self.alpha[...].astype(self.kernel[...].dtype)
+        if alpha.ndim == 0:
+            return alpha * self.offset_kernel()
+        alphas = alpha.reshape(alpha.shape + (1,) * len(self.kernel_shape))
+        return alphas * jnp.expand_dims(self.offset_kernel(), range(alpha.ndim))
 
     def effective_kernel(self) -> jax.Array:
         """Return ``K = α·D + S``, or ``W₀ + S``, the kernel that the layer applies, in the dtype of its parameters."""
@@ -202,6 +239,7 @@ class KernelLayer(nnx.Module):
 
     def _apply(self, inputs: jax.Array, geometry: Geometry) -> jax.Array:
         """Return the convolution of ``inputs [batch, *spatial, in]``, of a compact layer by its method."""
+        check_one_layer(self)
         if self.support is None:
             return convolve(inputs, self.effective_kernel().astype(inputs.dtype), geometry)
         work = work_of(self, inputs, geometry)
@@ -224,8 +262,39 @@ def work_of(layer: KernelLayer, inputs: jax.Array, geometry: Geometry) -> Work:
     return Work(geometry, inputs.shape, layer.kernel[...].size, layer.offset)
 
 
-def check_positions(positions: jax.Array | np.ndarray, kernel_shape: tuple[int, ...]) -> jax.Array:
-    """Return the positions of a support as int32.
+def check_one_layer(layer: KernelLayer) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a stack, and for variables of which only some are those of one."""
+    if layer.stack:
+        raise UserError(
+            f"the layer holds {math.prod(layer.stack)} layers that nnx.vmap has stacked; call them in nnx.scan or "
+            "nnx.vmap"
+        )
+    for name, shape in shapes_of_variables(layer).items():
+        found = getattr(layer, name).get_value().shape
+        if found != shape:
+            kind = type(getattr(layer, name)).__name__
+            raise UserError(
+                f"the layer's {name} has shape {found} where one layer has {shape}; give all variables of a stack the "
+                f"same axis, {kind} like SparseParam, in the nnx.StateAxes of nnx.scan and nnx.vmap"
+            )
+
+
+def shapes_of_variables(layer: KernelLayer) -> dict[str, tuple[int, ...]]:
+    """Return which shape each variable besides the kernel must have, after the axes of a stack, by attribute."""
+    shapes = {
+        "mask": layer.kernel_shape,
+        "support": layer.kernel.get_value().shape[len(layer.stack) :],
+        "alpha": (),
+        "bias": layer.bias_shape,
+        "base": layer.kernel_shape,
+    }
+    return {name: shape for name, shape in shapes.items() if getattr(layer, name) is not None}
+
+
+def check_positions(
+    positions: jax.Array | np.ndarray, kernel_shape: tuple[int, ...], stack: tuple[int, ...] = ()
+) -> jax.Array:
+    """Return the positions of a support, ``[*stack, nnz]``, as int32.
 
     Raises :class:`~dctps_jax.errors.UserError` unless they ascend and lie in the flattened kernel, and for a kernel of
     more than 2^31 weights.
@@ -237,11 +306,23 @@ def check_positions(positions: jax.Array | np.ndarray, kernel_shape: tuple[int, 
             f"a kernel of shape {kernel_shape} has {size:,} weights, and the positions of a compact layer are int32, "
             f"up to {MAX_SIZE:,}; give the layer a mask instead, or divide it"
         )
-    if positions.ndim != 1 or not (np.issubdtype(positions.dtype, np.integer) or positions.size == 0):
-        raise UserError(f"a support is a list of integer positions, got {positions.dtype} of shape {positions.shape}")
-    if positions.size and (positions[0] < 0 or positions[-1] >= size or (np.diff(positions) <= 0).any()):
+    is_list = positions.ndim > 0 and positions.shape[:-1] == stack
+    if not is_list or not (np.issubdtype(positions.dtype, np.integer) or positions.size == 0):
+        each = f" for each of {math.prod(stack)} layers" if stack else ""
+        raise UserError(
+            f"a support is a list of integer positions{each}, got {positions.dtype} of shape {positions.shape}"
+        )
+    if positions.size and (positions.min() < 0 or positions.max() >= size or (np.diff(positions) <= 0).any()):
         raise UserError(f"the positions of a support must ascend and lie in [0, {size}), the size of the kernel")
     return jnp.asarray(positions, jnp.int32)
+
+
+def values_at(kernel: jax.Array, positions: jax.Array) -> jax.Array:
+    """Return the weights at the ``positions [*stack, nnz]`` of flattened kernels, whole on every device."""
+    mesh = jax.typeof(kernel).sharding.mesh
+    if AxisType.Explicit in mesh.axis_types:
+        kernel = jax.sharding.reshard(kernel, NamedSharding(mesh, PartitionSpec()))
+    return jnp.take_along_axis(kernel.reshape(*positions.shape[:-1], -1), positions, axis=-1)
 
 
 def initial_values(
@@ -253,4 +334,56 @@ def initial_values(
     """
     if init is nnx.initializers.zeros:
         return jnp.zeros(positions.shape, dtype)
-    return init(key, kernel_shape, dtype).ravel()[positions]
+    return values_at(init(key, kernel_shape, dtype), positions)
+
+
+def _without_metadata(
+    init: nnx.Initializer, key: jax.Array, kernel_shape: tuple[int, ...], dtype: Any
+) -> tuple[nnx.Initializer, dict[str, Any]]:
+    """Return an initialiser that returns an array, and the metadata of one that ``nnx.with_partitioning`` has wrapped.
+
+    Nothing is computed.
+    """
+    metadata: dict[str, Any] = {}
+
+    def array(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
+        value = init(key, shape, dtype)
+        if not isinstance(value, nnx.VariableMetadata):
+            return value
+        metadata.update(value.metadata)
+        metadata.update({name: getattr(value, name) for name in HOOKS if getattr(value, name)})
+        return value.raw_value
+
+    if init is nnx.initializers.zeros:
+        return init, metadata
+    jax.eval_shape(lambda key: array(key, kernel_shape, dtype), key)
+    return array, metadata
+
+
+def metadata_of_values(metadata: Mapping[str, Any], num_stack_axes: int) -> dict[str, Any]:
+    """Return the metadata of a kernel for its compact values.
+
+    How the kernel's own axes are divided among devices is left out: the one axis of the values is none of them.
+    """
+    changed = dict(metadata)
+    for name in OUT_SHARDING:
+        sharding = metadata.get(name)
+        if isinstance(sharding, NamedSharding):
+            spec = PartitionSpec(*tuple(sharding.spec)[:num_stack_axes], None)
+            changed[name] = NamedSharding(sharding.mesh, spec)
+        elif sharding:
+            changed[name] = (*tuple(sharding)[:num_stack_axes], None)
+    return changed
+
+
+def add_metadata(variable: nnx.Variable, metadata: Mapping[str, Any]) -> None:
+    """Add metadata of another variable, but for what says how a variable is made."""
+    added = {name: value for name, value in metadata.items() if name not in nnx.Variable.required_metadata}
+    if added:
+        variable.set_metadata(**added)
+
+
+def placed_like(array: jax.Array, other: jax.Array) -> jax.Array:
+    """Return ``array`` divided among devices as ``other`` of the same shape is."""
+    is_divided = not isinstance(other, Tracer) and len(other.devices()) > 1
+    return jax.device_put(array, other.sharding) if is_divided else array

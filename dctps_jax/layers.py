@@ -17,7 +17,7 @@ from flax.nnx.nn import dtypes
 from jax import lax
 
 from dctps_jax.errors import UserError
-from dctps_jax.kernels import KernelLayer
+from dctps_jax.kernels import KernelLayer, check_one_layer
 from dctps_jax.offsets import Offset
 from dctps_jax.ops.geometry import Geometry
 
@@ -38,7 +38,8 @@ class DCTpSConv(KernelLayer):
     - ``kernel_init`` initialises S where there is no offset; with one, S starts at zero.
     - ``mask``: boolean, of the kernel's shape, True where a weight is trained.
     - ``support``: instead of a mask, the ascending positions of the trained weights in the flattened kernel. The layer
-      stores only their values.
+      stores only their values. How ``nnx.with_partitioning`` divides a kernel among devices does not hold for them:
+      they lie on every device. (A masked layer keeps it, for its mask, too.)
 
     A layer with neither mask nor support trains all weights.
 
@@ -114,6 +115,7 @@ class DCTpSConv(KernelLayer):
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Return the convolution of ``inputs [*batch, *spatial, in_features]``, with any number of batch axes."""
+        check_one_layer(self)
         batch_shape = inputs.shape[: inputs.ndim - len(self.kernel_size) - 1]
         inputs = inputs.reshape(math.prod(batch_shape), *inputs.shape[len(batch_shape) :])
         bias = None if self.bias is None else self.bias[...]
@@ -231,6 +233,7 @@ class DCTpSLinear(KernelLayer):
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Return ``inputs @ K + bias`` for ``inputs [..., in_features]``."""
+        check_one_layer(self)
         bias = None if self.bias is None else self.bias[...]
         has_custom_function = self.dot_general is not lax.dot_general or self.promote_dtype is not dtypes.promote_dtype
         if has_custom_function or self.preferred_element_type is not None or out_sharding is not None:

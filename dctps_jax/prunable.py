@@ -1,13 +1,13 @@
 """The layers of a network: how they are found, the prunable ones among them, and a copy without masks."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
 
 from dctps_jax.errors import UserError
-from dctps_jax.kernels import KernelLayer
+from dctps_jax.kernels import KernelLayer, shapes_of_variables
 from dctps_jax.layer_kinds import kernel_variable
 
 # The static attribute of a model that holds the paths of its prunable layers in order of definition.
@@ -21,8 +21,10 @@ def prunable_layers(model: Any) -> dict[str, KernelLayer]:
     order of definition is lost there; a model that carries it in the static attribute :data:`ORDER` (as
     :func:`dctps_jax.models.create_model` and :func:`dctps_jax.convert` set it) keeps it.
 
-    Raises :class:`~dctps_jax.errors.UserError` for layers that share a kernel, and for layers that ``nnx.vmap`` has
-    stacked.
+    Layers that ``nnx.vmap`` has stacked are one entry (see :attr:`~dctps_jax.kernels.KernelLayer.stack`).
+
+    Raises :class:`~dctps_jax.errors.UserError` for layers that share a kernel, and for a stack along another axis than
+    the first.
     """
     layers = dict(find_layers(model, lambda node: isinstance(node, KernelLayer)))
     first: dict[int, str] = {}
@@ -30,7 +32,7 @@ def prunable_layers(model: Any) -> dict[str, KernelLayer]:
         first.setdefault(id(layer), path)
     check_not_tied(layers, {})
     for path in first.values():
-        _check_not_stacked(path, layers[path])
+        _check_stack(path, layers[path])
     order = getattr(model, ORDER, ())
     is_known = set(order) <= set(layers) and {id(layers[path]) for path in order} == set(first)
     return {path: layers[path] for path in (order if is_known else first.values())}
@@ -117,14 +119,28 @@ def check_not_normalized(model: Any, layers: Mapping[str, Any]) -> None:
                 )
 
 
-def _check_not_stacked(path: str, layer: KernelLayer) -> None:
-    rank = len(layer.kernel_shape) if layer.support is None else 1
-    found = layer.kernel.get_value().shape  # an abstract array has no items
-    if len(found) > rank:
-        raise UserError(
-            f"{path or 'the layer'} holds {found[0]} layers that nnx.vmap has stacked, each with a kernel of shape "
-            f"{layer.kernel_shape}; stacked layers cannot be pruned, keep the layers of a network in an nnx.List"
-        )
+def check_stack(path: str, stack: Sequence[int], shapes: Mapping[str, tuple[Sequence[int], Sequence[int]]]) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` unless all variables of a stack have its axes before their own.
+
+    ``shapes`` has for each variable its shape and that of one layer.
+    """
+    for name, (found, own) in shapes.items():
+        if tuple(found) != (*stack, *own):
+            raise UserError(
+                f"{path or 'the layer'} has {name} of shape {tuple(found)} where one layer has {tuple(own)}; layers "
+                "that nnx.vmap has stacked can be pruned if the axis of the layers is the first axis of all their "
+                "variables (axis 0 in in_axes, out_axes and nnx.StateAxes)"
+            )
+
+
+def _check_stack(path: str, layer: KernelLayer) -> None:
+    kernel = layer.kernel.get_value().shape  # an abstract array has no items
+    if kernel:  # a kernel that is handed to the network later is a scalar until then
+        own = layer.kernel_shape if layer.support is None else kernel[len(layer.stack) :]
+        found = {
+            name: (getattr(layer, name).get_value().shape, shape) for name, shape in shapes_of_variables(layer).items()
+        }
+        check_stack(path, layer.stack, {"kernel": (kernel, own), **found})
 
 
 def unmasked_copy(model: nnx.Module) -> nnx.Module:

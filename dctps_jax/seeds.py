@@ -1,8 +1,30 @@
 """One seed, several independent streams of random numbers."""
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dctps_jax.errors import UserError
 
 STREAMS = ("init", "masks", "split", "order", "augment", "growth", "cutout", "erasing", "mixup")
+
+
+def as_key(key: Any) -> jax.Array:
+    """Return a key of JAX as it is, and ``jax.random.key(key)`` for a seed.
+
+    Raises :class:`~dctps_jax.errors.UserError` for anything else, e.g. several keys.
+    """
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        with jax.ensure_compile_time_eval():  # also in a function that is traced
+            return jax.random.key(int(key))
+    if isinstance(key, jax.Array | np.ndarray):
+        is_new = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if (is_new and key.ndim == 0) or (key.dtype == jnp.uint32 and key.ndim == 1):
+            return key
+        key = f"an array of {key.dtype} of shape {key.shape}"
+    raise UserError(f"key is {key}; it must be one key, e.g. jax.random.key(0), or a seed, e.g. 0")
 
 
 def stream(seed: int | jax.Array, name: str) -> jax.Array:

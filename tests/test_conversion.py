@@ -129,13 +129,6 @@ def test_what_cannot_be_converted(net):
     masked = nnx.Conv(2, 8, (3, 3), mask=jnp.ones((3, 3, 2, 8)), rngs=nnx.Rngs(0))
     with pytest.raises(UserError, match=r"layers\.0 has a mask of its own"):
         convert(nnx.Sequential(masked), density=0.1)
-
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def stacked(key):
-        return nnx.Linear(3, 4, rngs=nnx.Rngs(key))
-
-    with pytest.raises(UserError, match=r"layers.0 has a kernel of shape \(2, 3, 4\).*exclude it"):
-        convert(nnx.Sequential(stacked(jax.random.split(jax.random.key(0), 2))), density=0.1)
     with pytest.raises(UserError, match="epl has no option 'batch'"):
         convert(Net(nnx.Rngs(0)), density=0.1, batch=None)
     with pytest.raises(UserError, match="density"):

@@ -1,16 +1,22 @@
 """Layers in programs as JAX and NNX users write them: the same numbers as a plain layer that holds K."""
 
+import copy
+import pickle
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dctps_jax import DCTpSConv, DCTpSLinear
+from dctps_jax import DCTpSConv, DCTpSLinear, convert, to_plain
 from dctps_jax.models import create_model
 from dctps_jax.ops.methods import METHODS
 from dctps_jax.ops.target import PORTABLE, tracing_for
+from dctps_jax.pruning import get_masks
 from tests.small_networks import FAMILIES
 
 SUPPORT = np.array([1, 5, 20, 60, 100, 200])
@@ -107,3 +113,104 @@ def test_parameters_in_half_precision(method, offset, dtype):
     np.testing.assert_allclose(layer(images), wide(images.astype(jnp.float32)), rtol=0.05, atol=0.1)
     gradients = nnx.grad(loss)(layer, images)
     assert gradients.kernel[...].dtype == dtype and np.isfinite(np.asarray(gradients.kernel[...], np.float32)).all()
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(4, 6, (3, 3), rngs=rngs)
+        self.hidden = nnx.Linear(6, 6, rngs=rngs)
+        self.head = nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = jax.nn.tanh(self.conv(x)).mean((-3, -2))
+        return self.head(jax.nn.tanh(self.hidden(x)))
+
+
+def network(form: Any, offset):
+    """A converted network whose S is not zero."""
+    model = convert(Net(nnx.Rngs(0)), density=0.4, form=form, offset=offset)
+    for number, layer in enumerate((model.conv, model.hidden, model.head)):
+        noise = 0.3 * jax.random.normal(jax.random.key(number), layer.kernel[...].shape)
+        layer.kernel.set_value(jnp.where(1 if layer.mask is None else layer.mask[...], noise, 0))
+    return model
+
+
+def restored(model, folder):
+    """The model, saved by Orbax and restored by an abstract one."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "model", nnx.state(model))
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: nnx.clone(model)))
+    with ocp.StandardCheckpointer() as checkpointer:
+        return nnx.merge(graph, checkpointer.restore(folder / "model", abstract))
+
+
+def scanned(model, images):
+    def body(carry, image):
+        outputs = model(image[None])[0]
+        return carry + outputs, outputs
+
+    total, outputs = nnx.scan(body, in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))(jnp.zeros(3), images)
+    return jnp.concatenate([outputs, total[None]])
+
+
+# Name → a function of a network, images and an empty folder, that returns arrays.
+PROGRAMS = {
+    "jit": lambda model, images, folder: nnx.jit(lambda model, images: model(images))(model, images),
+    "vmap": lambda model, images, folder: nnx.vmap(lambda m, image: m(image), in_axes=(None, 0))(model, images),
+    "scan": lambda model, images, folder: scanned(model, images),
+    "remat": lambda model, images, folder: nnx.grad(nnx.remat(loss), argnums=1)(model, images),
+    "split and merge": lambda model, images, folder: nnx.merge(*nnx.split(model))(images),
+    "deepcopy": lambda model, images, folder: copy.deepcopy(model)(images),
+    "pickle": lambda model, images, folder: pickle.loads(pickle.dumps(model))(images),
+    "Orbax": lambda model, images, folder: restored(model, folder)(images),
+    "grad": lambda model, images, folder: nnx.grad(loss, argnums=1)(model, images),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("offset", ["dct", None])
+@pytest.mark.parametrize("form", ["masked", "compact"])
+def test_a_program_computes_what_it_computes_with_plain_layers(form, offset, name, tmp_path):
+    model, program = network(form, offset), PROGRAMS[name]
+    found = program(model, IMAGES, tmp_path / "ours")
+    np.testing.assert_allclose(found, program(to_plain(model), IMAGES, tmp_path / "plain"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("transform", [lambda function: function, nnx.jit, nnx.remat])
+@pytest.mark.parametrize("offset", ["dct", None])
+@pytest.mark.parametrize("form", ["masked", "compact"])
+def test_gradients_are_those_of_plain_layers_at_the_trained_weights(form, offset, transform):
+    model = network(form, offset)
+    plain = to_plain(model)
+    ours, whole = (nnx.grad(transform(loss))(one, IMAGES) for one in (model, plain))
+    for name, mask in get_masks(model).items():
+        gradient = whole[name]["kernel"][...]
+        expected = gradient[mask] if form == "compact" else jnp.where(mask, gradient, 0)
+        np.testing.assert_allclose(ours[name]["kernel"][...], expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(ours[name]["bias"][...], whole[name]["bias"][...], rtol=1e-3, atol=1e-4)
+        if offset is not None:
+            alpha = (gradient * getattr(model, name).offset_kernel()).sum()
+            np.testing.assert_allclose(ours[name]["alpha"][...], alpha, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("offset", ["dct", None])
+@pytest.mark.parametrize("form", ["masked", "compact"])
+def test_shapes_are_known_without_computing(form, offset):
+    model = network(form, offset)
+    assert nnx.eval_shape(lambda model, images: model(images), model, IMAGES).shape == (8, 3)
+    abstract = nnx.eval_shape(lambda: network(form, offset))
+    shapes, expected = (jax.tree.map(lambda x: (x.shape, x.dtype), nnx.state(one)) for one in (abstract, model))
+    assert jax.tree.leaves(shapes) == jax.tree.leaves(expected)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("offset", ["dct", None])
+@pytest.mark.parametrize("form", ["masked", "compact"])
+def test_a_network_on_a_mesh(form, offset, axis_type):
+    expected = to_plain(network(form, offset))(IMAGES)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(axis_type,))
+    with jax.set_mesh(mesh):
+        images = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
+        found = nnx.jit(lambda model, images: model(images))(network(form, offset), images)
+        assert found.addressable_shards[0].data.shape == (1, 3)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -93,6 +93,16 @@ class Narrow(nnx.Module):
 
     def __call__(self, x):
         return self.head(x.reshape(len(x), -1))
+
+class Deep(nnx.Module):
+    def __init__(self, num_classes, rngs):
+        self.blocks = nnx.vmap(lambda rngs: nnx.Linear(24, 24, rngs=rngs))(rngs.fork(split=2))
+        self.head = nnx.Linear(24, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        x = x.reshape(len(x), -1)
+        x = nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, self.blocks)
+        return self.head(x)
 """
 DATA = """
 import numpy as np
@@ -431,6 +441,7 @@ def test_a_network_with_layers_of_its_own_and_images_that_change(capsys):
             ["argument 'count' gets no value; ", "dir, image_size, seed that it takes"],
         ),
         ({"network": "mine.networks:features"}, ["returns [2, 6, 4, 3] for images of shape [2, 6, 4, 1]", "[2, 2]"]),
+        ({"network": "mine.networks:Deep"}, ["whose blocks is 2 layers stacked by nnx.vmap", "nnx.List"]),
         ({"network": "mine.networks:Counting"}, ["changes calls (Variable)", "nnx.BatchStat"]),
         (
             {"model__options": (("depth", 3),)},

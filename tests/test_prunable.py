@@ -149,18 +149,6 @@ def test_one_module_in_two_places_is_one_layer():
     assert thin.a is thin.b and list(get_masks(thin)) == ["a"]
 
 
-@pytest.mark.parametrize("settings", [{}, {"offset": None}, {"mask": np.ones((8, 8), bool)}, {"support": np.arange(3)}])
-def test_stacked_layers_are_not_pruned(settings):
-    @nnx.vmap(in_axes=0, out_axes=0)
-    def stack(key):
-        return DCTpSLinear(8, 8, rngs=nnx.Rngs(key), **settings)
-
-    model = Two(stack(jax.random.split(KEY, 5)), DCTpSLinear(8, 8, rngs=nnx.Rngs(0)))
-    for call in (lambda: prune(model, "uniform", 0.5, key=KEY), lambda: get_masks(model)):
-        with pytest.raises(UserError, match=r"a holds 5 layers that nnx.vmap has stacked.*\(8, 8\)"):
-            call()
-
-
 @pytest.mark.parametrize("wrapper", [nnx.SpectralNorm, nnx.WeightNorm])
 def test_normalised_kernels_are_not_compact(wrapper):
     def model():

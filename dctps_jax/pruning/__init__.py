@@ -36,6 +36,7 @@ from dctps_jax.pruning.masks import (
 from dctps_jax.pruning.pattern import contradiction, is_pattern, parse_pattern, random_pattern_masks
 from dctps_jax.pruning.random import random_masks, random_masks_within, random_supports
 from dctps_jax.pruning.scores import SCORES
+from dctps_jax.seeds import as_key
 
 __all__ = [
     "ALLOCATIONS",
@@ -71,7 +72,7 @@ def prune(
     method: str,
     density: float,
     *,
-    key: jax.Array,
+    key: jax.Array | int,
     batch: Batches | None = None,
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
@@ -83,10 +84,13 @@ def prune(
     The model is unchanged. If it has masks, only weights that they keep are chosen; ``density`` is that of all weights.
     ``method`` is an allocation or a score. An allocation (a key of :data:`ALLOCATIONS`) says how many weights each
     layer keeps, and ``key`` places them at random. A score (a key of :data:`SCORES`) keeps the
-    ``round(density · total)`` weights with the highest scores. A score takes these options:
+    ``round(density · total)`` weights with the highest scores.
 
-    - ``batch``: images as the network takes them and labels, the same at every step. Or a function that returns
-      a list of such pairs for a step, over which gradients are averaged.
+    Layers that ``nnx.vmap`` has stacked each get a mask, ``[layers, *kernel_shape]`` together, and all of them keep
+    equally many weights (see ``stacks`` of :func:`allocate`). A score takes these options:
+
+    - ``batch``: images (or tokens) as the network takes them and labels, the same at every step. Or a function that
+      returns a list of such pairs for a step, over which gradients are averaged.
     - ``num_steps``: 1 is one shot; 0 takes the method's own number, ``SCORES[method].default_steps``.
     - ``schedule``: a key of :data:`~dctps_jax.pruning.schedules.SCHEDULES`, "exp" by default.
     - ``loss``: a key of :data:`~dctps_jax.losses.LOSSES`, "cross_entropy" by default; its labels are integers, one an
@@ -96,6 +100,10 @@ def prune(
     - ``scope``: "global" compares the weights of all layers. "layer" gives every layer the same density.
     - ``allocation``: every layer keeps the count of this allocation, and the scores say which weights.
 
+    With an offset "magnitude" scores the weights of K = α·D + S, so that it keeps those where D is large;
+    "magnitude_sparse" scores S alone, which is zero before training. Unless ``loss`` is a function, the network has to
+    return logits alone, no ``(logits, aux)``. ``key`` may be a seed.
+
     ``dense_layers``, ``layer_densities`` and ``pattern`` are those of :func:`allocate`. With a pattern "N:M" a score
     chooses the N of every M inputs, and at each of several steps as many of M as the schedule says.
 
@@ -104,6 +112,7 @@ def prune(
     that does not fit.
     """
     check_density(density, "density")
+    key = as_key(key)
     methods = (*ALLOCATIONS, *SCORES)  # now: the tables may have got entries since METHODS was made
     if method not in methods:
         hint = did_you_mean(method, methods)
@@ -113,8 +122,10 @@ def prune(
         if option not in known:
             has = f"its options are: {', '.join(known)}" if known else "random methods have none"
             raise UserError(f"{method} has no option {option!r}; {has}")
-    shapes = {path: layer.kernel_shape for path, layer in prunable_layers(model).items()}
-    size = sum(math.prod(shape) for shape in shapes.values())
+    layers = prunable_layers(model)
+    shapes = {path: layer.kernel_shape for path, layer in layers.items()}
+    stacks = {path: layer.stack for path, layer in layers.items() if layer.stack}
+    size = sum(math.prod((*layer.stack, *layer.kernel_shape)) for layer in layers.values())
     if size == 0:
         raise UserError("the model has no prunable layers; build it with DCTpSConv and DCTpSLinear")
     if round(density * size) == 0:
@@ -133,11 +144,20 @@ def prune(
         )
         report_empty_layers({path: int(mask.sum()) for path, mask in masks.items()}, method, density)
         return masks
+    counts = allocate(
+        shapes,
+        density,
+        method,
+        dense_layers=dense_layers,
+        layer_densities=layer_densities,
+        pattern=pattern,
+        stacks=stacks,
+    )
     if found := parse_pattern(pattern, density, method):
         sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-        return random_pattern_masks(key, get_masks(model), found, fixed_counts(sizes, dense_layers, layer_densities))
-    counts = allocate(shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities)
-    return random_masks_within(key, get_masks(model), counts)
+        fixed = fixed_counts(sizes, dense_layers, layer_densities, dict.fromkeys(sizes, 1))
+        return random_pattern_masks(key, get_masks(model), found, fixed)
+    return random_masks_within(key, get_masks(model), counts, stacks)
 
 
 def random_pattern_supports(
@@ -152,7 +172,8 @@ def random_pattern_supports(
     """Return the positions, ascending, that :func:`prune` with "uniform" and a ``pattern`` keeps of each kernel."""
     found = parse_pattern(pattern, density)
     assert found is not None
-    fixed = fixed_counts({path: math.prod(shape) for path, shape in shapes.items()}, dense_layers, layer_densities)
+    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    fixed = fixed_counts(sizes, dense_layers, layer_densities, dict.fromkeys(sizes, 1))
     masks = random_pattern_masks(key, {path: np.ones(shape, bool) for path, shape in shapes.items()}, found, fixed)
     return {path: np.flatnonzero(mask) for path, mask in masks.items()}
 

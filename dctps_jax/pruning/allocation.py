@@ -4,6 +4,7 @@ import fnmatch
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 
 from dctps_jax.errors import UserError
 from dctps_jax.pruning.pattern import parse_pattern, pattern_counts
+from dctps_jax.pruning.stacks import stack_counts
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -32,6 +34,7 @@ def allocate(
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
     pattern: str = "",
+    stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, int]:
     """Return how many weights each layer keeps, in the order of ``shapes``.
 
@@ -50,13 +53,23 @@ def allocate(
     - ``pattern``: "N:M": of every M inputs in a row, each output keeps N weights (:mod:`dctps_jax.pruning.pattern`).
       ``density`` has to be N/M then, and ``method`` "uniform". The layers that ``dense_layers`` and ``layer_densities``
       name have no pattern; their weights come on top of the density.
+    - ``stacks``: the sizes of the axes in which ``nnx.vmap`` has stacked layers, by path. Each of them is a layer of
+      that shape, and the count is that of all. All keep equally many weights. The layers that are not stacked share
+      what this leaves. Only where they are too small, the sum of the counts is smaller, by less than the number of
+      layers of a stack.
 
     A layer left without any weight is reported in the log. Raises :class:`~dctps_jax.errors.UserError` for an unknown
-    method, a density out of range, a pattern that matches nothing, fixed layers that need more than the total, or a
-    pattern that does not fit.
+    method, a density out of range, a pattern that matches nothing, fixed layers that need more than the total, a
+    pattern that does not fit, or stacks so large that no weight is left.
     """
     counts = allocate_counts(
-        shapes, density, method, dense_layers=dense_layers, layer_densities=layer_densities, pattern=pattern
+        shapes,
+        density,
+        method,
+        dense_layers=dense_layers,
+        layer_densities=layer_densities,
+        pattern=pattern,
+        stacks=stacks,
     )
     report_empty_layers(counts, method, density)
     return counts
@@ -70,14 +83,21 @@ def allocate_counts(
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
     pattern: str = "",
+    stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, int]:
     """Return what :func:`allocate` returns, without a warning in the log."""
     if method not in ALLOCATIONS:
         raise UserError(f"there is no allocation {method!r}; choose one of: {', '.join(ALLOCATIONS)}")
     check_density(density, "density")
-    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-    fixed = fixed_counts(sizes, dense_layers, layer_densities)
+    layers = {path: math.prod(stacks.get(path, ())) for path in shapes}
+    sizes = {path: layers[path] * math.prod(shape) for path, shape in shapes.items()}
+    fixed = fixed_counts(sizes, dense_layers, layer_densities, layers)
     if found := parse_pattern(pattern, density, method):
+        if stacks:
+            raise UserError(
+                f"pattern is {pattern!r}, and nnx.vmap has stacked the layers {', '.join(stacks)}; a pattern is for "
+                "layers that are not stacked: keep them in an nnx.List"
+            )
         return pattern_counts(shapes, found, fixed)
     total = round(density * sum(sizes.values()))
     free = {path: sizes[path] for path in sizes if path not in fixed}
@@ -87,8 +107,20 @@ def allocate_counts(
             f"density {density} keeps {total} weights, but the layers named in dense_layers and layer_densities take "
             f"{sum(fixed.values())} and the others hold {sum(free.values())}; change the density or those layers"
         )
-    shares = {path: float(ALLOCATIONS[method](shapes[path])) for path in free}
-    counts = fixed | _apportion(_fill(shares, free, remaining), free, remaining)
+    shares = {path: layers[path] * float(ALLOCATIONS[method](shapes[path])) for path in free}
+    targets = _fill(shares, free, remaining)
+    stacked = {path: targets[path] for path in free if layers[path] > 1}
+    single = {path: size for path, size in free.items() if path not in stacked}
+    counts = fixed | stack_counts(stacked, sizes, layers, remaining, sum(single.values()))
+    if stacked:  # the other layers share what the stacks leave
+        remaining = min(remaining - sum(counts[path] for path in stacked), sum(single.values()))
+        targets = _fill({path: shares[path] for path in single}, single, remaining)
+    counts |= _apportion({path: targets[path] for path in single}, single, remaining)
+    if total and not any(counts.values()):
+        raise UserError(
+            f"density {density:g} keeps {total} weights, fewer than the layers of each stack, which keep equally many; "
+            "choose a higher density"
+        )
     return {path: counts[path] for path in shapes}
 
 
@@ -129,8 +161,12 @@ def fixed_counts(
     sizes: Mapping[str, int],
     dense_layers: Iterable[str],
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]],
+    layers: Mapping[str, int],
 ) -> dict[str, int]:
-    """Return the counts of the layers that match a pattern of ``dense_layers`` or ``layer_densities``, by path."""
+    """Return the counts of the layers that match a pattern of ``dense_layers`` or ``layer_densities``, by path.
+
+    ``layers`` says of how many layers each path is, and ``sizes`` are those of all of them.
+    """
     if isinstance(dense_layers, str):
         dense_layers = (dense_layers,)
     densities = dict.fromkeys(dense_layers, 1.0) | dict(layer_densities)
@@ -143,7 +179,7 @@ def fixed_counts(
                 f"dense_layers and layer_densities: no layer matches {pattern!r}; the layers are: {', '.join(sizes)}"
             )
         for path in matching:
-            fixed.setdefault(path, round(density * sizes[path]))
+            fixed.setdefault(path, layers[path] * round(density * (sizes[path] // layers[path])))
     return fixed
 
 

@@ -41,9 +41,9 @@ def score_masks(
     """Return the masks that a score method chooses; see :func:`dctps_jax.pruning.prune` for the arguments."""
     _check_options(num_steps, schedule, loss, scope)
     num_steps = num_steps or SCORES[method].default_steps
-    shapes = {path: layer.kernel_shape for path, layer in prunable_layers(model).items()}
+    layers = prunable_layers(model)
     groups = make_groups(
-        shapes,
+        {path: layer.kernel_shape for path, layer in layers.items()},
         density,
         num_steps=num_steps,
         schedule=schedule,
@@ -53,13 +53,16 @@ def score_masks(
         dense_layers=dense_layers,
         layer_densities=layer_densities,
         pattern=pattern,
+        stacks={path: layer.stack for path, layer in layers.items() if layer.stack},
     )
     within = get_masks(model)
     groups.check_room(within)
     score = score_function(model, method, key, batch, loss)
     # TPUs would otherwise multiply in bfloat16, which changes the order of the scores.
     with jax.default_matmul_precision("float32"):
-        return thin_out(score, groups.select, num_steps, within, regrow=SCORES[method].regrow)
+        masks = thin_out(score, groups.select, num_steps, within, regrow=SCORES[method].regrow)
+    groups.check_room(masks)  # what a stack cannot keep in equal numbers is missing
+    return masks
 
 
 def _check_options(num_steps: Any, schedule: str, loss: Loss, scope: str) -> None:
@@ -76,16 +79,17 @@ def _check_options(num_steps: Any, schedule: str, loss: Loss, scope: str) -> Non
 
 def thin_out(
     score: Callable[[Masks, int], Mapping[str, np.ndarray]],
-    select: Callable[[Mapping[str, np.ndarray], int], Masks],
+    select: Callable[[Mapping[str, np.ndarray], int, Masks], Masks],
     num_steps: int,
     within: Masks,
     *,
     regrow: bool,
 ) -> Masks:
-    """Compute scores and select weights ``num_steps`` times: ``score(masks, step)``, then ``select(scores, step)``.
+    """Compute scores and select weights ``num_steps`` times.
 
-    Only weights of the masks ``within`` are chosen. With ``regrow`` one that was removed may return. The score of every
-    other weight is set below all scores.
+    A step is ``score(masks, step)``, then ``select(scores, step, allowed)``, where ``allowed`` are masks of the weights
+    that may be chosen, all of them of the masks ``within``. With ``regrow`` a weight that was removed may return. The
+    score of every other weight is set below all scores.
     """
     masks = within
     for step in range(num_steps):
@@ -95,7 +99,7 @@ def thin_out(
             floor = lowest - max(1.0, abs(lowest))
             scores = {path: np.where(allowed[path], values, floor) for path, values in scores.items()}
         # A step may keep more weights than are allowed: the counts are of all weights.
-        masks = {path: mask & allowed[path] for path, mask in select(scores, step).items()}
+        masks = {path: mask & allowed[path] for path, mask in select(scores, step, allowed).items()}
     return masks
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from dctps_jax.pruning.pattern import Pattern, check_room_in_groups, check_score
 from dctps_jax.pruning.random import check_room
 from dctps_jax.pruning.schedules import keep_counts
 from dctps_jax.pruning.selection import Masks, top_k_global
+from dctps_jax.pruning.stacks import equal_in_stacks
 
 
 class Groups(NamedTuple):
@@ -25,23 +27,28 @@ class Groups(NamedTuple):
     pattern: Pattern | None
     patterned: list[str]
     in_pattern: list[int]
+    stacks: Mapping[str, Sequence[int]] = MappingProxyType({})
 
     def check_room(self, within: Mapping[str, np.ndarray]) -> None:
         """Raise :class:`~dctps_jax.errors.UserError` where the masks ``within`` keep fewer weights than shall stay."""
         for paths, counts in self.of_layers:
-            check_room(sum(int(within[path].sum()) for path in paths), counts[-1], ", ".join(paths))
+            kept = sum(int(within[path].sum()) for path in paths)
+            spare = max(math.prod(self.stacks.get(path, ())) for path in paths) - 1  # a stack may keep so many less
+            check_room(kept + spare, counts[-1], ", ".join(paths))
         if self.pattern:
             check_room_in_groups({path: within[path] for path in self.patterned}, self.pattern)
 
-    def select(self, scores: Mapping[str, np.ndarray], step: int, *, allow_zero: bool = False) -> Masks:
+    def select(self, scores: Mapping[str, np.ndarray], step: int, allowed: Masks, *, allow_zero: bool = False) -> Masks:
         """Return masks of the weights with the highest scores of each group, as many as stay after ``step``.
 
-        Unless ``allow_zero``, scores of 0 that would stay after the last step are refused: they do not say which.
+        ``allowed`` are masks of the weights that may stay. Unless ``allow_zero``, scores of 0 that would stay after the
+        last step are refused: they do not say which.
         """
         masks: Masks = {}
         for paths, counts in self.of_layers:
             may_be_zero = allow_zero or step < len(counts) - 1
-            masks |= top_k_global({path: scores[path] for path in paths}, counts[step], allow_zero=may_be_zero)
+            chosen = top_k_global({path: scores[path] for path in paths}, counts[step], allow_zero=may_be_zero)
+            masks |= equal_in_stacks(scores, chosen, allowed, self.stacks) if self.stacks else chosen
         if self.pattern:
             if not allow_zero:
                 check_scores({path: scores[path] for path in self.patterned})
@@ -62,14 +69,16 @@ def make_groups(
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
     pattern: str = "",
+    stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> Groups:
     """Return the groups of a network with these kernel ``shapes``; :func:`dctps_jax.pruning.prune` has the arguments.
 
     A layer whose count is given is a group; all other layers are one group. With a pattern every M inputs of an output
     are one, in the layers without a density of their own.
     """
-    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-    fixed = fixed_counts(sizes, dense_layers, layer_densities)
+    layers = {path: math.prod(stacks.get(path, ())) for path in shapes}
+    sizes = {path: layers[path] * math.prod(shape) for path, shape in shapes.items()}
+    fixed = fixed_counts(sizes, dense_layers, layer_densities, layers)
     patterned, in_pattern = [], []
     if found := parse_pattern(pattern, density, allocation):
         patterned = [path for path in shapes if path not in fixed]
@@ -82,6 +91,7 @@ def make_groups(
         dense_layers=dense_layers,
         layer_densities=layer_densities,
         pattern=pattern,
+        stacks=stacks,
     )
     alone = [path for path in (final if is_allocated else fixed) if path not in patterned]
     together = [path for path in shapes if path not in alone and path not in patterned]
@@ -90,4 +100,4 @@ def make_groups(
         total = sum(sizes[path] for path in paths)
         group_density = density if not alone else sum(final[path] for path in paths) / total
         of_layers.append((paths, keep_counts(total, group_density, num_steps, schedule, rounds)))
-    return Groups(of_layers, found, patterned, in_pattern)
+    return Groups(of_layers, found, patterned, in_pattern, stacks)

@@ -25,10 +25,12 @@ def apply_masks(
     """Set the masks of prunable layers, by dotted path. Weights where a mask is False are removed.
 
     ``form`` says how the remaining weights are stored: "masked" as dense arrays with zeros, "compact" as values and
-    positions. Layers that ``masks`` does not name stay as they are.
+    positions. Layers that ``masks`` does not name stay as they are. The mask of layers that ``nnx.vmap`` has stacked
+    has the axis of the layers before those of a kernel.
 
-    Raises :class:`~dctps_jax.errors.UserError` for a path that is no prunable layer, a mask of another shape, or an
-    unknown form. The model is then unchanged.
+    Raises :class:`~dctps_jax.errors.UserError` for a path that is no prunable layer, a mask of another shape, an
+    unknown form, and stacked layers that are to be compact with unequal numbers of weights. The model is then
+    unchanged.
     """
     if form not in FORMS:
         raise UserError(f"form is {form!r}; it must be one of: {', '.join(FORMS)}")
@@ -36,15 +38,17 @@ def apply_masks(
     for path, mask in masks.items():
         if path not in layers:
             raise UserError(f"{path!r} is no prunable layer of the model; they are: {', '.join(layers)}")
-        if tuple(mask.shape) != layers[path].kernel_shape:
-            raise UserError(f"the mask of {path} has shape {mask.shape}, its kernel {layers[path].kernel_shape}")
-    if form == "compact":
-        check_not_normalized(model, {path: layers[path] for path in masks})
-    for path, mask in masks.items():
-        if form == "compact":
-            layers[path].set_support(np.flatnonzero(np.asarray(mask)))
-        else:
+        shape = (*layers[path].stack, *layers[path].kernel_shape)
+        if tuple(mask.shape) != shape:
+            raise UserError(f"the mask of {path} has shape {mask.shape}, its kernel {shape}")
+    if form == "masked":
+        for path, mask in masks.items():
             layers[path].set_mask(mask)
+        return
+    check_not_normalized(model, {path: layers[path] for path in masks})
+    supports = {path: support_of_mask(path, np.asarray(mask), layers[path].stack) for path, mask in masks.items()}
+    for path, support in supports.items():
+        layers[path].set_support(support)
 
 
 def get_masks(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -57,15 +61,33 @@ def mask_of_layer(layer: KernelLayer) -> np.ndarray:
     if layer.mask is not None:
         return np.asarray(layer.mask[...])
     if layer.support is None:
-        return np.ones(layer.kernel_shape, bool)
+        return np.ones((*layer.stack, *layer.kernel_shape), bool)
     return mask_of_support(np.asarray(layer.support[...]), layer.kernel_shape)
 
 
 def mask_of_support(support: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Return the boolean mask of ``shape`` that is True at the positions of ``support``."""
-    mask = np.zeros(math.prod(shape), bool)
-    mask[support] = True
-    return mask.reshape(shape)
+    """Return the boolean mask of ``shape`` that is True at the positions of ``support``.
+
+    The axes of ``support [*stack, nnz]`` before its last are axes of the mask, too.
+    """
+    mask = np.zeros((*support.shape[:-1], math.prod(shape)), bool)
+    np.put_along_axis(mask, support.astype(np.intp), True, axis=-1)
+    return mask.reshape(*support.shape[:-1], *shape)
+
+
+def support_of_mask(path: str, mask: np.ndarray, stack: Sequence[int] = ()) -> np.ndarray:
+    """Return the ascending positions ``[*stack, nnz]`` where a mask ``[*stack, *kernel_shape]`` is True.
+
+    Raises :class:`~dctps_jax.errors.UserError` where the layers of a stack keep unequal numbers of weights.
+    """
+    layers = mask.reshape(math.prod(stack), -1)
+    counts = sorted({int(count) for count in np.count_nonzero(layers, axis=1)})
+    if len(counts) > 1:
+        raise UserError(
+            f"the mask of {path} keeps {counts[0]} to {counts[-1]} weights in each of its {len(layers)} stacked "
+            'layers; compact layers that are stacked keep equally many: equalise the mask, or use form="masked"'
+        )
+    return (np.flatnonzero(layers) % layers.shape[1]).reshape(*stack, counts[0])
 
 
 def save_masks(path: str | Path, masks: Mapping[str, np.ndarray | jax.Array]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -24,39 +25,69 @@ def random_masks(
 
 
 def random_supports(
-    key: jax.Array, shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int]
+    key: jax.Array,
+    shapes: Mapping[str, Sequence[int]],
+    counts: Mapping[str, int],
+    stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, np.ndarray]:
     """Return the positions where :func:`random_masks` is True in each flattened kernel, ascending. No mask is made.
 
+    Where layers are stacked, ``stacks`` has the sizes of the stack's axes, ``counts`` the number of weights of all of
+    them, and the positions are ``[*stack, nnz]``. Layer j of stack i draws from ``fold_in(fold_in(key, i), j)``.
+
     Raises :class:`~dctps_jax.errors.UserError` for a count that a layer cannot keep, and for a key that is traced.
     """
+    _check_not_traced(key)
+    supports = {}
+    with jax.ensure_compile_time_eval():  # also where a network is built in a function that is traced
+        for position, (path, shape) in enumerate(shapes.items()):
+            stack, size = tuple(stacks.get(path, ())), math.prod(shape)
+            keys = _layer_keys(jax.random.fold_in(key, position), stack)
+            count, rest = divmod(counts[path], len(keys))
+            if rest or not 0 <= count <= size:
+                raise UserError(f"{path} has {size * len(keys)} weights; it cannot keep {counts[path]}")
+            drawn = [random_support(layer_key, size, count) for layer_key in keys]
+            supports[path] = np.stack(drawn).reshape(*stack, count)
+    return supports
+
+
+def _check_not_traced(key: jax.Array) -> None:
     if isinstance(key, Tracer):
         raise UserError(
             "the key is traced, and which weights are trained has to be known before; make it outside of the function "
             "that is traced, e.g. by nnx.eval_shape or nnx.jit"
         )
-    supports = {}
-    with jax.ensure_compile_time_eval():  # also where a network is built in a function that is traced
-        for position, (path, shape) in enumerate(shapes.items()):
-            size = math.prod(shape)
-            if not 0 <= counts[path] <= size:
-                raise UserError(f"{path} has {size} weights; it cannot keep {counts[path]}")
-            supports[path] = random_support(jax.random.fold_in(key, position), size, counts[path])
-    return supports
+
+
+def _layer_keys(key: jax.Array, stack: Sequence[int]) -> list[jax.Array]:
+    return [jax.random.fold_in(key, layer) for layer in range(math.prod(stack))] if stack else [key]
 
 
 def random_masks_within(
-    key: jax.Array, masks: Mapping[str, np.ndarray], counts: Mapping[str, int]
+    key: jax.Array,
+    masks: Mapping[str, np.ndarray],
+    counts: Mapping[str, int],
+    stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, np.ndarray]:
     """Return masks with exactly ``counts[path]`` random entries True, all of them True in ``masks``, too.
 
-    Where a mask is True everywhere, it is what :func:`random_masks` returns. Raises
-    :class:`~dctps_jax.errors.UserError` for a count above that of a mask.
+    Where a mask is True everywhere, it is what :func:`random_masks` returns. The first axes of a mask are those of
+    ``stacks``, as in :func:`random_supports`. Raises :class:`~dctps_jax.errors.UserError` for a count above that of a
+    mask.
     """
-    for path, mask in masks.items():
-        check_room(int(mask.sum()), counts[path], path)
-    supports = random_supports(key, {path: (int(mask.sum()),) for path, mask in masks.items()}, counts)
-    return {path: mask_of_support(np.flatnonzero(mask)[supports[path]], mask.shape) for path, mask in masks.items()}
+    _check_not_traced(key)
+    chosen = {}
+    with jax.ensure_compile_time_eval():
+        for position, (path, mask) in enumerate(masks.items()):
+            keys = _layer_keys(jax.random.fold_in(key, position), stacks.get(path, ()))
+            layers, count = mask.reshape(len(keys), -1), counts[path] // len(keys)
+            kept = np.zeros_like(layers)
+            for layer_key, layer, new in zip(keys, layers, kept, strict=True):
+                allowed = np.flatnonzero(layer)
+                check_room(len(allowed), count, path)
+                new[allowed[random_support(layer_key, len(allowed), count)]] = True
+            chosen[path] = kept.reshape(mask.shape)
+    return chosen
 
 
 def check_room(kept: int, count: int, where: str) -> None:

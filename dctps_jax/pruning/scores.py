@@ -56,12 +56,18 @@ def gradient_flow(network: ScoredNetwork, masks: Arrays, batches: list[Batch]) -
 
 def synaptic_flow(network: ScoredNetwork, masks: Arrays, batches: list[Batch]) -> LayerScores:
     """Yield ``|K| ⊙ ∂R/∂|K|``, where R sums the outputs for an image of ones."""
-    yield from flow_scores(network, masks, tuple(batches[0][0].shape[1:])).items()
+    yield from flow_scores(network, masks, batches[0][0]).items()
 
 
 def magnitude(network: ScoredNetwork, masks: Arrays, batches: list[Batch]) -> LayerScores:
-    """Yield ``|K₀|``."""
+    """Yield ``|K₀|``, where K₀ = α·D + S."""
     for path, weights in network.initial_kernels.items():
+        yield path, jnp.abs(weights)
+
+
+def sparse_magnitude(network: ScoredNetwork, masks: Arrays, batches: list[Batch]) -> LayerScores:
+    """Yield ``|S|``, without α·D."""
+    for path, weights in network.kernels.items():
         yield path, jnp.abs(weights)
 
 
@@ -106,6 +112,7 @@ SCORES: dict[str, Score] = {
         synaptic_flow, "Tanaka et al. 2020", batches="first step", temperature=None, default_steps=100, rounds="pruned"
     ),
     "magnitude": Score(magnitude, "the initial weights", batches="none", temperature=None),
+    "magnitude_sparse": Score(sparse_magnitude, "the trained weights", batches="none", temperature=None),
     "random": Score(random_numbers, "the key", batches="none", temperature=None),
 }
 # fmt: on

@@ -36,8 +36,9 @@ def _top_k(flat: np.ndarray, count: int, where: str, allow_zero: bool) -> np.nda
         positive = np.count_nonzero(flat > 0)
         if positive == 0:
             why = (
-                "no gradient reaches them: a network whose last layers start at zero, as Fixup's do, needs a random "
-                "method or another initialisation"
+                "no gradient reaches them, as in a network whose last layers start at zero (Fixup's do), or all are "
+                "zero, as S is before training in a layer with an offset; use a random method or another "
+                "initialisation"
             )
         else:
             why = "a larger batch, fewer steps, another density or a random method may help"

@@ -6,20 +6,33 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dctps_jax.errors import UserError, first_line
 from dctps_jax.layers import ResidualSum
 from dctps_jax.prunable import prunable_layers
 from dctps_jax.pruning.scored_network import Arrays, ScoredNetwork, thinned_kernel
 
 
-def flow_scores(network: ScoredNetwork, masks: Arrays, image_shape: tuple[int, ...]) -> Arrays:
+def flow_scores(network: ScoredNetwork, masks: Arrays, images: jax.Array) -> Arrays:
     """Return ``|K| ⊙ ∂R/∂|K|``. R sums the outputs for an image of ones, with the absolute values of all arrays.
+
+    The image has the shape of one of ``images``.
 
     R grows by orders of magnitude from layer to layer and leaves the range of float32 in a deep residual network.
     Therefore every residual sum is divided by its largest entry, which counts as a constant. All paths through the
     network cross the sum, so that all scores shrink by the same factor and keep their order.
+
+    Raises :class:`~dctps_jax.errors.UserError` for a network of tokens: there is no token of ones.
     """
-    image = jnp.ones((1, *image_shape))
-    return network.compiled(_flow_scores)(network.kernels, network.initial_kernels, masks, network.state, image)
+    image = jnp.ones((1, *images.shape[1:]))
+    try:
+        return network.compiled(_flow_scores)(network.kernels, network.initial_kernels, masks, network.state, image)
+    except (TypeError, ValueError) as error:
+        if not jnp.issubdtype(images.dtype, jnp.integer):
+            raise
+        raise UserError(
+            f"synflow sends an image of ones through the network, which takes {images.dtype} and cannot take ones in "
+            f"float32 ({first_line(error)}); for tokens use another score, e.g. snip, or a random method"
+        ) from error
 
 
 def _flow_scores(

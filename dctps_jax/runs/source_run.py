@@ -91,7 +91,7 @@ def prune_trained_weights(config: Any, shapes: Mapping[str, Sequence[int]]) -> d
     )
     groups.check_room(masks)
     # With an offset a weight that no gradient reached is still 0.
-    return {path: np.flatnonzero(mask) for path, mask in groups.select(scores, 0, allow_zero=True).items()}
+    return {path: np.flatnonzero(mask) for path, mask in groups.select(scores, 0, masks, allow_zero=True).items()}
 
 
 def checkpoint_of_epoch(source: SourceRun, epoch: int, steps_per_epoch: int) -> Saved:

@@ -43,8 +43,8 @@ def build_own_network(
     those that ``config.model.exclude`` names. ``field`` is what messages call the setting that names the function.
 
     Raises :class:`~dctps_jax.errors.UserError` where the function fails, returns no module, or one that does not map
-    images to logits, that changes other variables than parameters, statistics and random streams, or that has no place
-    for the supports.
+    images to logits, that changes other variables than parameters, statistics and random streams, whose layers
+    ``nnx.vmap`` has stacked, or that has no place for the supports.
     """
     made = _make(config, num_classes, image_size, channels, field)
     _trace(config, made, num_classes, image_size, channels, field)
@@ -55,6 +55,13 @@ def build_own_network(
         settings = {"offset": config.model.offset, "alpha_trainable": config.model.alpha_trainable}
         model = convert(made, density=1.0, exclude=config.model.exclude, **settings)
     layers = prunable_layers(model)
+    for path, layer in layers.items():
+        if layer.stack:
+            raise UserError(
+                f"{field} is {config.model.name!r}, whose {path} is {math.prod(layer.stack)} layers stacked by "
+                "nnx.vmap; a run trains none that are stacked: keep them in an nnx.List, name them in "
+                "config.model.exclude, or write a training loop of your own"
+            )
     for path, support in (supports or {}).items():
         if path not in layers or support.max(initial=-1) >= math.prod(layers[path].kernel_shape):
             raise UserError(

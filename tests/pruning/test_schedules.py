@@ -102,7 +102,7 @@ def scores_by_step(step):
 def test_what_was_removed_returns_with_force_only(regrow):
     masks = thin_out(
         lambda masks, step: scores_by_step(step),
-        lambda scores, step: top_k_global(scores, [2, 1][step]),
+        lambda scores, step, allowed: top_k_global(scores, [2, 1][step]),
         2,
         {"a": np.ones(4, bool)},
         regrow=regrow,
@@ -122,7 +122,7 @@ def test_removed_weights_never_return_without_regrowth(seed):
 
     final = thin_out(
         score,
-        lambda scores, step: top_k_global(scores, [40, 20, 7][step], allow_zero=True),
+        lambda scores, step, allowed: top_k_global(scores, [40, 20, 7][step], allow_zero=True),
         3,
         {"a": np.ones(40, bool), "b": np.ones(20, bool)},
         regrow=False,

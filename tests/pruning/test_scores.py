@@ -99,7 +99,7 @@ def test_masks_equal_the_authors_bit_for_bit(network, identity):
     with jax.enable_x64(True):
         masks = thin_out(
             scores_of(network, method, loss),
-            lambda scores, step: top_k_global(scores, counts[step], allow_zero=step < len(counts) - 1),
+            lambda scores, step, allowed: top_k_global(scores, counts[step], allow_zero=step < len(counts) - 1),
             len(counts),
             {path: np.ones(shape, bool) for path, shape in shapes.items()},
             regrow=method == "force",
