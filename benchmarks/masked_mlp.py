@@ -268,20 +268,6 @@ def in_a_process(variant: str, density: float, steps: int) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(cases: list[dict[str, Any]]) -> str:
-    lines = [
-        "| density | variant | seconds an epoch | MB added | this package is faster by |",
-        "| ---: | --- | ---: | ---: | ---: |",
-    ]
-    for case in cases:
-        ours = next(other for other in cases if other["variant"] == "package" and other["density"] == case["density"])
-        lines.append(
-            f"| {100 * case['density']:g} % | `{case['variant']}` | {case['seconds']:.2f} | {case['megabytes']:,.0f} | "
-            f"{case['seconds'] / ours['seconds']:.1f}× |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.01, 0.001])
@@ -295,6 +281,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.measure[0], float(arguments.measure[1]), arguments.steps)))
         return
     from record import describe_run, save
+    from tables import masked_mlp
 
     cases = []
     for density in arguments.densities:
@@ -309,7 +296,7 @@ def main() -> None:
         if not np.all(np.abs(losses / losses[0] - 1) <= TOLERANCES):
             sys.exit(f"masked_mlp.py: the losses differ at density {density:g}: {losses.tolist()}")
     result = describe_run(arguments) | {"cases": cases}
-    print(table(cases))
+    print(masked_mlp(cases))
     save(arguments.save, result)
 
 

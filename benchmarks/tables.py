@@ -5,7 +5,8 @@ The figures are in benchmarks/results/.
 ``step_NETWORK.json`` (benchmarks/train_step.py) gives a row a network: the dense step in milliseconds, and how many
 times as fast, with which peak memory, a DCT plus Sparse step is; ``h100_step_NETWORK.json`` the same of a GPU. With
 ``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) the CPU time of a step is taken apart.
-``h200_versus_torch_vgg19.json`` (benchmarks/versus_torch.py) has the steps beside PyTorch's.
+``versus_torch_NETWORK.json`` and ``h200_versus_torch_vgg19.json`` (benchmarks/versus_torch.py) have the steps beside
+PyTorch's, ``masked_mlp.json`` (benchmarks/masked_mlp.py) those of a perceptron beside sparse matrices.
 """
 
 import json
@@ -97,6 +98,28 @@ def versus_torch(cases: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def versus_torch_on_cpu() -> str:
+    """Return the table of all networks that were timed beside PyTorch on a CPU."""
+    files = [RESULTS / f"versus_torch_{network}.json" for network in NETWORKS]
+    return versus_torch([case for file in files if file.exists() for case in saved_cases(file.stem)])
+
+
+def masked_mlp(cases: Sequence[dict[str, Any]]) -> str:
+    """Return the cases of masked_mlp.py as a Markdown table. The ratio is to this package's layers."""
+    lines = [
+        "| density | variant | seconds an epoch | MB added | this package is faster by |",
+        "| ---: | --- | ---: | ---: | ---: |",
+    ]
+    ours = {case["density"]: case["seconds"] for case in cases if case["variant"] == "package"}
+    for case in cases:
+        ratio = f"{case['seconds'] / ours[case['density']]:.1f}×" if case["density"] in ours else ""
+        lines.append(
+            f"| {100 * case['density']:g} % | `{case['variant']}` | {case['seconds']:.2f} | {case['megabytes']:,.0f} | "
+            f"{ratio} |"
+        )
+    return "\n".join(lines)
+
+
 def saved_cases(name: str) -> list[dict[str, Any]]:
     return json.loads((RESULTS / f"{name}.json").read_text())["cases"]
 
@@ -126,5 +149,7 @@ if __name__ == "__main__":
         table("h100_", DENSITIES[1:]),
         profile(),
         versus_torch(saved_cases("h200_versus_torch_vgg19")),
+        versus_torch_on_cpu(),
+        masked_mlp(saved_cases("masked_mlp")),
         sep="\n\n",
     )

@@ -9,6 +9,8 @@ from dctps_jax.layer_kinds import DCTpSConvTranspose, DCTpSEinsum, DCTpSEmbed, D
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.ops.fusion import materialized
+from dctps_jax.prunable import unmasked_copy
+from dctps_jax.pruning.dynamic_sparse import DynamicSparseOptimizer, dynamic_sparse
 from dctps_jax.pruning.sparse_optimizer import keep_masked, sparse_optimizer
 
 __version__ = "0.2.0.dev0"
@@ -21,6 +23,7 @@ __all__ = [
     "DCTpSEmbed",
     "DCTpSLinear",
     "DCTpSLinearGeneral",
+    "DynamicSparseOptimizer",
     "Frozen",
     "FrozenAlpha",
     "Mask",
@@ -32,9 +35,11 @@ __all__ = [
     "compiler_options",
     "conversion_report",
     "convert",
+    "dynamic_sparse",
     "export_delta",
     "keep_masked",
     "materialized",
     "sparse_optimizer",
     "to_plain",
+    "unmasked_copy",
 ]

@@ -111,6 +111,21 @@ def _masks_without_run(config: Any) -> str | None:
     return None
 
 
+def _rewinding_impossible(config: Any) -> str | None:
+    settings = config.pruning
+    if settings.rewind_epoch >= 0 and settings.method != "from_run":
+        return (
+            f"config.pruning.rewind_epoch is {settings.rewind_epoch} and config.pruning.method {settings.method!r}; "
+            "only 'from_run' rewinds, leave it at -1"
+        )
+    if settings.rewind_epoch >= config.num_epochs:
+        return (
+            f"config.pruning.rewind_epoch is {settings.rewind_epoch}, but the run has {config.num_epochs} epochs; "
+            "rewind to an earlier one"
+        )
+    return None
+
+
 def _no_weights_to_move(config: Any) -> str | None:
     settings = config.pruning
     is_dense = pruning.trains_all_weights(settings.method, settings.density, settings.layer_densities)
@@ -152,7 +167,7 @@ def _gradual_pruning_unusable(config: Any) -> str | None:
 
 def _pattern_contradicted(config: Any) -> str | None:
     settings = config.pruning
-    if not settings.pattern or settings.method == "from_run":
+    if not settings.pattern or (settings.method == "from_run" and settings.rewind_epoch < 0):
         return None
     if config.sparse_training.method != "static":
         return (
@@ -229,6 +244,7 @@ CROSS_CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _last_seed_too_large,
     _moments_incomplete,
     _masks_without_run,
+    _rewinding_impossible,
     _no_weights_to_move,
     _gradual_pruning_unusable,
     _pattern_contradicted,

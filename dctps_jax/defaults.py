@@ -54,6 +54,8 @@ def is_density(value: Any) -> bool:
 # What some fields need to have an effect.
 OFFSET_IN_USE = Need("model.offset", lambda name: name is not None)
 OWN_DENSITY = Need("pruning.method", lambda name: name != "from_run")
+MASKS_OF_RUN = Need("pruning.method", lambda name: name == "from_run")
+REWINDS = Need("pruning.rewind_epoch", lambda epoch: epoch >= 0)
 SCORE_IN_USE = Need("pruning.method", lambda name: name not in (*pruning.ALLOCATIONS, "from_run"))
 SUPPORT_CHANGES = Need("sparse_training.method", lambda name: name != "static")
 WEIGHTS_MOVE = Need("sparse_training.method", lambda name: name in ("rigl", "set"))
@@ -96,6 +98,13 @@ FIELDS: dict[str, Field] = {
         0,
         "A checkpoint is written after so many steps, and at the end of each epoch.",
         allowed=at_least(1, zero="for the end of each epoch only"),
+    ),
+    "keep_epochs": Field(
+        (),
+        "Checkpoints of these epochs are kept, for `pruning.rewind_epoch` of other runs.",
+        allowed=Allowed(are_epochs, "whole epochs of at least 1 in increasing order, e.g. (2,)"),
+        added=True,
+        resume=True,
     ),
     "tensorboard": Field(True, "Write the metrics for TensorBoard, too, if tensorboardX is installed.", resume=True),
     "wandb": Field(
@@ -142,7 +151,7 @@ FIELDS: dict[str, Field] = {
         optional=True,
     ),
     "model.alpha_trainable": Field(
-        True, "Train the α of each layer; False: it stays at its initial value.", needs=OFFSET_IN_USE
+        True, "Train the α of each layer; False: it stays at its initial value.", needs=(OFFSET_IN_USE,)
     ),
     "model.init": Field(
         "kaiming_normal",
@@ -233,14 +242,14 @@ FIELDS: dict[str, Field] = {
         "epl",
         "How the trained weights are chosen. At random positions: equally many in each layer (`epl`) or filter "
         "(`epf`), by the Erdős–Rényi kernel (`erk`), or with one density (`uniform`). `from_run`: the masks of the run "
-        "in `pruning.run`, whatever the density. The others are scores.",
+        "in `pruning.run`, whatever the density, or fewer of its weights (`rewind_epoch`). The others are scores.",
         choices=(*pruning.METHODS, "from_run"),
     ),
     "pruning.density": Field(
         0.01,
         "Trained weights ÷ all weights of the prunable kernels; 1.0 trains the dense network.",
         allowed=Allowed(is_density, "above 0 and at most 1, e.g. 0.01 to train 1 % of the weights"),
-        needs=OWN_DENSITY,
+        needs=(OWN_DENSITY, REWINDS),
     ),
     "pruning.pattern": Field(
         "",
@@ -248,52 +257,61 @@ FIELDS: dict[str, Field] = {
         "`pruning.method` `uniform` or a score. Layers of `dense_layers` and `layer_densities` have no pattern, and "
         "their weights come on top of the density.",
         allowed=Allowed(lambda text: text == "" or pruning.is_pattern(text), "'N:M' with 0 < N < M, e.g. '2:4', or ''"),
-        needs=OWN_DENSITY,
+        needs=(OWN_DENSITY, REWINDS),
         added=True,
     ),
     "pruning.num_steps": Field(
         0,
         "Steps of a score; 1: one shot, 0: the method's own number.",
         allowed=at_least(1, zero="for the method's own number"),
-        needs=SCORE_IN_USE,
+        needs=(SCORE_IN_USE,),
     ),
     "pruning.schedule": Field(
-        "exp", "How the density falls over the steps of a score.", choices=schedules.SCHEDULES, needs=SCORE_IN_USE
+        "exp", "How the density falls over the steps of a score.", choices=schedules.SCHEDULES, needs=(SCORE_IN_USE,)
     ),
     "pruning.num_batches": Field(
         1,
         "Batches over which a score averages its gradients in each step.",
         allowed=at_least(1),
-        needs=SCORE_IN_USE,
+        needs=(SCORE_IN_USE,),
     ),
     "pruning.scope": Field(
         "global",
         "A score compares the weights of all layers, or of one layer: then each layer has the same density.",
         choices=by_score.SCOPES,
-        needs=SCORE_IN_USE,
+        needs=(SCORE_IN_USE, REWINDS),
     ),
     "pruning.allocation": Field(
         "",
         'A score fills the counts of this allocation; "": it sets the counts itself.',
         choices=("", *pruning.ALLOCATIONS),
-        needs=SCORE_IN_USE,
+        needs=(SCORE_IN_USE, REWINDS),
     ),
     "pruning.loss": Field(
         "cross_entropy",
         "The loss of a score; `nll_logits`: as in the original code.",
         choices=LOSSES,
-        needs=SCORE_IN_USE,
+        needs=(SCORE_IN_USE,),
     ),
     "pruning.run": Field(
         "",
         "Directory of the run whose masks `from_run` takes.",
-        needs=Need("pruning.method", lambda name: name == "from_run"),
+        needs=(MASKS_OF_RUN,),
+    ),
+    "pruning.rewind_epoch": Field(
+        -1,
+        "At least 0: `from_run` prunes the trained weights of that run by magnitude, to `pruning.density`, and trains "
+        "on from its weights after so many epochs (0: from its initial ones). `keep_epochs` of that run must have had "
+        "the epoch. -1: it takes the masks only.",
+        allowed=at_least(-1),
+        needs=(MASKS_OF_RUN,),
+        added=True,
     ),
     "pruning.dense_layers": Field(
         (),
         "Path patterns of layers that keep all their weights. The density of the whole network stays as asked.",
         allowed=Allowed(are_texts, "path patterns, e.g. ('conv1',)"),
-        needs=OWN_DENSITY,
+        needs=(OWN_DENSITY, REWINDS),
     ),
     "pruning.layer_densities": Field(
         (),
@@ -302,7 +320,7 @@ FIELDS: dict[str, Field] = {
             lambda pairs: are_pairs(pairs, is_density),
             "(pattern, density) pairs with densities above 0 and at most 1, e.g. (('fc', 0.5),)",
         ),
-        needs=OWN_DENSITY,
+        needs=(OWN_DENSITY, REWINDS),
     ),
     # Weights that move while training.
     "sparse_training.method": Field(
@@ -313,32 +331,32 @@ FIELDS: dict[str, Field] = {
         by_step=ByStep(dynamic.fractions_by_step, "share of the weights to move or prune"),
     ),
     "sparse_training.update_every": Field(
-        100, "Steps between two moves or prunings of weights.", allowed=at_least(1), needs=SUPPORT_CHANGES
+        100, "Steps between two moves or prunings of weights.", allowed=at_least(1), needs=(SUPPORT_CHANGES,)
     ),
     "sparse_training.stop_fraction": Field(
         0.75,
         "Weights move, or are pruned, up to this part of the training steps.",
         allowed=FROM_0_TO_1,
-        needs=SUPPORT_CHANGES,
+        needs=(SUPPORT_CHANGES,),
     ),
     "sparse_training.drop_fraction": Field(
         0.3,
         "The part of a layer's trained weights that moves at the start; it falls to 0 by a cosine.",
         allowed=FROM_0_TO_1,
-        needs=WEIGHTS_MOVE,
+        needs=(WEIGHTS_MOVE,),
     ),
     "sparse_training.begin_fraction": Field(
         0.0,
         "`gmp` prunes from this part of the training steps on.",
         allowed=FROM_0_TO_1,
-        needs=GRADUAL_PRUNING,
+        needs=(GRADUAL_PRUNING,),
         added=True,
     ),
     "sparse_training.initial_density": Field(
         1.0,
         "The density that `gmp` starts with, at random positions.",
         allowed=Allowed(is_density, "above 0 and at most 1"),
-        needs=GRADUAL_PRUNING,
+        needs=(GRADUAL_PRUNING,),
         added=True,
     ),
     # How the network is computed.
@@ -403,7 +421,7 @@ FIELDS: dict[str, Field] = {
         0.9,
         "The momentum of `sgd` and `nesterov`.",
         allowed=BELOW_1,
-        needs=Need("optimizer.name", lambda name: name in ("sgd", "nesterov")),
+        needs=(Need("optimizer.name", lambda name: name in ("sgd", "nesterov")),),
     ),
     "optimizer.weight_decay": Field(
         5e-4,

@@ -36,25 +36,19 @@ class Net(nnx.Module):
 
 
 @partial(nnx.jit, static_argnames="wrt")
-def train_epoch(model, optimizer, images, labels, order, wrt):
-    @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-    def step(carry, batch):
-        model, optimizer = carry
+def step(model, optimizer, images, labels, wrt):
+    def loss_fn(model):
+        return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
 
-        def loss_fn(model):
-            return optax.softmax_cross_entropy_with_integer_labels(model(images[batch]), labels[batch]).mean()
-
-        optimizer.update(model, nnx.grad(loss_fn, argnums=nnx.DiffState(0, wrt))(model))
-        return carry
-
-    step((model, optimizer), order)
+    optimizer.update(model, nnx.grad(loss_fn, argnums=nnx.DiffState(0, wrt))(model))
 
 
 def train(model, adam, images, labels, num_epochs, seed, wrt=nnx.Param):
     optimizer, rng = nnx.Optimizer(model, adam, wrt=wrt), np.random.default_rng(seed)
     for _ in range(num_epochs):
         order = rng.permutation(len(images))[: len(images) // BATCH_SIZE * BATCH_SIZE]
-        train_epoch(model, optimizer, images, labels, order.reshape(-1, BATCH_SIZE), wrt)
+        for batch in order.reshape(-1, BATCH_SIZE):
+            step(model, optimizer, images[batch], labels[batch], wrt)
 
 
 @nnx.jit

@@ -75,7 +75,8 @@ def main(num_epochs=30, depth=2, seeds=(0, 1, 2)):
     flat, labels = map(jnp.asarray, load_digits(return_X_y=True))
     images = flat.reshape(-1, 8, 8, 1).astype(jnp.float32) / 16
     # One optimiser for all: the programs of networks of one kind are then compiled once.
-    adam = optax.adam(optax.warmup_cosine_decay_schedule(0, 3e-3, 100, num_epochs * 1500 // BATCH_SIZE))
+    num_steps = num_epochs * 1500 // BATCH_SIZE
+    adam = optax.adam(optax.warmup_cosine_decay_schedule(0, 3e-3, num_steps // 8, num_steps))
     variants = {"all weights": None}
     for method in ("epl", "erk"):
         variants |= {f"1 %, {method}, {offset or 'no offset'}": (method, offset) for offset in ("dct", None)}

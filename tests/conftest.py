@@ -114,6 +114,7 @@ SLOW = (
     "tests/training/test_progress.py::test_what_takes_long_before_the_first_table_is_announced",
     "tests/training/test_recipes.py::test_a_run_with_all_of_it_ends_the_same_when_it_is_killed",
     "tests/training/test_recipes.py::test_label_smoothing_changes_the_training_loss_only",
+    "tests/training/test_rewinding.py",
     "tests/training/test_sparse_training.py",
     "tests/training/test_traces.py::test_float32_trace_stays_close[trace_fixup",
     "tests/training/test_traces.py::test_float64_trace_equals_the_original[trace_fixup",

@@ -14,14 +14,15 @@ def test_mixer_digits():
 
 def test_vit_digits():
     accuracies = vit_digits.main(num_epochs=4, depth=1, seeds=(0,))
-    assert accuracies["all weights"] > 0.5 and accuracies["1 %, epl, dct"] > 0.2
+    assert accuracies["all weights"] > 0.4 and accuracies["1 %, epl, dct"] > 0.15
 
 
 def test_char_transformer():
-    perplexities = char_transformer.main(num_steps=30, length=16, densities=(0.1,))
-    assert all(1 < perplexity < 60 for perplexity in perplexities.values())
+    perplexities = char_transformer.main(num_steps=30, length=16, densities=(0.1,))  # 103 before training
+    assert perplexities["all weights"] < 40 and max(perplexities.values()) < 90
 
 
 def test_finetune_digits():
     accuracies = finetune_digits.main(num_epochs=4, seeds=(0,))
-    assert all(accuracy > 0.5 for accuracy in accuracies.values())
+    assert accuracies["all parameters"] > 0.7
+    assert accuracies["0.5 %, by Fisher information"] > accuracies["0.5 %, at random"] > 0.2

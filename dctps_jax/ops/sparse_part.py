@@ -15,6 +15,10 @@ from dctps_jax.ops.costs import Costs
 from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.work import Work
 
+# On a TPU whole rows are added to an array if they are at most so many times its rows. The compiler makes no array of
+# them. But the work grows with the length of a row.
+MAX_ROW_UPDATES = 4
+
 
 class SparsePart(Protocol):
     """The trained weights of the layer that computes ``work``, at the positions ``support`` of its flattened kernel."""
@@ -70,8 +74,7 @@ def add_at(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Arr
     # Indexed by row and column: if the array were flattened, whatever computes it would have to divide for each number.
     rows = array.reshape(-1, array.shape[-1])
     row, column = positions // array.shape[-1], positions % array.shape[-1]
-    # By whole rows where they are not more than the array has.
-    by_rows = target.platform() == "tpu" and len(positions) <= len(rows)
+    by_rows = target.platform() == "tpu" and len(positions) <= MAX_ROW_UPDATES * len(rows)
     return (_add_rows if by_rows else _add_numbers)(rows, row, column, values).reshape(array.shape)
 
 

@@ -143,6 +143,11 @@ def trains_all_weights(method: str, density: float, layer_densities: Any) -> boo
     return method != "from_run" and density == 1 and not layer_densities
 
 
+def density_asked(method: str, density: float, rewind_epoch: int) -> float | None:
+    """Return the density that these fields of ``config.pruning`` ask for; None for the masks of another run."""
+    return None if method == "from_run" and rewind_epoch < 0 else density
+
+
 def check_density(density: float, field: str) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` unless ``density`` is a number in (0, 1]; ``field`` names it."""
     is_number = isinstance(density, int | float | np.number | jax.Array) and not isinstance(density, bool)

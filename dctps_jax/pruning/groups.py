@@ -38,18 +38,27 @@ class Groups(NamedTuple):
         if self.pattern:
             check_room_in_groups({path: within[path] for path in self.patterned}, self.pattern)
 
-    def select(self, scores: Mapping[str, np.ndarray], step: int, allowed: Masks) -> Masks:
+    def select(
+        self,
+        scores: Mapping[str, np.ndarray],
+        step: int,
+        allowed: Mapping[str, np.ndarray] = MappingProxyType({}),
+        *,
+        allow_zero: bool = False,
+    ) -> Masks:
         """Return masks of the weights with the highest scores of each group, as many as stay after ``step``.
 
-        ``allowed`` are masks of the weights that may stay.
+        ``allowed`` are masks of the weights that may stay; stacks need them. Unless ``allow_zero``, scores of 0 that
+        would stay after the last step are refused: they do not say which.
         """
         masks: Masks = {}
         for paths, counts in self.of_layers:
-            is_last = step == len(counts) - 1
-            chosen = top_k_global({path: scores[path] for path in paths}, counts[step], allow_zero=not is_last)
+            may_be_zero = allow_zero or step < len(counts) - 1
+            chosen = top_k_global({path: scores[path] for path in paths}, counts[step], allow_zero=may_be_zero)
             masks |= equal_in_stacks(scores, chosen, allowed, self.stacks) if self.stacks else chosen
         if self.pattern:
-            check_scores({path: scores[path] for path in self.patterned})
+            if not allow_zero:
+                check_scores({path: scores[path] for path in self.patterned})
             for path in self.patterned:
                 masks[path] = top_of_groups(scores[path], self.in_pattern[step], self.pattern)
         return {path: masks[path] for path in scores}

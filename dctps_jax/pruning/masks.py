@@ -152,3 +152,19 @@ def load_run_masks(folder: str | Path) -> dict[str, np.ndarray]:
         if method != "static":
             raise UserError(f"{folder} is not finished and still moves its weights ({method}); finish it first")
     return masks
+
+
+def check_masks(masks: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]], source: str | Path) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` unless masks out of ``source`` are of layers with these ``shapes``."""
+    foreign = sorted(set(masks) ^ set(shapes))
+    if foreign:
+        raise UserError(
+            f"the masks of {source} are not of this network's layers (the first that differs is {foreign[0]}); name a "
+            "run of the same network"
+        )
+    for path, mask in masks.items():
+        if mask.shape != tuple(shapes[path]):
+            raise UserError(
+                f"the mask of {path} in {source} has shape {mask.shape}, the kernel {tuple(shapes[path])}; name a "
+                "run of the same network"
+            )

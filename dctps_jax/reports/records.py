@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
-from dctps_jax.field import flat_fields
+from dctps_jax.field import Need, flat_fields
 from dctps_jax.files import digest_of, parse_json, printable, read_file, write_whole
-from dctps_jax.pruning import trains_all_weights
+from dctps_jax.pruning import density_asked, trains_all_weights
 from dctps_jax.reports.names import names_of_groups, names_of_places
 from dctps_jax.runs import seal
 from dctps_jax.runs.fields import check_config_fields, check_object, check_results, check_row
@@ -73,7 +73,7 @@ def _check_together(record: Record) -> None:
         raise ValueError(f"num_epochs is {num_epochs} in the config, and {len(rows)} epochs are recorded")
     if results is None:
         return
-    asked = None if config["pruning.method"] == "from_run" else config["pruning.density"]
+    asked = density_asked(config["pruning.method"], config["pruning.density"], config.get("pruning.rewind_epoch", -1))
     for field, found, expected in (
         ("seed", results.get("seed"), config.get("seed")),
         ("density_asked", results["density_asked"], asked),
@@ -158,8 +158,15 @@ def has_effect(field: str, config: Mapping[str, Any]) -> bool:
     """Return whether a field of a config by dotted field can change the run's numbers, given its other fields."""
     if is_dense(config) and field.startswith("pruning.") and field != "pruning.density":
         return False
-    need = FIELDS[field].needs if field in FIELDS else None
-    return need is None or need.field not in config or need.test(config[need.field])
+    needs = FIELDS[field].needs if field in FIELDS else ()
+    return not needs or any(_is_met(need, config) for need in needs)
+
+
+def _is_met(need: Need, config: Mapping[str, Any]) -> bool:
+    if need.field in config:
+        return need.test(config[need.field])
+    needed = FIELDS[need.field]
+    return not needed.added or need.test(needed.default)
 
 
 def by_setting(records: Iterable[Record]) -> dict[Setting, list[Record]]:

@@ -22,7 +22,7 @@ from dctps_jax.runs.damage import Damaged
 from dctps_jax.runs.packing import flatten
 from dctps_jax.runs.workdir import is_name_of, name_of_run
 
-KEPT = {"latest": 2, "best": 1}
+KEPT = {"latest": 2, "best": 1, "kept": None}
 # Part of the names that Orbax gives to checkpoints while it writes them; it removes what a kill left of them.
 UNFINISHED = ".orbax-checkpoint-tmp"
 # Ends the name of a checkpoint while another one of its step is written.
@@ -42,7 +42,7 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run, ``latest/STEP`` (two) and ``best/STEP`` (one) below ``folder``.
+    """The checkpoints of one run, ``latest/STEP`` (two), ``best/STEP`` (one) and ``kept/STEP`` below ``folder``.
 
     Orbax writes a checkpoint under a temporary name and renames it, so that a kill leaves the checkpoints before
     intact; the digest finds what a disk or a copy damaged later. A damaged checkpoint is moved to ``damaged/`` and
@@ -58,7 +58,7 @@ class Checkpoints:
             _put_back(folder / kind)
 
     def save(self, kind: str, step: int, tree: Any, record: Mapping[str, Any] | None = None) -> None:
-        """Write ``tree`` as the "best" or a "latest" checkpoint, of ``step``; return when it is on the disk.
+        """Write ``tree`` as the "best", a "latest" or a "kept" checkpoint, of ``step``; return when it is on the disk.
 
         ``record`` is what it says of the run besides, a JSON object. Where it can't be written, the checkpoints before
         are kept. Raises :class:`~dctps_jax.errors.DiskFull`, and ``OSError`` for other reasons of the system.
@@ -168,7 +168,13 @@ def _check_run(saved: Saved, folder: Path, config: dict[str, Any] | None) -> Non
 
 
 def read_arrays(folder: Path, kind: str, config: dict[str, Any] | None = None) -> tuple[int, dict[str, np.ndarray]]:
-    """Return (step, arrays by path) of a run's newest "latest" or "best" checkpoint, whatever it trained.
+    """Return (step, arrays by path) of a run's newest "latest" or "best" checkpoint; see :func:`read_saved`."""
+    saved = read_saved(folder, kind, config)
+    return saved.step, dict(saved.arrays)
+
+
+def read_saved(folder: Path, kind: str, config: dict[str, Any] | None = None, step: int | None = None) -> Saved:
+    """Return a run's checkpoint of ``step``, or its newest one, whatever it trained.
 
     Nothing is moved. Raises :class:`~dctps_jax.errors.UserError` where there is none, it is damaged, or it names
     another run than that of ``config``.
@@ -176,13 +182,14 @@ def read_arrays(folder: Path, kind: str, config: dict[str, Any] | None = None) -
     steps = steps_in(folder / kind)
     if not steps:
         raise UserError(f"{folder / kind} holds no checkpoint; give the directory of a run that has saved one")
+    step = max(steps) if step is None else step
     try:
-        content = read_checkpoint(folder / kind / str(max(steps)))
+        content = read_checkpoint(folder / kind / str(step))
     except Damaged as damage:
         raise UserError(f"{folder / kind} is damaged ({damage}); take another checkpoint or run") from damage
-    saved = Saved(max(steps), *content)
+    saved = Saved(step, *content)
     _check_run(saved, folder / kind, config)
-    return saved.step, dict(saved.arrays)
+    return saved
 
 
 def steps_in(folder: Path) -> list[int]:

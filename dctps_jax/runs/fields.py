@@ -67,7 +67,7 @@ ROW: Rules = {
     "learning_rate": POSITIVE_OR_ZERO,
     "images_per_second": SPEED,
 }
-ROW_IF_THERE: Rules = {"train_accuracy": SHARE, "density": DENSITY}
+ROW_IF_THERE: Rules = {"train_accuracy": SHARE, "density": DENSITY, "inherited": (lambda value: value is True, "true")}
 
 RESULTS: Rules = {
     "test_accuracy_final": SHARE,

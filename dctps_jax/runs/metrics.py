@@ -77,9 +77,11 @@ class MetricsLog:
 def best_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the first row with the highest validation accuracy, None without rows.
 
-    Where the density changes from epoch to epoch, only the rows with that of the last one compete.
+    Where the density changes from epoch to epoch, only the rows with that of the last one compete. Those that a run
+    has inherited, from the run whose weights it began with, do not.
     """
-    same = [row for row in rows if row.get("density") == rows[-1].get("density")]
+    own = [row for row in rows if not row.get("inherited")]
+    same = [row for row in own if row.get("density") == own[-1].get("density")]
     return max(same, key=lambda row: row["val_accuracy"], default=None)
 
 

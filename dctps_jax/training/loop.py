@@ -1,7 +1,7 @@
 """The compiled programs of a run, and their dispatch for an epoch of training or for an evaluation."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -222,7 +222,7 @@ def run_epoch(
     epoch: Epoch,
     step: int,
     log_every_steps: int = MOST_QUEUED,
-    numbers_at: Callable[[int], np.ndarray] | None = None,
+    numbers_at: Callable[[int], Mapping[str, int]] | None = None,
     on_finished: Callable[[int, Sums], None] = lambda step, sums: None,
 ) -> Iterator[tuple[int, TrainState, Sums]]:
     """Train from ``step`` to the end of its epoch, yielding (step, state, sums) after every dispatch.
@@ -238,7 +238,8 @@ def run_epoch(
     for length, is_update in dispatches(step, spec):
         if is_update:
             assert programs.update_program is not None and numbers_at is not None
-            numbers = placement.put(numbers_at(step))
+            by_layer = numbers_at(step)
+            numbers = placement.put(np.array([by_layer[path] for path in programs.setup.graphs.counts], np.int32))
             state, sums = programs.update_program(state, sums, train, epoch, numbers)
         else:
             with jax.transfer_guard("disallow"):

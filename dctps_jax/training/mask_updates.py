@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from dctps_jax.pruning.dynamic import Counts, Schedule, largest_weights
@@ -94,11 +93,10 @@ class WeightCounts(NamedTuple):
         """Return trained weights ÷ all weights after ``step`` finished steps."""
         return sum(self.at(step).values()) / sum(self.sizes.values())
 
-    def numbers_for(self, step: int, paths: Mapping[str, Any]) -> np.ndarray:
-        """Return the numbers of an update after ``step`` finished steps for the layers ``paths``, in their order."""
+    def numbers_for(self, step: int) -> Counts:
+        """Return what the update after ``step`` finished steps has to know of each layer."""
         assert self.updates is not None
-        numbers = self.updates.numbers_for(step, self.first, self.last, self.sizes)
-        return np.array([numbers[path] for path in paths], np.int32)
+        return self.updates.numbers_for(step, self.first, self.last, self.sizes)
 
     def means(self, num_steps: int) -> Mapping[str, float]:
         """Return the mean counts over the first ``num_steps`` steps."""

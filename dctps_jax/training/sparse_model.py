@@ -4,7 +4,6 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from dctps_jax.data.dataset import Size
 from dctps_jax.defaults import DTYPES
 from dctps_jax.errors import UserError
 from dctps_jax.own import is_import_path
+from dctps_jax.runs.source_run import prune_trained_weights, rewinds
 from dctps_jax.seeds import stream
 from dctps_jax.training.mask_updates import WeightCounts
 from dctps_jax.training.own_network import build_own_network
@@ -154,6 +154,8 @@ def _methods(config: Any, paths: Iterable[str]) -> dict[str, str]:
 
 def _supports_of_run(config: Any, shapes: Shapes) -> Supports:
     """Return the supports of the run that ``config.pruning.run`` names, empty for a dense network."""
+    if rewinds(config):
+        return prune_trained_weights(config, shapes)
     folder = config.pruning.run
     masks = pruning.load_run_masks(folder)
     if not masks:
@@ -162,7 +164,7 @@ def _supports_of_run(config: Any, shapes: Shapes) -> Supports:
         return {}
     if not any(mask.any() for mask in masks.values()):
         raise UserError(f"config.pruning.run is {folder}, whose masks keep no weight; name another run")
-    _check_masks(masks, shapes, folder)
+    pruning.check_masks(masks, shapes, folder)
     return {path: np.flatnonzero(mask) for path, mask in masks.items()}
 
 
@@ -179,21 +181,6 @@ def _check_supports(supports: Mapping[str, np.ndarray], shapes: Shapes) -> None:
             f"the checkpoints of the run are of another network: {foreign[0]} is a layer of only one of them, or has "
             "another shape; go on with the version of dctps_jax that wrote them, or choose another directory"
         )
-
-
-def _check_masks(masks: Mapping[str, np.ndarray], shapes: Shapes, source: str | Path) -> None:
-    foreign = sorted(set(masks) ^ set(shapes))
-    if foreign:
-        raise UserError(
-            f"the masks of {source} are not of this network's layers (the first that differs is {foreign[0]}); name a "
-            "run of the same network"
-        )
-    for path, mask in masks.items():
-        if mask.shape != tuple(shapes[path]):
-            raise UserError(
-                f"the mask of {path} in {source} has shape {mask.shape}, the kernel {tuple(shapes[path])}; name a "
-                "run of the same network"
-            )
 
 
 def _random_supports(config: Any, shapes: Shapes) -> Supports:

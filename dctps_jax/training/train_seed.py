@@ -27,6 +27,7 @@ from dctps_jax.runs.growth import check_growth
 from dctps_jax.runs.loggers import open_loggers
 from dctps_jax.runs.mending import check_not_begun, initial_supports_of, masks_of, mend_files, supports_of
 from dctps_jax.runs.metrics import MetricsLog, best_of, describe
+from dctps_jax.runs.source_run import rewinds
 from dctps_jax.runs.summary import environment, last_line
 from dctps_jax.runs.workdir import write_results
 from dctps_jax.training import from_config, loop
@@ -34,6 +35,7 @@ from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.own_network import check_same_program, describe_program
 from dctps_jax.training.placement import place_on_all_devices
 from dctps_jax.training.progress import Progress, announced, compiling, doing
+from dctps_jax.training.rewinding import rewound
 from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals, suggest_rate
 from dctps_jax.training.sparse_model import build_sparse_model, chooses_by_score, weight_counts
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
@@ -110,7 +112,6 @@ def train_seed(
             local = config.batch_size // placement.num_devices
             print(plan_table(planned(model, (local, *dataset.train_images.shape[1:]))))
     from_config.warn_if_nothing_moves(config, spec, weights.last, sizes)
-    bind(described, split)
 
     # State: a new one, or the newest that an earlier call saved, on the devices.
     graphs, state = create_state(model, optimizer, placement.axis_name, spec.ema_decay > 0)
@@ -127,25 +128,37 @@ def train_seed(
         """The state as checkpoints hold it, whatever the form of the run."""
         return to_compact(state, weights.at(step), optimizer)
 
-    def shapes_of_stored(state: TrainState) -> TrainState:
-        return jax.eval_shape(
-            lambda state: stored(state), state
-        )  # a new function: JAX remembers the shapes of an old one
-
     def running(state: TrainState) -> TrainState:
         """A state out of a checkpoint in the form of the run."""
         return state if runs_compact else placement.put(to_masked(state, graphs.shapes, optimizer))
 
+    def shapes_of_stored() -> tuple[Any, int]:
+        """What a checkpoint holds now, abstractly, and how many parameters of it are trained."""
+        # Of a new function: JAX remembers the shapes that an old one gave.
+        found = jax.eval_shape(lambda state: stored(state), state)
+        return placement.abstract(found), sum(leaf.size for leaf in jax.tree.leaves(found.params))
+
     # Abstract: the arrays themselves are given away with the first step.
-    template = placement.abstract({"state": shapes_of_stored(state), "sums": sums})
-    num_trainable = sum(leaf.size for leaf in jax.tree.leaves(template["state"].params))
+    stored_shapes, num_trainable = shapes_of_stored()
     if is_first_host:
-        print(storage_table(storage_account(state, template["state"], graphs.shapes, optimizer)))
+        print(storage_table(storage_account(state, stored_shapes, graphs.shapes, optimizer)))
+
+    def save(rows: Sequence[dict[str, Any]]) -> None:
+        tree = {"state": stored(state), "sums": sums}
+        if spec.updates is not None:
+            tree["initial_supports"] = initial_supports
+        record = {"data": described | split, "kernel_shapes": graphs.shapes, "rows": rows} | program_record
+        checkpoints.save("latest", step, tree, record)
+        signals.saved_step = step
+
+    def keep(rows: Sequence[dict[str, Any]]) -> None:
+        """Keep a checkpoint for good."""
+        checkpoints.save("kept", step, {"state": stored(state)}, {"data": described | split, "rows": rows})
 
     # Start, or resume.
     rows, initial_supports = [], supports
     if saved is not None:
-        tree = as_tree(saved, template, checkpoints.folder)
+        tree = as_tree(saved, {"state": stored_shapes, "sums": placement.abstract(sums)}, checkpoints.folder)
         state, sums = running(tree["state"]), tree["sums"]
         rows, initial_supports = saved.record.get("rows"), initial_supports_of(saved)
         if not saved.record and spec.updates is not None:  # of format 2
@@ -153,11 +166,19 @@ def train_seed(
             initial_supports = {path: np.flatnonzero(mask) for path, mask in initial_masks.items()}
         print(f"going on from step {step}")
         del tree
+    elif rewinds(config):
+        step, state, rows = rewound(config, dataset, state, setup)
+    is_resumed = saved is not None
     del saved, saved_supports
+    bind(described, split)
+    if rewinds(config) and not is_resumed:
+        keep(rows or [])  # later rounds rewind to it
+        save(rows or [])
+        print(f"beginning at epoch {step // spec.steps_per_epoch} of {config.pruning.run}")
     # Updates move the masks later on; where they started from stays on record.
     initial_masks = masks_of(initial_supports, shapes)
     mask_files = {"masks_initial.npz": initial_masks, "masks.npz": initial_masks}
-    if step > 0:
+    if is_resumed:
         mend_files(workdir, step, rows, mask_files)
     elif is_first_host:
         for name, masks in mask_files.items():
@@ -177,23 +198,12 @@ def train_seed(
     def epoch_of(number: int) -> loop.Epoch:
         return placement.put(loop.epoch_of(number, spec, train_rows))
 
-    def numbers_at(update_step: int) -> np.ndarray:
-        return weights.numbers_for(update_step, graphs.counts)
-
     with compiling(len(shapes)):
         programs = loop.compile_programs(setup, state, sums, train, epoch_of(0), [validation, test])
     print(
         f"{config.model.name}, {num_trainable:,} trainable parameters, {spec.steps_per_epoch} steps an epoch, "
         f"{placement.num_devices} {placement.platform} device(s), compiled in {programs.compile_seconds:.1f} s"
     )
-
-    def save(rows: Sequence[dict[str, Any]]) -> None:
-        tree = {"state": stored(state), "sums": sums}
-        if spec.updates is not None:
-            tree["initial_supports"] = initial_supports
-        record = {"data": described | split, "kernel_shapes": graphs.shapes, "rows": rows} | program_record
-        checkpoints.save("latest", step, tree, record)
-        signals.saved_step = step
 
     def stop_if_asked() -> None:
         if signals.number is not None:
@@ -217,7 +227,7 @@ def train_seed(
                         epoch_of(epoch),
                         step,
                         config.log_every_steps,
-                        numbers_at,
+                        weights.numbers_for,
                         progress.finished,
                     )
                     for now, state, sums in dispatches:
@@ -255,6 +265,8 @@ def train_seed(
             if best_of([*log.rows, row]) is row:
                 checkpoints.save("best", step, {"state": stored(state)}, {"data": described | split})
             sums = placement.put(no_sums)
+            if epoch + 1 in config.keep_epochs:
+                keep([*log.rows, row])
             save([*log.rows, row])
             log.append(row)
             if signals.number is not None:
@@ -265,16 +277,13 @@ def train_seed(
         test_loss, test_accuracy = loop.means(programs.evaluate(state, *test))
     best, test_accuracy_best = log.best_row(), None
     assert best is not None
-    template = placement.abstract(
-        {"state": shapes_of_stored(state)}
-    )  # fewer weights than at first, where they are pruned
-    num_trainable = sum(leaf.size for leaf in jax.tree.leaves(template["state"].params))
+    stored_shapes, num_trainable = shapes_of_stored()  # fewer weights than at first, where they are pruned
     num_parameters = sum(row.parameters for row in report.rows)
     num_pruned = sum(counts.values()) - sum(weights.last.values())
     saved_best = checkpoints.newest("best")
     if saved_best is not None and saved_best.step == best["step"]:
         check_same_data(workdir, described | split, saved_best.record.get("data"))
-        best_state = running(as_tree(saved_best, {"state": template["state"]}, checkpoints.folder)["state"])
+        best_state = running(as_tree(saved_best, {"state": stored_shapes}, checkpoints.folder)["state"])
         with doing("testing the best epoch"):
             test_accuracy_best = loop.means(programs.evaluate(best_state, *test))[1]
     else:
@@ -287,6 +296,7 @@ def train_seed(
         final_masks = masks_of(supports_by_path(jax.device_get(stored(state).supports)), shapes)
         if is_first_host:
             pruning.save_masks(workdir / "masks.npz", final_masks)
+    settings = config.pruning
     results = {
         "best_val_accuracy": best["val_accuracy"],
         "best_epoch": best["epoch"],
@@ -294,12 +304,12 @@ def train_seed(
         "test_accuracy_final": test_accuracy,
         "test_loss_final": test_loss,
         **test_accuracy_ema,
-        "density_asked": None if config.pruning.method == "from_run" else config.pruning.density,
-        "density": sum(weights.last.values()) / sum(sizes.values()),
+        "density_asked": pruning.density_asked(settings.method, settings.density, settings.rewind_epoch),
+        "density": weights.density_at(step),
         "density_of_all_parameters": (sum(row.trained for row in report.rows) - num_pruned) / num_parameters,
         "layer_densities": {path: weights.last[path] / sizes[path] for path in sizes},
         "trainable_parameters": num_trainable,
-        "storage_bytes": storage_account(state, template["state"], graphs.shapes, optimizer),
+        "storage_bytes": storage_account(state, stored_shapes, graphs.shapes, optimizer),
         "flops": flops,
         "step": step,
         "checkpoint_file_bytes": file_bytes(workdir / "checkpoints" / "latest" / str(step)),

@@ -162,7 +162,7 @@ def test_short_lists_are_filled_up_to_whole_vectors(count):
     assert part.nnz == count
 
 
-# A TPU adds whole rows, of which this array has six.
+# A TPU adds whole rows.
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("positions", [[], [0], [3, 4, 11], [0, 1, 2, 3, 10, 11], list(range(12))])
 def test_values_are_added_at_their_positions(positions, platform):

@@ -11,7 +11,7 @@ from dctps_jax.errors import UserError
 from dctps_jax.export import export_run, load_exported
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.pruning import allocate, apply_masks, load_masks
-from dctps_jax.pruning.dynamic import PruningSchedule, largest_weights
+from dctps_jax.pruning.dynamic import SCHEDULES, PruningSchedule, largest_weights
 from dctps_jax.reports.records import read_records
 from dctps_jax.training.mask_updates import MASK_UPDATES, StepSettings
 from dctps_jax.training.state import create_state, supports_by_path
@@ -51,6 +51,10 @@ def test_the_schedule_is_that_of_the_paper(schedule):
         else:
             assert schedule.numbers_for(step, first, last, first) == schedule.counts_at(step + 1, first, last)
     assert schedule.counts_at(59, first, last) == last
+
+
+def test_every_method_has_a_schedule_and_an_update():
+    assert MASK_UPDATES.keys() == SCHEDULES.keys()
 
 
 def test_the_largest_active_weights_stay():

@@ -1,0 +1,239 @@
+"""RigL and SET in a training loop of your own: for trees with masks, as an optax transformation, and for NNX models.
+
+Both take steps of an optimiser, and at every so many steps one that moves weights instead. Such a step needs the
+gradient of the dense kernels: of all weights, also of those that are not trained.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from dctps_jax.errors import UserError
+from dctps_jax.kernels import KernelLayer
+from dctps_jax.prunable import prunable_layers
+from dctps_jax.pruning.dynamic import UpdateSchedule, keep_only, move_weights, skip_optimizer_step
+from dctps_jax.pruning.sparse_optimizer import keep_masked
+
+METHODS = ("rigl", "set")
+
+
+class DynamicSparseState(NamedTuple):
+    """The state of :func:`dynamic_sparse`: finished steps, the present masks, the state of the inner optimiser."""
+
+    step: jax.Array
+    masks: Any
+    inner: Any
+
+
+class DynamicSparse(optax.GradientTransformationExtraArgs):
+    """An optax transformation with masks that move; :func:`dynamic_sparse` makes it."""
+
+    moves: "Moves"
+    inner: optax.GradientTransformationExtraArgs
+
+    def is_move(self, step: int) -> bool:
+        """Return whether the step after ``step`` finished steps is to be :meth:`move` in place of ``update``."""
+        return self.moves.schedule.is_update(step)
+
+    def move(self, gradients: Any, state: DynamicSparseState, params: Any) -> tuple[Any, DynamicSparseState]:
+        """Move weights by the gradients of the dense arrays; return the new parameters and the new state.
+
+        The masks of the state follow. Weights that were not trained before, and their moments, are zero. The learning
+        rate counts the step, the inner optimiser takes none. At a step that is no move, nothing moves.
+        """
+        parts = zip(*(_masked_parts(state.masks, tree) for tree in (params, state.masks, gradients)), strict=True)
+        moved = self.moves.apply(state.step, parts)
+        kept = _like(state.masks, params, [kept for _, kept in moved])
+        params = jax.tree.map(lambda value, keep: jnp.where(keep, value, 0), params, kept)
+        masks = jax.tree.unflatten(jax.tree.structure(state.masks), [mask for mask, _ in moved])
+        inner = skip_optimizer_step(keep_only(self.inner, state.inner, kept))
+        return params, DynamicSparseState(state.step + 1, masks, inner)
+
+
+def dynamic_sparse(
+    optimizer: optax.GradientTransformation,
+    masks: Any,
+    *,
+    end_step: int,
+    method: str = "rigl",
+    update_every: int = 100,
+    drop_fraction: float = 0.3,
+    key: jax.Array | None = None,
+) -> DynamicSparse:
+    """Return an optimiser for the weights that masks keep, and move masks by RigL or SET while training.
+
+    ``init`` and ``update`` are those of :func:`sparse_optimizer`, with the masks in the state. The caller asks
+    ``is_move(step)`` for each step, and calls ``move(gradients, state, params)`` where it is one.
+
+    - ``masks``: has the structure of the parameters, with None in place of an array or of a whole subtree that is kept.
+    - ``end_step``: weights move before this step only, at every ``update_every``-th.
+    - ``method``: "rigl" grows where the gradient of the dense array is largest (Evci et al. 2020), "set" at random
+      positions from ``key`` (Mocanu et al. 2018).
+    - ``drop_fraction``: the part of the trained weights of an array that moves at the start; it falls to 0 by a cosine.
+
+    Raises :class:`~dctps_jax.errors.UserError` for a method or number out of range.
+    """
+    moves = Moves.make([np.asarray(mask) for mask in jax.tree.leaves(masks)], method, update_every, end_step,
+                       drop_fraction, key)  # fmt: skip
+    inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: Any) -> DynamicSparseState:
+        return DynamicSparseState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, masks), inner.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, DynamicSparseState]:
+        updates, inner_state = inner.update(keep_masked(updates, state.masks), state.inner, params, **extra_args)
+        return keep_masked(updates, state.masks), DynamicSparseState(state.step + 1, state.masks, inner_state)
+
+    transformation = DynamicSparse(init, update)
+    transformation.moves, transformation.inner = moves, inner
+    return transformation
+
+
+class DynamicSparseOptimizer(nnx.Optimizer):
+    """An ``nnx.Optimizer`` for a network with masks, which RigL or SET move while it trains.
+
+    ``update(model, gradients)`` is that of ``nnx.Optimizer``. Where ``is_move(step)``, call ``move(model, gradients)``
+    instead, with the gradients of ``unmasked_copy(model)``. The other arguments are those of :func:`dynamic_sparse`.
+
+    Raises :class:`~dctps_jax.errors.UserError` for a network without masks, e.g. a compact one.
+    """
+
+    def __init__(
+        self,
+        model: nnx.Module,
+        tx: optax.GradientTransformation,
+        *,
+        wrt: Any = nnx.Param,
+        end_step: int,
+        method: str = "rigl",
+        update_every: int = 100,
+        drop_fraction: float = 0.3,
+        key: jax.Array | None = None,
+    ):
+        super().__init__(model, tx, wrt=wrt)
+        masks = [np.asarray(layer.mask[...]) for layer in _masked_layers(model).values() if layer.mask is not None]
+        self.moves = Moves.make(masks, method, update_every, end_step, drop_fraction, key)
+
+    def is_move(self, step: int) -> bool:
+        """Return whether the step after ``step`` finished steps is to be :meth:`move` in place of ``update``."""
+        return self.moves.schedule.is_update(step)
+
+    def move(self, model: nnx.Module, gradients: Any) -> None:
+        """Move weights of the model by the gradients of its unmasked copy, as :meth:`DynamicSparse.move` does.
+
+        The statistics of BatchNorm stay: they are those of the copy that the gradients come from.
+        """
+        layers = _masked_layers(model)
+        of_gradients = {".".join(map(str, path)): value for path, value in nnx.to_flat_state(gradients)}
+        parts = [
+            (layer.kernel[...], layer.mask[...], jnp.asarray(of_gradients[_kernel_at(path)][...]))
+            for path, layer in layers.items()
+            if layer.mask is not None
+        ]
+        moved = dict(zip(layers, self.moves.apply(self.step[...].astype(jnp.int32), parts), strict=True))
+        kept_at = {_kernel_at(path): kept for path, (_, kept) in moved.items()}
+        for path, layer in layers.items():
+            assert layer.mask is not None
+            layer.kernel.set_value(jnp.where(moved[path][1], layer.kernel[...], 0))
+            layer.mask.set_value(moved[path][0])
+        params = nnx.as_pure(nnx.state(model, self.wrt))
+        kept = nnx.map_state(lambda path, _: kept_at.get(".".join(map(str, path)), jnp.ones((), bool)), params)
+        state = skip_optimizer_step(keep_only(self.tx, nnx.as_pure(self.opt_state), kept))
+        nnx.update(self.opt_state, nnx.state(state))
+        self.step[...] += 1
+
+
+class Moves:
+    """When weights move, and how many of each masked array: a row of ``drops`` for each move. Compared by identity."""
+
+    def __init__(self, schedule: UpdateSchedule, drops: np.ndarray, key: jax.Array | None):
+        self.schedule, self.drops, self.key = schedule, drops, key
+
+    @classmethod
+    def make(
+        cls,
+        masks: Sequence[np.ndarray],
+        method: str,
+        update_every: int,
+        end_step: int,
+        drop_fraction: float,
+        key: jax.Array | None,
+    ) -> "Moves":
+        """Return the moves of masked arrays; the numbers are those of the trainer."""
+        if method not in METHODS:
+            raise UserError(f"method is {method!r}; it must be one of: {', '.join(METHODS)}")
+        for name, value in (("update_every", update_every), ("end_step", end_step)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if not 0 <= drop_fraction <= 1:
+            raise UserError(f"drop_fraction is {drop_fraction!r}; it must be from 0 to 1")
+        if (key is None) == (method == "set"):
+            raise UserError("method 'set' draws random positions: give it a key, and 'rigl' none")
+        if not masks:
+            raise UserError("there is no mask, so that no weight could move; give a mask to each array that is sparse")
+        schedule = UpdateSchedule(update_every, end_step, drop_fraction)
+        counts, sizes = ({str(n): int(of(mask)) for n, mask in enumerate(masks)} for of in (np.sum, np.size))
+        steps = range(update_every - 1, end_step - 1, update_every)
+        drops = [list(schedule.drop_counts(step, counts, sizes).values()) for step in steps]
+        return cls(schedule, np.array(drops, np.int32).reshape(len(drops), len(masks)), key)
+
+    def apply(self, step: jax.Array, parts: Any) -> list[tuple[jax.Array, jax.Array]]:
+        """Return (new mask, kept) for each (array, mask, gradient), as :func:`move_weights` does."""
+        num_drop = jnp.zeros(self.drops.shape[1], jnp.int32)
+        if len(self.drops):
+            every, end_step, _ = self.schedule
+            is_move = ((step + 1) % every == 0) & (step + 1 < end_step)
+            row = jnp.clip((step + 1) // every - 1, 0, len(self.drops) - 1)
+            num_drop = jnp.where(is_move, jnp.asarray(self.drops)[row], 0)
+        moved = []
+        for number, (array, mask, gradient) in enumerate(parts):
+            if jnp.shape(gradient) != jnp.shape(array):
+                raise UserError(
+                    f"a gradient has shape {jnp.shape(gradient)}, and its array {jnp.shape(array)}; give the gradients "
+                    "of the dense arrays, in a tree like the parameters"
+                )
+            growth = jnp.abs(gradient)
+            if self.key is not None:
+                growth = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(self.key, step), number), mask.shape)
+            moved.append(move_weights(array, mask, growth, num_drop[number]))
+        return moved
+
+
+def _masked_layers(model: nnx.Module) -> dict[str, KernelLayer]:
+    layers = {path: layer for path, layer in prunable_layers(model).items() if layer.mask is not None}
+    if not layers:
+        raise UserError(
+            'the model has no layer with a mask, so that no weight could move; make it with form="masked", e.g. '
+            'convert(model, density=0.05, form="masked")'
+        )
+    return dict(layers)
+
+
+def _kernel_at(path: str) -> str:
+    return f"{path}.kernel" if path else "kernel"
+
+
+def _is_none(node: Any) -> bool:
+    return node is None
+
+
+def _masked_parts(masks: Any, tree: Any) -> list[Any]:
+    """Return the arrays of ``tree`` that have a mask, in the order of the masks."""
+    parts: list[Any] = []
+    jax.tree.map(lambda mask, part: None if mask is None else parts.append(part), masks, tree, is_leaf=_is_none)
+    return parts
+
+
+def _like(masks: Any, tree: Any, parts: Sequence[jax.Array]) -> Any:
+    """Return a tree of booleans like ``tree``: ``parts`` for the arrays with a mask, True for all others."""
+    remaining = iter(parts)
+    ones = functools.partial(jax.tree.map, lambda _: jnp.ones((), bool))
+    return jax.tree.map(
+        lambda mask, part: ones(part) if mask is None else next(remaining), masks, tree, is_leaf=_is_none
+    )

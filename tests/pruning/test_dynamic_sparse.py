@@ -1,0 +1,207 @@
+"""RigL and SET in one's own loop move the weights that the trainer's RigL moves, in trees and in NNX models."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from dctps_jax import (
+    DCTpSLinear,
+    DynamicSparseOptimizer,
+    UserError,
+    convert,
+    dynamic_sparse,
+    keep_masked,
+    unmasked_copy,
+)
+from dctps_jax.losses import cross_entropy
+from dctps_jax.models import create_model
+from dctps_jax.pruning import apply_masks, get_masks, prune
+from dctps_jax.pruning.dynamic import UpdateSchedule
+from dctps_jax.training.state import create_state, supports_by_path
+from dctps_jax.training.step import mask_update_step, train_step
+
+NUM_STEPS, MOVES = 14, {"update_every": 4, "end_step": 13, "drop_fraction": 0.5}
+SPARSE = ("convs.3", "fcs.0", "fcs.2")  # the other layers have no mask
+
+
+def lenet(offset):
+    model = create_model("lenet", num_classes=10, offset=offset, rngs=nnx.Rngs(0))
+    masks = prune(model, "epl", 0.05, key=jax.random.key(1))
+    apply_masks(model, {path: masks[path] for path in SPARSE})
+    return model
+
+
+def adam():
+    return optax.chain(optax.scale_by_adam(), optax.scale_by_learning_rate(optax.cosine_decay_schedule(0.01, 20)))
+
+
+def batch_of(step):
+    key = jax.random.key(step)
+    return jax.random.normal(key, (8, 32, 32, 3)), jax.random.randint(key, (8,), 0, 10)
+
+
+def trained_by_the_trainer(offset):
+    optimizer = adam()
+    graphs, state = create_state(lenet(offset), optimizer)
+    sizes = {path: int(mask.size) for path, mask in supports_by_path(state.supports).items()}
+    schedule = UpdateSchedule(*MOVES.values())
+    step = jax.jit(lambda state, batch: train_step(state, batch, graph=graphs.train, optimizer=optimizer)[0])
+    move = jax.jit(
+        lambda state, batch, drops: mask_update_step(state, batch, drops, None, graphs=graphs, optimizer=optimizer)[0]
+    )
+    moves = 0
+    for number in range(NUM_STEPS):
+        if schedule.is_update(number):
+            state, moves = move(state, batch_of(number), schedule.drop_counts(number, graphs.counts, sizes)), moves + 1
+        else:
+            state = step(state, batch_of(number))
+    assert moves == 3
+    return graphs, state
+
+
+@pytest.fixture(scope="module", params=[None, "dct"])
+def trained(request):
+    """(offset, graphs, the trainer's last state)"""
+    return request.param, *trained_by_the_trainer(request.param)
+
+
+def loss_of(model, batch):
+    return cross_entropy(model(batch[0]), batch[1]).mean()
+
+
+def assert_same(params, masks, graphs, state):
+    found = dict(jax.tree_util.tree_leaves_with_path(params))
+    for path, expected in jax.tree_util.tree_leaves_with_path(state.params):
+        np.testing.assert_allclose(found[path], expected, rtol=1e-4, atol=1e-6, err_msg=str(path))
+    initial = get_masks(lenet(None))
+    for path, expected in supports_by_path(state.supports).items():
+        np.testing.assert_array_equal(masks[path], expected, err_msg=path)
+        assert not np.array_equal(masks[path], initial[path])
+
+
+def test_an_nnx_model_ends_as_in_the_trainer(trained):
+    offset, graphs, state = trained
+    model = lenet(offset)
+    optimizer = DynamicSparseOptimizer(model, adam(), **MOVES)
+
+    @nnx.jit
+    def step(model, optimizer, batch):
+        optimizer.update(model, nnx.grad(loss_of)(model, batch))
+
+    @nnx.jit
+    def move(model, optimizer, batch):
+        optimizer.move(model, nnx.grad(loss_of)(unmasked_copy(model), batch))
+
+    for number in range(NUM_STEPS):
+        (move if optimizer.is_move(number) else step)(model, optimizer, batch_of(number))
+    assert int(optimizer.step[...]) == NUM_STEPS
+    assert_same(nnx.to_pure_dict(nnx.state(model, nnx.Param)), get_masks(model), graphs, state)
+
+
+def test_a_tree_ends_as_in_the_trainer(trained):
+    offset, graphs, state = trained
+    dense_graph, params, others = nnx.split(unmasked_copy(lenet(offset)), nnx.Param, ...)
+    params, others = nnx.to_pure_dict(params), nnx.to_pure_dict(others)
+    found = get_masks(lenet(offset))
+    masks = jax.tree.map(lambda _: None, params)
+    for path in SPARSE:
+        first, second = path.split(".")
+        masks[first][int(second)] = masks[first][int(second)] | {"kernel": found[path]}
+    optimizer = dynamic_sparse(adam(), masks, **MOVES)
+    params = keep_masked(params, masks)
+    opt_state = optimizer.init(params)
+
+    def gradients_of(params, batch):
+        return jax.grad(lambda params: loss_of(nnx.merge(dense_graph, params, others), batch))(params)
+
+    @jax.jit
+    def step(params, opt_state, batch):
+        updates, opt_state = optimizer.update(gradients_of(params, batch), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    @jax.jit
+    def move(params, opt_state, batch):
+        return optimizer.move(gradients_of(params, batch), opt_state, params)
+
+    for number in range(NUM_STEPS):
+        params, opt_state = (move if optimizer.is_move(number) else step)(params, opt_state, batch_of(number))
+    assert int(opt_state.step) == NUM_STEPS
+    by_path = {path: opt_state.masks[path.split(".")[0]][int(path.split(".")[1])]["kernel"] for path in SPARSE}
+    assert_same(params, by_path, graphs, state)
+
+
+@pytest.mark.parametrize("tx", [optax.adamw(0.1), optax.sgd(0.1, momentum=0.9), optax.contrib.prodigy(0.1)])
+@pytest.mark.parametrize("method", ["rigl", "set"])
+def test_counts_stay_and_what_is_not_trained_is_zero(method, tx):
+    key = jax.random.key(0) if method == "set" else None
+    params = {"a": jnp.ones((6, 5)), "deep": {"b": jnp.ones((4, 4)), "bias": jnp.ones(4)}}
+    masks = {"a": jnp.arange(30).reshape(6, 5) % 3 == 0, "deep": {"b": jnp.eye(4) > 0, "bias": None}}
+    optimizer = dynamic_sparse(tx, masks, method=method, key=key, update_every=2, end_step=9, drop_fraction=1.0)
+    params = keep_masked(params, masks)
+    state, places = optimizer.init(params), set()
+    for number in range(10):
+        gradients = jax.tree.map(lambda array, n=number: jax.random.normal(jax.random.key(n), array.shape), params)
+        if optimizer.is_move(number):
+            params, state = optimizer.move(gradients, state, params)
+        else:
+            updates, state = optimizer.update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+        assert int(state.masks["a"].sum()) == 10 and int(state.masks["deep"]["b"].sum()) == 4
+        assert not np.asarray(params["a"])[~np.asarray(state.masks["a"])].any()
+        places.add(np.asarray(state.masks["a"]).tobytes())
+    assert len(places) == 4 and int(state.step) == 10  # the move at step 8 is of no weight
+
+
+def test_a_move_at_another_step_moves_nothing():
+    params = {"a": jnp.ones((6, 5))}
+    masks = {"a": jnp.arange(30).reshape(6, 5) % 3 == 0}
+    optimizer = dynamic_sparse(optax.sgd(0.1), masks, update_every=2, end_step=9)
+    params = keep_masked(params, masks)
+    after, state = optimizer.move({"a": jnp.arange(30.0).reshape(6, 5)}, optimizer.init(params), params)
+    np.testing.assert_array_equal(state.masks["a"], masks["a"])
+    np.testing.assert_array_equal(after["a"], params["a"])
+
+
+def test_a_layer_as_the_whole_network_and_the_order_of_lists():
+    layer = DCTpSLinear(8, 4, offset=None, rngs=nnx.Rngs(0))
+    apply_masks(layer, {"": np.arange(32).reshape(8, 4) % 4 == 0})
+    optimizer = DynamicSparseOptimizer(layer, optax.adam(0.1), update_every=1, end_step=9, drop_fraction=1.0)
+    gradients = nnx.grad(lambda layer: (layer(jnp.ones((2, 8))) * jnp.array([[0.0, 1, 2, 3]])).sum())(
+        unmasked_copy(layer)
+    )
+    optimizer.move(layer, gradients)
+    assert layer.mask[...][:, 3].sum() > 0 and layer.mask[...].sum() == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "snip"}, "method is 'snip'; it must be one of: rigl, set"),
+        ({"update_every": 0}, "update_every is 0"),
+        ({"end_step": 1.5}, "end_step is 1.5"),
+        ({"drop_fraction": 2}, "drop_fraction is 2"),
+        ({"method": "set"}, "'set' draws random positions: give it a key"),
+        ({"key": jax.random.key(0)}, "and 'rigl' none"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(options, message):
+    model = convert(nnx.Sequential(nnx.Linear(8, 8, rngs=nnx.Rngs(0))), density=0.1, form="masked")
+    with pytest.raises(UserError, match=message):
+        dynamic_sparse(optax.sgd(0.1), {"a": jnp.ones((2, 2), bool)}, **{"end_step": 9} | options)
+    with pytest.raises(UserError, match=message):
+        DynamicSparseOptimizer(model, optax.sgd(0.1), **{"end_step": 9} | options)
+
+
+def test_what_has_no_mask_or_no_dense_gradient_is_refused():
+    model = convert(nnx.Sequential(nnx.Linear(8, 8, rngs=nnx.Rngs(0))), density=0.1)
+    with pytest.raises(UserError, match=r'no layer with a mask, .* form="masked"'):
+        DynamicSparseOptimizer(model, optax.sgd(0.1), end_step=9)
+    with pytest.raises(UserError, match="there is no mask"):
+        dynamic_sparse(optax.sgd(0.1), {"a": None}, end_step=9)
+    optimizer = dynamic_sparse(optax.sgd(0.1), {"a": jnp.ones((2, 2), bool)}, end_step=9)
+    params = {"a": jnp.ones((2, 2))}
+    with pytest.raises(UserError, match=r"a gradient has shape \(2,\), and its array \(2, 2\)"):
+        optimizer.move({"a": jnp.ones(2)}, optimizer.init(params), params)
