@@ -12,9 +12,10 @@ from flax import nnx
 
 from dctps_jax.errors import UserError
 from dctps_jax.frozen import check_all_plain, freeze_all_but, frozen
-from dctps_jax.kernels import KernelLayer, add_metadata, metadata_of_values, placed_like, values_at
+from dctps_jax.kernels import KernelLayer, values_at
 from dctps_jax.layer_kinds import KINDS, DCTpSEinsum, has_counterpart, kernel_variable, shapes_of
 from dctps_jax.offsets import Offset
+from dctps_jax.partitioning import add_metadata, metadata_of_values, placed_like
 from dctps_jax.prunable import (
     ORDER,
     check_not_normalized,

@@ -38,11 +38,18 @@ class Groups(NamedTuple):
         if self.pattern:
             check_room_in_groups({path: within[path] for path in self.patterned}, self.pattern)
 
-    def select(self, scores: Mapping[str, np.ndarray], step: int, allowed: Masks, *, allow_zero: bool = False) -> Masks:
+    def select(
+        self,
+        scores: Mapping[str, np.ndarray],
+        step: int,
+        allowed: Mapping[str, np.ndarray] = MappingProxyType({}),
+        *,
+        allow_zero: bool = False,
+    ) -> Masks:
         """Return masks of the weights with the highest scores of each group, as many as stay after ``step``.
 
-        ``allowed`` are masks of the weights that may stay. Unless ``allow_zero``, scores of 0 that would stay after the
-        last step are refused: they do not say which.
+        ``allowed`` are masks of the weights that may stay; stacks need them. Unless ``allow_zero``, scores of 0 that
+        would stay after the last step are refused: they do not say which.
         """
         masks: Masks = {}
         for paths, counts in self.of_layers:

@@ -33,7 +33,9 @@ def stack_counts(
     return counts
 
 
-def equal_in_stacks(scores: Scores, masks: Masks, allowed: Masks, stacks: Mapping[str, Sequence[int]]) -> Masks:
+def equal_in_stacks(
+    scores: Scores, masks: Masks, allowed: Mapping[str, np.ndarray], stacks: Mapping[str, Sequence[int]]
+) -> Masks:
     """Return masks that keep equally many weights in every layer of a stack: those of its highest scores.
 
     A stack keeps about as many weights as in ``masks``; the layers that are not stacked take what this leaves. No layer

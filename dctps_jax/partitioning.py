@@ -1,0 +1,70 @@
+"""The metadata of variables, which say how their arrays are divided among devices, when layers change their form.
+
+A user gives them by ``nnx.with_partitioning``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
+
+# The metadata of a variable that say how its array is divided among devices.
+SHARDING = ("out_sharding", "sharding_rules", "mesh")
+# All names under which nnx takes the first of them.
+OUT_SHARDING = ("out_sharding", "sharding", "sharding_names")
+HOOKS = ("on_set_value", "on_get_value", "on_create_value", "on_add_axis", "on_remove_axis")
+
+
+def without_metadata(
+    init: nnx.Initializer, key: jax.Array, kernel_shape: tuple[int, ...], dtype: Any
+) -> tuple[nnx.Initializer, dict[str, Any]]:
+    """Return an initialiser that returns an array, and the metadata of one that ``nnx.with_partitioning`` has wrapped.
+
+    Nothing is computed.
+    """
+    metadata: dict[str, Any] = {}
+
+    def array(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
+        value = init(key, shape, dtype)
+        if not isinstance(value, nnx.VariableMetadata):
+            return value
+        metadata.update(value.metadata)
+        metadata.update({name: getattr(value, name) for name in HOOKS if getattr(value, name)})
+        return value.raw_value
+
+    if init is nnx.initializers.zeros:
+        return init, metadata
+    jax.eval_shape(lambda key: array(key, kernel_shape, dtype), key)
+    return array, metadata
+
+
+def metadata_of_values(metadata: Mapping[str, Any], num_stack_axes: int) -> dict[str, Any]:
+    """Return the metadata of a kernel for its compact values.
+
+    How the kernel's own axes are divided among devices is left out: the one axis of the values is none of them.
+    """
+    changed = dict(metadata)
+    for name in OUT_SHARDING:
+        sharding = metadata.get(name)
+        if isinstance(sharding, NamedSharding):
+            spec = PartitionSpec(*tuple(sharding.spec)[:num_stack_axes], None)
+            changed[name] = NamedSharding(sharding.mesh, spec)
+        elif sharding:
+            changed[name] = (*tuple(sharding)[:num_stack_axes], None)
+    return changed
+
+
+def add_metadata(variable: nnx.Variable, metadata: Mapping[str, Any]) -> None:
+    """Add metadata of another variable, but for what says how a variable is made."""
+    added = {name: value for name, value in metadata.items() if name not in nnx.Variable.required_metadata}
+    if added:
+        variable.set_metadata(**added)
+
+
+def placed_like(array: jax.Array, other: jax.Array) -> jax.Array:
+    """Return ``array`` divided among devices as ``other`` of the same shape is."""
+    is_divided = not isinstance(other, Tracer) and len(other.devices()) > 1
+    return jax.device_put(array, other.sharding) if is_divided else array
