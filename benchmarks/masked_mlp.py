@@ -243,7 +243,8 @@ def measure(variant: str, density: float, steps: int) -> dict[str, Any]:
     before = resident_megabytes()
     take = VARIANTS[variant](problem)
     first = float(take(0))
-    for number in range(1, WARM_UP):
+    loss = take(1)
+    for number in range(2, WARM_UP):
         loss = take(number)
     float(loss)
     started = time.perf_counter()

@@ -22,7 +22,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     from flax import nnx
 
     from dctps_jax import models, pruning
-    from dctps_jax.pruning import by_score
+    from dctps_jax.pruning import groups
 
     offset = None if arguments.offset == "none" else arguments.offset
     model = models.create_model(arguments.network, num_classes=100, offset=offset, rngs=nnx.Rngs(0))
@@ -41,7 +41,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
         return wrapper
 
-    by_score.top_k_global = timed(by_score.top_k_global)
+    groups.top_k_global = timed(groups.top_k_global)
     jax.block_until_ready(nnx.state(model))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()

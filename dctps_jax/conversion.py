@@ -236,18 +236,18 @@ def _converted(
             variable.set_value(jnp.broadcast_to(variable[...], (*stack, *variable[...].shape)))
     metadata = kernel_variable(layer).get_metadata()
     whole = _of_each(stack, new.own_kernel)(kernel_variable(layer)[...])
-    if support is not None:
+    if new.support is not None:
         new.support.set_value(jnp.asarray(support, jnp.int32))
     if support is not None or isinstance(layer, nnx.LinearGeneral | nnx.Einsum):  # the axes are other ones
         metadata = metadata_of_values(metadata, len(stack))
     if is_frozen:
         new.set_base(whole)
     elif new.offset is None:
-        new.kernel.set_value(whole if support is None else values_at(whole, new.support[...]))
+        new.kernel.set_value(whole if new.support is None else values_at(whole, new.support[...]))
     if support is None:
         new.kernel.set_value(placed_like(new.kernel[...], whole))
     add_metadata(new.kernel, metadata)
-    if new.bias is not None:
+    if new.bias is not None and layer.bias is not None:
         new.bias.set_value(layer.bias[...])
         add_metadata(new.bias, layer.bias.get_metadata())
         if is_frozen:

@@ -22,7 +22,7 @@ def as_key(key: Any) -> jax.Array:
     if isinstance(key, jax.Array | np.ndarray):
         is_new = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         if (is_new and key.ndim == 0) or (key.dtype == jnp.uint32 and key.ndim == 1):
-            return key
+            return jnp.asarray(key)
         key = f"an array of {key.dtype} of shape {key.shape}"
     raise UserError(f"key is {key}; it must be one key, e.g. jax.random.key(0), or a seed, e.g. 0")
 

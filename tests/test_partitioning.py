@@ -50,7 +50,7 @@ def test_a_layer_that_is_divided_among_devices(form, offset, mesh):
     whole = make(**inits)
     expected = (None,) if form == "compact" else COLUMNS
     assert layer.kernel.get_metadata("out_sharding") == expected and layer.kernel.get_metadata("note") == "mine"
-    specs = nnx.get_partition_spec(nnx.state(layer))
+    specs: Any = nnx.get_partition_spec(nnx.state(layer))
     assert specs["kernel"].get_value() == PartitionSpec(*expected)
     assert specs["bias"].get_value() == PartitionSpec("model")
     if form == "masked":

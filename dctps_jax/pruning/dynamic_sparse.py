@@ -41,7 +41,7 @@ class DynamicSparse(optax.GradientTransformationExtraArgs):
         """Return whether the step after ``step`` finished steps is to be :meth:`move` in place of ``update``."""
         return self.moves.schedule.is_update(step)
 
-    def move(self, gradients: Any, state: DynamicSparseState, params: Any) -> tuple[Any, DynamicSparseState]:
+    def move(self, gradients: Any, state: Any, params: Any) -> tuple[Any, DynamicSparseState]:
         """Move weights by the gradients of the dense arrays; return the new parameters and the new state.
 
         The masks of the state follow. Weights that were not trained before, and their moments, are zero. The learning
