@@ -23,9 +23,11 @@ def without_metadata(
 ) -> tuple[nnx.Initializer, dict[str, Any]]:
     """Return an initialiser that returns an array, and the metadata of one that ``nnx.with_partitioning`` has wrapped.
 
-    Nothing is computed.
+    An initialiser that wraps another one is traced. Nothing is computed.
     """
     metadata: dict[str, Any] = {}
+    if not hasattr(init, "__wrapped__"):
+        return init, metadata
 
     def array(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
         value = init(key, shape, dtype)
@@ -35,8 +37,6 @@ def without_metadata(
         metadata.update({name: getattr(value, name) for name in HOOKS if getattr(value, name)})
         return value.raw_value
 
-    if init is nnx.initializers.zeros:
-        return init, metadata
     jax.eval_shape(lambda key: array(key, kernel_shape, dtype), key)
     return array, metadata
 
