@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dctps_jax.errors import UserError
@@ -147,6 +148,8 @@ class KernelLayer(nnx.Module):
             raise UserError(
                 f"the mask has shape {mask.shape}; it must have the kernel's shape {(*self.stack, *self.kernel_shape)}"
             )
+        if mask.dtype != bool and not isinstance(mask, Tracer) and not np.isin(np.asarray(mask), (0, 1)).all():
+            raise UserError("the mask has other values than 0 and 1; give booleans, True where a weight is trained")
         mask = jnp.array(mask != 0)
         self.kernel.set_value(jnp.where(mask, self.sparse_kernel(), 0))
         self.support = nnx.data(None)

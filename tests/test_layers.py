@@ -260,6 +260,15 @@ def test_set_mask_zeroes_and_may_be_called_again():
     assert np.all(layer.kernel[...] == 0) and np.all(layer(inputs((1, 5, 5, 2))) == 0)
 
 
+@pytest.mark.parametrize("mask", [np.full((4, 3), 0.5), np.full((4, 3), np.nan), -np.eye(4, 3)])
+def test_a_mask_of_other_values_than_0_and_1_is_refused(mask):
+    layer = DCTpSLinear(4, 3, rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="the mask has other values than 0 and 1; give booleans"):
+        layer.set_mask(mask)
+    layer.set_mask(np.eye(4, 3))
+    assert layer.mask is not None and layer.mask[...].sum() == 3
+
+
 def test_mask_hides_weights_that_are_not_zero():
     layer = conv(offset=None, mask=MASKS["conv"], use_bias=False)
     expected = layer(inputs((1, 5, 5, 2)))

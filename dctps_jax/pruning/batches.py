@@ -60,10 +60,14 @@ class CheckedBatches:
         kind = images.shape, images.dtype
         if kind not in self._outputs:
             graph, state = nnx.split(self.model)
+
+            def outputs(state: Any, images: jax.Array) -> Any:
+                copy: Any = nnx.merge(graph, state)
+                copy.eval()  # Dropout of a new network does not know yet whether it drops
+                return copy(images)
+
             try:
-                self._outputs[kind] = jax.eval_shape(
-                    lambda state, images: nnx.merge(graph, state)(images), state, images
-                )
+                self._outputs[kind] = jax.eval_shape(outputs, state, images)
             except (TypeError, ValueError) as error:
                 raise UserError(
                     f"the network cannot take the batch's images of shape {images.shape}: {first_line(error)}"

@@ -120,6 +120,10 @@ def score_function(
 
 def _batches_at(model: nnx.Module, method: str, batch: Batches | None, loss: Loss) -> Callable[[int], list[Batch]]:
     """Return the batches of each step that the formula of ``method`` takes."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(nnx.state(model))):
+        raise UserError(
+            "a score needs the weights of the network; choose weights by a score outside of jax.jit and nnx.eval_shape"
+        )
     needed = SCORES[method].batches
     if needed == "none":
         return lambda step: []

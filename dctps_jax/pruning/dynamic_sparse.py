@@ -19,6 +19,7 @@ from dctps_jax.kernels import KernelLayer
 from dctps_jax.prunable import prunable_layers
 from dctps_jax.pruning.dynamic import UpdateSchedule, keep_only, move_weights, skip_optimizer_step
 from dctps_jax.pruning.sparse_optimizer import keep_masked
+from dctps_jax.seeds import as_key
 
 METHODS = ("rigl", "set")
 
@@ -64,7 +65,7 @@ def dynamic_sparse(
     method: str = "rigl",
     update_every: int = 100,
     drop_fraction: float = 0.3,
-    key: jax.Array | None = None,
+    key: jax.Array | int | None = None,
 ) -> DynamicSparse:
     """Return an optimiser for the weights that masks keep, and move masks by RigL or SET while training.
 
@@ -114,7 +115,7 @@ class DynamicSparseOptimizer(nnx.Optimizer):
         method: str = "rigl",
         update_every: int = 100,
         drop_fraction: float = 0.3,
-        key: jax.Array | None = None,
+        key: jax.Array | int | None = None,
     ):
         super().__init__(model, tx, wrt=wrt)
         masks = [np.asarray(layer.mask[...]) for layer in _masked_layers(model).values() if layer.mask is not None]
@@ -163,7 +164,7 @@ class Moves:
         update_every: int,
         end_step: int,
         drop_fraction: float,
-        key: jax.Array | None,
+        key: jax.Array | int | None,
     ) -> "Moves":
         """Return the moves of masked arrays; the numbers are those of the trainer."""
         if method not in METHODS:
@@ -181,7 +182,8 @@ class Moves:
         counts, sizes = ({str(n): int(of(mask)) for n, mask in enumerate(masks)} for of in (np.sum, np.size))
         steps = range(update_every - 1, end_step - 1, update_every)
         drops = [list(schedule.drop_counts(step, counts, sizes).values()) for step in steps]
-        return cls(schedule, np.array(drops, np.int32).reshape(len(drops), len(masks)), key)
+        seeded = None if key is None else as_key(key)
+        return cls(schedule, np.array(drops, np.int32).reshape(len(drops), len(masks)), seeded)
 
     def apply(self, step: jax.Array, parts: Any) -> list[tuple[jax.Array, jax.Array]]:
         """Return (new mask, kept) for each (array, mask, gradient), as :func:`move_weights` does."""

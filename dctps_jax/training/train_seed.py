@@ -107,7 +107,7 @@ def train_seed(
             print(report)
         print(layer_table(shapes, weights.last, sizes))
         if weights.first != weights.last:
-            print(f"the table is of the end; the first steps train {weights.density_at(0):.4g} of the weights")
+            print(f"the table is of the end; the first steps train {100 * weights.density_at(0):.4g} % of the weights")
         if config.execution.explain:
             local = config.batch_size // placement.num_devices
             print(plan_table(planned(model, (local, *dataset.train_images.shape[1:]))))

@@ -205,3 +205,12 @@ def test_what_has_no_mask_or_no_dense_gradient_is_refused():
     params = {"a": jnp.ones((2, 2))}
     with pytest.raises(UserError, match=r"a gradient has shape \(2,\), and its array \(2, 2\)"):
         optimizer.move({"a": jnp.ones(2)}, optimizer.init(params), params)
+
+
+def test_a_seed_is_a_key():
+    masks, params = {"a": jnp.eye(4) > 0}, {"a": jnp.eye(4)}
+    moved = []
+    for key in (3, jax.random.key(3)):
+        optimizer = dynamic_sparse(optax.sgd(0.1), masks, method="set", key=key, update_every=1, end_step=9)
+        moved.append(optimizer.move({"a": jnp.ones((4, 4))}, optimizer.init(params), params)[1].masks["a"])
+    np.testing.assert_array_equal(*moved)

@@ -93,3 +93,29 @@ def test_the_magnitude_of_the_sparse_part():
     kept = prune(model, "magnitude_sparse", 0.25, key=KEY)[""]
     np.testing.assert_array_equal(kept, abs(sparse) >= jnp.sort(abs(sparse).ravel())[-16])
     assert (kept != prune(model, "magnitude", 0.25, key=KEY)[""]).any()
+
+
+class Attention(nnx.Module):
+    def __init__(self):
+        self.attention = nnx.MultiHeadAttention(2, 4, decode=False, dropout_rate=0.5, rngs=nnx.Rngs(0))
+        self.head = nnx.Linear(4, 3, rngs=nnx.Rngs(1))
+
+    def __call__(self, x):
+        return self.head(self.attention(x).mean(1))
+
+
+@pytest.mark.parametrize("method", ["snip", "magnitude"])
+def test_a_new_network_with_dropout_is_scored_as_in_evaluation(method):
+    batch = jax.random.normal(jax.random.key(0), (6, 5, 4)), jnp.arange(6) % 3
+    fresh, told = Attention(), Attention()
+    told.eval()
+    found, expected = (get_masks(convert(m, density=0.3, method=method, batch=batch)) for m in (fresh, told))
+    for path, mask in expected.items():
+        np.testing.assert_array_equal(found[path], mask)
+
+
+@pytest.mark.parametrize("method", ["snip", "magnitude", "synflow"])
+def test_a_score_without_weights_is_refused(method):
+    batch = jnp.ones((6, 5, 4)), jnp.arange(6) % 3
+    with pytest.raises(UserError, match=r"a score needs the weights of the network; .* nnx\.eval_shape"):
+        nnx.eval_shape(lambda: convert(Attention(), density=0.3, method=method, batch=batch))
