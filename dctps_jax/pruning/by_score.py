@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
 from dctps_jax.errors import UserError
 from dctps_jax.losses import LOSSES, Loss
@@ -120,7 +121,7 @@ def score_function(
 
 def _batches_at(model: nnx.Module, method: str, batch: Batches | None, loss: Loss) -> Callable[[int], list[Batch]]:
     """Return the batches of each step that the formula of ``method`` takes."""
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(nnx.state(model))):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(nnx.state(model))):
         raise UserError(
             "a score needs the weights of the network; choose weights by a score outside of jax.jit and nnx.eval_shape"
         )
