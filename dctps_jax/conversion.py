@@ -2,7 +2,7 @@
 
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -12,7 +12,7 @@ from flax import nnx
 
 from dctps_jax.errors import UserError
 from dctps_jax.frozen import check_all_plain, freeze_all_but, frozen
-from dctps_jax.kernels import KernelLayer, values_at
+from dctps_jax.kernels import KernelLayer, of_each, values_at
 from dctps_jax.layer_kinds import KINDS, DCTpSEinsum, has_counterpart, kernel_variable, shapes_of
 from dctps_jax.offsets import Offset
 from dctps_jax.partitioning import add_metadata, metadata_of_values, placed_like
@@ -139,7 +139,7 @@ def _plain(layer: KernelLayer) -> Any:
         arguments["kernel_shape"] = layer.contraction.shape
     plain: Any = layer_type(**arguments, **_zeros_for(layer_type), rngs=nnx.Rngs(0))
     kernel = kernel_variable(plain)
-    kernel.set_value(_of_each(layer.stack, layer.plain_kernel)(layer.effective_kernel()))
+    kernel.set_value(of_each(layer.stack, layer.plain_kernel)(layer.effective_kernel()))
     add_metadata(kernel, layer.kernel.get_metadata())
     if layer.bias is not None:
         plain.bias.set_value(layer.bias[...])
@@ -216,13 +216,6 @@ def _stack(path: str, layer: Any) -> tuple[int, ...]:
     return stack
 
 
-def _of_each(stack: tuple[int, ...], function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """Return a function of one kernel as a function of a stack of kernels."""
-    for _ in stack:
-        function = jax.vmap(function)
-    return function
-
-
 def _converted(
     layer: Any, stack: tuple[int, ...], support: np.ndarray | None, is_frozen: bool, **settings: Any
 ) -> KernelLayer:
@@ -235,7 +228,7 @@ def _converted(
         if stack and variable is not None:
             variable.set_value(jnp.broadcast_to(variable[...], (*stack, *variable[...].shape)))
     metadata = kernel_variable(layer).get_metadata()
-    whole = _of_each(stack, new.own_kernel)(kernel_variable(layer)[...])
+    whole = of_each(stack, new.own_kernel)(kernel_variable(layer)[...])
     if new.support is not None:
         new.support.set_value(jnp.asarray(support, jnp.int32))
     if support is not None or isinstance(layer, nnx.LinearGeneral | nnx.Einsum):  # the axes are other ones

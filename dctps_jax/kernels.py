@@ -22,7 +22,7 @@ A layer without mask and support trains all weights. D is no state: it follows f
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -148,8 +148,7 @@ class KernelLayer(nnx.Module):
             raise UserError(
                 f"the mask has shape {mask.shape}; it must have the kernel's shape {(*self.stack, *self.kernel_shape)}"
             )
-        if mask.dtype != bool and not isinstance(mask, Tracer) and not np.isin(np.asarray(mask), (0, 1)).all():
-            raise UserError("the mask has other values than 0 and 1; give booleans, True where a weight is trained")
+        check_zero_or_one(mask)
         mask = jnp.array(mask != 0)
         self.kernel.set_value(jnp.where(mask, self.sparse_kernel(), 0))
         self.support = nnx.data(None)
@@ -192,9 +191,7 @@ class KernelLayer(nnx.Module):
         kernel = self.kernel[...]
         if self.support is not None:
             scatter = partial(add_at, jnp.zeros(self.kernel_shape, kernel.dtype))
-            for _ in self.stack:
-                scatter = jax.vmap(scatter)
-            return scatter(self.support[...], kernel)
+            return of_each(self.stack, scatter)(self.support[...], kernel)
         if self.mask is not None:
             # `where`, not a product: its transpose gives pruned weights a gradient of exactly zero, also when the
             # incoming gradient is not finite (0 · NaN is NaN), so that S and its optimiser state stay zero there.
@@ -250,6 +247,19 @@ class KernelLayer(nnx.Module):
             # W₀ has no gradient. With its part apart, no array of the kernel's size is computed for S.
             outputs += convolve(inputs, self.base[...].astype(inputs.dtype), geometry)
         return outputs
+
+
+def of_each(stack: tuple[int, ...], function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Return a function of arrays of one layer as a function of the arrays of a stack of layers."""
+    for _ in stack:
+        function = jax.vmap(function)
+    return function
+
+
+def check_zero_or_one(mask: Any, name: str = "the mask") -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a mask of other values; those of a traced one are not known."""
+    if mask.dtype != bool and not isinstance(mask, Tracer) and not np.isin(np.asarray(mask), (0, 1)).all():
+        raise UserError(f"{name} has other values than 0 and 1; give booleans, True where a weight is trained")
 
 
 def work_of(layer: KernelLayer, inputs: jax.Array, geometry: Geometry) -> Work:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from dctps_jax.errors import UserError
 from dctps_jax.files import read_json
-from dctps_jax.kernels import KernelLayer
+from dctps_jax.kernels import KernelLayer, check_zero_or_one
 from dctps_jax.npz import read_npz, write_npz
 from dctps_jax.prunable import check_not_normalized, prunable_layers
 
@@ -28,9 +28,9 @@ def apply_masks(
     positions. Layers that ``masks`` does not name stay as they are. The mask of layers that ``nnx.vmap`` has stacked
     has the axis of the layers before those of a kernel.
 
-    Raises :class:`~dctps_jax.errors.UserError` for a path that is no prunable layer, a mask of another shape, an
-    unknown form, and stacked layers that are to be compact with unequal numbers of weights. The model is then
-    unchanged.
+    Raises :class:`~dctps_jax.errors.UserError` for a path that is no prunable layer, a mask of another shape or of
+    other values than 0 and 1, an unknown form, and stacked layers that are to be compact with unequal numbers of
+    weights. The model is then unchanged.
     """
     if form not in FORMS:
         raise UserError(f"form is {form!r}; it must be one of: {', '.join(FORMS)}")
@@ -41,6 +41,7 @@ def apply_masks(
         shape = (*layers[path].stack, *layers[path].kernel_shape)
         if tuple(mask.shape) != shape:
             raise UserError(f"the mask of {path} has shape {mask.shape}, its kernel {shape}")
+        check_zero_or_one(mask, f"the mask of {path}")
     if form == "masked":
         for path, mask in masks.items():
             layers[path].set_mask(mask)

@@ -72,6 +72,17 @@ def test_mistakes_change_nothing(model, path, shape, message):
         np.testing.assert_array_equal(layer.kernel[...], before[name])
 
 
+@pytest.mark.parametrize("form", ["masked", "compact"])
+def test_a_mask_of_other_values_changes_nothing(model, form):
+    before, masks = get_masks(model), get_masks(model)
+    *others, last = masks
+    masks |= {path: np.zeros_like(masks[path]) for path in others} | {last: np.full(masks[last].shape, 0.5)}
+    with pytest.raises(UserError, match=f"the mask of {last} has other values than 0 and 1; give booleans"):
+        apply_masks(model, masks, form)
+    for path, mask in get_masks(model).items():
+        np.testing.assert_array_equal(mask, before[path])
+
+
 def test_masks_keep_in_a_file(tmp_path):
     masks = {"convs.0": np.eye(4, dtype=bool), "fc": jnp.zeros((2, 3), bool)}
     for path in (tmp_path / "masks.npz", str(tmp_path / "masks.npz")):  # the second replaces the first
