@@ -55,7 +55,6 @@ def launch(num_processes: int, num_devices: int, options: Sequence[str]) -> int:
 
     Process 0 prints. SIGINT and SIGTERM are passed on to all. GPUs are shared out evenly, where there are any.
     """
-    port = _free_port()
     processes: list[subprocess.Popen[Any]] = []
     stops: list[int] = []
 
@@ -68,30 +67,40 @@ def launch(num_processes: int, num_devices: int, options: Sequence[str]) -> int:
     for number in SIGNALS:
         signal.signal(number, pass_on)
     with tempfile.TemporaryFile() as unheard:
-        for index in range(num_processes):
-            place = [
-                f"--config.distributed.coordinator=localhost:{port}",
-                f"--config.distributed.num_processes={num_processes}",
-                f"--config.distributed.process_id={index}",
-            ]
-            output = None if index == 0 else unheard
-            process = subprocess.Popen(
-                [sys.executable, "-m", "dctps_jax.cli.train", *options, *place],
-                env=os.environ | _devices_of(index, num_processes, num_devices),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C comes from this process only
-            )
-            processes.append(process)
-            if stops:
-                pass_on(stops[0], None)
+        outputs = [None] + [unheard] * (num_processes - 1)
+        processes.extend(start_processes(outputs, num_devices, options))
+        for number in stops:
+            pass_on(number, None)
         _wait(processes)
         codes = [process.returncode for process in processes]
         if codes[0] < 0 or "Traceback" in _text_of(unheard):
             sys.stderr.write(_text_of(unheard))
     code = codes[0] if codes[0] >= 0 else max(codes)
     return code if code >= 0 else 128 - code
+
+
+def start_processes(
+    outputs: Sequence[IO[Any] | int | None], num_devices: int, options: Sequence[str]
+) -> list[subprocess.Popen[Any]]:
+    """Start a process of ``dctps-train`` for each of ``outputs``, where it prints: a file, or None for this one's."""
+    port, count = _free_port(), len(outputs)
+    processes = []
+    for index, (output, devices) in enumerate(zip(outputs, _devices_of_all(count, num_devices), strict=True)):
+        place = (
+            f"--config.distributed.coordinator=localhost:{port}",
+            f"--config.distributed.num_processes={count}",
+            f"--config.distributed.process_id={index}",
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dctps_jax.cli.train", *options, *place],
+            env=os.environ | devices,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C comes from this process only
+        )
+        processes.append(process)
+    return processes
 
 
 def _wait(processes: Sequence[subprocess.Popen[Any]]) -> None:
@@ -106,21 +115,22 @@ def _wait(processes: Sequence[subprocess.Popen[Any]]) -> None:
         time.sleep(0.1)
 
 
-def _devices_of(index: int, num_processes: int, num_devices: int) -> dict[str, str]:
-    """Return the variables of the environment that give a process its devices."""
+def _devices_of_all(num_processes: int, num_devices: int) -> list[dict[str, str]]:
+    """Return the variables of the environment that give each process its devices."""
     if num_devices:
         flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
-        return {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
+        return [{"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}] * num_processes
     gpus = _gpus()
-    if not gpus or num_processes == 1:
-        return {}
+    if not gpus:
+        return [{}] * num_processes
     if len(gpus) % num_processes:
         raise UserError(
             f"--processes is {num_processes}, which cannot share {len(gpus)} GPUs evenly; give another number, or name "
             "GPUs in CUDA_VISIBLE_DEVICES"
         )
     share = len(gpus) // num_processes
-    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[index * share : (index + 1) * share])}
+    shares = [gpus[begin : begin + share] for begin in range(0, len(gpus), share)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(names)} for names in shares]
 
 
 def _gpus() -> list[str]:

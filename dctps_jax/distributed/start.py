@@ -1,6 +1,7 @@
 """Join the processes of a run to JAX's distributed runtime, as ``config.distributed`` says."""
 
 import os
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ class Cluster(NamedTuple):
     coordinator: str
     num_processes: int
     process_id: int
-    local_device_ids: list[int] | None = None
+    local_device_ids: Sequence[int] | None = None
 
 
 _relay: Relay | None = None
@@ -94,8 +95,9 @@ def _detected() -> Cluster:
     except Exception as error:  # whatever the environment of a cluster lacks
         reason: str = f"({type(error).__name__}: {first_line(error)})"
     else:
-        if None not in found[:3]:
-            return Cluster(*found)
+        coordinator, num_processes, process_id, devices = found
+        if coordinator is not None and num_processes is not None and process_id is not None:
+            return Cluster(coordinator, num_processes, process_id, devices)
         reason = "(no TPU pod, Slurm, Open MPI or Kubernetes)"
     raise UserError(
         f"config.distributed.coordinator is 'auto', but JAX finds no cluster here {reason}; give host:port, and "

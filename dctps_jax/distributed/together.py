@@ -134,7 +134,8 @@ def _check_same_program(config: Any, hosts: list[str]) -> None:
 def _leave(watch: Watch, error: BaseException) -> None:
     """Tell the others how this process leaves, and have it end without JAX's own good-bye, which waits for them."""
     if getattr(error, "is_agreed", False):
-        watch.leave_together(*reversed(_told(error)))
+        message, code = _told(error)
+        watch.leave_together(code, message)
         return
     if isinstance(error, jax.errors.JaxRuntimeError):
         watch.wait_for_reason()

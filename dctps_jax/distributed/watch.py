@@ -50,7 +50,7 @@ class Watch:
         self._patience, self._left, self._ending = PATIENCE_SECONDS, threading.Event(), threading.Lock()
         # Process 0 watches all others; they watch process 0, which answers as the store.
         watched = range(1, len(hosts)) if process == 0 else range(1)
-        self._beats = dict.fromkeys(watched, ("", time.monotonic()))
+        self._beats: dict[int, tuple[str, float]] = {process: ("", time.monotonic()) for process in watched}
         self._departures: dict[int, Departure] = {}
 
     def begin(self) -> None:
@@ -159,6 +159,8 @@ class Watch:
 
     def _last_call(self, code: int, message: str) -> None:
         """Tell the others when :func:`~dctps_jax.command.end_process` ends this process."""
+        if 0 in self._departures and self.process > 0:  # and the store with it
+            return
         told = threading.Thread(target=self._depart_alone, args=(code, message), daemon=True)
         told.start()
         told.join(3 * GRACE_SECONDS)  # the store may not answer
