@@ -73,12 +73,13 @@ class Group:
         return self
 
 
-def start(workdir, options, devices):
+def start(workdir, options, devices, more_environment=None):
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
         "PYTHONUNBUFFERED": "1",
+        **(more_environment or {}),
     }
     command = [sys.executable, "train.py", "--config", "configs/lenet_digits.py", "--workdir", str(workdir)]
     return subprocess.Popen(
@@ -112,7 +113,7 @@ def run(workdir, *options, **more):
     return finished
 
 
-def assert_left_together(finished, code, *texts, others=None):
+def assert_left_together(finished, code, *texts):
     """All processes left with `code` and one sentence each, which holds `texts`."""
     for index, err in enumerate(finished.err):
         if finished.codes[index] == -signal.SIGKILL:

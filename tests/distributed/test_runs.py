@@ -3,6 +3,8 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,17 +13,22 @@ from PIL import Image
 from dctps_jax import pruning
 from tests.distributed.processes import (
     LIMIT_SECONDS,
+    REPO,
     STEPS_PER_EPOCH,
     Group,
     alone,
     assert_left_together,
+    free_port,
     group,
     run,
+    start,
 )
 from tests.killed_runs import flip_content
 from tests.small_runs import arrays, assert_same_end, results, rows, steps
 
 SGD = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.01", "--config.num_epochs=2")
+
+IMAGES = ("--config.data.name=image_folder", "--config.data.image_size=32", "--config.batch_size=8")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +41,16 @@ def plain(tmp_path_factory):
     assert "epoch 2/2" in (workdir / "host_1.log").read_text()
     assert not [entry for entry in workdir.iterdir() if entry.name.startswith(".shared")]
     return workdir
+
+
+def make_images(folder, seed=0):
+    random = np.random.default_rng(seed)
+    for part, count in (("train", 48), ("test", 16)):
+        for name in ("a", "b"):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(count):
+                image = random.integers(0, 128, (32, 32, 3), np.uint8) + 127 * (name == "b")
+                Image.fromarray(image.astype(np.uint8)).save(folder / part / name / f"{number}.png")
 
 
 def assert_close(workdir, expected, tolerance):
@@ -52,21 +69,9 @@ def test_two_processes_equal_one(tmp_path):
 
 
 def test_images_of_a_folder_out_of_the_cache(tmp_path):
-    random = np.random.default_rng(0)
-    for part, count in (("train", 48), ("test", 16)):
-        for name in ("a", "b"):
-            (tmp_path / "images" / part / name).mkdir(parents=True)
-            for number in range(count):
-                image = random.integers(0, 128, (32, 32, 3), np.uint8) + 127 * (name == "b")
-                Image.fromarray(image.astype(np.uint8)).save(tmp_path / "images" / part / name / f"{number}.png")
-    options = (
-        *SGD,
-        "--config.data.name=image_folder",
-        f"--config.data.dir={tmp_path / 'images'}",
-        f"--config.data.cache_dir={tmp_path / 'cache'}",
-        "--config.data.image_size=32",
-        "--config.batch_size=8",
-    )
+    make_images(tmp_path / "images")
+    places = (f"--config.data.dir={tmp_path / 'images'}", f"--config.data.cache_dir={tmp_path / 'cache'}")
+    options = (*SGD, *IMAGES, *places)
     assert alone(tmp_path / "one", *options)[0] == 0  # it decodes them
     run(tmp_path / "two", *options)
     assert_close(tmp_path / "two", tmp_path / "one", 1e-5)
@@ -173,10 +178,23 @@ def test_a_directory_for_each_host(tmp_path):
 
 
 def test_images_missing_on_one_host(tmp_path):
-    options = ("--config.data.name=image_folder", "--config.data.image_size=32", "--config.data.dir=/nowhere")
-    finished = group(tmp_path / "run", by_process={1: options[:2], 0: options[:2]})
-    finished = finished.finish()
-    assert finished.codes == [2, 2]
+    make_images(tmp_path / "images")
+    options = (*IMAGES, f"--config.data.cache_dir={tmp_path / 'cache'}")
+    folders = {0: (f"--config.data.dir={tmp_path / 'images'}",), 1: (f"--config.data.dir={tmp_path / 'none'}",)}
+    finished = group(tmp_path / "run", *options, by_process=folders).finish()
+    assert_left_together(finished, 2, f"{tmp_path / 'none'}")
+
+
+def test_other_images_on_one_host(tmp_path):
+    folders = {}
+    for index in range(2):
+        make_images(tmp_path / f"{index}", seed=index)
+        folders[index] = (
+            f"--config.data.dir={tmp_path / f'{index}'}",
+            f"--config.data.cache_dir={tmp_path / f'cache_{index}'}",
+        )
+    finished = group(tmp_path / "run", *IMAGES, by_process=folders).finish()
+    assert_left_together(finished, 2, "the images of process 1 are not those of process 0; give all hosts the same")
 
 
 def test_a_signal_before_the_training_ends_all(tmp_path):
@@ -191,3 +209,32 @@ def test_a_signal_before_the_training_ends_all(tmp_path):
 def test_a_finished_run_reports(plain):
     finished = run(plain)
     assert finished.out[0].count("\n") == 1 and "is finished" in finished.out[0] and finished.out[1] == ""
+
+
+def test_processes_that_slurm_starts(tmp_path):
+    job = {
+        "SLURM_JOB_ID": str(free_port()),  # the port follows from it
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+    }
+    of_process = [job | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in range(2)]
+    options = ("--config.num_epochs=1", "--config.distributed.coordinator=auto")
+    processes = [start(tmp_path, options, 2, environment) for environment in of_process]
+    outputs = [process.communicate(timeout=LIMIT_SECONDS) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "4 cpu device(s)" in outputs[0][0] and "device(s)" not in outputs[1][0]
+
+
+def test_launch_starts_all_and_passes_signals_on(tmp_path):
+    command = [sys.executable, "-m", "dctps_jax.cli.launch", "--processes", "2", "--devices", "2", "--"]
+    options = ["--config", "configs/lenet_digits.py", "--workdir", str(tmp_path), "--config.num_epochs=200"]
+    process = subprocess.Popen(
+        [*command, *options], cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    _, err = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == 143, err
+    assert err.splitlines()[-1].startswith("train.py: stopped by SIGTERM; saved at step ") and "Traceback" not in err
