@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from record import describe_run, save
 
-from dctps_jax.cli.launch import start_processes
+from dctps_jax.cli.launch import start_processes, wait_for_all
 from dctps_jax.runs.checkpoint_files import read_checkpoint
 
 OPTIONS = (
@@ -33,8 +33,6 @@ OPTIONS = (
     "--config.checkpoint_every_steps=3",
     "--config.tensorboard=False",
 )
-# The longest that a process may take to leave after a disturbance, and a run to its end.
-LEAVE_SECONDS, RUN_SECONDS = 60, 600
 
 
 class Disturbance(NamedTuple):
@@ -68,23 +66,22 @@ def start_once(workdir: Path, disturbance: Disturbance | None, after: float, in_
             for index in disturbance.processes:
                 processes[index].send_signal(disturbance.number)
             started = time.monotonic()
-        try:
-            codes = [process.wait(LEAVE_SECONDS if disturbance else RUN_SECONDS) for process in processes]
-        except subprocess.TimeoutExpired:
-            for process in processes:
-                process.kill()
-            texts = [Path(output.name).read_text() for output in outputs]
-            raise SystemExit(f"{disturbance} hangs {workdir}:\n{texts[0]}\n{texts[1]}") from None
+        codes = wait_for_all(processes)
         lines = [(Path(output.name).read_text().splitlines() or [""])[-1] for output in outputs]
     return Ended(codes, lines, time.monotonic() - started)
 
 
 def is_right(ended: Ended, disturbance: Disturbance) -> bool:
-    """Return whether all processes that were not killed left with the same code, and with one that fits."""
-    if disturbance.number == signal.SIGTERM:
-        return ended.codes in ([0, 0], [143, 143])
-    left = {code for index, code in enumerate(ended.codes) if index not in disturbance.processes or code >= 0}
-    return left <= {0} or left <= {69}
+    """Return whether all processes that were not killed left with the same code, and with one that fits.
+
+    After SIGKILL that is 69, or 143 where a process still waited for the killed one to join it. After SIGTERM it is
+    143. It is 0 where the run ended before.
+    """
+    left = {code for code in ended.codes if code != -signal.SIGKILL}
+    fitting = (143,) if disturbance.number == signal.SIGTERM else (69, 143)
+    was_killed = ended.codes.count(-signal.SIGKILL)
+    most_killed = len(disturbance.processes) if disturbance.number == signal.SIGKILL else 0
+    return len(left) <= 1 and left <= {0, *fitting} and was_killed <= most_killed
 
 
 def content(workdir: Path) -> tuple[Any, ...]:

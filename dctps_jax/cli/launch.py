@@ -20,8 +20,9 @@ from dctps_jax.command import command
 from dctps_jax.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# How long the other processes may go on once one of them has failed, in seconds. They leave by themselves before that.
-PATIENCE_SECONDS = 90
+# How long the other processes may go on once one of them has failed, in seconds, before they are stopped, and how long
+# after that before they are killed.
+PATIENCE_SECONDS, KILL_SECONDS = 40, 10
 USAGE = "dctps-launch --processes N [--devices M] -- --config configs/NAME.py [--workdir DIR] [--config.FIELD=VALUE …]"
 
 
@@ -71,8 +72,7 @@ def launch(num_processes: int, num_devices: int, options: Sequence[str]) -> int:
         processes.extend(start_processes(outputs, num_devices, options))
         for number in stops:
             pass_on(number, None)
-        _wait(processes)
-        codes = [process.returncode for process in processes]
+        codes = wait_for_all(processes)
         if codes[0] < 0 or "Traceback" in _text_of(unheard):
             sys.stderr.write(_text_of(unheard))
     code = codes[0] if codes[0] >= 0 else max(codes)
@@ -103,16 +103,24 @@ def start_processes(
     return processes
 
 
-def _wait(processes: Sequence[subprocess.Popen[Any]]) -> None:
-    """Wait for all processes. Where one fails, the others leave; those that do not are killed after a while."""
-    until: float | None = None
-    while any(process.poll() is None for process in processes):
-        if until is None and any(process.returncode for process in processes):
-            until = time.monotonic() + PATIENCE_SECONDS
-        if until is not None and time.monotonic() > until:
-            for process in processes:
-                process.kill()
+def wait_for_all(processes: Sequence[subprocess.Popen[Any]]) -> list[int]:
+    """Wait for all processes; return their exit codes.
+
+    Where one fails, the others leave. Those that do not, since they still wait for it to join them, are stopped.
+    """
+    while all(process.returncode in (0, None) for process in processes):
+        if all(process.poll() is not None for process in processes):
+            break
         time.sleep(0.1)
+    for seconds, end in ((PATIENCE_SECONDS, subprocess.Popen.terminate), (KILL_SECONDS, subprocess.Popen.kill)):
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and any(process.poll() is None for process in processes):
+            time.sleep(0.1)
+        for process in processes:
+            end(process)
+    for process in processes:
+        process.wait()
+    return [process.returncode for process in processes]
 
 
 def _devices_of_all(num_processes: int, num_devices: int) -> list[dict[str, str]]:

@@ -23,6 +23,7 @@ from dctps_jax.distributed.start import start, the_relay
 from dctps_jax.distributed.watch import Watch
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
+from dctps_jax.files import digest_of
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # The fields that each host may have a value of its own for. The images themselves are compared when they are read.
@@ -49,12 +50,12 @@ def together(config: Any) -> Iterator[None]:
     if jax.process_count() == 1 or _is_open:
         yield
         return
-    hosts = gather(socket.gethostname())
-    watch = Watch(jax.process_index(), hosts, the_relay())
+    watch = Watch(jax.process_index(), jax.process_count(), the_relay())
     watch.begin()
     with _silent_unless_first(), _opened():
         try:
-            _check_same_program(config, hosts)
+            watch.hosts = gather(socket.gethostname())
+            _check_same_program(config, watch.hosts)
             yield
         except BaseException as error:
             _leave(watch, error)
@@ -119,7 +120,8 @@ def _silent_unless_first() -> Iterator[None]:
 
 
 def _check_same_program(config: Any, hosts: list[str]) -> None:
-    versions = {f"version of {name}": importlib.metadata.version(name) for name in PACKAGES}
+    versions = {f"the version of {name}": importlib.metadata.version(name) for name in PACKAGES}
+    versions["the code of dctps_jax"] = _digest_of_code()
     fields = dict(flat_fields(json.loads(config.to_json())))
     fields = {f"config.{name}": value for name, value in fields.items() if name not in FIELDS_OF_A_HOST}
     values = gather(versions | fields)
@@ -129,6 +131,12 @@ def _check_same_program(config: Any, hosts: list[str]) -> None:
             f"{name} is {values[0].get(name)!r} in process 0 on {hosts[0]} and {values[process].get(name)!r} in "
             f"process {process} on {hosts[process]}; start all processes with the same command and the same packages"
         )
+
+
+def _digest_of_code() -> str:
+    package = Path(__file__).parents[1]
+    sources = sorted(package.rglob("*.py"))
+    return digest_of([(str(file.relative_to(package)), file.read_text()) for file in sources])[:12]
 
 
 def _leave(watch: Watch, error: BaseException) -> None:

@@ -43,13 +43,14 @@ class Departure(NamedTuple):
 class Watch:
     """Watches the other processes from :meth:`begin` on, until this one leaves."""
 
-    def __init__(self, process: int, hosts: list[str], relay: Relay | None):
-        """``hosts`` are the names of the processes' hosts, by number."""
-        self.process, self.hosts, self._relay = process, hosts, relay
+    def __init__(self, process: int, num_processes: int, relay: Relay | None):
+        self.process, self._relay = process, relay
+        # The names of the processes' hosts, by number, as soon as they are known.
+        self.hosts = ["a host unknown so far"] * num_processes
         self._run = next(_runs)
         self._patience, self._left, self._ending = PATIENCE_SECONDS, threading.Event(), threading.Lock()
         # Process 0 watches all others; they watch process 0, which answers as the store.
-        watched = range(1, len(hosts)) if process == 0 else range(1)
+        watched = range(1, num_processes) if process == 0 else range(1)
         self._beats: dict[int, tuple[str, float]] = {process: ("", time.monotonic()) for process in watched}
         self._departures: dict[int, Departure] = {}
 
