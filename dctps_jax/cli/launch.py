@@ -108,10 +108,10 @@ def wait_for_all(processes: Sequence[subprocess.Popen[Any]]) -> list[int]:
 
     Where one fails, the others leave. Those that do not, since they still wait for it to join them, are stopped.
     """
-    while all(process.returncode in (0, None) for process in processes):
-        if all(process.poll() is not None for process in processes):
-            break
+    codes: list[int | None] = [None]
+    while None in codes and not any(codes):
         time.sleep(0.1)
+        codes = [process.poll() for process in processes]
     for seconds, end in ((PATIENCE_SECONDS, subprocess.Popen.terminate), (KILL_SECONDS, subprocess.Popen.kill)):
         until = time.monotonic() + seconds
         while time.monotonic() < until and any(process.poll() is None for process in processes):
