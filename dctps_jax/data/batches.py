@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dctps_jax.data.augmentation import Crops, augment, draw_crops
 from dctps_jax.data.dataset import Dataset
 from dctps_jax.data.regularization import NOTHING, Regularization, blank_out, mix_and_smooth
 from dctps_jax.errors import UserError
 from dctps_jax.ops.fusion import materialized
 from dctps_jax.seeds import stream
-
-CROP_PADDING = 4
 
 
 class Examples(NamedTuple):
@@ -99,19 +98,6 @@ def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
-def augment(images: jax.Array, key: jax.Array) -> jax.Array:
-    """Crop at random out of a border of four black pixels, and flip half of the images left to right."""
-    crop_key, flip_key = jax.random.split(key)
-    batch, *shape = images.shape
-    border = (CROP_PADDING, CROP_PADDING)
-    padded = jnp.pad(images, ((0, 0), border, border, (0, 0)))
-    corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * CROP_PADDING + 1)
-    crop = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), shape))
-    cropped = crop(padded, corners)
-    flipped = jax.random.bernoulli(flip_key, shape=(batch,))
-    return jnp.where(flipped[:, None, None, None], cropped[:, :, ::-1], cropped)
-
-
 def training_batch(
     train: Examples | ExamplesInRows,
     epoch_rows: jax.Array,
@@ -123,10 +109,12 @@ def training_batch(
     augmented: bool,
     key: jax.Array,
     regularization: Regularization = NOTHING,
+    crops: Crops | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the normalised images and labels of one step.
 
-    ``epoch_rows`` has the rows of ``train`` in the order of the step's epoch.
+    ``epoch_rows`` has the rows of ``train`` in the order of the step's epoch. ``crops`` are those of the step, where
+    they are drawn already.
     """
     rows = jax.lax.dynamic_slice(epoch_rows, (step % steps_per_epoch * batch_size,), (batch_size,))
     batch = make_batch(
@@ -136,6 +124,7 @@ def training_batch(
         augmented=augmented,
         key=key,
         regularization=regularization,
+        crops=crops,
     )
     return mix_and_smooth(batch, step, key, regularization)
 
@@ -159,10 +148,11 @@ def make_batch(
     augmented: bool,
     key: jax.Array,
     regularization: Regularization = NOTHING,
+    crops: Crops | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Augment and normalise the images picked for a step. Labels stay as they are."""
     images, labels = jnp.asarray(picked.images), jnp.asarray(picked.labels)
     if augmented:
-        images = augment(images, jax.random.fold_in(stream(key, "augment"), step))
+        images = augment(images, crops or draw_crops(step, key=key, batch_size=len(images)))
     # Stored: otherwise XLA (JAX 0.10.2) augments them again in every operation that reads them, see ops/fusion.py.
     return materialized(blank_out(normalize(images, normalization), step, key, regularization)), labels

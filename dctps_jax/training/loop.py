@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dctps_jax.data.augmentation import Crops, draw_crops_of_steps
 from dctps_jax.data.batches import (
     Examples,
     ExamplesInRows,
@@ -103,11 +104,11 @@ def take_steps(
 ) -> tuple[TrainState, Sums]:
     """Take ``num_steps`` steps of an epoch from where ``state`` stands."""
 
-    def take_step(carry: tuple[TrainState, Sums], _: None) -> tuple[tuple[TrainState, Sums], None]:
+    def take_step(carry: tuple[TrainState, Sums], crops: Crops | None) -> tuple[tuple[TrainState, Sums], None]:
         state, sums = carry
         after, metrics = train_step(
             state,
-            batch_of_step(state.step, train, epoch, setup),
+            batch_of_step(state.step, train, epoch, setup, crops),
             graph=setup.graphs.train,
             optimizer=setup.optimizer,
             mesh=setup.placement.replicated.mesh,
@@ -119,7 +120,10 @@ def take_steps(
 
     if num_steps == 1:
         return take_step((state, sums), None)[0]
-    return jax.lax.scan(take_step, (state, sums), length=num_steps)[0]
+    crops = None
+    if setup.spec.augmented:
+        crops = draw_crops_of_steps(state.step, num_steps, key=epoch.key, batch_size=setup.spec.batch_size)
+    return jax.lax.scan(take_step, (state, sums), crops, length=num_steps)[0]
 
 
 def update_masks(
@@ -142,7 +146,10 @@ def update_masks(
     return after, sums._replace(moved=sums.moved + jnp.stack(list(moved.values())).astype(jnp.int32))
 
 
-def batch_of_step(step: jax.Array, train: ExamplesInRows, epoch: Epoch, setup: Setup) -> tuple[jax.Array, jax.Array]:
+def batch_of_step(
+    step: jax.Array, train: ExamplesInRows, epoch: Epoch, setup: Setup, crops: Crops | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Return the batch of a step. ``crops`` are those of the step, where they are drawn already."""
     spec = setup.spec
     batch = training_batch(
         train,
@@ -154,6 +161,7 @@ def batch_of_step(step: jax.Array, train: ExamplesInRows, epoch: Epoch, setup: S
         augmented=spec.augmented,
         key=epoch.key,
         regularization=spec.regularization,
+        crops=crops,
     )
     return jax.lax.with_sharding_constraint(batch, setup.placement.batch)
 
