@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from dctps_jax.config import check_config, check_value, resolve
+from dctps_jax.config import check_all_is_read, check_config, check_value, resolve
 from dctps_jax.field import find_field
 from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, record_data
@@ -45,6 +45,8 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
     config = resolve(config)
     check_config(config)
     workdir = Path(workdir).absolute()
+    if not (workdir / "config.json").exists():  # a run of an earlier version may go on as it began
+        check_all_is_read(config)
     with contextlib.ExitStack() as stack:
         if signals is None:
             signals = stack.enter_context(listen_for_signals())
