@@ -40,6 +40,11 @@ def check_model(model: Any, name: str = "model") -> None:
         raise UserError(f"{name} is {words(model)}; it must be a network, an nnx.Module")
 
 
+def names_of(paths: Iterable[str]) -> str:
+    """Return dotted paths of layers as a list in a sentence; a layer that is the whole network has the path ""."""
+    return ", ".join(path or "the network" for path in paths)
+
+
 def check_flag(name: str, value: Any) -> None:
     if not isinstance(value, bool | np.bool_):
         raise UserError(f"{name} is {words(value)}; it must be True or False")

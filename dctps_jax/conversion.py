@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dctps_jax.arguments import check_choice, check_flag, check_model, check_number, pairs, patterns
+from dctps_jax.arguments import check_choice, check_flag, check_model, check_number, names_of, pairs, patterns
 from dctps_jax.errors import UserError
 from dctps_jax.frozen import check_all_plain, freeze_all_but, frozen
 from dctps_jax.kernels import KernelLayer, of_each
@@ -110,8 +110,8 @@ def convert(
     shapes = {path: _kernel_shape(layer) for path, layer in layers.items()}
     if is_frozen and stacks:
         raise UserError(
-            f"nnx.vmap has stacked the layers {', '.join(stacks)}, and offset is 'frozen', which is for layers that "
-            "are not stacked; exclude them, or keep them in an nnx.List"
+            f"nnx.vmap has stacked {names_of(stacks)}, and offset is 'frozen', which is for layers that are not "
+            "stacked; exclude them, or keep them in an nnx.List"
         )
     if is_frozen:
         freeze_all_but(copy, [in_copy[path] for path in allocatable])
@@ -228,7 +228,7 @@ def _stack(path: str, layer: Any) -> tuple[int, ...]:
     if isinstance(layer, KernelLayer):
         return layer.stack
     if isinstance(layer, nnx.Conv | nnx.ConvTranspose) and layer.mask is not None:
-        raise UserError(f"{path} has a mask of its own; exclude it, or build it without")
+        raise UserError(f"{path or 'the network'} has a mask of its own; exclude it, or build it without")
     own = shapes_of(layer)[1]
     found = kernel_variable(layer).get_value().shape
     stack = found[: len(found) - len(own)]

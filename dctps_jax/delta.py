@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dctps_jax.arguments import as_path, check_model
+from dctps_jax.arguments import as_path, check_model, names_of
 from dctps_jax.errors import UserError
 from dctps_jax.files import check_target, write_whole
 from dctps_jax.kernels import Frozen, KernelLayer, SparseParam
@@ -51,7 +51,8 @@ def export_delta(model: nnx.Module, file: Path | str) -> None:
     for layer, path in ((layer, paths[id(layer)]) for layer in prunable_layers(model).values()):
         if layer.base is None:
             raise UserError(
-                f'{path} is no layer of convert(model, offset="frozen", …); a delta is what was added to frozen kernels'
+                f'{names_of([path])} is no layer of convert(model, offset="frozen", …); a delta is what was added to '
+                "frozen kernels"
             )
         name = f"{path}.{'embedding' if isinstance(layer, DCTpSEmbed) else 'kernel'}".lstrip(".")
         base[name] = np.asarray(layer.plain_kernel(layer.base[...]))

@@ -97,7 +97,7 @@ class KernelLayer(nnx.Module):
         check_flag("use_bias", use_bias)
         check_number("alpha_init", alpha_init)
         check_flag("alpha_trainable", alpha_trainable)
-        if not isinstance(rngs, nnx.Rngs):
+        if not callable(getattr(rngs, "params", None)):
             raise UserError(f"rngs is {words(rngs)}; it must be an nnx.Rngs, e.g. nnx.Rngs(0)")
         if mask is not None and support is not None:
             raise UserError("both mask and support are given; a layer takes one of them")

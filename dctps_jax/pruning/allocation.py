@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dctps_jax.arguments import check_shapes, is_number, pairs, patterns, words
+from dctps_jax.arguments import check_shapes, is_number, names_of, pairs, patterns, words
 from dctps_jax.errors import UserError
 from dctps_jax.pruning.pattern import parse_pattern, pattern_counts
 from dctps_jax.pruning.stacks import stack_counts
@@ -97,8 +97,8 @@ def allocate_counts(
     if found := parse_pattern(pattern, density, method):
         if stacks:
             raise UserError(
-                f"pattern is {pattern!r}, and nnx.vmap has stacked the layers {', '.join(stacks)}; a pattern is for "
-                "layers that are not stacked: keep them in an nnx.List"
+                f"pattern is {pattern!r}, and nnx.vmap has stacked {names_of(stacks)}; a pattern is for layers that "
+                "are not stacked: keep them in an nnx.List"
             )
         return pattern_counts(shapes, found, fixed)
     total = round(density * sum(sizes.values()))

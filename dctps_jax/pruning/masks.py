@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
-from dctps_jax.arguments import as_array, as_path, check_by_path, check_choice, check_shape, words
+from dctps_jax.arguments import as_array, as_path, check_by_path, check_choice, check_shape, names_of, words
 from dctps_jax.errors import UserError
 from dctps_jax.files import read_json
 from dctps_jax.kernels import KernelLayer, check_zero_or_one
@@ -45,8 +45,8 @@ def apply_masks(
             raise UserError(f"{path!r} is no prunable layer of the model; they are: {', '.join(layers)}")
         shape = (*layers[path].stack, *layers[path].kernel_shape)
         if tuple(mask.shape) != shape:
-            raise UserError(f"the mask of {path} has shape {mask.shape}, its kernel {shape}")
-        check_zero_or_one(mask, f"the mask of {path}")
+            raise UserError(f"the mask of {names_of([path])} has shape {mask.shape}, its kernel {shape}")
+        check_zero_or_one(mask, f"the mask of {names_of([path])}")
     if set(masks) == set(layers) and not any(
         isinstance(mask, Tracer) or np.asarray(mask).any() for mask in masks.values()
     ):
@@ -67,7 +67,8 @@ def _check_arrays(masks: Any) -> None:
     for path, mask in masks.items():
         if not isinstance(mask, np.ndarray | jax.Array):
             raise UserError(
-                f"the mask of {path} is {words(mask)}; it must be an array of booleans, True where a weight is trained"
+                f"the mask of {names_of([path])} is {words(mask)}; it must be an array of booleans, True where a "
+                "weight is trained"
             )
 
 
@@ -109,8 +110,8 @@ def support_of_mask(path: str, mask: np.ndarray, stack: Sequence[int] = ()) -> n
     counts = sorted({int(count) for count in np.count_nonzero(layers, axis=1)})
     if len(counts) > 1:
         raise UserError(
-            f"the mask of {path} keeps {counts[0]} to {counts[-1]} weights in each of its {len(layers)} stacked "
-            'layers; compact layers that are stacked keep equally many: equalise the mask, or use form="masked"'
+            f"the mask of {names_of([path])} keeps {counts[0]} to {counts[-1]} weights in each of its {len(layers)} "
+            'stacked layers; compact layers that are stacked keep equally many: equalise the mask, or use form="masked"'
         )
     return (np.flatnonzero(layers) % layers.shape[1]).reshape(*stack, counts[0])
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dctps_jax.arguments import words
+from dctps_jax.arguments import names_of, words
 from dctps_jax.errors import UserError
 from dctps_jax.pruning.masks import mask_of_support
 from dctps_jax.pruning.random import random_stream, random_supports_within
@@ -89,8 +89,8 @@ def pattern_counts(shapes: Mapping[str, Sequence[int]], pattern: Pattern, fixed:
         inputs = "·".join(map(str, shapes[path][:-1]))
         raise UserError(
             f"a pattern of {pattern.keep}:{pattern.of} needs a number of inputs that {pattern.of} divides, and each "
-            f"output of {path} has {inputs}{f' = {rows[path]}' if '·' in inputs else ''}; keep all weights of such "
-            f"layers, dense_layers={layers!r}, or choose another M"
+            f"output of {names_of([path])} has {inputs}{f' = {rows[path]}' if '·' in inputs else ''}; keep all weights "
+            f"of such layers, dense_layers={layers!r}, or choose another M"
         )
     return {
         path: fixed[path] if path in fixed else math.prod(shape) // pattern.of * pattern.keep
@@ -115,8 +115,8 @@ def check_scores(scores: Mapping[str, np.ndarray]) -> None:
     for path, values in scores.items():
         if not values.any():
             raise UserError(
-                f"all scores of {path} are 0, and do not say which weights to keep; choose a random method, or name "
-                "the layer in dense_layers"
+                f"all scores of {names_of([path])} are 0, and do not say which weights to keep; choose a random method, or "
+                "name the layer in dense_layers"
             )
 
 
@@ -126,8 +126,8 @@ def check_room_in_groups(masks: Mapping[str, np.ndarray], pattern: Pattern) -> N
         least = int(mask.reshape(-1, pattern.of, mask.shape[-1]).sum(axis=1).min())
         if least < pattern.keep:
             raise UserError(
-                f"{path}: {pattern.keep} of every {pattern.of} inputs are to be kept, and the masks that the network "
-                f"has keep {least} of some; prune the network before it has masks"
+                f"{names_of([path])}: {pattern.keep} of every {pattern.of} inputs are to be kept, and the masks that the "
+                f"network has keep {least} of some; prune the network before it has masks"
             )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from dctps_jax.arguments import check_by_path, check_shapes, words
+from dctps_jax.arguments import check_by_path, check_shapes, names_of, words
 from dctps_jax.errors import UserError
 from dctps_jax.pruning.masks import mask_of_support
 from dctps_jax.seeds import as_key
@@ -63,14 +63,14 @@ def random_supports_within(
             keys = _layer_keys(jax.random.fold_in(key, position), stack)
             count, rest = divmod(counts[path], len(keys))
             if rest or not 0 <= count <= size:
-                raise UserError(f"{path} has {size * len(keys)} weights; it cannot keep {counts[path]}")
+                raise UserError(f"{names_of([path])} has {size * len(keys)} weights; it cannot keep {counts[path]}")
             drawn = []
             for number, layer_key in enumerate(keys):
                 if path not in masks:
                     drawn.append(random_support(layer_key, size, count))
                     continue
                 allowed = np.flatnonzero(masks[path].reshape(len(keys), size)[number])
-                check_room(len(allowed), count, path)
+                check_room(len(allowed), count, names_of([path]))
                 drawn.append(allowed[random_support(layer_key, len(allowed), count)])
             supports[path] = np.stack(drawn).reshape(*stack, count)
     return supports
