@@ -115,8 +115,8 @@ def check_scores(scores: Mapping[str, np.ndarray]) -> None:
     for path, values in scores.items():
         if not values.any():
             raise UserError(
-                f"all scores of {names_of([path])} are 0, and do not say which weights to keep; choose a random method, or "
-                "name the layer in dense_layers"
+                f"all scores of {names_of([path])} are 0, and do not say which weights to keep; choose a random "
+                "method, or name the layer in dense_layers"
             )
 
 
@@ -126,8 +126,8 @@ def check_room_in_groups(masks: Mapping[str, np.ndarray], pattern: Pattern) -> N
         least = int(mask.reshape(-1, pattern.of, mask.shape[-1]).sum(axis=1).min())
         if least < pattern.keep:
             raise UserError(
-                f"{names_of([path])}: {pattern.keep} of every {pattern.of} inputs are to be kept, and the masks that the "
-                f"network has keep {least} of some; prune the network before it has masks"
+                f"{names_of([path])}: {pattern.keep} of every {pattern.of} inputs are to be kept, and the masks that "
+                f"the network has keep {least} of some; prune the network before it has masks"
             )
 
 
