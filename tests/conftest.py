@@ -53,6 +53,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 SLOW = (
     "tests/benchmarks/test_layers.py",
     "tests/benchmarks/test_tpu.py",
+    "tests/data/test_reading_ahead.py::test_the_error_of_another_process_is_the_same",
     "tests/faults/test_runs.py::test_right_or_one_sentence[resume]",
     "tests/layer_kinds/test_layer_kinds.py::test_a_mesh_with_explicit_axes",
     "tests/layer_kinds/test_layer_kinds.py::test_a_new_layer_without_offset_equals_that_of_flax_from_the_same_seed",
@@ -139,6 +140,8 @@ SLOW = (
     "tests/training/test_run.py::test_checkpoints_hold_the_trained_weights_and_their_moments_only",
     "tests/training/test_run.py::test_resumed_in_the_middle_of_an_epoch",
     "tests/training/test_sparse_training.py",
+    "tests/training/test_streaming.py::test_on_two_devices",
+    "tests/training/test_streaming.py::test_the_config_of_imagenet_trains",
     "tests/training/test_traces.py::test_float32_trace_stays_close[trace_fixup",
     "tests/training/test_traces.py::test_float64_trace_equals_the_original[trace_fixup",
 )

@@ -43,7 +43,7 @@ def find_array_record_folder(options: Options) -> Encoded:
     kept_as = stamp_of(options.dir, files)
     train, test = (ArrayRecords(paths, _parse, f"{kept_as}-{part}", _ADVICE) for part, paths in parts.items())
     class_names = class_names_in(options.dir, [train.labels, test.labels])
-    digest = digest_of_files(options.dir, files, class_names)
+    digest = digest_of_files(options.dir, files)
 
     def decode() -> Decoded:
         return decode_in_order(train, test, class_names, options)

@@ -1,5 +1,7 @@
 """Image files that are found but not decoded yet, and images that are decoded whenever they are asked for."""
 
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -38,8 +40,8 @@ class ImageFiles(Protocol):
 class Encoded:
     """A data set of image files.
 
-    `digest` tells sets of files apart wherever they lie, `stamp` also whether a file was written again; the decoded
-    copy has it in its name. `decode` makes that copy, of the files of `folder`.
+    `digest` tells files apart wherever they lie, by names and sizes, `stamp` also whether a file was written
+    again; the decoded copy has it in its name. `decode` makes that copy, of the files of `folder`.
     """
 
     name: str
@@ -62,7 +64,11 @@ class Encoded:
         train: Any = FileImages(self.train, options, first.shape)
         test: Any = FileImages(self.test, options, first.shape)
         labels = self.train.labels, self.test.labels
-        return Dataset(self.name, train, labels[0], test, labels[1], self.class_names, files_digest=self.digest)
+        digest = hashlib.sha256(json.dumps([self.digest, first.shape, self.class_names]).encode())
+        for part in labels:
+            digest.update(part.astype("<i4").tobytes())
+        names, files_digest = self.class_names, digest.hexdigest()
+        return Dataset(self.name, train, labels[0], test, labels[1], names, files_digest=files_digest)
 
 
 def decode_in_order(train: ImageFiles, test: ImageFiles, class_names: tuple[str, ...], options: Options) -> Decoded:

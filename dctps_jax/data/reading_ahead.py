@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from absl import flags
 
 from dctps_jax.errors import UserError
 
@@ -41,6 +42,8 @@ def read_ahead(images: Any, rows: np.ndarray, multiple_of: int, num_processes: i
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_blocks)
     blocks: Any = grain.MapDataset.source(Blocks(images, rows, length)).to_iter_dataset(options)
     if num_processes:
+        if not flags.FLAGS.is_parsed():  # grain 0.2.18 looks at flags of its own, also where no program has any
+            flags.FLAGS.mark_as_parsed()
         in_each = max(1, -(-num_blocks // num_processes))
         blocks = blocks.mp_prefetch(grain.MultiprocessingOptions(num_processes, in_each))
     iterator = iter(blocks)

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -61,15 +60,15 @@ def class_names_in(folder: Path, labels: Sequence[np.ndarray]) -> tuple[str, ...
     return names
 
 
-def digest_of_files(folder: Path, files: Sequence[Path], extra: Any = None) -> str:
-    """Return a hex digest of the names below `folder` and of the sizes of files, and of what JSON can hold besides."""
+def digest_of_files(folder: Path, files: Sequence[Path]) -> str:
+    """Return a hex digest of the names below `folder` and of the sizes of files."""
     entries = []
     for path in sorted(files):
         try:
             entries.append((path.relative_to(folder).as_posix(), path.stat().st_size))
         except OSError as error:
             raise unreadable(path, error, "restore it, or remove what refers to it") from error
-    content = json.dumps([entries, extra]).encode(errors="surrogateescape")
+    content = json.dumps(entries).encode(errors="surrogateescape")
     return hashlib.sha256(content).hexdigest()
 
 

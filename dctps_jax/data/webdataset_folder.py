@@ -1,6 +1,5 @@
 """WebDataset: tar files in which `KEY.jpg` is an image and `KEY.cls` its label; they are indexed, then read by row."""
 
-import hashlib
 import os
 import tarfile
 import threading
@@ -40,8 +39,7 @@ def find_webdataset_folder(options: Options) -> Encoded:
     stamp = stamp_of(options.dir, files, extra=f"{options.decoding},{DECODER}")
     train, test = (TarImages(paths, max_file_bytes(options.max_pixels)) for paths in parts)
     class_names = class_names_in(options.dir, [train.labels, test.labels])
-    labels = hashlib.sha256(np.concatenate([train.labels, test.labels]).astype("<i4").tobytes()).hexdigest()
-    digest = digest_of_files(options.dir, files, [labels, class_names])
+    digest = digest_of_files(options.dir, files)
 
     def decode() -> Decoded:
         return decode_in_order(train, test, class_names, options)
@@ -53,14 +51,14 @@ class TarImages:
     """The images in tar files, where each lies, and their labels. Files stay open once something was read from them."""
 
     def __init__(self, paths: Sequence[Path], max_bytes: int):
+        self._open: dict[int, int] = {}
+        self._lock = threading.Lock()
         self.paths = list(paths)
         indexed = [_index(path, max_bytes) for path in self.paths]
         self.labels = np.concatenate([labels for _, labels, _ in indexed])
         self._places = np.concatenate([places for places, _, _ in indexed])
         self._names = [names for _, _, names in indexed]
         self._rows = RowsInShards([len(labels) for _, labels, _ in indexed])
-        self._open: dict[int, int] = {}
-        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}, "_lock": None}
