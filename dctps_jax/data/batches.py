@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dctps_jax.data.augmentation import Crops, augment, draw_crops
 from dctps_jax.data.dataset import Dataset
 from dctps_jax.data.encoded import FileImages
 from dctps_jax.data.regularization import NOTHING, Regularization, blank_out, mix_and_smooth
@@ -15,7 +16,6 @@ from dctps_jax.errors import UserError
 from dctps_jax.ops.fusion import materialized
 from dctps_jax.seeds import stream
 
-CROP_PADDING = 4
 _BLOCK = 1024
 
 
@@ -157,26 +157,6 @@ def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
-def augment(images: jax.Array, key: jax.Array, crops: bool = True) -> jax.Array:
-    """Crop at random out of a border of four black pixels, and flip half of the images left to right.
-
-    Without ``crops`` the images are only flipped.
-    """
-    crop_key, flip_key = jax.random.split(key)
-    cropped = _crop(images, crop_key) if crops else images
-    flipped = jax.random.bernoulli(flip_key, shape=(len(images),))
-    return jnp.where(flipped[:, None, None, None], cropped[:, :, ::-1], cropped)
-
-
-def _crop(images: jax.Array, key: jax.Array) -> jax.Array:
-    batch, *shape = images.shape
-    border = (CROP_PADDING, CROP_PADDING)
-    padded = jnp.pad(images, ((0, 0), border, border, (0, 0)))
-    corners = jax.random.randint(key, (batch, 2), 0, 2 * CROP_PADDING + 1)
-    crop = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), shape))
-    return crop(padded, corners)
-
-
 def training_batch(
     train: Examples | ExamplesInRows | Window,
     epoch_rows: jax.Array,
@@ -188,12 +168,14 @@ def training_batch(
     augmented: bool,
     key: jax.Array,
     regularization: Regularization = NOTHING,
-    crops: bool = True,
+    crops: Crops | None = None,
+    only_flips: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the normalised images and labels of one step.
 
     ``epoch_rows`` has the rows of ``train`` in the order of the step's epoch; a window has its images in this order
-    already. It begins where the steps of the epoch are a multiple of its own.
+    already. It begins where the steps of the epoch are a multiple of its own. ``crops`` are those of the step, where
+    they are drawn already; with ``only_flips`` images are not cropped again.
     """
     position = step % steps_per_epoch
     if isinstance(train, Window):
@@ -205,9 +187,10 @@ def training_batch(
         step,
         normalization=normalization,
         augmented=augmented,
-        crops=crops,
         key=key,
         regularization=regularization,
+        crops=crops,
+        only_flips=only_flips,
     )
     return mix_and_smooth(batch, step, key, regularization)
 
@@ -231,11 +214,12 @@ def make_batch(
     augmented: bool,
     key: jax.Array,
     regularization: Regularization = NOTHING,
-    crops: bool = True,
+    crops: Crops | None = None,
+    only_flips: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Augment and normalise the images picked for a step. Labels stay as they are."""
     images, labels = jnp.asarray(picked.images), jnp.asarray(picked.labels)
     if augmented:
-        images = augment(images, jax.random.fold_in(stream(key, "augment"), step), crops)
+        images = augment(images, crops or draw_crops(step, key=key, batch_size=len(images)), only_flips)
     # Stored: otherwise XLA (JAX 0.10.2) augments them again in every operation that reads them, see ops/fusion.py.
     return materialized(blank_out(normalize(images, normalization), step, key, regularization)), labels

@@ -88,7 +88,7 @@ def make_step_spec(
             num_classes=dataset.num_classes,
         ),
         ema_decay=config.optimizer.ema_decay,
-        crops=not crops_files(config),
+        only_flips=crops_files(config),
         loss_scale=LOSS_SCALES.get(config.model.dtype, 1.0),
     )
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dctps_jax.data.augmentation import Crops, draw_crops_of_steps
 from dctps_jax.data.batches import (
     Examples,
     ExamplesInRows,
@@ -119,11 +120,11 @@ def take_steps(
 ) -> tuple[TrainState, Sums]:
     """Take ``num_steps`` steps of an epoch from where ``state`` stands."""
 
-    def take_step(carry: tuple[TrainState, Sums], _: None) -> tuple[tuple[TrainState, Sums], None]:
+    def take_step(carry: tuple[TrainState, Sums], crops: Crops | None) -> tuple[tuple[TrainState, Sums], None]:
         state, sums = carry
         after, metrics = train_step(
             state,
-            batch_of_step(state.step, train, epoch, setup),
+            batch_of_step(state.step, train, epoch, setup, crops),
             graph=setup.graphs.train,
             optimizer=setup.optimizer,
             mesh=setup.placement.replicated.mesh,
@@ -135,7 +136,10 @@ def take_steps(
 
     if num_steps == 1:
         return take_step((state, sums), None)[0]
-    return jax.lax.scan(take_step, (state, sums), length=num_steps)[0]
+    crops = None
+    if setup.spec.augmented:
+        crops = draw_crops_of_steps(state.step, num_steps, key=epoch.key, batch_size=setup.spec.batch_size)
+    return jax.lax.scan(take_step, (state, sums), crops, length=num_steps)[0]
 
 
 def update_masks(
@@ -159,8 +163,9 @@ def update_masks(
 
 
 def batch_of_step(
-    step: jax.Array, train: ExamplesInRows | Window, epoch: Epoch, setup: Setup
+    step: jax.Array, train: ExamplesInRows | Window, epoch: Epoch, setup: Setup, crops: Crops | None = None
 ) -> tuple[jax.Array, jax.Array]:
+    """Return the batch of a step. ``crops`` are those of the step, where they are drawn already."""
     spec = setup.spec
     batch = training_batch(
         train,
@@ -170,9 +175,10 @@ def batch_of_step(
         steps_per_epoch=spec.steps_per_epoch,
         normalization=spec.normalization,
         augmented=spec.augmented,
-        crops=spec.crops,
+        only_flips=spec.only_flips,
         key=epoch.key,
         regularization=spec.regularization,
+        crops=crops,
     )
     return jax.lax.with_sharding_constraint(batch, setup.placement.batch)
 

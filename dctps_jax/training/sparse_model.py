@@ -265,7 +265,7 @@ def host_batch(number: int, train: Subset, spec: StepSpec) -> tuple[jax.Array, j
         jnp.asarray(number),
         normalization=spec.normalization,
         augmented=spec.augmented,
-        crops=spec.crops,
+        only_flips=spec.only_flips,
         key=key,
         regularization=spec.regularization,
     )

@@ -31,7 +31,7 @@ class StepSpec(NamedTuple):
     updates: Schedule | None = None
     regularization: Regularization = Regularization()
     ema_decay: float = 0.0
-    crops: bool = True
+    only_flips: bool = False
     loss_scale: float = 1.0
 
     @property
