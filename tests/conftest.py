@@ -54,6 +54,7 @@ SLOW = (
     "tests/benchmarks/test_layers.py",
     "tests/benchmarks/test_tpu.py",
     "tests/distributed/test_runs.py::test_a_",
+    "tests/distributed/test_runs.py::test_another_job",
     "tests/distributed/test_runs.py::test_goes_on",
     "tests/distributed/test_runs.py::test_images",
     "tests/distributed/test_runs.py::test_launch",
