@@ -53,6 +53,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 SLOW = (
     "tests/benchmarks/test_layers.py",
     "tests/benchmarks/test_tpu.py",
+    "tests/data/test_reading_ahead.py::test_the_error_of_another_process_is_the_same",
     "tests/distributed/test_runs.py::test_a_",
     "tests/distributed/test_runs.py::test_another_job",
     "tests/distributed/test_runs.py::test_goes_on",
@@ -149,6 +150,8 @@ SLOW = (
     "tests/training/test_run.py::test_checkpoints_hold_the_trained_weights_and_their_moments_only",
     "tests/training/test_run.py::test_resumed_in_the_middle_of_an_epoch",
     "tests/training/test_sparse_training.py",
+    "tests/training/test_streaming.py::test_on_two_devices",
+    "tests/training/test_streaming.py::test_the_config_of_imagenet_trains",
     "tests/training/test_traces.py::test_float32_trace_stays_close[trace_fixup",
     "tests/training/test_traces.py::test_float64_trace_equals_the_original[trace_fixup",
 )
