@@ -55,6 +55,7 @@ SLOW = (
     "tests/benchmarks/test_tpu.py",
     "tests/data/test_reading_ahead.py::test_the_error_of_another_process_is_the_same",
     "tests/distributed/test_runs.py::test_a_",
+    "tests/distributed/test_runs.py::test_another_job",
     "tests/distributed/test_runs.py::test_goes_on",
     "tests/distributed/test_runs.py::test_images",
     "tests/distributed/test_runs.py::test_launch",
