@@ -51,7 +51,7 @@ def test_the_error_of_another_process_is_the_same():
 
 def test_another_process_reads_the_same_until_it_is_killed():
     """SIGTERM and Ctrl-C may reach all processes of a program; only the one that trains acts on them."""
-    blocks = read_ahead(Numbers(deadly=int(ROWS[50])), ROWS, 1, num_processes=1)
+    blocks = read_ahead(Numbers(deadly=int(ROWS[90])), ROWS, 1, num_processes=1)
     taken = [next(blocks) for _ in range(10)]
     np.testing.assert_array_equal(np.concatenate(taken), ROWS[:10])
     for process in multiprocessing.active_children():
