@@ -27,6 +27,7 @@ import numpy as np
 
 WAYS = ("pil", "streamed", "streamed_processes", "torch", "memory")
 CORES = 2
+_REPEATS = 100  # of the files in an epoch: ImageNet's is long, and begins with the start of the processes that decode
 
 
 def write_images(folder: Path, count: int, width: int, height: int) -> None:
@@ -51,7 +52,7 @@ def batches(arguments: argparse.Namespace) -> Iterator[Any]:
         case "torch":
             return _by_torch(arguments)
         case _:
-            return _streamed(arguments)
+            return _streamed(arguments, _REPEATS)
 
 
 def _by_pil(arguments: argparse.Namespace) -> Iterator[Any]:
@@ -87,7 +88,7 @@ def _by_torch(arguments: argparse.Namespace) -> Iterator[Any]:
         yield from loader
 
 
-def _streamed(arguments: argparse.Namespace, repeats: int = 1, **options: Any) -> Iterator[Any]:
+def _streamed(arguments: argparse.Namespace, repeats: int) -> Iterator[Any]:
     import jax
 
     from dctps_jax import data

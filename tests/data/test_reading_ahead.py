@@ -55,6 +55,7 @@ def test_another_process_reads_the_same_until_it_is_killed():
     taken = [next(blocks) for _ in range(10)]
     np.testing.assert_array_equal(np.concatenate(taken), ROWS[:10])
     for process in multiprocessing.active_children():
+        assert process.pid is not None
         os.kill(process.pid, signal.SIGTERM)
         os.kill(process.pid, signal.SIGINT)
     taken = [next(blocks) for _ in range(40)]
