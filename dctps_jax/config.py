@@ -42,6 +42,26 @@ def check_config(config: Any, check_devices: bool = True) -> None:
         _check_batches(config, len(target.training_devices()))
 
 
+def check_all_is_read(config: Any) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a setting of pruning that the chosen methods do not read.
+
+    ``pruning.density`` may be set with ``from_run``, which takes the masks of a run whatever it is.
+    """
+    values = dict(flat_fields(config))
+    for name, field in FIELDS.items():
+        value = tuple(values[name]) if isinstance(values[name], list) else values[name]
+        is_of_method = name.startswith(("pruning.", "sparse_training.")) and name != "pruning.density"
+        if not is_of_method or not field.needs or value == field.default:
+            continue
+        if not any(need.test(values[need.field]) for need in field.needs):
+            need = field.needs[0]
+            readers = [str(choice) for choice in FIELDS[need.field].choices if need.test(choice)]
+            raise UserError(
+                f"config.{name} is {value!r}, which nothing reads where config.{need.field} is "
+                f"{values[need.field]!r}; leave it at {field.default!r}, or choose one of: {', '.join(readers)}"
+            )
+
+
 def check_names(config: Any) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` for a field that does not exist, and for one that is missing."""
     names = dict(flat_fields(config))
@@ -82,6 +102,8 @@ def check_type(name: str, value: Any) -> None:
 
 def unknown_field(name: str) -> str:
     """Return what to say of a field that does not exist."""
+    if name == "multi_host":
+        return "config.multi_host is gone; config.distributed.coordinator='auto' has JAX find the processes"
     return f"there is no field config.{name}{did_you_mean(name, FIELDS)}; dctps_jax/defaults.py has them all"
 
 
@@ -120,8 +142,8 @@ def _rewinding_impossible(config: Any) -> str | None:
         )
     if settings.rewind_epoch >= config.num_epochs:
         return (
-            f"config.pruning.rewind_epoch is {settings.rewind_epoch}, but the run has {config.num_epochs} epochs; "
-            "rewind to an earlier one"
+            f"config.pruning.rewind_epoch is {settings.rewind_epoch}, where the run would begin, and it ends with "
+            f"config.num_epochs, {config.num_epochs}; rewind to an earlier epoch, or raise num_epochs"
         )
     return None
 
@@ -218,8 +240,8 @@ def _optimizer_unusable(config: Any) -> str | None:
         )
     if settings.warmup_epochs >= config.num_epochs:
         return (
-            f"config.optimizer.warmup_epochs is {settings.warmup_epochs}, but the run has {config.num_epochs} epochs; "
-            "warm up for fewer"
+            f"config.optimizer.warmup_epochs is {settings.warmup_epochs} and config.num_epochs {config.num_epochs}; "
+            "warm up for fewer epochs than the run has"
         )
     return None
 

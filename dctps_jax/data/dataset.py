@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -117,8 +118,7 @@ class Dataset:
     @property
     def untrained_classes(self) -> list[int]:
         """The classes that no training image has."""
-        has_images = np.bincount(self.train_labels, minlength=self.num_classes) > 0
-        return np.flatnonzero(~has_images).tolist()
+        return list(itertools.chain(*classes_without(self.train_labels, self.num_classes)))
 
     @property
     def is_decoded(self) -> bool:
@@ -209,27 +209,31 @@ class Decoded:
         return sum(math.prod(part.shape) + part.labels.nbytes for part in parts)
 
 
+def classes_without(labels: np.ndarray, num_classes: int) -> list[range]:
+    """Return the classes that no label names, as ranges: a label may be far too large."""
+    present = np.unique(labels).tolist()
+    between = zip([-1, *present], [*present, num_classes], strict=True)
+    return [range(low + 1, high) for low, high in between if low + 1 < high]
+
+
 def check_numbering(where: str, train_labels: np.ndarray, num_classes: int) -> None:
     """Raises UserError where classes that have no names but their numbers have no training image either.
 
     The labels then start at 1, have gaps, or are numbered in another way in the test part.
     """
-    present = np.unique(train_labels)
-    missing = num_classes - len(present)
-    if missing == 0:
+    missing = classes_without(train_labels, num_classes)
+    if not missing:
         return
-    lowest = int(present[0])
-    if missing == lowest:
+    lowest = int(train_labels.min())
+    if missing == [range(lowest)]:
         raise UserError(
             f"{where}: class 0 has no training images, the smallest label is {lowest}; do the labels start at "
             f"{lowest}? {SUBTRACT_SMALLEST}. If such images are really missing, give class_names."
         )
-    gaps = np.flatnonzero(present != np.arange(len(present)))
-    first = int(gaps[0]) if len(gaps) else len(present)
     raise UserError(
-        f"{where}: labels run to {num_classes - 1}, but {missing} of the classes 0 to {num_classes - 1} have no "
-        f"training images, the first is {first}; number the classes of both parts alike, from 0 without gaps. If such "
-        "images are really missing, give class_names."
+        f"{where}: labels run to {num_classes - 1}, but {sum(map(len, missing))} of the classes 0 to {num_classes - 1} "
+        f"have no training images, the first is {missing[0][0]}; number the classes of both parts alike, from 0 "
+        "without gaps. If such images are really missing, give class_names."
     )
 
 
