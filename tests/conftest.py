@@ -170,6 +170,7 @@ SLOW = (
     "tests/training/test_run.py::test_resumed_in_the_middle_of_an_epoch",
     "tests/training/test_run.py::test_run_moves_to_a_platform_with_another_number_of_steps_a_dispatch",
     "tests/training/test_sparse_training.py",
+    "tests/training/test_streaming.py::test_a_run_goes_on_reading_as_it_began",
     "tests/training/test_streaming.py::test_on_two_devices",
     "tests/training/test_streaming.py::test_the_config_of_imagenet_trains",
     "tests/training/test_traces.py::test_float32_trace_stays_close[trace_fixup",
