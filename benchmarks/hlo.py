@@ -39,6 +39,18 @@ class Instruction(NamedTuple):
         return size_of(self.type)
 
 
+class Executed(NamedTuple):
+    """An instruction of a ``computation`` that is executed ``times`` times, and the places that it comes from.
+
+    Where the compiler names none, ``frames`` are those of the loop that it is in.
+    """
+
+    computation: str
+    instruction: Instruction
+    times: int
+    frames: list[str]
+
+
 class Operation(NamedTuple):
     """An operation that is executed ``times`` times in a call of the program; without an estimate it has no cycles."""
 
@@ -79,23 +91,38 @@ class Program:
                 current[name] = Instruction(name, type_text, opcode, operands, line)
         self._frames = _frames(text)
 
-    def instructions(self) -> Iterator[tuple[str, Instruction, int]]:
-        """Yield (computation, instruction, times) of all that is executed in a call."""
-        yield from self._executed(self.entry, 1)
+    def instructions(self) -> Iterator[Executed]:
+        """Yield all that is executed in a call. Raises ValueError for a loop whose number of rounds is not known."""
+        yield from self._executed(self.entry, 1, [])
 
-    def _executed(self, computation: str, times: int) -> Iterator[tuple[str, Instruction, int]]:
+    def _executed(self, computation: str, times: int, outer: list[str]) -> Iterator[Executed]:
         for instruction in self.computations[computation].values():
-            yield computation, instruction, times
+            frames = self.frames(instruction.text) or outer
+            yield Executed(computation, instruction, times, frames)
             if instruction.opcode in ("while", "conditional", "call"):
-                trips = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.text)
-                repeated = times * int(trips[1]) if trips else times
+                repeated = times * self._rounds(instruction) if instruction.opcode == "while" else times
                 for name in _called(instruction.text):
-                    yield from self._executed(name, repeated)
+                    yield from self._executed(name, repeated, frames)
+
+    def _rounds(self, loop: Instruction) -> int:
+        """Return how often the body of a loop is executed.
+
+        The compiler writes it beside most loops. Those that it makes of gathers count from 0 to a constant.
+        """
+        if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.text):
+            return int(known[1])
+        condition = self.computations[re.findall(r"condition=%([\w.\-]+)", loop.text)[0]]
+        for instruction in condition.values():
+            if instruction.opcode == "compare" and "direction=LT" in instruction.text:
+                limit = condition.get(instruction.operands[1])
+                if limit is not None and limit.opcode == "constant":
+                    return int(re.findall(r"constant\((\d+)\)", limit.text)[0])
+        raise ValueError(f"the number of rounds of the loop {loop.name} is not known: its cycles cannot be added up")
 
     def operations(self) -> list[Operation]:
         """Return what takes time, the largest first."""
         found = []
-        for computation, instruction, times in self.instructions():
+        for computation, instruction, times, outer in self.instructions():
             # Custom calls other than Pallas's kernels are views and allocations.
             is_view = instruction.opcode == "custom-call" and '"tpu_custom_call"' not in instruction.text
             if is_view or instruction.opcode in FREE or instruction.opcode.endswith("-done"):
@@ -104,7 +131,7 @@ class Program:
             inner = self._inner(instruction)
             products = [(name, op) for name, op in inner if op.opcode in ("convolution", "dot")]
             hero = products[0][1] if products else instruction
-            frames = self.frames(hero.text) or self.frames(instruction.text)
+            frames = self.frames(hero.text) or outer
             operands = [self.computations[computation].get(name) for name in instruction.operands]
             opcodes = {op.opcode for _, op in inner} | {instruction.opcode}
             read = [size_of(op.type, True) for op in operands if op]

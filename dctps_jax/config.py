@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from dctps_jax import models, pruning
+from dctps_jax import data, models, pruning
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.field import flat_fields
@@ -102,6 +102,8 @@ def check_type(name: str, value: Any) -> None:
 
 def unknown_field(name: str) -> str:
     """Return what to say of a field that does not exist."""
+    if name == "multi_host":
+        return "config.multi_host is gone; config.distributed.coordinator='auto' has JAX find the processes"
     return f"there is no field config.{name}{did_you_mean(name, FIELDS)}; dctps_jax/defaults.py has them all"
 
 
@@ -251,11 +253,35 @@ def _own_data_missing(config: Any) -> str | None:
 
 
 def _options_without_resnet(config: Any) -> str | None:
-    width, stable = FIELDS["model.width"].default, FIELDS["model.stable"].default
-    if config.model.name not in models.RESNETS and (config.model.width != width or config.model.stable != stable):
+    options = ("width", "stable", "stem")
+    defaults = [FIELDS[f"model.{option}"].default for option in options]
+    if config.model.name not in models.RESNETS and [config.model[option] for option in options] != defaults:
         return (
-            f"config.model.width and config.model.stable are for ResNets; {config.model.name} has neither, leave "
-            f"them at {width} and {stable}"
+            f"config.model.width, config.model.stable and config.model.stem are for ResNets; {config.model.name} has "
+            f"none of them, leave them at {', '.join(map(str, defaults))}"
+        )
+    return None
+
+
+def _crop_unusable(config: Any) -> str | None:
+    settings = config.data
+    if settings.crop == "padded":
+        return None
+    if settings.image_size == 0:
+        return (
+            f"config.data.crop is {settings.crop!r} and config.data.image_size 0; give the size that the crops are "
+            "brought to"
+        )
+    if settings.streaming == "off":
+        return (
+            f"config.data.crop is {settings.crop!r} and config.data.streaming 'off'; such crops are taken out of the "
+            "files while training, leave it at 'auto'"
+        )
+    if not getattr(data.SOURCES.get(settings.name), "find", None):
+        folders = ", ".join(name for name, source in data.SOURCES.items() if source.find)
+        return (
+            f"config.data.crop is {settings.crop!r} and config.data.name {settings.name!r}; such crops are taken out "
+            f"of image files while training, choose 'padded' or one of: {folders}"
         )
     return None
 
@@ -273,6 +299,7 @@ CROSS_CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _own_network_unusable,
     _own_data_missing,
     _optimizer_unusable,
+    _crop_unusable,
 )
 
 

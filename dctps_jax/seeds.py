@@ -9,7 +9,7 @@ import numpy as np
 from dctps_jax.arguments import words
 from dctps_jax.errors import UserError
 
-STREAMS = ("init", "masks", "split", "order", "augment", "growth", "cutout", "erasing", "mixup")
+STREAMS = ("init", "masks", "split", "order", "augment", "growth", "cutout", "erasing", "mixup", "crop")
 
 
 def as_key(key: Any) -> jax.Array:
@@ -31,7 +31,7 @@ def as_key(key: Any) -> jax.Array:
 
 def stream(seed: int | jax.Array, name: str) -> jax.Array:
     """Return the key of one named stream of a run: initial weights, masks, validation split, order,
-    augmentation, growth of masks while training, what recipes do to a batch.
+    augmentation, growth of masks while training, what recipes do to a batch, random resized crops.
 
     ``seed`` is that of the run, or the key ``jax.random.key(seed)``: a program that is called with the key serves all
     seeds. Everything random is ``fold_in`` of one of these with a step, epoch or position, so that a run is a function

@@ -65,6 +65,8 @@ def test_the_check_changes_nothing(offset):
 
 
 BAD_NUMBERS = [
+    ("distributed.coordinator", "host"), ("distributed.coordinator", "host:0"), ("distributed.coordinator", ":1234"),
+    ("distributed.num_processes", -1), ("distributed.process_id", -2),
     ("seed", -1), ("seed", 2**32), ("num_seeds", 0), ("batch_size", 0), ("batch_size", -128), ("eval_batch_size", 0),
     ("num_epochs", 0), ("steps_per_dispatch", -1), ("execution.min_loop", 1), ("execution.min_loop", -1),
     ("log_every_steps", 0), ("checkpoint_every_steps", -1), ("model.width", 0), ("data.train_fraction", 0.0),

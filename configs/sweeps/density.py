@@ -5,8 +5,9 @@ python sweep.py --config configs/lenet_cifar10.py --sweep configs/sweeps/density
 
 
 def get_sweep():
+    # The seed is the outer loop: a sweep that is stopped has all densities of the first seeds.
     return {
+        "seed": (0, 1, 2),
         "pruning.density": (1.0, 0.1, 0.03, 0.01, 0.003, 0.001),
         "model.offset": ("dct", None),
-        "seed": (0, 1, 2),
     }

@@ -99,8 +99,12 @@ def value_and_gradients(
         params = jax.lax.pcast(params, axis, to="varying")
         drawn = random_at(dict(random), step, axis)
         (loss, (metrics, batch_stats)), gradients = local(params, (*others, drawn), batch)
-        loss, gradients = jax.lax.pmean((loss, gradients), axis)
-        return (loss, (jax.lax.psum(metrics, axis), batch_stats)), gradients
+        # Numbers of one dtype cross devices in one exchange: the counts, which are small, with the gradients.
+        counts = jax.tree.map(lambda count: count.astype(loss.dtype), metrics)
+        loss, gradients, counts = jax.lax.psum((loss, gradients, counts), axis)
+        loss, gradients = jax.tree.map(lambda total: total / mesh.size, (loss, gradients))
+        metrics = jax.tree.map(lambda total, count: total.astype(count.dtype), counts, metrics)
+        return (loss, (metrics, batch_stats)), gradients
 
     replicated, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(axis)
     in_specs = (replicated, replicated, replicated, split)

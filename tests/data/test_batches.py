@@ -1,4 +1,4 @@
-"""Batches on the device: the split, the order of an epoch, augmentation, and how they make a step's batch."""
+"""Batches on the device: the split, the order of an epoch, and how they make a step's batch."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dctps_jax.data.batches import (
-    CROP_PADDING,
     Examples,
     Normalization,
-    augment,
     epoch_permutation,
     normalization_of,
     normalize,
@@ -99,34 +97,6 @@ def test_order_is_a_permutation_by_seed_and_epoch(seed, epoch):
     np.testing.assert_array_equal(order(seed, epoch), order(seed, epoch))
     assert np.mean(order(seed, epoch) == order(seed, epoch + 1)) < 0.2
     assert np.mean(order(seed, epoch) == order((seed + 1) % 2**32, epoch)) < 0.2
-
-
-def crops_of(image):
-    """All images that augmentation may make of one, by (row, column, flipped)."""
-    size = len(image)
-    border = np.zeros((size + 2 * CROP_PADDING, size + 2 * CROP_PADDING, 3), np.uint8)
-    border[CROP_PADDING:-CROP_PADDING, CROP_PADDING:-CROP_PADDING] = image
-    places = range(2 * CROP_PADDING + 1)
-    crops = {
-        (row, column, False): border[row : row + size, column : column + size] for row in places for column in places
-    }
-    return crops | {(row, column, True): crop[:, ::-1] for (row, column, _), crop in crops.items()}
-
-
-def test_augmented_pixels_are_a_crop_of_the_bordered_image():
-    images = noise(1500, size=5)
-    augmented = np.asarray(augment(jnp.asarray(images), jax.random.key(3)))
-    assert augmented.dtype == np.uint8 and augmented.shape == images.shape
-    chosen = []
-    for before, after in zip(images, augmented, strict=True):
-        matching = [place for place, crop in crops_of(before).items() if np.array_equal(crop, after)]
-        assert len(matching) >= 1
-        chosen.append(matching[0])
-    rows, columns, flips = np.array(chosen).T
-    for corner in (rows, columns):  # each of the nine places about as often: 167 expected, deviation 12
-        assert np.bincount(corner, minlength=9).min() > 110 and np.bincount(corner, minlength=9).max() < 225
-    assert 0.45 < flips.mean() < 0.55
-    assert abs(np.corrcoef(rows, columns)[0, 1]) < 0.1 and abs(np.corrcoef(rows, flips)[0, 1]) < 0.1
 
 
 def batch_of(train, step, *, seed=0, augmented=False, batch_size=4, order=None, normalization=PLAIN):

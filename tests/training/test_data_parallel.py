@@ -63,6 +63,10 @@ def reduced_sizes(program):
     return sizes
 
 
+def number_of_exchanges(program):
+    return len(re.findall(r" all-reduce(?:-start)?\(", program.as_text()))
+
+
 def test_only_what_is_trained_crosses_devices():
     program, state, _, graphs = compiled_step("compact")
     sizes = reduced_sizes(program)
@@ -70,6 +74,8 @@ def test_only_what_is_trained_crosses_devices():
     assert parameters == sum(graphs.counts.values()) + 3 + 2 * 32  # values, α, BatchNorm's scale and bias
     moments = 2 * 2 * 32  # of BatchNorm: two in the forward pass, their gradients in the backward pass
     assert parameters <= sum(sizes) <= parameters + moments + 2  # and the loss and the number of right answers
+    # The exchanges: BatchNorm's moments, their gradients, and all else at once.
+    assert number_of_exchanges(program) == 3
     # The masked form reduces whole kernels; else this test could not fail.
     dense = sum(math.prod(shape) for shape in graphs.shapes.values())
     assert sum(reduced_sizes(compiled_step("masked")[0])) > dense > 10 * sum(sizes)
