@@ -63,6 +63,7 @@ SLOW = (
     "tests/distributed/test_runs.py::test_processes",
     "tests/distributed/test_runs.py::test_rigl",
     "tests/distributed/test_runs.py::test_several",
+    "tests/distributed/test_runs.py::test_streamed",
     "tests/distributed/test_runs.py::test_two",
     "tests/faults/test_runs.py::test_right_or_one_sentence[again]",
     "tests/faults/test_runs.py::test_right_or_one_sentence[resume]",

@@ -78,6 +78,19 @@ def test_images_of_a_folder_out_of_the_cache(tmp_path):
     assert_close(tmp_path / "two", tmp_path / "one", 1e-5)
 
 
+def test_streamed_images_are_those_on_the_devices(tmp_path, plain):
+    run(tmp_path, "--config.data.streaming=on")
+    assert_close(tmp_path, plain, 0)
+
+
+def test_streamed_files(tmp_path):
+    make_images(tmp_path / "images")
+    options = (*SGD, *IMAGES, f"--config.data.dir={tmp_path / 'images'}", "--config.data.streaming=on")
+    assert alone(tmp_path / "one", *options)[0] == 0
+    run(tmp_path / "two", *options)
+    assert_close(tmp_path / "two", tmp_path / "one", 1e-5)
+
+
 def test_rigl(tmp_path):
     options = (
         *SGD,
