@@ -12,12 +12,14 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from absl import logging as absl_logging
 
 from dctps_jax.errors import OUT_OF_MEMORY, SPENT_HANDLES, DiskFull, UserError, first_line
+from dctps_jax.files import remove_unfinished
 
 STOPPED, PIPE_CLOSED = 130, 141
 
@@ -40,6 +42,24 @@ EXTRAS = {
     "trackio": "trackio",
 }
 LIMIT_ERRORS = (*SPENT_HANDLES, errno.ENOMEM, errno.EAGAIN)
+
+# Called with exit code and message when :func:`end_process` ends this one.
+LAST_CALLS: list[Callable[[int, str], None]] = []
+
+
+def end_process(exit_code: int, message: str) -> NoReturn:
+    """Print one line, remove files that are half written, and end the process without unwinding it."""
+    say(message)
+    remove_unfinished()
+    for call in LAST_CALLS:
+        call(exit_code, message)
+    os._exit(exit_code)
+
+
+def say(message: str) -> None:
+    """Print one line to the terminal, in one write."""
+    program = os.path.basename(sys.argv[0]) or "dctps_jax"
+    os.write(2, f"{program}: {message}\n".encode(errors="replace"))
 
 
 @contextlib.contextmanager

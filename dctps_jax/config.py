@@ -82,6 +82,8 @@ def check_type(name: str, value: Any) -> None:
 
 def unknown_field(name: str) -> str:
     """Return what to say of a field that does not exist."""
+    if name == "multi_host":
+        return "config.multi_host is gone; config.distributed.coordinator='auto' has JAX find the processes"
     return f"there is no field config.{name}{did_you_mean(name, FIELDS)}; dctps_jax/defaults.py has them all"
 
 

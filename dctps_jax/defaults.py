@@ -47,6 +47,11 @@ def are_pairs(values: Iterable[Any], is_allowed: Callable[[Any], bool]) -> bool:
     )
 
 
+def is_coordinator(value: str) -> bool:
+    host, colon, port = value.rpartition(":")
+    return value in ("", "auto") or bool(host and colon and port.isdecimal() and 0 < int(port) < 1 << 16)
+
+
 def is_density(value: Any) -> bool:
     return isinstance(value, int | float) and 0 < value <= 1
 
@@ -117,9 +122,27 @@ FIELDS: dict[str, Field] = {
     "trackio": Field(
         False, "Write the metrics for Trackio, too: kept in the run's directory.", added=True, resume=True
     ),
-    "multi_host": Field(
-        False,
-        "Call `jax.distributed.initialize()` first; all hosts need the same `--workdir`.",
+    # Several processes, see docs/several_hosts.md.
+    "distributed.coordinator": Field(
+        "",
+        "With several processes: the `host:port` at which process 0 listens, or `auto` to have JAX find the processes "
+        "of a TPU pod, Slurm, Open MPI or Kubernetes. All need the same `--workdir`.",
+        allowed=Allowed(is_coordinator, "host:port, 'auto', or '' for one process"),
+        added=True,
+        resume=True,
+    ),
+    "distributed.num_processes": Field(
+        0,
+        "How many processes there are, with a `host:port`.",
+        allowed=at_least(1, zero="where they are detected"),
+        added=True,
+        resume=True,
+    ),
+    "distributed.process_id": Field(
+        -1,
+        "Which of them this process is, from 0 on.",
+        allowed=at_least(-1),
+        added=True,
         resume=True,
     ),
     # The network.

@@ -45,7 +45,7 @@ from tests.small_runs import small_run, train_on_one_device
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 LANGUAGES = ("python", "bash", "text", "bibtex")
 # Programs of others, whose arguments are theirs.
-TOOLS = ("ruff", "pyright", "pytest", "mkdocs", "source", ".")
+TOOLS = ("ruff", "pyright", "pytest", "mkdocs", "source", ".", "gcloud")
 GROUPS = tuple(name for name, value in get_config().items() if hasattr(value, "items"))
 FOLDERS = ("configs", "dctps_jax", "docs", "examples", "notebooks", "benchmarks", "results", "tests", ".ci")
 
@@ -124,6 +124,8 @@ def do(command, finished_run):
     match program, *arguments:
         case "python3", "-m", "venv", _:
             pass
+        case "srun", *started:
+            do(started, finished_run)
         case "python", "-m", module, *arguments:
             do_program(module, arguments, finished_run)
         case "python", "train.py" | "sweep.py" | "predict.py" as script, *arguments:
@@ -160,6 +162,10 @@ def do_program(module, arguments, finished_run):
             assert grid, f"{arguments} names no sweep"
             assert len(plan_runs(config, sweep.load_sweep(grid))) > 1
             shutil.copytree(finished_run, Path(workdir) / "run", dirs_exist_ok=True)
+        case "launch":
+            place = arguments.index("--")
+            check_arguments("dctps_jax/cli/launch.py", arguments[:place])
+            do_program("dctps_jax.cli.train", arguments[place + 1 :], finished_run)
         case _:
             succeed(importlib.import_module(module).main, *arguments)
 

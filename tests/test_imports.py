@@ -14,6 +14,7 @@ GROUPS = [
     ["prunable", "frozen"],
     ["models", "pruning", "conversion", "conversion_table", "torch_compat"],
     ["optimizers", "config", "defaults"],
+    ["distributed"],
     ["runs", "accounts", "safetensors_file", "delta"],
     ["training"],
     ["exported_file", "reports"],

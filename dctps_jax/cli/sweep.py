@@ -46,6 +46,11 @@ def _main(argv: list[str]) -> None:
     if JOBS.value < 1:
         raise UserError(f"--jobs is {JOBS.value}; it must be at least 1")
     runs = plan_runs(CONFIG.value, load_sweep(SWEEP.value))
+    if CONFIG.value.distributed.coordinator:
+        raise UserError(
+            f"config.distributed.coordinator is {CONFIG.value.distributed.coordinator!r}, but a sweep trains each run "
+            "in one process; leave it out, or start each run by itself on all hosts"
+        )
     train = [sys.executable, "-m", "dctps_jax.cli.train", *options_for_all(sys.argv)]
     sweep = Sweep(runs, train, workdir_of("sweeps", SWEEP.value).absolute(), JOBS.value)
     sweep.go()

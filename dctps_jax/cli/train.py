@@ -15,6 +15,7 @@ from dctps_jax.cli.experiments import default_workdir, find_experiment, names_in
 from dctps_jax.command import command
 from dctps_jax.config import resolve, unknown_field
 from dctps_jax.defaults import FIELDS
+from dctps_jax.distributed.together import together
 from dctps_jax.errors import UserError
 from dctps_jax.training.run import run
 from dctps_jax.training.signals import listen_for_signals
@@ -40,9 +41,8 @@ def _main(argv: list[str]) -> None:
         raise UserError(f"there is no argument {argv[1]!r}; options look like --config.seed=1")
     if CONFIG.value is None:
         raise UserError("give a config: python train.py --config configs/NAME.py; --help names all fields of a config")
-    workdir = workdir_of("runs")
-    with listen_for_signals(ends_process=True) as signals:
-        run(CONFIG.value, workdir, signals)
+    with listen_for_signals(ends_process=True) as signals, together(resolve(CONFIG.value)):
+        run(CONFIG.value, workdir_of("runs"), signals)
 
 
 def workdir_of(root: str, *files: str) -> Path:

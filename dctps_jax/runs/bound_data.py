@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from dctps_jax.data import Dataset
@@ -59,7 +58,7 @@ def check_same_data(workdir: Path, data: dict[str, Any], known: dict[str, Any] |
 def record_data(workdir: Path, data: dict[str, Any]) -> None:
     """Bind a directory to its data, which :func:`check_same_data` has found to be those of its run, if it has any."""
     path = workdir / FILE
-    if jax.process_index() != 0 or (path.is_file() and _holds(path, data)):
+    if path.is_file() and _holds(path, data):
         return
     if path.exists():
         make_way(path, "is not what the checkpoint knows")

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from dctps_jax.distributed.agreement import arrays_of_first, is_first, on_first
+from dctps_jax.distributed.placing import place_whole
 from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.files import parse_json
 from dctps_jax.runs.checkpoint_files import CONTENT, DESCRIPTION, Content, describe, encode, read_checkpoint
@@ -54,15 +55,19 @@ class Checkpoints:
         _check_file_handles()
         self.folder, self.config = folder, config
         self._managers: dict[str, ocp.CheckpointManager] = {}
-        for kind in KEPT:
-            _put_back(folder / kind)
+        if is_first():
+            for kind in KEPT:
+                _put_back(folder / kind)
 
     def save(self, kind: str, step: int, tree: Any, record: Mapping[str, Any] | None = None) -> None:
         """Write ``tree`` as the "best", a "latest" or a "kept" checkpoint, of ``step``; return when it is on the disk.
 
         ``record`` is what it says of the run besides, a JSON object. Where it can't be written, the checkpoints before
-        are kept. Raises :class:`~dctps_jax.errors.DiskFull`, and ``OSError`` for other reasons of the system.
+        are kept. Of several processes the first one writes. Raises :class:`~dctps_jax.errors.DiskFull`, and ``OSError``
+        for other reasons of the system.
         """
+        if not is_first():
+            return
         _check_file_handles()
         record = {**({} if self.config is None else {"run": name_of_run(self.config)}), **(record or {})}
         data = encode(Content({name: np.asarray(leaf) for name, leaf in flatten(tree).items()}, record))
@@ -76,8 +81,7 @@ class Checkpoints:
                 saved = manager.save(step, args=arguments, force=True)
                 manager.wait_until_finished()
         except BaseException as error:
-            if jax.process_index() == 0:
-                _remove_unfinished(self.folder / kind)
+            _remove_unfinished(self.folder / kind)
             if isinstance(error, OSError) and DiskFull.is_reason(error):
                 raise DiskFull(
                     f"{self.folder / kind} has no room for the checkpoint of step {step}, {len(data):,} bytes; what "
@@ -110,15 +114,29 @@ class Checkpoints:
             set_aside(source, self.folder / "damaged", f"{kind}_{step}")
         return newest
 
+    def newest_for_all(self, kind: str) -> Saved | None:
+        """Return :meth:`newest` in all processes of a run: the first one reads, and sends the others what it found."""
+        if jax.process_count() == 1:
+            return self.newest(kind)
+        saved = self.newest(kind) if is_first() else None
+        head = on_first(lambda: None if saved is None else [saved.step, saved.record])
+        return None if head is None else Saved(head[0], arrays_of_first(saved.arrays if saved else None), head[1])
+
     def close(self) -> None:
         for manager in self._managers.values():
             manager.close()
 
     def _manager(self, kind: str) -> ocp.CheckpointManager:
         if kind not in self._managers:
+            (self.folder / kind).mkdir(parents=True, exist_ok=True)
             _rename_damaged_notes(self.folder / kind)
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=KEPT[kind], create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False
+                max_to_keep=KEPT[kind],
+                create=False,  # which goes with active_processes
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=False,
+                # The first process writes by itself: the others need not come to its barriers.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0}),
             )
             self._managers[kind] = ocp.CheckpointManager((self.folder / kind).absolute(), options=options)
         return self._managers[kind]
@@ -151,7 +169,7 @@ def as_tree(saved: Saved, template: Any, source: Path) -> Any:
             f"{source} holds checkpoints of another network, optimiser or version of dctps_jax; go on with what "
             "wrote them, or choose another directory"
         )
-    placed = [jax.device_put(found[name], leaf.sharding) for name, leaf in wanted.items()]
+    placed = [place_whole(found[name], leaf.sharding) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(template), placed)
 
 
@@ -211,9 +229,8 @@ def set_aside(path: Path, folder: Path, name: str) -> Path:
     while target.exists():
         number += 1
         target = folder / f"{name}_{number}"
-    if jax.process_index() == 0:
-        folder.mkdir(exist_ok=True)
-        shutil.move(path, target)
+    folder.mkdir(exist_ok=True)
+    shutil.move(path, target)
     return target
 
 
@@ -227,11 +244,10 @@ class _FileHandler(ocp.AsyncCheckpointHandler):
     """
 
     async def async_save(self, directory: Any, args: "_File") -> None:
-        if jax.process_index() == 0:
-            with Path(directory, args.name).open("wb") as file:
-                file.write(args.content)
-                file.flush()
-                os.fsync(file.fileno())
+        with Path(directory, args.name).open("wb") as file:
+            file.write(args.content)
+            file.flush()
+            os.fsync(file.fileno())
 
     def save(self, directory: Any, args: "_File") -> None:
         raise NotImplementedError("Orbax calls async_save of an AsyncCheckpointHandler")
@@ -256,8 +272,7 @@ def _put_aside(folder: Path, manager: ocp.CheckpointManager) -> Iterator[None]:
     if int(folder.name) not in manager.all_steps():
         yield
         return
-    if jax.process_index() == 0:
-        folder.rename(folder.with_name(folder.name + REPLACED))
+    folder.rename(folder.with_name(folder.name + REPLACED))
     manager.reload()
     try:
         yield
@@ -267,15 +282,13 @@ def _put_aside(folder: Path, manager: ocp.CheckpointManager) -> Iterator[None]:
 
 def _put_back(folder: Path) -> None:
     """Undo what :func:`_put_aside` did where no other checkpoint took the place, also in a process that was killed."""
-    if jax.process_index() == 0 and folder.is_dir():
+    if folder.is_dir():
         for aside in [entry for entry in folder.iterdir() if entry.name.endswith(REPLACED)]:
             place = aside.with_name(aside.name.removesuffix(REPLACED))
             if place.exists():
                 shutil.rmtree(aside)
             else:
                 aside.rename(place)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"checkpoints of {folder} are in their places")
 
 
 def _check_file_handles() -> None:

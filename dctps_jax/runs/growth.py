@@ -5,9 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
@@ -58,7 +56,7 @@ def record_growth(workdir: Path, config: Any) -> None:
     What a finished run came to is kept under another name, ``results_2_epochs.json``, and so are masks that moved. Then
     the run is one that is not finished.
     """
-    if jax.process_index() != 0 or not (workdir / "config.json").exists() or not (fields := grown(workdir, config)):
+    if not (workdir / "config.json").exists() or not (fields := grown(workdir, config)):
         record_config(workdir, config)
         return
     there = read_config(workdir)
@@ -91,7 +89,7 @@ def move_into_seed(workdir: Path, config: Any) -> None:
     A move that was interrupted is finished. Raises :class:`~dctps_jax.errors.UserError` where files are in its way.
     """
     is_one, folder = holds_one_seed(workdir), workdir / f"seed_{config.seed}"
-    if jax.process_index() == 0 and (is_one or any((workdir / name).exists() for name in OF_ONE_SEED)):
+    if is_one or any((workdir / name).exists() for name in OF_ONE_SEED):
         # Those that both kinds of directory have come first: none of their own is there before all are moved.
         patterns = ("results.json", "data.json", *MORE_FILES, *OF_ONE_SEED)
         sources = [source for pattern in patterns for source in sorted(workdir.glob(pattern))]
@@ -106,5 +104,3 @@ def move_into_seed(workdir: Path, config: Any) -> None:
         for source in sources:
             os.rename(source, folder / source.name)
         print(f"the run with seed {config.seed} is in {folder} now")
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"the files of {workdir} are in their places")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from dctps_jax import pruning
@@ -72,8 +71,6 @@ def mend_files(
     of format 2, the metrics stay as they are. The metrics may be a row behind the checkpoint, after a kill, and ahead
     of it, where a newer one was damaged: those rows come again, unless the run ``is_finished``.
     """
-    if jax.process_index() != 0:
-        return
     if rows is not None and (fault := _fault_of_rows(workdir / "metrics.jsonl", step, rows, is_finished)):
         make_way(workdir / "metrics.jsonl", fault)
         write_rows(workdir / "metrics.jsonl", rows)

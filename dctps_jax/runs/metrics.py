@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from dctps_jax.distributed.agreement import is_first
 from dctps_jax.errors import UserError
 from dctps_jax.files import parse_json, read_file, write_whole
 from dctps_jax.runs.fields import check_row
@@ -32,7 +31,7 @@ class MetricsLog:
         """
         self.path = workdir / "metrics.jsonl"
         self.rows = [row for row in read_rows(self.path) if row["step"] <= step] if rows is None else list(rows)
-        self._writes = jax.process_index() == 0
+        self._writes = is_first()
         self._loggers: Sequence[Logger] = ()
         if self._writes:
             write_rows(self.path, self.rows)

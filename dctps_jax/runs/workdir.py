@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from dctps_jax.data import SOURCES
 from dctps_jax.defaults import FIELDS
+from dctps_jax.distributed.agreement import check_shared, is_first, on_first
+from dctps_jax.distributed.together import log_into
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.files import digest_of, read_json, write_whole
@@ -22,7 +22,8 @@ from dctps_jax.runs.seal import check_seal, is_sealed_as, sealed
 # The fields that a resumed run may change. A run is known by the other fields (`identity`). A field that joins or
 # leaves these changes the identity of older runs.
 FREE_FIELDS: tuple[str, ...] = (
-    "parallel_seeds",  # in configs of version 0.1.0 only
+    "parallel_seeds",  # in configs of earlier versions only
+    "multi_host",
     *(name for name, field in FIELDS.items() if field.resume),
 )
 
@@ -59,12 +60,19 @@ class InUse(UserError):
 def claim(workdir: Path, config: Any) -> Iterator[None]:
     """Hold ``workdir`` for this process; check the config of an old one. A new one is bound by ``record_config`` later.
 
-    Raises :class:`~dctps_jax.errors.UserError` where the directory belongs to another config (naming the fields that
-    differ) or cannot be written, :class:`InUse` where another process holds it.
+    Of several processes the first one holds it for all. Raises :class:`~dctps_jax.errors.UserError` where the directory
+    belongs to another config (naming the fields that differ), cannot be written, or is another one for some of the
+    processes, :class:`InUse` where another run holds it.
     """
-    if jax.process_index() != 0:  # one host of several answers for the directory
+    with contextlib.ExitStack() as stack:
+        on_first(lambda: stack.enter_context(_hold(workdir, config)))
+        check_shared(workdir)
+        log_into(workdir)
         yield
-        return
+
+
+@contextlib.contextmanager
+def _hold(workdir: Path, config: Any) -> Iterator[None]:
     _check_name(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -112,7 +120,7 @@ def is_in_use(workdir: Path) -> bool:
 
 def record_config(workdir: Path, config: Any) -> None:
     """Bind a new directory to its config: called when nothing can be wrong with it any more, before other files."""
-    if jax.process_index() == 0 and not (workdir / "config.json").exists():
+    if not (workdir / "config.json").exists():
         write_json(workdir / "config.json", json.loads(config.to_json()))
 
 
@@ -124,9 +132,9 @@ def read_config(workdir: Path) -> dict[str, Any]:
 def write_results(
     workdir: Path, results: dict[str, Any], config: dict[str, Any], digests: dict[str, str]
 ) -> dict[str, Any]:
-    """Write ``results.json`` on the first host; return its content: ``results`` and the digests of the run's files."""
+    """Write ``results.json``; return its content: ``results`` and the digests of the run's files."""
     content = sealed(results, {"config": identity(config), **digests})
-    if jax.process_index() == 0:
+    if is_first():
         write_json(workdir / "results.json", content)
     return content
 

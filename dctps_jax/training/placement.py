@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dctps_jax.distributed.placing import place_whole
 from dctps_jax.ops import target
 from dctps_jax.ops.compiler import compiler_options
 
@@ -51,10 +51,8 @@ class Placement(NamedTuple):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated), tree)
 
     def put(self, tree: Any) -> Any:
-        """Place copies of ``tree`` whole on every device."""
-        # device_put may alias the source on one of the devices, and a donated alias would delete the caller's array.
-        copies = jax.tree.map(lambda leaf: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
-        return jax.device_put(copies, self.replicated, may_alias=False)
+        """Place copies of ``tree`` whole on every device: no array of the caller is given away with them."""
+        return jax.tree.map(lambda leaf: place_whole(leaf, self.replicated), tree)
 
 
 def place_on_all_devices() -> Placement:

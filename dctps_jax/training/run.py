@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from dctps_jax.config import check_config, check_value, resolve
+from dctps_jax.distributed.agreement import on_first
+from dctps_jax.distributed.together import together
 from dctps_jax.field import find_field
 from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, record_data
@@ -40,20 +40,19 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
         keep_freed_memory()
     if config.get("execution", {}).get("keep_compiled") is True:
         keep_compiled_programs()
-    if config.get("multi_host", False):
-        jax.distributed.initialize()
     config = resolve(config)
-    check_config(config)
     workdir = Path(workdir).absolute()
     with contextlib.ExitStack() as stack:
         if signals is None:
             signals = stack.enter_context(listen_for_signals())
+        stack.enter_context(together(config))
+        check_config(config)
         if config.num_seeds == 1:
             return _finish_seed(config, workdir, signals)
-        if holds_one_seed(workdir):
+        if on_first(holds_one_seed, workdir):
             _finish_seed(_of_seed(config, config.seed), workdir, signals)
         stack.enter_context(claim(workdir, config))
-        move_into_seed(workdir, config)
+        on_first(move_into_seed, workdir, config)
         settle_dtype(config, workdir)
 
         def bind_seeds(data: dict[str, Any]) -> None:
@@ -66,7 +65,7 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
         for seed in range(config.seed, config.seed + config.num_seeds):
             print(f"seed {seed}:")
             results.append(_finish_seed(_of_seed(config, seed), workdir / f"seed_{seed}", signals, bind_seeds))
-        record_growth(workdir, config)
+        on_first(record_growth, workdir, config)
         return summarize(results, workdir, json.loads(config.to_json()))
 
 
@@ -80,13 +79,18 @@ def settle_dtype(config: Any, workdir: Path) -> None:
         return
     is_own = is_import_path(config.model.name)
     auto = "auto" if is_own else place_on_all_devices().auto_dtype
-    recorded = "auto"
-    if (workdir / "config.json").exists():
-        recorded = find_field(read_config(workdir), "model.dtype")[0] or "auto"
-        check_value("model.dtype", recorded)
+    recorded = on_first(_recorded_dtype, workdir)
     config.model.dtype = auto if recorded == "auto" else recorded
     if config.model.dtype != auto and not is_own:
         print(f"going on in {recorded}, as the run began; a new run would compute in {auto} here")
+
+
+def _recorded_dtype(workdir: Path) -> str:
+    if not (workdir / "config.json").exists():
+        return "auto"
+    recorded = find_field(read_config(workdir), "model.dtype")[0] or "auto"
+    check_value("model.dtype", recorded)
+    return recorded
 
 
 def _of_seed(config: Any, seed: int) -> Any:
@@ -105,11 +109,7 @@ def _finish_seed(
     """
     with claim(workdir, config):
         settle_dtype(config, workdir)
-        if is_finished(workdir, config):
-            results = read_results(workdir)
-            check_finished_program(workdir, config, results)
-            print(f"{workdir} is finished. {last_line(results)}")
-            mend_finished_run(workdir, config, results)
+        if (results := on_first(_finished_results, workdir, config)) is not None:
             return results
 
         def bind(data: dict[str, Any], split: dict[str, str]) -> None:
@@ -118,3 +118,14 @@ def _finish_seed(
             record_data(workdir, data | split)
 
         return train_seed(config, workdir, bind, signals)
+
+
+def _finished_results(workdir: Path, config: Any) -> dict[str, Any] | None:
+    """Return what the run of one seed came to, None where it is not finished; mend its files."""
+    if not is_finished(workdir, config):
+        return None
+    results = read_results(workdir)
+    check_finished_program(workdir, config, results)
+    print(f"{workdir} is finished. {last_line(results)}")
+    mend_finished_run(workdir, config, results)
+    return results

@@ -2,7 +2,6 @@
 
 import contextlib
 import mmap
-import os
 import signal
 import socket
 import sys
@@ -10,10 +9,10 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
+from dctps_jax.command import end_process, say
 from dctps_jax.errors import OUT_OF_MEMORY
-from dctps_jax.files import remove_unfinished
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A third signal ends the process at once.
@@ -23,7 +22,12 @@ RESERVED_BYTES = 2**24
 
 
 class Stopped(Exception):
-    """A run that saved its state and left because of a signal; the same command goes on from there."""
+    """A run that saved its state and left because of a signal; the same command goes on from there.
+
+    All processes of a run leave so, at the same step.
+    """
+
+    is_agreed = True
 
     def __init__(self, signal_number: int, step: int):
         self.exit_code = 128 + signal_number
@@ -110,13 +114,6 @@ class StopSignals:
             raise KeyboardInterrupt
 
 
-def end_process(exit_code: int, message: str) -> NoReturn:
-    """Print one line, remove files that are half written, and end the process without unwinding it."""
-    say(message)
-    remove_unfinished()
-    os._exit(exit_code)
-
-
 def end_without_memory(signals: StopSignals, failures: deque[Any]) -> None:
     """End the process where memory ran out in a place that can raise nothing, such as the start of a thread.
 
@@ -132,12 +129,6 @@ def end_without_memory(signals: StopSignals, failures: deque[Any]) -> None:
                 f"out of memory; what is saved, step {step}, is kept; the same command goes on from there",
             )
         sys.__unraisablehook__(failure)
-
-
-def say(message: str) -> None:
-    """Print one line to the terminal, in one write."""
-    program = os.path.basename(sys.argv[0]) or "dctps_jax"
-    os.write(2, f"{program}: {message}\n".encode(errors="replace"))
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from dctps_jax.accounts.plan_table import plan_table, planned
 from dctps_jax.accounts.storage import file_bytes, storage_account, storage_table
 from dctps_jax.conversion_table import conversion_report
 from dctps_jax.data.batches import Examples, split_training
+from dctps_jax.distributed.agreement import Stop, check_equal, is_first, on_first
 from dctps_jax.files import digest_of
 from dctps_jax.optimizers import rate_scale
 from dctps_jax.own import is_import_path
@@ -27,6 +28,7 @@ from dctps_jax.runs.growth import check_growth
 from dctps_jax.runs.loggers import open_loggers
 from dctps_jax.runs.mending import check_not_begun, initial_supports_of, masks_of, mend_files, supports_of
 from dctps_jax.runs.metrics import MetricsLog, best_of, describe
+from dctps_jax.runs.packing import digest, flatten
 from dctps_jax.runs.source_run import rewinds
 from dctps_jax.runs.summary import environment, last_line
 from dctps_jax.runs.workdir import write_results
@@ -56,8 +58,6 @@ def train_seed(
     :class:`~dctps_jax.training.signals.NonFiniteLoss`, and :class:`~dctps_jax.training.signals.Stopped`.
     """
     started = time.perf_counter()
-    is_first_host = jax.process_index() == 0
-
     shown = workdir.relative_to(Path.cwd()) if workdir.is_relative_to(Path.cwd()) else workdir
     dtype = {} if config.model.dtype == "auto" else {"dtype": config.model.dtype}
     precision = "".join(f", computed in {name}" for name in dtype.values())
@@ -66,9 +66,9 @@ def train_seed(
     # What an earlier call saved.
     plain_config = json.loads(config.to_json())
     checkpoints = Checkpoints(workdir / "checkpoints", plain_config)
-    saved = checkpoints.newest("latest")
+    saved = checkpoints.newest_for_all("latest")
     if saved is None:
-        check_not_begun(workdir)
+        on_first(check_not_begun, workdir)
 
     # Data: images and labels, and the rows to train on and to validate on.
     with announced("reading the images …"):
@@ -76,13 +76,14 @@ def train_seed(
     images = Examples(dataset.train_images, dataset.train_labels)
     train_rows, validation_rows = split_training(len(images.labels), config.data.train_fraction, config.seed)
     described, split = describe_data(dataset), describe_split(train_rows, validation_rows)
-    check_same_data(workdir, described | split, saved.record.get("data") if saved is not None else None)
+    check_equal("the images", "give all hosts the same images", dict, described | split)
+    on_first(check_same_data, workdir, described | split, saved.record.get("data") if saved is not None else None)
     train_split = images.at(train_rows)
     placement = place_on_all_devices()
     spec = from_config.make_step_spec(config, dataset, train_split, placement.platform)
     if saved is not None:
         taken = max([saved.step, *steps_in(checkpoints.folder / "best")])
-        check_growth(workdir, config, taken, spec.steps_per_epoch)
+        on_first(check_growth, workdir, config, taken, spec.steps_per_epoch)
 
     # Network: the layers with their supports, and the optimiser. A run that goes on has its supports.
     program_record: dict[str, Any] = {}
@@ -90,7 +91,9 @@ def train_seed(
         program_record = {
             "network": describe_program(config, dataset.num_classes, dataset.image_size, dataset.channels)
         }
-        check_same_program(workdir, None if saved is None else saved.record.get("network"), program_record["network"])
+        check_equal("the functions", "give all hosts the same program", dict, program_record)
+        known = None if saved is None else saved.record.get("network")
+        on_first(check_same_program, workdir, known, program_record["network"])
     saved_supports = None if saved is None else supports_of(saved)
     is_scored = saved is None and chooses_by_score(config)
     with announced(f"choosing the weights by {config.pruning.method} …" if is_scored else "building the network …"):
@@ -102,15 +105,14 @@ def train_seed(
     weights = weight_counts(config, spec, shapes, counts)
     optimizer, schedule = from_config.make_optimizer_and_schedule(config, spec.steps_per_epoch)
     report = conversion_report(model)
-    if is_first_host:
-        if program_record:
-            print(report)
-        print(layer_table(shapes, weights.last, sizes))
-        if weights.first != weights.last:
-            print(f"the table is of the end; the first steps train {100 * weights.density_at(0):.4g} % of the weights")
-        if config.execution.explain:
-            local = config.batch_size // placement.num_devices
-            print(plan_table(planned(model, (local, *dataset.train_images.shape[1:]))))
+    if program_record:
+        print(report)
+    print(layer_table(shapes, weights.last, sizes))
+    if weights.first != weights.last:
+        print(f"the table is of the end; the first steps train {100 * weights.density_at(0):.4g} % of the weights")
+    if config.execution.explain:
+        local = config.batch_size // placement.num_devices
+        print(plan_table(planned(model, (local, *dataset.train_images.shape[1:]))))
     from_config.warn_if_nothing_moves(config, spec, weights.last, sizes)
 
     # State: a new one, or the newest that an earlier call saved, on the devices.
@@ -140,8 +142,7 @@ def train_seed(
 
     # Abstract: the arrays themselves are given away with the first step.
     stored_shapes, num_trainable = shapes_of_stored()
-    if is_first_host:
-        print(storage_table(storage_account(state, stored_shapes, graphs.shapes, optimizer)))
+    print(storage_table(storage_account(state, stored_shapes, graphs.shapes, optimizer)))
 
     def save(rows: Sequence[dict[str, Any]]) -> None:
         tree = {"state": stored(state), "sums": sums}
@@ -168,9 +169,10 @@ def train_seed(
         del tree
     elif rewinds(config):
         step, state, rows = rewound(config, dataset, state, setup)
+    check_equal("the weights at the start", "run all processes on machines of one kind", digest, flatten(state))
     is_resumed = saved is not None
     del saved, saved_supports
-    bind(described, split)
+    on_first(bind, described, split)
     if rewinds(config) and not is_resumed:
         keep(rows or [])  # later rounds rewind to it
         save(rows or [])
@@ -179,8 +181,8 @@ def train_seed(
     initial_masks = masks_of(initial_supports, shapes)
     mask_files = {"masks_initial.npz": initial_masks, "masks.npz": initial_masks}
     if is_resumed:
-        mend_files(workdir, step, rows, mask_files)
-    elif is_first_host:
+        on_first(mend_files, workdir, step, rows, mask_files)
+    elif is_first():
         for name, masks in mask_files.items():
             pruning.save_masks(workdir / name, masks)
     log = MetricsLog(workdir, step, rows, lambda: open_loggers(workdir, step, config))
@@ -205,11 +207,13 @@ def train_seed(
         f"{placement.num_devices} {placement.platform} device(s), compiled in {programs.compile_seconds:.1f} s"
     )
 
+    stop = Stop(placement.batch)
+
     def stop_if_asked() -> None:
-        if signals.number is not None:
+        if (number := stop.agreed(signals.number)) is not None:
             loop.check_finite(sums, state)
             save(log.rows)
-            raise Stopped(signals.number, step)
+            raise Stopped(number, step)
 
     # Train.
     progress = Progress(config.num_epochs, spec.steps_per_epoch, spec.batch_size, config.log_every_steps)
@@ -269,8 +273,8 @@ def train_seed(
                 keep([*log.rows, row])
             save([*log.rows, row])
             log.append(row)
-            if signals.number is not None:
-                raise Stopped(signals.number, step)
+            if (number := stop.agreed(signals.number, now=True)) is not None:
+                raise Stopped(number, step)
 
     # Test: the last state, and the one that was best on validation.
     with doing("testing"):
@@ -280,9 +284,9 @@ def train_seed(
     stored_shapes, num_trainable = shapes_of_stored()  # fewer weights than at first, where they are pruned
     num_parameters = sum(row.parameters for row in report.rows)
     num_pruned = sum(counts.values()) - sum(weights.last.values())
-    saved_best = checkpoints.newest("best")
+    saved_best = checkpoints.newest_for_all("best")
     if saved_best is not None and saved_best.step == best["step"]:
-        check_same_data(workdir, described | split, saved_best.record.get("data"))
+        on_first(check_same_data, workdir, described | split, saved_best.record.get("data"))
         best_state = running(as_tree(saved_best, {"state": stored_shapes}, checkpoints.folder)["state"])
         with doing("testing the best epoch"):
             test_accuracy_best = loop.means(programs.evaluate(best_state, *test))[1]
@@ -294,7 +298,7 @@ def train_seed(
     final_masks = initial_masks
     if spec.updates is not None:
         final_masks = masks_of(supports_by_path(jax.device_get(stored(state).supports)), shapes)
-        if is_first_host:
+        if is_first():
             pruning.save_masks(workdir / "masks.npz", final_masks)
     settings = config.pruning
     results = {
@@ -312,7 +316,7 @@ def train_seed(
         "storage_bytes": storage_account(state, stored_shapes, graphs.shapes, optimizer),
         "flops": flops,
         "step": step,
-        "checkpoint_file_bytes": file_bytes(workdir / "checkpoints" / "latest" / str(step)),
+        "checkpoint_file_bytes": on_first(file_bytes, workdir / "checkpoints" / "latest" / str(step)),
         **dtype,
         "seed": config.seed,
         "data": {

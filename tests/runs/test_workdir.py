@@ -81,6 +81,7 @@ def test_where_files_lie_may_change(tmp_path):
         pass
     known = {"data.dir", "data.cache_dir", "data.max_pixels", "data.download"}
     known |= {"keep_epochs", "log_every_steps", "tensorboard", "wandb", "trackio", "multi_host"}
+    known |= {f"distributed.{name}" for name in ("coordinator", "num_processes", "process_id")}
     # These change them by rounding only.
     known |= {"parallel_seeds"} | {
         f"execution.{name}"
