@@ -75,11 +75,12 @@ def is_right(ended: Ended, disturbance: Disturbance) -> bool:
     """Return whether all processes that were not killed left with the same code, and with one that fits.
 
     After SIGKILL that is 69, or 143 where a process still waited for the killed one to join it. After SIGTERM it is
-    143. It is 0 where the run ended before.
+    143, or SIGTERM itself in the first moments of Python. It is 0 where the run ended before.
     """
-    left = {code for code in ended.codes if code != -signal.SIGKILL}
+    codes = [143 if code == -signal.SIGTERM else code for code in ended.codes]
+    left = {code for code in codes if code != -signal.SIGKILL}
     fitting = (143,) if disturbance.number == signal.SIGTERM else (69, 143)
-    was_killed = ended.codes.count(-signal.SIGKILL)
+    was_killed = codes.count(-signal.SIGKILL)
     most_killed = len(disturbance.processes) if disturbance.number == signal.SIGKILL else 0
     return len(left) <= 1 and left <= {0, *fitting} and was_killed <= most_killed
 

@@ -52,14 +52,17 @@ SMALL = 4096
 TOPOLOGIES = {1: "2x2", 4: "2x2", 16: "4x4"}
 
 
-def compile_case(name: str, arguments: argparse.Namespace) -> tuple[Any, int]:
+def chips(chip: str, count: int) -> list[Any]:
+    """Return the devices of TPUs that are not there."""
+    topology = topologies.get_topology_desc(topology_name=f"{chip}:{TOPOLOGIES[count]}", platform="tpu")
+    return list(topology.devices[:count])
+
+
+def compile_case(name: str, devices: list[Any], arguments: argparse.Namespace) -> tuple[Any, int]:
     """Return the compiled program of a case, and the bytes of what it trains."""
     network, offset, density, form, method = [*name.split(":"), "compact", "auto"][:5]
     model = build(network, None if offset == "none" else offset, float(density), form, method, arguments)
-    topology = topologies.get_topology_desc(
-        topology_name=f"{arguments.chip}:{TOPOLOGIES[arguments.chips]}", platform="tpu"
-    )
-    placement = place_on(topology.devices[: arguments.chips])
+    placement = place_on(devices)
     optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=network.startswith("fixup"))
     graphs, state = create_state(model, optimizer, placement.axis_name)
     shape, count, moving = (arguments.image_size, arguments.image_size, 3), arguments.images, arguments.sparse_training
@@ -176,7 +179,8 @@ def main() -> None:
     arguments = parser.parse_args()
     cases = []
     for name in arguments.cases:
-        compiled, parameter_bytes = compile_case(name, arguments)
+        devices = chips(arguments.chip, arguments.chips)
+        compiled, parameter_bytes = compile_case(name, devices, arguments)
         cases.append(figures_of(name, compiled, arguments) | {"parameter_bytes": parameter_bytes})
         print(report(cases[-1], CHIPS[arguments.chip].hertz), flush=True)
         if arguments.text:

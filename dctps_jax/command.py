@@ -37,6 +37,7 @@ EXTRAS = {
     "sklearn": "data",
     "tensorflow_datasets": "data",
     "matplotlib": "plots",
+    "array_record": "data",
     "pyarrow": "parquet",
     "wandb": "wandb",
     "trackio": "trackio",

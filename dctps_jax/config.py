@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from dctps_jax import models, pruning
+from dctps_jax import data, models, pruning
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.field import flat_fields
@@ -42,6 +42,26 @@ def check_config(config: Any, check_devices: bool = True) -> None:
         devices = len(target.training_devices())
         _check_shards(config.distributed.shards, devices)
         _check_batches(config, devices)
+
+
+def check_all_is_read(config: Any) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a setting of pruning that the chosen methods do not read.
+
+    ``pruning.density`` may be set with ``from_run``, which takes the masks of a run whatever it is.
+    """
+    values = dict(flat_fields(config))
+    for name, field in FIELDS.items():
+        value = tuple(values[name]) if isinstance(values[name], list) else values[name]
+        is_of_method = name.startswith(("pruning.", "sparse_training.")) and name != "pruning.density"
+        if not is_of_method or not field.needs or value == field.default:
+            continue
+        if not any(need.test(values[need.field]) for need in field.needs):
+            need = field.needs[0]
+            readers = [str(choice) for choice in FIELDS[need.field].choices if need.test(choice)]
+            raise UserError(
+                f"config.{name} is {value!r}, which nothing reads where config.{need.field} is "
+                f"{values[need.field]!r}; leave it at {field.default!r}, or choose one of: {', '.join(readers)}"
+            )
 
 
 def check_names(config: Any) -> None:
@@ -124,8 +144,8 @@ def _rewinding_impossible(config: Any) -> str | None:
         )
     if settings.rewind_epoch >= config.num_epochs:
         return (
-            f"config.pruning.rewind_epoch is {settings.rewind_epoch}, but the run has {config.num_epochs} epochs; "
-            "rewind to an earlier one"
+            f"config.pruning.rewind_epoch is {settings.rewind_epoch}, where the run would begin, and it ends with "
+            f"config.num_epochs, {config.num_epochs}; rewind to an earlier epoch, or raise num_epochs"
         )
     return None
 
@@ -222,8 +242,8 @@ def _optimizer_unusable(config: Any) -> str | None:
         )
     if settings.warmup_epochs >= config.num_epochs:
         return (
-            f"config.optimizer.warmup_epochs is {settings.warmup_epochs}, but the run has {config.num_epochs} epochs; "
-            "warm up for fewer"
+            f"config.optimizer.warmup_epochs is {settings.warmup_epochs} and config.num_epochs {config.num_epochs}; "
+            "warm up for fewer epochs than the run has"
         )
     return None
 
@@ -235,11 +255,35 @@ def _own_data_missing(config: Any) -> str | None:
 
 
 def _options_without_resnet(config: Any) -> str | None:
-    width, stable = FIELDS["model.width"].default, FIELDS["model.stable"].default
-    if config.model.name not in models.RESNETS and (config.model.width != width or config.model.stable != stable):
+    options = ("width", "stable", "stem")
+    defaults = [FIELDS[f"model.{option}"].default for option in options]
+    if config.model.name not in models.RESNETS and [config.model[option] for option in options] != defaults:
         return (
-            f"config.model.width and config.model.stable are for ResNets; {config.model.name} has neither, leave "
-            f"them at {width} and {stable}"
+            f"config.model.width, config.model.stable and config.model.stem are for ResNets; {config.model.name} has "
+            f"none of them, leave them at {', '.join(map(str, defaults))}"
+        )
+    return None
+
+
+def _crop_unusable(config: Any) -> str | None:
+    settings = config.data
+    if settings.crop == "padded":
+        return None
+    if settings.image_size == 0:
+        return (
+            f"config.data.crop is {settings.crop!r} and config.data.image_size 0; give the size that the crops are "
+            "brought to"
+        )
+    if settings.streaming == "off":
+        return (
+            f"config.data.crop is {settings.crop!r} and config.data.streaming 'off'; such crops are taken out of the "
+            "files while training, leave it at 'auto'"
+        )
+    if not getattr(data.SOURCES.get(settings.name), "find", None):
+        folders = ", ".join(name for name, source in data.SOURCES.items() if source.find)
+        return (
+            f"config.data.crop is {settings.crop!r} and config.data.name {settings.name!r}; such crops are taken out "
+            f"of image files while training, choose 'padded' or one of: {folders}"
         )
     return None
 
@@ -257,6 +301,7 @@ CROSS_CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _own_network_unusable,
     _own_data_missing,
     _optimizer_unusable,
+    _crop_unusable,
 )
 
 

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dctps_jax.arguments import check_choice, check_flag, check_model, check_number, names_of, pairs, patterns
 from dctps_jax.errors import UserError
 from dctps_jax.frozen import check_all_plain, freeze_all_but, frozen
-from dctps_jax.kernels import KernelLayer, of_each, values_at
+from dctps_jax.kernels import KernelLayer, of_each
 from dctps_jax.layer_kinds import KINDS, DCTpSEinsum, has_counterpart, kernel_variable, shapes_of
 from dctps_jax.offsets import Offset
 from dctps_jax.partitioning import add_metadata, metadata_of_values, placed_like
@@ -25,8 +26,20 @@ from dctps_jax.prunable import (
     prunable_layers,
     replace_layers,
 )
-from dctps_jax.pruning import ALLOCATIONS, allocate, apply_masks, prune, random_supports, trains_all_weights
+from dctps_jax.pruning import (
+    ALLOCATIONS,
+    FORMS,
+    allocate,
+    apply_masks,
+    check_density,
+    check_method,
+    parse_pattern,
+    prune,
+    random_supports,
+    trains_all_weights,
+)
 from dctps_jax.seeds import as_key
+from dctps_jax.supports import values_at
 
 CONVERTIBLE = ", ".join(f"nnx.{kind.__name__}" for kind in KINDS if kind is not nnx.Embed)
 
@@ -72,16 +85,23 @@ def convert(
     layers in a network that is to be frozen; besides those of ``prune``.
     """
     key = as_key(0 if key is None else key)
+    check_model(model)
+    check_density(density, "density")
+    check_choice("form", form, FORMS)
+    check_number("alpha_init", alpha_init)
+    check_flag("alpha_trainable", alpha_trainable)
+    check_flag("embeddings", embeddings)
+    check_method(method, options)
+    parse_pattern(pattern, density)
     is_random = method in ALLOCATIONS
-    if is_random and options:
-        raise UserError(f"{method} has no option {next(iter(options))!r}; random methods have none")
+    dense_layers, layer_densities = patterns("dense_layers", dense_layers), pairs("layer_densities", layer_densities)
     # Shapes and counts. The copy has lost the order of the layers, so it comes from the model.
     copy: Any = nnx.clone(model)
     in_copy = dict(find_layers(copy, _is_layer))
     allocatable = _allocatable(model, embeddings)
     first_paths = _first_paths(model, allocatable, exclude)
     layers = {path: in_copy[path] for path in dict.fromkeys(first_paths.values())}
-    is_frozen = offset == "frozen"
+    is_frozen = isinstance(offset, str) and offset == "frozen"
     if is_frozen:
         check_all_plain(layers)
     if all(isinstance(layer, KernelLayer) for layer in layers.values()):
@@ -90,13 +110,15 @@ def convert(
     shapes = {path: _kernel_shape(layer) for path, layer in layers.items()}
     if is_frozen and stacks:
         raise UserError(
-            f"nnx.vmap has stacked the layers {', '.join(stacks)}, and offset is 'frozen', which is for layers that "
-            "are not stacked; exclude them, or keep them in an nnx.List"
+            f"nnx.vmap has stacked {names_of(stacks)}, and offset is 'frozen', which is for layers that are not "
+            "stacked; exclude them, or keep them in an nnx.List"
         )
     if is_frozen:
         freeze_all_but(copy, [in_copy[path] for path in allocatable])
     fixed_layers: dict[str, Any] = {"dense_layers": dense_layers, "layer_densities": layer_densities}
     is_dense = trains_all_weights(method, density, layer_densities)
+    if is_dense:
+        allocate(shapes, density, "uniform", dense_layers=dense_layers, stacks=stacks)  # it checks dense_layers
     if form == "compact" and not is_dense:
         check_not_normalized(copy, layers)
     # Random supports, without dense kernels.
@@ -125,6 +147,7 @@ def to_plain(model: nnx.Module) -> Any:
     Their kernels are K = α·D + M⊙S, written out, so that the copy computes the same, and all weights of it are trained.
     What knows the layers of NNX knows the copy.
     """
+    check_model(model)
     copy: Any = nnx.clone(model)
     copy = replace_layers(copy, {id(layer): _plain(layer) for layer in prunable_layers(copy).values()})
     if hasattr(copy, ORDER):
@@ -180,7 +203,7 @@ def _first_paths(model: nnx.Module, layers: Mapping[str, Any], exclude: Iterable
     """
     convertible = [path for path, layer in layers.items() if not isinstance(layer, KernelLayer)]
     excluded: set[str] = set()
-    for pattern in [exclude] if isinstance(exclude, str) else exclude:
+    for pattern in patterns("exclude", exclude):
         matching = fnmatch.filter(convertible, pattern)
         if not matching:
             raise UserError(f"exclude: no layer matches {pattern!r}; the layers are: {', '.join(convertible)}")
@@ -205,7 +228,7 @@ def _stack(path: str, layer: Any) -> tuple[int, ...]:
     if isinstance(layer, KernelLayer):
         return layer.stack
     if isinstance(layer, nnx.Conv | nnx.ConvTranspose) and layer.mask is not None:
-        raise UserError(f"{path} has a mask of its own; exclude it, or build it without")
+        raise UserError(f"{path or 'the network'} has a mask of its own; exclude it, or build it without")
     own = shapes_of(layer)[1]
     found = kernel_variable(layer).get_value().shape
     stack = found[: len(found) - len(own)]

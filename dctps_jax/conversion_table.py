@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
+from dctps_jax.arguments import check_model
 from dctps_jax.kernels import Frozen, KernelLayer
 from dctps_jax.layer_kinds import KINDS, has_counterpart
 
@@ -47,6 +48,7 @@ def conversion_report(model: nnx.Module) -> Report:
 
     The α of a layer is one of its parameters, and trained where it is trainable.
     """
+    check_model(model)
     parameters: dict[tuple[Any, ...], dict[str, nnx.Variable]] = {}
     for place, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, Frozen))):
         parameters.setdefault(tuple(place[:-1]), {})[str(place[-1])] = variable

@@ -20,6 +20,7 @@ from dctps_jax.data.dataset import MAX_PIXELS
 from dctps_jax.data.images import FITS
 from dctps_jax.field import Allowed, ByStep, Field, Need, at_least
 from dctps_jax.losses import LOSSES
+from dctps_jax.models.resnet import STEMS
 from dctps_jax.offsets import OFFSETS
 from dctps_jax.ops import cost_model
 from dctps_jax.optimizers import DECAYS, OPTIMIZERS, SCHEDULES, rates_by_step
@@ -89,7 +90,8 @@ FIELDS: dict[str, Field] = {
     "num_epochs": Field(200, "Passes over the training images.", allowed=at_least(1), grows=True),
     "steps_per_dispatch": Field(
         0,
-        "Training steps in one call to the device; 0: 1 on a CPU, 50 elsewhere.",
+        "Training steps in one call to the device; 0: 1 on a CPU, 50 elsewhere, or as many as 256 MB of images are for "
+        "where they are streamed.",
         allowed=at_least(1, zero="to choose by platform"),
     ),
     "log_every_steps": Field(
@@ -190,6 +192,13 @@ FIELDS: dict[str, Field] = {
         choices=models.INITIALIZERS,
     ),
     "model.width": Field(64, "Channels of the first stage of a ResNet.", allowed=at_least(1)),
+    "model.stem": Field(
+        "cifar",
+        "How a ResNet begins: with a 3×3 convolution, or, for large images, with one of 7×7 and maxima of 3×3, both "
+        "with stride 2 (He et al. 2016).",
+        choices=STEMS,
+        added=True,
+    ),
     "model.stable": Field(
         False,
         "Divide the residual branches of a ResNet by √(number of blocks).",
@@ -216,7 +225,7 @@ FIELDS: dict[str, Field] = {
     ),
     "data.channels": Field(
         3,
-        "Channels of the images of an `image_folder`, `parquet_folder` or `tfds_folder`: 3, or 1 for grey ones.",
+        "Channels of the images of an `image_folder` and the other folders: 3, or 1 for grey ones.",
         allowed=Allowed(lambda value: value in (1, 3), "3 or 1"),
         added=True,
     ),
@@ -231,7 +240,7 @@ FIELDS: dict[str, Field] = {
     "data.fit": Field(
         "squash",
         "How images that are not square are brought to `data.image_size`: `crop` takes the middle, `pad` "
-        "adds white margins, `squash` changes their shape.",
+        "adds white margins, `squash` changes their shape, `centre` takes 7/8 of the middle.",
         choices=FITS,
         added=True,
     ),
@@ -242,9 +251,31 @@ FIELDS: dict[str, Field] = {
         resume=True,
     ),
     "data.download": Field(True, "Download an official archive that is missing.", resume=True),
+    "data.streaming": Field(
+        "auto",
+        "Read the images while they are used (`on`), or keep all of them on each device (`off`); `auto`: read them "
+        "where they would take more than a quarter of a device's memory.",
+        choices=("auto", "on", "off"),
+        added=True,
+        resume=True,
+    ),
+    "data.processes": Field(
+        0,
+        "So many processes decode the files of images that are streamed.",
+        allowed=at_least(1, zero="for threads of the program itself"),
+        added=True,
+        resume=True,
+    ),
     "data.mean": Field((), "Mean of each channel, of pixels in [0, 1]; (): the data set's own."),
     "data.std": Field((), "Standard deviation of each channel; (): the data set's own."),
-    "data.augment": Field(True, "Train on random crops (padding 4) and flips."),
+    "data.augment": Field(True, "Train on random crops and flips."),
+    "data.crop": Field(
+        "padded",
+        "The random crops: of the image with a margin of 4 black pixels, or of the image files, which are streamed: of "
+        "8 to 100 % of their area, brought to `data.image_size` (Szegedy et al. 2015).",
+        choices=("padded", "random_resized"),
+        added=True,
+    ),
     "data.cutout": Field(
         0,
         "Blank a square of so many pixels in each training image (DeVries & Taylor 2017).",

@@ -3,7 +3,8 @@
 The file is safetensors. Of each kernel it has ``positions/PATH`` (ascending, in the flattened kernel of the plain
 network) and ``values/PATH``, what is added there. ``whole/PATH`` are arrays that replace those of the network:
 parameters of layers that were excluded and of LoRA, and the statistics of BatchNorm. The metadata are ``format``,
-``format_version``, ``base`` (a SHA-256 over all that was frozen, by path), and ``digest`` (over the file's content).
+``format_version``, ``base`` (a SHA-256 over all that was frozen, by path), ``dtypes`` (the types of these arrays), and
+``digest`` (over the file's content).
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dctps_jax.arguments import as_path, check_model, names_of
 from dctps_jax.errors import UserError
 from dctps_jax.files import check_target, write_whole
 from dctps_jax.kernels import Frozen, KernelLayer, SparseParam
@@ -38,7 +40,8 @@ def export_delta(model: nnx.Module, file: Path | str) -> None:
     """
     from safetensors.numpy import save
 
-    file = Path(file)
+    check_model(model)
+    file = as_path("file", file)
     check_target("file", file)
     paths = {id(layer): path for path, layer in _layers(model).items()}
     if not paths:
@@ -48,7 +51,8 @@ def export_delta(model: nnx.Module, file: Path | str) -> None:
     for layer, path in ((layer, paths[id(layer)]) for layer in prunable_layers(model).values()):
         if layer.base is None:
             raise UserError(
-                f'{path} is no layer of convert(model, offset="frozen", …); a delta is what was added to frozen kernels'
+                f'{names_of([path])} is no layer of convert(model, offset="frozen", …); a delta is what was added to '
+                "frozen kernels"
             )
         name = f"{path}.{'embedding' if isinstance(layer, DCTpSEmbed) else 'kernel'}".lstrip(".")
         base[name] = np.asarray(layer.plain_kernel(layer.base[...]))
@@ -61,7 +65,7 @@ def export_delta(model: nnx.Module, file: Path | str) -> None:
             base[name] = np.asarray(variable[...])
         elif isinstance(variable, nnx.Param | nnx.BatchStat) and not isinstance(variable, SparseParam):
             tensors[f"whole/{name}"] = np.asarray(variable[...])
-    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "base": digest(base)}
+    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "base": digest(base), "dtypes": _dtypes(base)}
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     write_whole(file, save(tensors, metadata | {"digest": digest_of_file(tensors, metadata)}))
 
@@ -74,8 +78,9 @@ def apply_delta(model: nnx.Module, file: Path | str) -> Any:
     Raises :class:`~dctps_jax.errors.UserError` for a file that is missing, damaged, foreign or of a newer version, and
     where ``model`` is not the network that was converted.
     """
-    file = Path(file)
-    tensors, base = _read(file)
+    check_model(model)
+    file = as_path("file", file)
+    tensors, base, dtypes = _read(file)
     if _layers(model):
         raise UserError(
             f"the network has DCT plus Sparse layers, and {file} is added to the plain network that was converted; "
@@ -94,21 +99,29 @@ def apply_delta(model: nnx.Module, file: Path | str) -> Any:
     }
     replaced = {name: variables[name][...].shape for name in kinds["whole"] if name in variables}
     if replaced != {name: array.shape for name, array in kinds["whole"].items()} or digest(frozen) != base:
+        types = f" in {dtypes}" if dtypes and dtypes != _dtypes(frozen) else ""
         raise UserError(
             f"{file} was written for another network than this one, or for other weights of it; give the network that "
-            "was converted, as it was then"
+            f"was converted, as it was then{types}{f', and not in {_dtypes(frozen)}' if types else ''}"
         )
     for name, values in kinds["values"].items():
         kernel = variables[name][...]
         positions = kinds["positions"][name]
+        # The sum has the wider type of both, as that of the fine-tuned network.
+        kernel = kernel.astype(jnp.promote_types(kernel.dtype, values.dtype))
+        values = jnp.asarray(values, kernel.dtype)
         variables[name].set_value(kernel.ravel().at[positions].add(values).reshape(kernel.shape))
     for name, array in kinds["whole"].items():
         variables[name].set_value(jnp.asarray(array))
     return copy
 
 
-def _read(file: Path) -> tuple[dict[str, np.ndarray], str]:
-    """Return the tensors of a delta and the digest of its base."""
+def _dtypes(arrays: Mapping[str, np.ndarray]) -> str:
+    return ", ".join(sorted({str(array.dtype) for array in arrays.values()}))
+
+
+def _read(file: Path) -> tuple[dict[str, np.ndarray], str, str]:
+    """Return the tensors of a delta, the digest of its base, and the types of its arrays ("" where not known)."""
     if not file.is_file():
         raise UserError(f"{file} {'is no file' if file.exists() else 'does not exist'}; {REMEDY}")
     tensors, metadata = read_safetensors(file, REMEDY)
@@ -122,7 +135,7 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], str]:
         )
     if metadata.get("digest") != digest_of_file(tensors, metadata):
         raise UserError(f"{file} is damaged: its digest does not match its content; {REMEDY}")
-    return tensors, metadata["base"]
+    return tensors, metadata["base"], metadata.get("dtypes", "")
 
 
 def _layers(model: nnx.Module) -> Mapping[str, KernelLayer]:

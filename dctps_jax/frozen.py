@@ -5,6 +5,7 @@ from typing import Any
 
 from flax import nnx
 
+from dctps_jax.arguments import names_of
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import Frozen, KernelLayer, SparseParam
 from dctps_jax.prunable import replace_layers
@@ -29,6 +30,6 @@ def check_all_plain(layers: Mapping[str, Any]) -> None:
     for path, layer in layers.items():
         if isinstance(layer, KernelLayer):
             raise UserError(
-                f'{path or "the network"} is a {type(layer).__name__} already, and offset="frozen" starts from plain '
+                f'{names_of([path])} is a {type(layer).__name__} already, and offset="frozen" starts from plain '
                 "layers; give convert the network that to_plain returns"
             )

@@ -31,8 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from dctps_jax.arguments import as_array, check_flag, check_number, words
 from dctps_jax.errors import UserError
 from dctps_jax.offsets import Offset, find_offset
 from dctps_jax.ops.convolution import convolve
@@ -42,9 +42,7 @@ from dctps_jax.ops.methods import apply_kernel
 from dctps_jax.ops.sparse_part import add_at
 from dctps_jax.ops.work import Work
 from dctps_jax.partitioning import SHARDING, add_metadata, metadata_of_values, placed_like, without_metadata
-
-# Positions are int32.
-MAX_SIZE = 2**31
+from dctps_jax.supports import check_positions, initial_values, values_at
 
 
 class SparseParam(nnx.Param):
@@ -96,8 +94,11 @@ class KernelLayer(nnx.Module):
         bias_metadata: Mapping[str, Any],
         bias_shape: tuple[int, ...] | None = None,
     ) -> None:
-        if min(kernel_shape) < 1:
-            raise UserError(f"a kernel of shape {kernel_shape} is empty; every size must be at least 1")
+        check_flag("use_bias", use_bias)
+        check_number("alpha_init", alpha_init)
+        check_flag("alpha_trainable", alpha_trainable)
+        if not callable(getattr(rngs, "params", None)):
+            raise UserError(f"rngs is {words(rngs)}; it must be an nnx.Rngs, e.g. nnx.Rngs(0)")
         if mask is not None and support is not None:
             raise UserError("both mask and support are given; a layer takes one of them")
         self.kernel_shape = kernel_shape
@@ -137,13 +138,18 @@ class KernelLayer(nnx.Module):
         shape = self.kernel.get_value().shape  # an abstract array has no items
         return shape[: len(shape) - (1 if self.support is not None else len(self.kernel_shape))]
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether the layer trains all its weights: it has neither a mask nor a support."""
+        return self.mask is None and self.support is None
+
     def set_mask(self, mask: jax.Array | np.ndarray) -> None:
         """Train only the weights where ``mask`` (boolean, of the kernel's shape) is True. The others become zero.
 
         The layer is then masked, whatever it was before. For a stack, the mask has the stack's axes before those of the
         kernel. It is divided among devices as the kernel is.
         """
-        mask = jnp.asarray(mask)
+        mask = jnp.asarray(as_array("the mask", mask, "an array of booleans"))
         if mask.shape != (*self.stack, *self.kernel_shape):
             raise UserError(
                 f"the mask has shape {mask.shape}; it must have the kernel's shape {(*self.stack, *self.kernel_shape)}"
@@ -297,49 +303,3 @@ def shapes_of_variables(layer: KernelLayer) -> dict[str, tuple[int, ...]]:
         "base": layer.kernel_shape,
     }
     return {name: shape for name, shape in shapes.items() if getattr(layer, name) is not None}
-
-
-def check_positions(
-    positions: jax.Array | np.ndarray, kernel_shape: tuple[int, ...], stack: tuple[int, ...] = ()
-) -> jax.Array:
-    """Return the positions of a support, ``[*stack, nnz]``, as int32.
-
-    Raises :class:`~dctps_jax.errors.UserError` unless they ascend and lie in the flattened kernel, and for a kernel of
-    more than 2^31 weights.
-    """
-    positions = np.asarray(positions)
-    size = math.prod(kernel_shape)
-    if size > MAX_SIZE:
-        raise UserError(
-            f"a kernel of shape {kernel_shape} has {size:,} weights, and the positions of a compact layer are int32, "
-            f"up to {MAX_SIZE:,}; give the layer a mask instead, or divide it"
-        )
-    is_list = positions.ndim > 0 and positions.shape[:-1] == stack
-    if not is_list or not (np.issubdtype(positions.dtype, np.integer) or positions.size == 0):
-        each = f" for each of {math.prod(stack)} layers" if stack else ""
-        raise UserError(
-            f"a support is a list of integer positions{each}, got {positions.dtype} of shape {positions.shape}"
-        )
-    if positions.size and (positions.min() < 0 or positions.max() >= size or (np.diff(positions) <= 0).any()):
-        raise UserError(f"the positions of a support must ascend and lie in [0, {size}), the size of the kernel")
-    return jnp.asarray(positions, jnp.int32)
-
-
-def values_at(kernel: jax.Array, positions: jax.Array) -> jax.Array:
-    """Return the weights at the ``positions [*stack, nnz]`` of flattened kernels, whole on every device."""
-    mesh = jax.typeof(kernel).sharding.mesh
-    if AxisType.Explicit in mesh.axis_types:
-        kernel = jax.sharding.reshard(kernel, NamedSharding(mesh, PartitionSpec()))
-    return jnp.take_along_axis(kernel.reshape(*positions.shape[:-1], -1), positions, axis=-1)
-
-
-def initial_values(
-    init: nnx.Initializer, key: jax.Array, kernel_shape: tuple[int, ...], dtype: Any, positions: jax.Array
-) -> jax.Array:
-    """Return the weights of an initial kernel at ``positions``.
-
-    The whole kernel exists only while they are read. It is never made if the weights start at zero.
-    """
-    if init is nnx.initializers.zeros:
-        return jnp.zeros(positions.shape, dtype)
-    return values_at(init(key, kernel_shape, dtype), positions)

@@ -5,7 +5,7 @@ kernels are described in :mod:`dctps_jax.kernels`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -16,12 +16,14 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
+from dctps_jax.arguments import check_size, check_sizes, is_whole, words
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer, check_one_layer
 from dctps_jax.offsets import Offset
 from dctps_jax.ops.geometry import Geometry
 
 DEFAULT_KERNEL_INIT = nnx.initializers.lecun_normal()  # that of nnx.Conv and nnx.Linear
+PADDINGS = ("SAME", "VALID", "CIRCULAR", "REFLECT", "CAUSAL", "SAME_LOWER")
 
 
 class DCTpSConv(KernelLayer):
@@ -76,8 +78,10 @@ class DCTpSConv(KernelLayer):
         kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
         bias_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
-        kernel_size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
-        if feature_group_count < 1 or in_features % feature_group_count or out_features % feature_group_count:
+        check_size(in_features=in_features, out_features=out_features, feature_group_count=feature_group_count)
+        check_sizes(kernel_size=kernel_size)
+        kernel_size = (kernel_size,) if is_whole(kernel_size) else tuple(kernel_size)
+        if in_features % feature_group_count or out_features % feature_group_count:
             raise UserError(
                 f"feature_group_count is {feature_group_count}; it must divide in_features ({in_features}) and "
                 f"out_features ({out_features})"
@@ -86,10 +90,12 @@ class DCTpSConv(KernelLayer):
         self.in_features = in_features
         self.out_features = out_features
         self.kernel_size = kernel_size
-        self.strides = _per_dimension(strides, rank)
-        self.padding = _canonical_padding(padding, rank)
-        self.input_dilation = _per_dimension(input_dilation, rank)
-        self.kernel_dilation = _per_dimension(kernel_dilation, rank)
+        self.strides = per_dimension("strides", strides, rank)
+        self.padding = checked_padding(padding.upper() if isinstance(padding, str) else padding, rank, PADDINGS)
+        if self.padding == "CAUSAL" and rank != 1:
+            raise UserError(f'padding "CAUSAL" is for one spatial dimension, the kernel has {rank}')
+        self.input_dilation = per_dimension("input_dilation", input_dilation, rank)
+        self.kernel_dilation = per_dimension("kernel_dilation", kernel_dilation, rank)
         self.feature_group_count = feature_group_count
         self.dtype = dtype
         self.param_dtype = param_dtype
@@ -207,6 +213,7 @@ class DCTpSLinear(KernelLayer):
         kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
         bias_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
+        check_size(in_features=in_features, out_features=out_features)
         self.in_features = in_features
         self.out_features = out_features
         self.dtype = dtype
@@ -265,27 +272,25 @@ class ResidualSum(nnx.Module):
         return branch + shortcut
 
 
-def _per_dimension(value: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
-    if value is None:
-        value = 1
-    return (value,) * rank if isinstance(value, int) else tuple(value)
+def per_dimension(name: str, value: Any, rank: int) -> tuple[int, ...]:
+    """Return a size for each spatial dimension; None is 1."""
+    value = 1 if value is None else value
+    check_sizes(**{name: value})
+    sizes = (value,) * rank if is_whole(value) else tuple(value)
+    if len(sizes) != rank:
+        raise UserError(f"{name} is {words(value)}; it must be a whole number, or one for each of {rank} dimensions")
+    return sizes
 
 
-def _canonical_padding(padding: Any, rank: int) -> str | tuple[tuple[int, int], ...]:
-    """Return a padding as a name or as one (low, high) pair a spatial dimension."""
-    if isinstance(padding, str):
-        padding = padding.upper()
-        if padding == "CAUSAL" and rank != 1:
-            raise UserError(f'padding "CAUSAL" is for one spatial dimension, the kernel has {rank}')
-        if padding not in ("SAME", "VALID", "CIRCULAR", "REFLECT", "CAUSAL", "SAME_LOWER"):
-            raise UserError(
-                f'padding is {padding!r}; it must be "SAME", "VALID", "CIRCULAR", "REFLECT", "CAUSAL", an int, or a '
-                f"sequence of {rank} ints or pairs"
-            )
+def checked_padding(padding: Any, rank: int, names: Collection[str]) -> str | tuple[tuple[int, int], ...]:
+    """Return a padding as one of its ``names`` or as one (low, high) pair a spatial dimension."""
+    if isinstance(padding, str) and padding in names:
         return padding
-    if isinstance(padding, int):
-        return ((padding, padding),) * rank
-    pairs = tuple((pad, pad) if isinstance(pad, int) else tuple(pad) for pad in padding)
-    if len(pairs) != rank or any(len(pair) != 2 for pair in pairs):
-        raise UserError(f"padding is {padding!r}; a sequence must have {rank} ints or (low, high) pairs")
+    pairs = (padding,) * rank if is_whole(padding) else padding if isinstance(padding, list | tuple) else ()
+    pairs = tuple((pad, pad) if is_whole(pad) else tuple(pad) if isinstance(pad, list | tuple) else () for pad in pairs)
+    if len(pairs) != rank or not all(len(pair) == 2 and all(map(is_whole, pair)) for pair in pairs):
+        raise UserError(
+            f"padding is {words(padding)}; it must be {', '.join(map(repr, names))}, an int, or a sequence of {rank} "
+            "ints or (low, high) pairs"
+        )
     return pairs

@@ -30,15 +30,20 @@ def without_metadata(
         return init, metadata
 
     def array(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
-        value = init(key, shape, dtype)
-        if not isinstance(value, nnx.VariableMetadata):
-            return value
-        metadata.update(value.metadata)
-        metadata.update({name: getattr(value, name) for name in HOOKS if getattr(value, name)})
-        return value.raw_value
+        value, found = unwrapped(init(key, shape, dtype))
+        metadata.update(found)
+        return value
 
     jax.eval_shape(lambda key: array(key, kernel_shape, dtype), key)
     return array, metadata
+
+
+def unwrapped(value: Any) -> tuple[jax.Array, dict[str, Any]]:
+    """Return what an initialiser returned as an array, and the metadata that ``nnx.with_partitioning`` gave it."""
+    if not isinstance(value, nnx.VariableMetadata):
+        return value, {}
+    hooks = {name: getattr(value, name) for name in HOOKS if getattr(value, name)}
+    return value.raw_value, {**value.metadata, **hooks}
 
 
 def metadata_of_values(metadata: Mapping[str, Any], num_stack_axes: int) -> dict[str, Any]:

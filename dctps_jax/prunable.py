@@ -6,12 +6,17 @@ from typing import Any
 
 from flax import nnx
 
+from dctps_jax.arguments import check_model
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer, shapes_of_variables
 from dctps_jax.layer_kinds import kernel_variable
 
 # The static attribute of a model that holds the paths of its prunable layers in order of definition.
 ORDER = "dctps_layer_order"
+NO_LAYERS = (
+    "the network has no prunable layers; make them of its layers with convert(model, density=…), or build it with "
+    "DCTpSConv, DCTpSLinear and the other layers"
+)
 
 
 def prunable_layers(model: Any) -> dict[str, KernelLayer]:
@@ -24,8 +29,9 @@ def prunable_layers(model: Any) -> dict[str, KernelLayer]:
     Layers that ``nnx.vmap`` has stacked are one entry (see :attr:`~dctps_jax.kernels.KernelLayer.stack`).
 
     Raises :class:`~dctps_jax.errors.UserError` for layers that share a kernel, and for a stack along another axis than
-    the first.
+    the first, and for what is no network.
     """
+    check_model(model)
     layers = dict(find_layers(model, lambda node: isinstance(node, KernelLayer)))
     first: dict[int, str] = {}
     for path, layer in layers.items():
@@ -148,6 +154,7 @@ def unmasked_copy(model: nnx.Module) -> nnx.Module:
 
     The copy shares the arrays of ``model`` where a layer has no mask and no support.
     """
+    check_model(model)
     graph, state = nnx.split(model)
     copy = nnx.merge(graph, nnx.to_pure_dict(state))
     for layer in prunable_layers(copy).values():

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dctps_jax.arguments import words
 from dctps_jax.errors import UserError
 
-STREAMS = ("init", "masks", "split", "order", "augment", "growth", "cutout", "erasing", "mixup")
+STREAMS = ("init", "masks", "split", "order", "augment", "growth", "cutout", "erasing", "mixup", "crop")
 
 
 def as_key(key: Any) -> jax.Array:
@@ -17,19 +18,20 @@ def as_key(key: Any) -> jax.Array:
     Raises :class:`~dctps_jax.errors.UserError` for anything else, e.g. several keys.
     """
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        if not 0 <= key < 2**32:
+            raise UserError(f"key is {key}; a seed must be a whole number from 0 to 2^32 - 1")
         with jax.ensure_compile_time_eval():  # also in a function that is traced
             return jax.random.key(int(key))
     if isinstance(key, jax.Array | np.ndarray):
         is_new = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
         if (is_new and key.ndim == 0) or (key.dtype == jnp.uint32 and key.ndim == 1):
             return jnp.asarray(key)
-        key = f"an array of {key.dtype} of shape {key.shape}"
-    raise UserError(f"key is {key}; it must be one key, e.g. jax.random.key(0), or a seed, e.g. 0")
+    raise UserError(f"key is {words(key)}; it must be one key, e.g. jax.random.key(0), or a seed, e.g. 0")
 
 
 def stream(seed: int | jax.Array, name: str) -> jax.Array:
     """Return the key of one named stream of a run: initial weights, masks, validation split, order,
-    augmentation, growth of masks while training, what recipes do to a batch.
+    augmentation, growth of masks while training, what recipes do to a batch, random resized crops.
 
     ``seed`` is that of the run, or the key ``jax.random.key(seed)``: a program that is called with the key serves all
     seeds. Everything random is ``fold_in`` of one of these with a step, epoch or position, so that a run is a function

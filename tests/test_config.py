@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from configs import lenet_digits
 from dctps_jax import defaults
-from dctps_jax.config import check_config, resolve, unknown_field
+from dctps_jax.config import check_all_is_read, check_config, resolve, unknown_field
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.ops import cost_model
@@ -65,6 +65,8 @@ def test_the_check_changes_nothing(offset):
 
 
 BAD_NUMBERS = [
+    ("distributed.coordinator", "host"), ("distributed.coordinator", "host:0"), ("distributed.coordinator", ":1234"),
+    ("distributed.num_processes", -1), ("distributed.process_id", -2),
     ("seed", -1), ("seed", 2**32), ("num_seeds", 0), ("batch_size", 0), ("batch_size", -128), ("eval_batch_size", 0),
     ("num_epochs", 0), ("steps_per_dispatch", -1), ("execution.min_loop", 1), ("execution.min_loop", -1),
     ("log_every_steps", 0), ("checkpoint_every_steps", -1), ("model.width", 0), ("data.train_fraction", 0.0),
@@ -258,3 +260,50 @@ def test_any_number_passes_or_is_one_sentence(field, value):
 def test_patterns_that_contradict_other_fields(fields, message):
     assert message in message_of(config_with(**{"pruning__pattern": "2:4"} | fields))
     check_config(config_with(pruning__pattern="1:3", pruning__density=0.333, pruning__method="uniform"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"sparse_training__initial_density": 0.5},
+            "initial_density is 0.5, which nothing reads where .* or choose one of: gmp",
+        ),
+        ({"sparse_training__begin_fraction": 0.1}, "begin_fraction is 0.1, .* 'static'; leave it at 0.0"),
+        ({"sparse_training__update_every": 7}, "update_every is 7, .* choose one of: rigl, set, gmp"),
+        (
+            {"sparse_training__method": "gmp", "sparse_training__drop_fraction": 0.5},
+            "drop_fraction is 0.5, .*: rigl, set",
+        ),
+        ({"sparse_training__method": "rigl", "sparse_training__initial_density": 0.5}, "where .*method is 'rigl'"),
+        ({"pruning__num_steps": 5}, "pruning.num_steps is 5, .* config.pruning.method is 'epl'"),
+        ({"pruning__scope": "layer"}, "pruning.scope is 'layer'"),
+        ({"pruning__loss": "nll_logits", "pruning__method": "erk"}, "pruning.loss is 'nll_logits'"),
+        ({"pruning__run": "runs/first"}, "pruning.run is 'runs/first', .* choose one of: from_run"),
+        (
+            {"pruning__dense_layers": ("a",), "pruning__method": "from_run", "pruning__run": "x"},
+            "pruning.dense_layers is",
+        ),
+    ],
+)
+def test_a_setting_that_the_method_does_not_read_is_refused(fields, message):
+    config = config_with(**fields)
+    check_config(config)  # a run that has it already goes on
+    with pytest.raises(UserError, match=message):
+        check_all_is_read(config)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"pruning__method": "snip", "pruning__num_steps": 5, "pruning__scope": "layer"},
+        {"sparse_training__method": "set", "sparse_training__drop_fraction": 0.5},
+        {"sparse_training__method": "gmp", "sparse_training__initial_density": 0.5},
+        {"pruning__method": "from_run", "pruning__run": "runs/first", "pruning__density": 0.5},
+        {"pruning__method": "from_run", "pruning__run": "x", "pruning__rewind_epoch": 0, "pruning__scope": "layer"},
+        {"pruning__dense_layers": []},
+    ],
+)
+def test_a_setting_that_is_read_passes(fields):
+    check_all_is_read(config_with(**fields))

@@ -76,7 +76,8 @@ def test_network_and_support_can_be_built(name):
 def test_names_agree_with_what_they_configure():
     for name in set(NAMES) - set(RECIPES):
         config = load(name).get_config()
-        assert name.startswith(config.model.name) and name.endswith(config.data.name), name
+        images = "imagenet" if config.data.name == "image_folder" else config.data.name
+        assert name.startswith(config.model.name) and name.endswith(images), name
 
 
 @pytest.mark.parametrize("name", SWEEPS)

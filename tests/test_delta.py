@@ -245,3 +245,28 @@ def test_what_lora_adds_is_trained_and_what_it_wraps_is_frozen(tmp_path):
     export_delta(model, tmp_path / "delta")
     inputs = jnp.ones((2, 4))
     np.testing.assert_allclose(apply_delta(base, tmp_path / "delta")(inputs), model(inputs), rtol=1e-6)
+
+
+def test_a_base_in_half_precision(tmp_path):
+    """The base may be made in bfloat16 or cast to it afterwards; then S is in float32."""
+
+    def tuned_of(base):
+        tuned = convert(base, offset="frozen", density=0.3)
+        for layer in prunable_layers(tuned).values():
+            layer.kernel.set_value(layer.kernel[...] + jnp.asarray(0.123, layer.kernel[...].dtype))
+        return tuned
+
+    made = nnx.Linear(8, 4, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    cast = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+    cast.kernel.set_value(cast.kernel[...].astype(jnp.bfloat16))
+    inputs = jax.random.normal(jax.random.key(0), (3, 8))
+    for base in (made, cast):
+        tuned = tuned_of(base)
+        export_delta(tuned, tmp_path / "delta.safetensors")
+        again = apply_delta(base, tmp_path / "delta.safetensors")
+        np.testing.assert_array_equal(again.kernel[...], tuned.effective_kernel())
+        np.testing.assert_array_equal(again(inputs), to_plain(tuned)(inputs))
+        wide = nnx.clone(base)
+        wide.kernel.set_value(wide.kernel[...].astype(jnp.float32))
+        with pytest.raises(UserError, match=r"as it was then in .*bfloat16.*, and not in .*float32"):
+            apply_delta(wide, tmp_path / "delta.safetensors")

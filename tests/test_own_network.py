@@ -15,12 +15,13 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dctps_jax import export
+from dctps_jax import export, to_plain
 from dctps_jax.cli import predict
 from dctps_jax.config import check_config
 from dctps_jax.defaults import get_config
 from dctps_jax.errors import UserError
 from dctps_jax.ops.target import tracing_for
+from dctps_jax.pruning import get_masks, load_masks
 from dctps_jax.runs.fields import check_results
 from dctps_jax.safetensors_file import digest_of_file
 from dctps_jax.training.from_config import load_data
@@ -103,6 +104,17 @@ class Deep(nnx.Module):
         x = x.reshape(len(x), -1)
         x = nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, self.blocks)
         return self.head(x)
+
+class Kinds(nnx.Module):
+    def __init__(self, num_classes, rngs):
+        self.up = nnx.ConvTranspose(1, 4, (3, 3), transpose_kernel=True, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs)
+        self.mix = nnx.Einsum("nta,ab->ntb", (4, 6), (6,), rngs=rngs)
+        self.head = nnx.LinearGeneral((24, 6), num_classes, axis=(-2, -1), rngs=rngs)
+
+    def __call__(self, x):
+        x = self.up(x).reshape(len(x), 24, 4)
+        return self.head(self.mix(self.attention(x)))
 """
 DATA = """
 import numpy as np
@@ -243,6 +255,30 @@ def shell(module, *arguments):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done
     return done.stdout
+
+
+@pytest.mark.usefixtures("folder", "small")
+@pytest.mark.parametrize(("form", "offset"), [("compact", "dct"), ("masked", None)])
+def test_a_network_of_other_kinds_of_layers_is_trained_and_exported(form, offset):
+    settings = {"network": "mine.networks:Kinds", "execution__form": form, "model__offset": offset}
+    run(config_of(**settings), Path("whole"))
+    with pytest.raises(Stopped):
+        run(config_of(**settings), Path("parts"), StopAt(3))
+    run(config_of(**settings), Path("parts"))
+    assert_same_end(Path("parts"), Path("whole"))
+    assert call(export.main, "whole", "--output", "net.safetensors", "--stablehlo", "net.stablehlo").code == 0
+    _, model = export.read_exported("net.safetensors", "mine.networks:Kinds")
+    assert [type(layer).__name__ for layer in (model.up, model.mix, model.head, model.attention.query)] == [
+        "DCTpSConvTranspose",
+        "DCTpSEinsum",
+        "DCTpSLinearGeneral",
+        "DCTpSLinearGeneral",
+    ]
+    masks, expected = get_masks(model), load_masks("whole/masks.npz")
+    assert masks.keys() == expected.keys() and all((masks[path] == expected[path]).all() for path in masks)
+    images = jax.random.normal(jax.random.key(0), (3, 6, 4, 1))
+    program = jax.export.deserialize(bytearray(Path("net.stablehlo").read_bytes()))
+    np.testing.assert_allclose(program.call(images), to_plain(model)(images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("folder")

@@ -278,3 +278,53 @@ def test_a_stack_is_converted_abstractly_and_restored():
     ]
     assert list(prunable_layers(abstract)) == ["blocks.layer", "head"] and isinstance(abstract.head, DCTpSLinear)
     assert not isinstance(abstract.head, DCTpSConv)
+
+
+# Kind → a constructor, and inputs of one layer.
+OTHER_KINDS: dict[str, tuple[Any, Any]] = {
+    "LinearGeneral": (lambda rngs: nnx.LinearGeneral(8, (2, 4), rngs=rngs), INPUTS),
+    "batch axes": (lambda rngs: nnx.LinearGeneral(8, 4, batch_axis={0: 4}, rngs=rngs), INPUTS[:, 0]),
+    "Einsum": (lambda rngs: nnx.Einsum("nta,hab->nthb", (2, 8, 4), (2, 4), rngs=rngs), INPUTS),
+    "ConvTranspose": (lambda rngs: nnx.ConvTranspose(8, 8, (3,), strides=2, rngs=rngs), INPUTS),
+    "transposed kernel": (lambda rngs: nnx.ConvTranspose(8, 4, (3,), transpose_kernel=True, rngs=rngs), INPUTS),
+    "Embed": (lambda rngs: nnx.Embed(9, 8, rngs=rngs), jnp.arange(4)),
+    "attention": (lambda rngs: nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs), INPUTS),
+}
+
+
+def outputs_of_each(stack, inputs):
+    return nnx.vmap(lambda layer, inputs: layer(inputs), in_axes=(0, None))(stack, inputs)
+
+
+@pytest.mark.parametrize(("form", "offset"), [("masked", "dct"), ("compact", "dct"), ("compact", None)])
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_stacks_of_every_kind_of_layer(kind, form, offset):
+    make, inputs = OTHER_KINDS[kind]
+    stack = nnx.vmap(lambda key: make(nnx.Rngs(params=key)))(jax.random.split(KEY, LAYERS))
+    thin = convert(stack, density=0.5, form=form, offset=offset, embeddings=True)
+    outputs = outputs_of_each(thin, inputs)
+    np.testing.assert_allclose(outputs, outputs_of_each(to_plain(thin), inputs), rtol=1e-5, atol=1e-5)
+    graph, state = nnx.split(thin)
+    for number in range(LAYERS):
+        layer = nnx.merge(graph, jax.tree.map(operator.itemgetter(number), state))
+        np.testing.assert_allclose(layer(inputs), outputs[number], rtol=1e-5, atol=1e-5)
+    for mask in get_masks(thin).values():
+        counts = mask.reshape(LAYERS, -1).sum(1)
+        assert set(counts) == {mask[0].size // 2} and (mask[0] != mask[1]).any()
+    again = prune(thin, "uniform", 0.25, key=KEY)
+    assert all((again[path] <= mask).all() for path, mask in get_masks(thin).items())
+    gradients = nnx.grad(lambda thin: (outputs_of_each(thin, inputs) ** 2).sum())(thin)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+    whole = convert(stack, density=1.0, offset=None, embeddings=True)
+    np.testing.assert_allclose(outputs_of_each(whole, inputs), outputs_of_each(stack, inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["uniform", "magnitude"])
+def test_a_pattern_on_a_stack_is_refused(method):
+    with pytest.raises(UserError, match=r"nnx.vmap has stacked blocks.layer; a pattern is for layers that are not"):
+        convert(Net(), density=0.5, method=method, pattern="2:4")
+    stack = nnx.vmap(lambda key: nnx.Linear(8, 8, rngs=nnx.Rngs(key)))(jax.random.split(KEY, 2))
+    with pytest.raises(UserError, match=r"nnx.vmap has stacked the network; a pattern"):
+        convert(stack, density=0.5, method=method, pattern="2:4", offset=None)
+    with pytest.raises(UserError, match=r"nnx.vmap has stacked the network, and offset is 'frozen'"):
+        convert(stack, density=0.5, offset="frozen")

@@ -75,8 +75,8 @@ def changes(image: np.ndarray, description: Description) -> dict[str, str]:
     height, width, channels = description.shape
     found = {}
     if image.shape[:2] != (height, width):
-        way = {"squash": "resized", "crop": "resized and cropped", "pad": "resized and padded"}[description.fit]
-        found["size"] = f"has {image.shape[1]} x {image.shape[0]} pixels and is {way} to {width} x {height}"
+        also = {"crop": " and cropped", "centre": " and cropped", "pad": " and padded"}.get(description.fit, "")
+        found["size"] = f"has {image.shape[1]} x {image.shape[0]} pixels and is resized{also} to {width} x {height}"
     if channels == 1 and (image != image[..., :1]).any():
         found["colour"] = "is a colour image and is made grey, as the network takes grey images"
     return found

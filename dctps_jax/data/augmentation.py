@@ -37,10 +37,13 @@ def draw_crops_of_steps(first: jax.Array, count: int, *, key: jax.Array, batch_s
     return jax.vmap(lambda step: draw_crops(step, key=key, batch_size=batch_size))(first + jnp.arange(count))
 
 
-def augment(images: jax.Array, crops: Crops) -> jax.Array:
-    """Crop images ``[batch, height, width, channels]`` out of a border of four black pixels, and flip some of them."""
+def augment(images: jax.Array, crops: Crops, only_flips: bool = False) -> jax.Array:
+    """Crop images ``[batch, height, width, channels]`` out of a border of four black pixels, and flip some of them.
+
+    With ``only_flips`` they are not cropped.
+    """
     crop = _crop_by_selection if target.platform() == "tpu" else _crop_by_slices
-    cropped = crop(images, crops.corners)
+    cropped = images if only_flips else crop(images, crops.corners)
     return jnp.where(crops.is_flipped[:, None, None, None], cropped[:, :, ::-1], cropped)
 
 

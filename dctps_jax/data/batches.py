@@ -1,7 +1,8 @@
 """Batches made on the device: the whole data set lives there as uint8, everything random is keyed by seed and step."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,13 @@ import numpy as np
 
 from dctps_jax.data.augmentation import Crops, augment, draw_crops
 from dctps_jax.data.dataset import Dataset
+from dctps_jax.data.encoded import FileImages
 from dctps_jax.data.regularization import NOTHING, Regularization, blank_out, mix_and_smooth
 from dctps_jax.errors import UserError
 from dctps_jax.ops.fusion import materialized
 from dctps_jax.seeds import stream
+
+_BLOCK = 1024
 
 
 class Examples(NamedTuple):
@@ -26,6 +30,39 @@ class Examples(NamedTuple):
 
     def in_rows(self) -> "ExamplesInRows":
         return ExamplesInRows(self.images.reshape(len(self.images), -1), self.labels, self.images.shape[1:])
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield all images, some at a time."""
+        for start in range(0, len(self.labels), _BLOCK):
+            yield np.asarray(self.images[start : start + _BLOCK])
+
+
+class Subset(NamedTuple):
+    """The images and labels in some rows of a data set. They are read, or decoded, when they are asked for."""
+
+    images: np.ndarray | FileImages
+    all_labels: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.all_labels[self.rows]
+
+    def at(self, numbers: np.ndarray, epoch: int | None = None) -> Examples:
+        """Return some of the subset, as they are trained on in an ``epoch`` where one is given."""
+        rows = self.rows[numbers]
+        images = self.images if epoch is None else as_trained_on(self.images, epoch)
+        return Examples(images[rows], self.all_labels[rows])
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield all images of the subset, some at a time."""
+        for start in range(0, len(self.rows), _BLOCK):
+            yield self.images[self.rows[start : start + _BLOCK]]
+
+
+def as_trained_on(images: Any, epoch: int) -> Any:
+    """Return images as they are trained on in an epoch: files may be cropped in another way in each."""
+    return images.in_epoch(epoch) if isinstance(images, FileImages) else images
 
 
 @jax.tree_util.register_dataclass
@@ -43,6 +80,24 @@ class ExamplesInRows:
 
     def at(self, rows: jax.Array) -> Examples:
         return Examples(self.pixels[rows].reshape(len(rows), *self.image_shape), self.labels[rows])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The examples of some steps, in the order in which they are taken.
+
+    ``pixels`` is uint8 ``[steps, batch, height · width · channels]``, ``labels`` int32 ``[steps, batch]``.
+    """
+
+    pixels: jax.Array
+    labels: jax.Array
+    image_shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    def of_step(self, number: jax.Array) -> Examples:
+        """Return the examples of a step; ``number`` counts from the first step of the window."""
+        pixels, labels = (jax.lax.dynamic_index_in_dim(part, number, 0, False) for part in (self.pixels, self.labels))
+        return Examples(pixels.reshape(len(labels), *self.image_shape), labels)
 
 
 class Normalization(NamedTuple):
@@ -68,17 +123,21 @@ def split_training(count: int, train_fraction: float, seed: int) -> tuple[np.nda
     return np.sort(shuffled[:num_train]), np.sort(shuffled[num_train:])
 
 
-def normalization_of(dataset: Dataset, train: Examples) -> Normalization:
+def normalization_of(dataset: Dataset, train: Examples | Subset) -> Normalization:
     """Return the data set's published mean and deviation, or those of the training split where it has none."""
     if dataset.mean is not None and dataset.std is not None:
         return Normalization(dataset.mean, dataset.std)
     # Counts of the 256 pixel values give exact moments without a float copy of the images.
-    mean, std = [], []
-    for channel in range(dataset.channels):
-        counts = np.bincount(np.asarray(train.images)[..., channel].ravel(), minlength=256)
-        values = np.arange(256) / 255
-        mean.append(float(np.average(values, weights=counts)))
-        std.append(float(np.sqrt(np.average((values - mean[-1]) ** 2, weights=counts))))
+    counts = np.zeros((dataset.channels, 256), np.int64)
+    for block in train.blocks():
+        for channel in range(dataset.channels):
+            counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
+    values = np.arange(256) / 255
+    mean = [float(np.average(values, weights=count)) for count in counts]
+    std = [
+        float(np.sqrt(np.average((values - middle) ** 2, weights=count)))
+        for middle, count in zip(mean, counts, strict=True)
+    ]
     if min(std) < 1e-6:
         raise UserError(f"the training images of data.name={dataset.name!r} are constant in a channel; check the files")
     return Normalization(tuple(mean), tuple(std))
@@ -99,7 +158,7 @@ def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:
 
 
 def training_batch(
-    train: Examples | ExamplesInRows,
+    train: Examples | ExamplesInRows | Window,
     epoch_rows: jax.Array,
     step: jax.Array,
     *,
@@ -110,21 +169,28 @@ def training_batch(
     key: jax.Array,
     regularization: Regularization = NOTHING,
     crops: Crops | None = None,
+    only_flips: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the normalised images and labels of one step.
 
-    ``epoch_rows`` has the rows of ``train`` in the order of the step's epoch. ``crops`` are those of the step, where
-    they are drawn already.
+    ``epoch_rows`` has the rows of ``train`` in the order of the step's epoch; a window has its images in this order
+    already. It begins where the steps of the epoch are a multiple of its own. ``crops`` are those of the step, where
+    they are drawn already; with ``only_flips`` images are not cropped again.
     """
-    rows = jax.lax.dynamic_slice(epoch_rows, (step % steps_per_epoch * batch_size,), (batch_size,))
+    position = step % steps_per_epoch
+    if isinstance(train, Window):
+        picked = train.of_step(position % len(train.labels))
+    else:
+        picked = train.at(jax.lax.dynamic_slice(epoch_rows, (position * batch_size,), (batch_size,)))
     batch = make_batch(
-        train.at(rows),
+        picked,
         step,
         normalization=normalization,
         augmented=augmented,
         key=key,
         regularization=regularization,
         crops=crops,
+        only_flips=only_flips,
     )
     return mix_and_smooth(batch, step, key, regularization)
 
@@ -149,10 +215,11 @@ def make_batch(
     key: jax.Array,
     regularization: Regularization = NOTHING,
     crops: Crops | None = None,
+    only_flips: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Augment and normalise the images picked for a step. Labels stay as they are."""
     images, labels = jnp.asarray(picked.images), jnp.asarray(picked.labels)
     if augmented:
-        images = augment(images, crops or draw_crops(step, key=key, batch_size=len(images)))
+        images = augment(images, crops or draw_crops(step, key=key, batch_size=len(images)), only_flips)
     # Stored: otherwise XLA (JAX 0.10.2) augments them again in every operation that reads them, see ops/fusion.py.
     return materialized(blank_out(normalize(images, normalization), step, key, regularization)), labels

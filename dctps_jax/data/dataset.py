@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import numpy as np
 from dctps_jax.errors import UserError
 
 _ROWS = 1024
+FILES = "files:"  # how a fingerprint begins that is of names and sizes of files, not of decoded images
 MAX_PIXELS = 2**25  # of an image file: photographs of 24 megapixels pass
 
 # What to do about labels that do not start at 0.
@@ -38,9 +40,10 @@ class Dataset:
     """Labelled images in a training and a test part, as they are stored: no scaling, no augmentation.
 
     `train_images` and `test_images` are uint8 [n, height, width, channels] with values 0 to 255, all of one size and
-    with 1 (grey) or 3 (RGB) channels, and may be read-only memory maps. `train_labels` and `test_labels` are int32 [n],
-    indices into `class_names`. `mean` and `std` are those of pixel/255 per channel, or None where the caller has to
-    compute them from its training split.
+    with 1 (grey) or 3 (RGB) channels. They may be read-only memory maps, or stand-ins that decode image files when they
+    are asked for some (`dctps_jax.data.encoded.FileImages`); then `files_digest` says which files. `train_labels` and
+    `test_labels` are int32 [n], indices into `class_names`. `mean` and `std` are those of pixel/255 per channel, or
+    None where the caller has to compute them from its training split.
 
     Raises UserError where an array has another shape or type, a part is empty, or a label is out of range.
     """
@@ -53,6 +56,7 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: Channels | None = None
     std: Channels | None = None
+    files_digest: str = ""
 
     def __post_init__(self):
         for part in ("train", "test"):
@@ -114,16 +118,28 @@ class Dataset:
     @property
     def untrained_classes(self) -> list[int]:
         """The classes that no training image has."""
-        has_images = np.bincount(self.train_labels, minlength=self.num_classes) > 0
-        return np.flatnonzero(~has_images).tolist()
+        return list(itertools.chain(*classes_without(self.train_labels, self.num_classes)))
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether the images are decoded, and not each time that they are asked for."""
+        return not self.files_digest
+
+    @property
+    def num_bytes(self) -> int:
+        """What all images take when they are decoded."""
+        return self.train_images.size + self.test_images.size
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the decoded images, labels and class names, as 64 hex digits.
 
         It depends on content only: not on places, times, the source's name or whether a decoded copy was read. It is
-        computed at the first use, which reads all images once (about 1 GB/s).
+        computed at the first use, which reads all images once (about 1 GB/s). For images that are not decoded it is
+        the digest of their files, after `FILES`.
         """
+        if self.files_digest:
+            return FILES + self.files_digest
         shapes = [list(self.train_images.shape), list(self.test_images.shape)]
         digest = hashlib.sha256(json.dumps([shapes, self.class_names]).encode())
         for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
@@ -140,6 +156,7 @@ class Options:
     `dctps_jax.data.cache`), `image_size` the size asked for in pixels (0: the source's own), `max_pixels` what an image
     file may have at most before it is resized, `fit` how it is brought to another shape. `channels` are those of images
     that are decoded from files: 3, or 1 for grey ones. `seed` is that of the run, for a source that draws its images.
+    `crop` is "random_resized" where images that are decoded while training are cropped in another way in each epoch.
     """
 
     dir: Path
@@ -150,6 +167,7 @@ class Options:
     channels: int = 3
     seed: int = 0
     fit: str = "squash"
+    crop: str = "padded"
 
     @property
     def decoding(self) -> str:
@@ -191,27 +209,31 @@ class Decoded:
         return sum(math.prod(part.shape) + part.labels.nbytes for part in parts)
 
 
+def classes_without(labels: np.ndarray, num_classes: int) -> list[range]:
+    """Return the classes that no label names, as ranges: a label may be far too large."""
+    present = np.unique(labels).tolist()
+    between = zip([-1, *present], [*present, num_classes], strict=True)
+    return [range(low + 1, high) for low, high in between if low + 1 < high]
+
+
 def check_numbering(where: str, train_labels: np.ndarray, num_classes: int) -> None:
     """Raises UserError where classes that have no names but their numbers have no training image either.
 
     The labels then start at 1, have gaps, or are numbered in another way in the test part.
     """
-    present = np.unique(train_labels)
-    missing = num_classes - len(present)
-    if missing == 0:
+    missing = classes_without(train_labels, num_classes)
+    if not missing:
         return
-    lowest = int(present[0])
-    if missing == lowest:
+    lowest = int(train_labels.min())
+    if missing == [range(lowest)]:
         raise UserError(
             f"{where}: class 0 has no training images, the smallest label is {lowest}; do the labels start at "
             f"{lowest}? {SUBTRACT_SMALLEST}. If such images are really missing, give class_names."
         )
-    gaps = np.flatnonzero(present != np.arange(len(present)))
-    first = int(gaps[0]) if len(gaps) else len(present)
     raise UserError(
-        f"{where}: labels run to {num_classes - 1}, but {missing} of the classes 0 to {num_classes - 1} have no "
-        f"training images, the first is {first}; number the classes of both parts alike, from 0 without gaps. If such "
-        "images are really missing, give class_names."
+        f"{where}: labels run to {num_classes - 1}, but {sum(map(len, missing))} of the classes 0 to {num_classes - 1} "
+        f"have no training images, the first is {missing[0][0]}; number the classes of both parts alike, from 0 "
+        "without gaps. If such images are really missing, give class_names."
     )
 
 

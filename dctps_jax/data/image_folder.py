@@ -1,4 +1,7 @@
-"""Any images sorted into folders by class: `<data.dir>/train/<class>/*` and `<data.dir>/test/<class>/*`."""
+"""Any images sorted into folders by class: `<data.dir>/train/<class>/*` and `<data.dir>/test/<class>/*`.
+
+Without `test`, `val` is the test part: the layout of ImageNet.
+"""
 
 import os
 from collections.abc import Iterator
@@ -6,33 +9,40 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.data.cache import cached
 from dctps_jax.data.dataset import Dataset, Decoded, DecodedPart, Options, Size
+from dctps_jax.data.encoded import Encoded
 from dctps_jax.data.images import DECODER, SUFFIXES, decode_image, image_blocks, max_file_bytes
 from dctps_jax.data.reading import read_file, stamp_of, unreadable
+from dctps_jax.data.shards import digest_of_files
 from dctps_jax.errors import UserError
 from dctps_jax.files import printable
 
 
 def load_image_folder(options: Options) -> Dataset:
-    """Reads the images below `options.dir` (.png, .jpg, .jpeg, .bmp, .webp, .gif, .tif, .tiff in any case).
+    """Reads all images that :func:`find_image_folder` finds. `mean` and `std` are None."""
+    return find_image_folder(options).decoded_once(options)
+
+
+def find_image_folder(options: Options) -> Encoded:
+    """Finds the images below `options.dir` (.png, .jpg, .jpeg, .bmp, .webp, .gif, .tif, .tiff in any case).
 
     There is one folder for each class. Label k is the k-th class in the alphabetical order of the folder names in
     train. Other files, hidden ones, and those in folders inside a class are passed over; how many, is printed. All
     images become RGB, or grey with `options.channels` 1; of several frames the first is taken. With
     `options.image_size` 0 they all have to be of one size, which need not be square; otherwise they are resized to it
-    in the way of `options.fit`. `mean` and `std` are None.
+    in the way of `options.fit`.
 
-    Raises UserError for a missing or empty folder, a class that only test has or whose name is not UTF-8, and an image
-    that is unreadable, of another size, or of more than `options.max_pixels`.
+    Raises UserError for a missing or empty folder, a class that only test has or whose name is not UTF-8, and, once
+    they are decoded, for an image that is unreadable, of another size, or of more than `options.max_pixels`.
     """
     passed_over: dict[str, list[str]] = {}
     train = _list_classes(options.dir / "train", passed_over)
-    test = _list_classes(options.dir / "test", passed_over)
+    test_folder = options.dir / ("test" if (options.dir / "test").exists() else "val")
+    test = _list_classes(test_folder if test_folder.exists() else options.dir / "test", passed_over)
     for class_name in test:
         if class_name not in train:
             raise UserError(
-                f"{options.dir / 'test' / class_name} is a class that train lacks; the classes of train are "
+                f"{test_folder / class_name} is a class that train lacks; the classes of train are "
                 f"{_shorten(list(train))}; remove the folder, or add its training images."
             )
     files = [file for classes in (train, test) for listed in classes.values() for file in listed]
@@ -41,8 +51,33 @@ def load_image_folder(options: Options) -> Dataset:
     grey = "" if options.channels == 3 else ",channels=1"
     extra = f"image_size={options.image_size},fit={options.fit},{DECODER}{grey}"
     stamp = stamp_of(options.dir, files, extra=extra)
-    arrays = cached("image_folder", options.dir, stamp, options, lambda: _decode(train, test, options))
-    return Dataset("image_folder", *arrays)
+    class_names = tuple(train)
+    train_files, test_files = (FilesInFolders(classes, class_names, options.max_pixels) for classes in (train, test))
+    digest = digest_of_files(options.dir, files)
+
+    def decode() -> Decoded:
+        return _decode(train_files, test_files, class_names, options)
+
+    return Encoded("image_folder", options.dir, train_files, test_files, class_names, digest, stamp, decode)
+
+
+class FilesInFolders:
+    """The image files of one part: one class after the other."""
+
+    def __init__(self, classes: dict[str, list[Path]], class_names: tuple[str, ...], max_pixels: int):
+        self.paths = [str(path) for paths in classes.values() for path in paths]
+        numbers = {name: number for number, name in enumerate(class_names)}
+        self.labels = np.repeat([numbers[name] for name in classes], [*map(len, classes.values())]).astype(np.int32)
+        self._max_bytes = max_file_bytes(max_pixels)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> tuple[str, bytes]:
+        return self.paths[row], self.read(self.paths[row])
+
+    def read(self, path: str) -> bytes:
+        return read_file(Path(path), self._max_bytes)
 
 
 def _list_classes(part: Path, passed_over: dict[str, list[str]]) -> dict[str, list[Path]]:
@@ -88,7 +123,7 @@ def _list(folder: Path) -> list[Path]:
     try:
         return [folder / name for name in sorted(os.listdir(folder))]
     except OSError as error:
-        advice = "data.dir has to hold train/<class>/ and test/<class>/: set it to a folder that does"
+        advice = "data.dir has to hold train/<class>/ and test/<class>/ (or val/<class>/): set it to a folder that does"
         raise unreadable(folder, error, advice) from error
 
 
@@ -97,37 +132,27 @@ def _files_below(folder: Path) -> Iterator[Path]:
         yield from (Path(place) / name for name in sorted(names))
 
 
-def _decode(train: dict[str, list[Path]], test: dict[str, list[Path]], options: Options) -> Decoded:
-    class_names = tuple(train)
-    max_pixels, max_bytes = options.max_pixels, max_file_bytes(options.max_pixels)
-
-    def read(file: str) -> bytes:
-        return read_file(Path(file), max_bytes)
-
+def _decode(train: FilesInFolders, test: FilesInFolders, class_names: tuple[str, ...], options: Options) -> Decoded:
     size: Size = options.image_size
     if not size:
-        first = str(next(iter(train.values()))[0])
-        height, width = decode_image(read(first), first, max_pixels=max_pixels).shape[:2]
+        where, content = train[0]
+        height, width = decode_image(content, where, max_pixels=options.max_pixels).shape[:2]
         size = height if height == width else (height, width)
 
-    def split(classes: dict[str, list[Path]]) -> DecodedPart:
-        files = [str(path) for paths in classes.values() for path in paths]
-        labels = [class_names.index(class_name) for class_name, paths in classes.items() for _ in paths]
-        advice = "set data.image_size to resize all images to one size."
-        resize = bool(options.image_size)
+    def part(files: FilesInFolders) -> DecodedPart:
         blocks = image_blocks(
-            files,
-            read,
+            files.paths,
+            files.read,
             size,
-            resize=resize,
-            size_advice=advice,
-            max_pixels=max_pixels,
+            resize=bool(options.image_size),
+            size_advice="set data.image_size to resize all images to one size.",
+            max_pixels=options.max_pixels,
             fit=options.fit,
             channels=options.channels,
         )
-        return DecodedPart(np.array(labels, np.int32), size, blocks, options.channels)
+        return DecodedPart(files.labels, size, blocks, options.channels)
 
-    return Decoded(split(train), split(test), class_names)
+    return Decoded(part(train), part(test), class_names)
 
 
 def _shorten(names: list[str], most: int = 10) -> str:

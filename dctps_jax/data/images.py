@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +18,10 @@ from dctps_jax.errors import UserError
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
-# How an image of another shape is brought to a size: its middle, all of it beside a margin, or out of shape.
-FITS = ("squash", "crop", "pad")
+# How an image of another shape is brought to a size: out of shape, its middle, all of it beside a margin, or the middle
+# of its middle: 7/8 of the shorter side, as is usual on ImageNet (256 pixels, of which 224 are taken).
+FITS = ("squash", "crop", "pad", "centre")
+CENTRE = 7 / 8
 # What shows through transparent pixels, and fills margins.
 BACKGROUND = (255, 255, 255)
 # Copies that an earlier way of decoding made are not taken.
@@ -27,6 +30,10 @@ DECODER = "decoder=2"
 _BLOCK = 64
 _THREADS = min(8, os.cpu_count() or 1)
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # tag of EXIF, and where it stands for height and width exchanged
+
+# Left, top, right and bottom of a part of an image, in pixels.
+Box = tuple[float, float, float, float]
 
 
 def max_file_bytes(max_pixels: int) -> int:
@@ -42,12 +49,15 @@ def decode_image(
     resize_to: Size = 0,
     limit_name: str = "data.max_pixels",
     fit: str = "squash",
+    choose_box: Callable[[int, int], Box] | None = None,
 ) -> np.ndarray:
     """Decodes an image file into uint8 RGB [height, width, 3]; where it has several frames or pages, the first one.
 
     It is turned upright as its EXIF data say. Greyscale becomes three equal channels, of 16 bits the upper 8 are kept,
     palettes are looked up, and white shows through transparent pixels. With `resize_to`, the image is brought to that
-    size, bilinearly with antialiasing, in the way of `fit`, one of `FITS`.
+    size, bilinearly with antialiasing, in the way of `fit`, one of `FITS`. `choose_box` is given width and height and
+    returns the part of the image to bring to the size instead. A JPEG that is much larger than a part needs is decoded
+    at a half, a quarter or an eighth of its size, which takes less time.
 
     Raises UserError, which names the file as `where`, for data that is no image or is cut short, for pixels of more
     than 16 bits, and for more than `max_pixels` pixels, which the message calls `limit_name`. The header gives their
@@ -57,6 +67,11 @@ def decode_image(
     try:
         with pillow.open(io.BytesIO(data), formats=FORMATS) as opened:
             _check_pixels(opened, where, max_pixels, limit_name)
+            full_size, box = opened.size, None
+            if choose_box is not None:
+                full_size = _upright_size(opened)
+                box = choose_box(*full_size)
+                _draft(opened, full_size, box, resize_to)
             opened.load()
             image = _upright(opened)
             if image.mode.startswith("I"):
@@ -69,6 +84,8 @@ def decode_image(
             if image.mode != "RGB":
                 image = image.convert("RGB")
             height, width = height_and_width(resize_to)
+            if box is not None:
+                return np.asarray(_part_of(image, full_size, box, (width, height)))
             return np.asarray(_resized(image, (width, height), fit) if resize_to else image)
     except (UserError, MemoryError):
         raise
@@ -159,10 +176,45 @@ def _upright(image: Any) -> Any:
         return image
 
 
+def _upright_size(opened: Any) -> tuple[int, int]:
+    """Return width and height of an image as its EXIF orientation shows it."""
+    width, height = opened.size
+    try:
+        is_turned = opened.getexif().get(_ORIENTATION) in _TURNED
+    except MemoryError:
+        raise
+    except Exception:  # Pillow raises errors of many types on damaged EXIF data
+        is_turned = False
+    return (height, width) if is_turned else (width, height)
+
+
+def _draft(opened: Any, full_size: tuple[int, int], box: Box, size: Size) -> None:
+    """Have a JPEG decoded at the smallest scale at which a part of it still has as many pixels as are wanted."""
+    height, width = height_and_width(size)
+    wanted = full_size[0] * width / (box[2] - box[0]), full_size[1] * height / (box[3] - box[1])
+    if full_size != opened.size:
+        wanted = wanted[::-1]
+    opened.draft(None, tuple(map(math.ceil, wanted)))
+
+
+def _centre(width: int, height: int) -> Box:
+    side = CENTRE * min(width, height)
+    return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
+
+
+def _part_of(image: Any, full_size: tuple[int, int], box: Box, size: tuple[int, int]) -> Any:
+    """Return a part of an image in another size; ``box`` is that of the image in its full size."""
+    scales = image.width / full_size[0], image.height / full_size[1]
+    scaled = tuple(edge * scales[number % 2] for number, edge in enumerate(box))
+    return image.resize(size, _pillow().Resampling.BILINEAR, box=scaled)
+
+
 def _resized(image: Any, size: tuple[int, int], fit: str) -> Any:
     from PIL import ImageOps
 
     method = _pillow().Resampling.BILINEAR
+    if fit == "centre":
+        return _part_of(image, image.size, _centre(*image.size), size)
     if image.size == size:
         return image
     if fit == "crop":

@@ -1,19 +1,23 @@
 """The table of all data sources, and `load`, which picks one by the name in the config field `data.name`."""
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from dctps_jax.data.array_records import find_array_record_folder, load_array_record_folder
 from dctps_jax.data.builtin import load_digits, make_synthetic
 from dctps_jax.data.cifar import load_cifar
 from dctps_jax.data.dataset import MAX_PIXELS, Dataset, Options
-from dctps_jax.data.image_folder import load_image_folder
+from dctps_jax.data.encoded import Encoded
+from dctps_jax.data.image_folder import find_image_folder, load_image_folder
 from dctps_jax.data.own import load_npz, load_own
-from dctps_jax.data.parquet_folder import load_parquet_folder
+from dctps_jax.data.parquet_folder import find_parquet_folder, load_parquet_folder
 from dctps_jax.data.reading import cache_folder, unreadable
-from dctps_jax.data.tfds_source import load_tfds_folder
+from dctps_jax.data.tfds_source import find_tfds_folder, load_tfds_folder
 from dctps_jax.data.tiny_imagenet import load_tiny_imagenet
+from dctps_jax.data.webdataset_folder import find_webdataset_folder, load_webdataset_folder
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.field import Allowed
 from dctps_jax.own import IMPORT_PATH, is_import_path
@@ -22,12 +26,14 @@ from dctps_jax.own import IMPORT_PATH, is_import_path
 class Source(NamedTuple):
     """A data set: the function that reads it, and the size of its images (None: any, `data.image_size`).
 
-    `in_dir` is for a source that reads whatever lies in `data.dir`: nothing else tells which images they are.
+    `in_dir` is for a source that reads whatever lies in `data.dir`: nothing else tells which images they are. `find`
+    finds its files without decoding them, so that it can also be done while training.
     """
 
     load: Callable[[Options], Dataset]
     image_size: int | None = None
     in_dir: bool = False
+    find: Callable[[Options], Encoded] | None = None
 
 
 SOURCES = {
@@ -36,9 +42,11 @@ SOURCES = {
     "cifar10": Source(functools.partial(load_cifar, "cifar10"), image_size=32),
     "cifar100": Source(functools.partial(load_cifar, "cifar100"), image_size=32),
     "tiny_imagenet": Source(load_tiny_imagenet, image_size=64),
-    "image_folder": Source(load_image_folder, in_dir=True),
-    "parquet_folder": Source(load_parquet_folder, in_dir=True),
-    "tfds_folder": Source(load_tfds_folder, in_dir=True),
+    "image_folder": Source(load_image_folder, in_dir=True, find=find_image_folder),
+    "parquet_folder": Source(load_parquet_folder, in_dir=True, find=find_parquet_folder),
+    "tfds_folder": Source(load_tfds_folder, in_dir=True, find=find_tfds_folder),
+    "array_record_folder": Source(load_array_record_folder, in_dir=True, find=find_array_record_folder),
+    "webdataset_folder": Source(load_webdataset_folder, in_dir=True, find=find_webdataset_folder),
 }
 
 
@@ -61,6 +69,8 @@ def load(
     channels: int = 3,
     seed: int = 0,
     fit: str = "squash",
+    crop: str = "padded",
+    max_decoded_bytes: float = math.inf,
 ) -> Dataset:
     """Reads the data set `name` (a key of `SOURCES`, or the user's own, see :func:`is_own`) into a `Dataset`.
 
@@ -69,7 +79,9 @@ def load(
     size than the source's own (0), which synthetic data and the folder sources can give. With `download`, official
     archives that are missing are fetched into `dir`. An image file of more than `max_pixels` is refused before it is
     decoded. `channels` is 1 to have the images of a folder source grey. `seed` is handed to a function
-    of the user's. `fit` says how images of another shape are brought to `image_size`.
+    of the user's. `fit` says how images of another shape are brought to `image_size`. The images of a folder source
+    that would take more than `max_decoded_bytes` are not decoded, but stand in for arrays, see
+    `dctps_jax.data.encoded.FileImages`; `crop` says how these are cropped for training.
 
     Raises UserError for an unknown name, a size that the source cannot give, every missing or damaged file, and memory
     that runs out.
@@ -101,7 +113,12 @@ def load(
     try:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"data.dir is {folder}, which is a file; give the folder that holds it.")
-        return source.load(Options(folder, decoded, image_size, download, max_pixels, channels, seed, fit))
+        options = Options(folder, decoded, image_size, download, max_pixels, channels, seed, fit, crop)
+        if source.find is None or max_decoded_bytes == math.inf:
+            return source.load(options)
+        encoded = source.find(options)
+        dataset = encoded.decoded_when_read(options)
+        return dataset if dataset.num_bytes > max_decoded_bytes else encoded.decoded_once(options)
     except OSError as error:  # what cannot even be looked up, for want of permissions or of a working disk
         advice = "make it readable, or set data.dir to another folder"
         raise unreadable(error.filename or folder, error, advice) from error

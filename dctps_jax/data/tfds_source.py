@@ -13,11 +13,14 @@ from typing import Any, cast
 
 import numpy as np
 
-from dctps_jax.data.cache import cached
+from dctps_jax.data.array_records import ArrayRecords
 from dctps_jax.data.dataset import Dataset, Decoded, DecodedPart, Options
 from dctps_jax.data.decoding import decode_part
+from dctps_jax.data.encoded import Encoded, ImageFiles
 from dctps_jax.data.images import DECODER
-from dctps_jax.data.reading import open_regular, parsing, read_file, stamp_of, unreadable
+from dctps_jax.data.parquet_column import ParquetColumn
+from dctps_jax.data.reading import parsing, read_file, stamp_of
+from dctps_jax.data.shards import digest_of_files
 from dctps_jax.errors import UserError
 
 logger = logging.getLogger("dctps_jax")
@@ -28,12 +31,16 @@ _CLASS_NAMES = "label.labels.txt"
 _MAX_BYTES = 2**22
 _PREPARE_AGAIN = "prepare the data set again, or remove the directory to use the official archive"
 _OWN_MODULES = "tensorflow_datasets.core.features."
-_BLOCK = 1024
 _FORMATS = ("array_record", "parquet")
 
 
 def load_tfds_folder(options: Options) -> Dataset:
-    """Reads a directory that TFDS prepared, the one with dataset_info.json, or else the newest version below.
+    """Reads all images that :func:`find_tfds_folder` finds."""
+    return find_tfds_folder(options).decoded_once(options)
+
+
+def find_tfds_folder(options: Options) -> Encoded:
+    """Finds a directory that TFDS prepared, the one with dataset_info.json, or else the newest version below.
 
     The test part is the split "test", or else "validation".
     """
@@ -45,7 +52,16 @@ def load_tfds_folder(options: Options) -> Dataset:
         )
     files = [path for path in prepared.iterdir() if path.is_file() and not path.name.startswith(".")]
     stamp = stamp_of(prepared, files, extra=f"{options.decoding},{DECODER}")
-    return Dataset("tfds_folder", *cached("tfds_folder", prepared, stamp, options, lambda: decode(prepared, options)))
+    kept_as, digest = stamp_of(prepared, files), digest_of_files(prepared, files)
+    _check_features(prepared / _FEATURES)
+    shards = _list_shards(prepared)
+    train, test = (_images_in(shards[part], f"{kept_as}-{part}") for part in ("train", "test"))
+    class_names = _read_class_names(prepared / _CLASS_NAMES, 0)
+
+    def decode_all() -> Decoded:
+        return decode(prepared, options)
+
+    return Encoded("tfds_folder", prepared, train, test, class_names, digest, stamp, decode_all)
 
 
 def _find_version(folder: Path) -> Path | None:
@@ -104,7 +120,7 @@ def decode(prepared: Path, options: Options, size: int = 0, num_classes: int = 0
     class_names = _read_class_names(prepared / _CLASS_NAMES, num_classes)
     num_classes = len(class_names)
     try:
-        parts = {name: _read_split(shards[name], options, size) for name in ("train", "test")}
+        parts = {name: _decode_split(shards[name], options, size) for name in ("train", "test")}
     except ImportError as error:
         raise UserError(
             f"{prepared} cannot be read without the Python package {error.name}; install it, or remove the directory "
@@ -188,42 +204,59 @@ def _read_class_names(path: Path, num_classes: int) -> tuple[str, ...]:
     return names
 
 
-def _read_split(shards: Sequence[tuple[Path, int]], options: Options, size: int) -> DecodedPart:
-    labels = [feature["label"].int64_list.value[0] for _, feature in _features_of(shards)]
-    images = ((where, feature["image"].bytes_list.value[0]) for where, feature in _features_of(shards))
-    return decode_part(images, np.array(labels, np.int32), options, f"{_PREPARE_AGAIN}.", size)
+def _decode_split(shards: Sequence[tuple[Path, int]], options: Options, size: int) -> DecodedPart:
+    files = _images_in(shards, kept_as="decoded")
+    images = (files[row] for row in range(len(files)))
+    return decode_part(images, files.labels, options, f"{_PREPARE_AGAIN}.", size)
 
 
-def _features_of(shards: Sequence[tuple[Path, int]]) -> Iterator[tuple[str, Any]]:
-    """Yield the place and the features of each record."""
+def _images_in(shards: Sequence[tuple[Path, int]], kept_as: str) -> ImageFiles:
+    """Return the image files and labels of a split. The labels of many records are kept in the cache as `kept_as`."""
+    paths = [path for path, _ in shards]
+    is_parquet = ".parquet" in paths[0].name
+    files = ExamplesInParquet(paths) if is_parquet else ArrayRecords(paths, parse_example, kept_as, _PREPARE_AGAIN)
+    for (path, length), found in zip(shards, files.lengths, strict=True):
+        with parsing(path, _PREPARE_AGAIN):
+            if found != length:
+                raise ValueError(f"it has {found} records, but {_INFO} says {length}")
+    return files
+
+
+def parse_example(record: bytes) -> tuple[bytes, int]:
+    """Return the image file and the label of a record of TFDS."""
     from tensorflow_datasets.proto import tf_example_pb2
 
-    parse = cast(Any, tf_example_pb2).Example.FromString
-    for path, length in shards:
-        try:
-            open_regular(path).close()
-        except OSError as error:
-            raise unreadable(path, error, _PREPARE_AGAIN) from error
+    features = cast(Any, tf_example_pb2).Example.FromString(record).features.feature
+    return features["image"].bytes_list.value[0], features["label"].int64_list.value[0]
+
+
+class ExamplesInParquet:
+    """The image files and labels in the records that TFDS writes to parquet files."""
+
+    def __init__(self, paths: Sequence[Path]):
+        self._records = ParquetColumn(paths, ["data"] * len(paths), _PREPARE_AGAIN)
+        self.lengths = self._records.lengths
+        self._labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, row: int) -> tuple[str, bytes]:
+        path, number, record = self._records[row]
         with parsing(path, _PREPARE_AGAIN):
-            records = _in_parquet(path) if ".parquet" in path.name else _in_array_record(path)
-            number = -1
-            for number, record in enumerate(records):
-                yield f"image {number} in {path}", parse(record).features.feature
-            if number + 1 != length:
-                raise ValueError(f"it has {number + 1} records, but {_INFO} says {length}")
+            image, _ = parse_example(record)
+        return f"image {number} in {path}", image
 
+    @property
+    def labels(self) -> np.ndarray:
+        if self._labels is None:
+            self._labels = self._read_labels()
+        return self._labels
 
-def _in_array_record(path: Path) -> Iterator[bytes]:
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    with ArrayRecordDataSource([str(path)]) as records:
-        for start in range(0, len(records), _BLOCK):
-            yield from records.__getitems__(range(start, min(start + _BLOCK, len(records))))
-
-
-def _in_parquet(path: Path) -> Iterator[bytes]:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(_BLOCK, columns=["data"]):
-            yield from batch.column(0).to_pylist()
+    def _read_labels(self) -> np.ndarray:
+        labels = np.empty(len(self), np.int32)
+        for row in range(len(self)):
+            path, _, record = self._records[row]
+            with parsing(path, _PREPARE_AGAIN):
+                labels[row] = parse_example(record)[1]
+        return labels

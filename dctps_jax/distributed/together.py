@@ -27,7 +27,7 @@ from dctps_jax.files import digest_of
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # The fields that each host may have a value of its own for. The images themselves are compared when they are read.
-FIELDS_OF_A_HOST = ("distributed.coordinator", "distributed.process_id", "data.dir")
+FIELDS_OF_A_HOST = ("distributed.coordinator", "distributed.process_id", "data.dir", "data.cache_dir")
 
 _is_open = False
 _log: "HostLog | None" = None

@@ -12,6 +12,7 @@ from flax import nnx
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.ops.geometry import Geometry
+from dctps_jax.partitioning import unwrapped
 
 
 class Contraction(NamedTuple):
@@ -53,16 +54,8 @@ class Contraction(NamedTuple):
         """Return the initialiser of the matrix that draws the tensor by ``init``, which is asked for ``shape``."""
         if init is nnx.initializers.zeros:
             return init  # the kernel of a compact layer is then never made
-        return lambda key, _, dtype: self.matrix(drawn(init, key, shape, dtype).reshape(self.shape))
-
-
-def drawn(init: nnx.Initializer, key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
-    """Return the array that an initialiser draws, without the metadata of ``nnx.with_partitioning``.
-
-    They say how the axes of the tensor are divided among devices; those of the matrix are none of them.
-    """
-    array: Any = init(key, tuple(shape), dtype)
-    return array.raw_value if isinstance(array, nnx.VariableMetadata) else array
+        # The metadata of a tensor are left out: its axes are not those of the matrix.
+        return lambda key, _, dtype: self.matrix(unwrapped(init(key, tuple(shape), dtype))[0].reshape(self.shape))
 
 
 def are_divided(inputs: jax.Array, axes: Iterable[int]) -> bool:

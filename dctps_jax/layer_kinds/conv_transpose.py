@@ -12,12 +12,12 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax.errors import UserError
+from dctps_jax.arguments import check_size, check_sizes, is_whole
 from dctps_jax.kernels import KernelLayer
-from dctps_jax.layer_kinds.contraction import drawn
-from dctps_jax.layers import DEFAULT_KERNEL_INIT
+from dctps_jax.layers import DEFAULT_KERNEL_INIT, checked_padding, per_dimension
 from dctps_jax.offsets import Offset
 from dctps_jax.ops.geometry import Geometry
+from dctps_jax.partitioning import unwrapped
 
 PADDINGS = ("SAME", "VALID", "CIRCULAR")
 
@@ -62,13 +62,15 @@ class DCTpSConvTranspose(KernelLayer):
         kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
         bias_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
+        check_size(in_features=in_features, out_features=out_features)
+        check_sizes(kernel_size=kernel_size)
         self.in_features = in_features
         self.out_features = out_features
-        self.kernel_size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+        self.kernel_size = (kernel_size,) if is_whole(kernel_size) else tuple(kernel_size)
         rank = len(self.kernel_size)
-        self.strides = _per_dimension(strides, rank)
-        self.padding = _checked_padding(padding, rank)
-        self.kernel_dilation = _per_dimension(kernel_dilation, rank)
+        self.strides = per_dimension("strides", strides, rank)
+        self.padding = checked_padding(padding, rank, PADDINGS)
+        self.kernel_dilation = per_dimension("kernel_dilation", kernel_dilation, rank)
         self.dtype = dtype
         self.param_dtype = param_dtype
         self.precision = precision
@@ -96,7 +98,7 @@ class DCTpSConvTranspose(KernelLayer):
         if not self.transpose_kernel or init is nnx.initializers.zeros:
             return init
         shape = (*self.kernel_size, self.out_features, self.in_features)
-        return lambda key, _, dtype: _mirrored(drawn(init, key, shape, dtype))
+        return lambda key, _, dtype: _mirrored(unwrapped(init(key, shape, dtype))[0])
 
     def plain_kernel(self, kernel: jax.Array) -> jax.Array:
         return _mirrored(kernel) if self.transpose_kernel else kernel
@@ -184,23 +186,3 @@ def _wrapped(outputs: jax.Array, periods: Sequence[int], is_transpose: bool) -> 
         shape = outputs.shape
         outputs = jnp.pad(outputs, widths).reshape(*shape[:axis], -1, period, *shape[axis + 1 :]).sum(axis)
     return outputs
-
-
-def _per_dimension(value: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
-    if value is None:
-        value = 1
-    return (value,) * rank if isinstance(value, int) else tuple(value)
-
-
-def _checked_padding(padding: Any, rank: int) -> str | tuple[tuple[int, int], ...]:
-    """Return a padding as a name or as one (low, high) pair a spatial dimension."""
-    if isinstance(padding, str) and padding in PADDINGS:
-        return padding
-    pairs = () if isinstance(padding, str) else (padding,) * rank if isinstance(padding, int) else tuple(padding)
-    pairs = tuple((pad, pad) if isinstance(pad, int) else tuple(pad) for pad in pairs)
-    if len(pairs) != rank or any(len(pair) != 2 for pair in pairs):
-        raise UserError(
-            f"padding is {padding!r}; it must be {', '.join(map(repr, PADDINGS))}, an int, or a sequence of {rank} "
-            "ints or (low, high) pairs"
-        )
-    return pairs

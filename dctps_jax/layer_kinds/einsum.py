@@ -12,6 +12,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
+from dctps_jax.arguments import check_sizes, is_whole, words
 from dctps_jax.errors import UserError
 from dctps_jax.layer_kinds.contraction import Contraction, TensorLayer, are_divided
 from dctps_jax.layers import DEFAULT_KERNEL_INIT
@@ -54,10 +55,14 @@ class DCTpSEinsum(TensorLayer):
         kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
         bias_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
-        contraction = contraction_of(einsum_str, kernel_shape)
+        check_sizes(kernel_shape=kernel_shape)
+        if bias_shape is not None:
+            check_sizes(bias_shape=bias_shape)
+        is_text = isinstance(einsum_str, str) and not is_whole(kernel_shape)
+        contraction = contraction_of(einsum_str, kernel_shape) if is_text else None
         if contraction is None:
             raise UserError(
-                f"einsum_str is {einsum_str!r} for a kernel of shape {tuple(kernel_shape)}; it must be "
+                f"einsum_str is {words(einsum_str)} for a kernel of shape {words(kernel_shape)}; it must be "
                 '"inputs,kernel->outputs", with one letter for each axis of the kernel, which is in the inputs or in '
                 "the outputs"
             )
@@ -71,7 +76,7 @@ class DCTpSEinsum(TensorLayer):
         self.preferred_element_type = preferred_element_type
         self._init_parameters(
             contraction.kernel_shape,
-            bias_shape=None if bias_shape is None else tuple(bias_shape),
+            bias_shape=tuple(np.atleast_1d(bias_shape).tolist()) if bias_shape is not None else None,
             offset=offset,
             alpha_init=alpha_init,
             alpha_trainable=alpha_trainable,

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx.nn import dtypes
 
+from dctps_jax.arguments import check_size
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.offsets import Offset
@@ -45,6 +46,7 @@ class DCTpSEmbed(KernelLayer):
         rngs: nnx.Rngs,
         embedding_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
+        check_size(num_embeddings=num_embeddings, features=features)
         self.num_embeddings = num_embeddings
         self.features = features
         self.dtype = dtype or jnp.dtype(param_dtype)

@@ -14,6 +14,7 @@ from flax.core.frozen_dict import FrozenDict
 from flax.nnx.nn import dtypes
 from jax import lax
 
+from dctps_jax.arguments import check_sizes, is_whole, words
 from dctps_jax.errors import UserError
 from dctps_jax.layer_kinds.contraction import Contraction, TensorLayer, are_divided
 from dctps_jax.layers import DEFAULT_KERNEL_INIT
@@ -58,6 +59,12 @@ class DCTpSLinearGeneral(TensorLayer):
         kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
         bias_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
+        check_sizes(in_features=in_features, out_features=out_features)
+        for name, value in (("axis", axis), ("batch_axis", batch_axis)):
+            items = [*value, *value.values()] if isinstance(value, Mapping) else _as_tuple(value)
+            if isinstance(value, Mapping) != (name == "batch_axis") or not all(map(is_whole, items)):
+                kind = "axes with their sizes, e.g. {0: 4}" if name == "batch_axis" else "one axis or several, e.g. -1"
+                raise UserError(f"{name} is {words(value)}; it must be {kind}")
         self.in_features = _as_tuple(in_features)
         self.out_features = _as_tuple(out_features)
         self.axis = _as_tuple(axis)
@@ -144,8 +151,8 @@ def _flat_bias(init: nnx.Initializer, key: jax.Array, shape: tuple[int, ...], dt
     return bias
 
 
-def _as_tuple(value: int | Sequence[int]) -> tuple[int, ...]:
-    return (value,) if isinstance(value, int) else tuple(value)
+def _as_tuple(value: Any) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def _positive(axes: Any, rank: int) -> tuple[int, ...]:

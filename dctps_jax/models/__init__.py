@@ -21,14 +21,14 @@ from dctps_jax.models.lenet import LeNet
 from dctps_jax.models.mobilenet import STAGES as MOBILENET_STAGES
 from dctps_jax.models.mobilenet import MobileNetV2
 from dctps_jax.models.parts import Parts, make_parts
-from dctps_jax.models.resnet import BLOCKS, ResNet
+from dctps_jax.models.resnet import BLOCKS, STEMS, ResNet
 from dctps_jax.models.vgg import STAGES, VGG
 from dctps_jax.offsets import Offset
 from dctps_jax.prunable import ORDER, prunable_layers
 
 __all__ = ["INITIALIZERS", "MODELS", "RESNETS", "create_model", "kernel_shapes", "network_options", "prunable_layers"]
 
-# The networks that take `width` and `stable`.
+# The networks that take `width`, `stable` and `stem`.
 RESNETS = tuple(BLOCKS)
 
 MODELS: dict[str, Any] = {
@@ -75,7 +75,8 @@ def create_model(
       ``random_supports(key, shapes, allocate(shapes, 0.001, "epl"))`` (of ``dctps_jax.pruning``) with the shapes of
       :func:`kernel_shapes`. No dense kernel is made, except that without offset the initial weights are read from one
       layer's initial kernel at a time.
-    - ResNets also take ``width`` (channels of the first stage, 64) and ``stable`` (residual branches over √blocks).
+    - ResNets also take ``width`` (channels of the first stage, 64), ``stable`` (residual branches over √blocks) and
+      ``stem`` ("imagenet": 7×7 with stride 2 and maxima of 3×3 with stride 2; "cifar": 3×3).
 
     Raises :class:`~dctps_jax.errors.UserError` for a name, option or size that does not exist, listing what there is.
     """
@@ -179,6 +180,8 @@ def _find_network(name: str, num_classes: int, options: Mapping[str, Any]) -> An
         raise UserError(f"num_classes is {num_classes}; a network needs at least one class")
     if options.get("width", 1) < 1:
         raise UserError(f"width is {options['width']}; it must be at least 1")
+    if options.get("stem", "cifar") not in STEMS:
+        raise UserError(f"stem is {options['stem']!r}; it must be one of: {', '.join(STEMS)}")
     return MODELS[name]
 
 

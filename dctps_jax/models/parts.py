@@ -98,6 +98,12 @@ def halve_by_maximum(x: jax.Array) -> jax.Array:
     return nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2))
 
 
+def halve_by_maximum_of_3x3(x: jax.Array) -> jax.Array:
+    """Take the maximum of ``[batch, height, width, channels]`` over 3×3 positions around every second one."""
+    padding: Any = ((1, 1), (1, 1))  # Flax's annotation names texts only
+    return nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=padding)
+
+
 def _windows(x: jax.Array) -> list[jax.Array]:
     height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     return [x[:, row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]

@@ -1,4 +1,4 @@
-"""ResNets for small images: a 3×3 stem, four stages, basic or bottleneck blocks (He et al. 2016)."""
+"""ResNets: a stem for small or for large images, four stages, basic or bottleneck blocks (He et al. 2016)."""
 
 import math
 
@@ -7,7 +7,7 @@ from flax import nnx
 
 from dctps_jax.layers import ResidualSum
 from dctps_jax.models.blocks import run_blocks
-from dctps_jax.models.parts import Parts, global_average_pool
+from dctps_jax.models.parts import Parts, global_average_pool, halve_by_maximum_of_3x3
 from dctps_jax.ops.fusion import materialized
 
 
@@ -76,9 +76,15 @@ BLOCKS = {
 }
 
 
+# Kernel size and stride of the first convolution, and whether maxima of 3×3 follow.
+STEMS = {"cifar": (3, 1, False), "imagenet": (7, 2, True)}
+
+
 class ResNet(nnx.Module):
     """A stem, four stages that double the width and halve the size, the average over positions, a linear layer.
 
+    The ``stem`` "cifar" is a 3×3 convolution. "imagenet" makes a quarter of the height and width: a 7×7 convolution
+    with stride 2, and the maxima of 3×3 with stride 2.
     ``stable`` scales every residual branch by ``1/√(number of blocks)`` (Stable ResNet, Hayou et al. 2021).
     """
 
@@ -93,10 +99,12 @@ class ResNet(nnx.Module):
         *,
         width: int = 64,
         stable: bool = False,
+        stem: str = "cifar",
     ):
         residual_scale = 1 / math.sqrt(sum(num_blocks)) if stable else 1.0
         self.running = parts.running
-        self.conv1 = parts.conv(parts.channels, width, (3, 3), padding=1)
+        size, stride, self.pools = STEMS[stem]
+        self.conv1 = parts.conv(parts.channels, width, (size, size), strides=stride, padding=size // 2)
         self.bn1 = parts.norm(width)
         in_features = width
         stages = []
@@ -113,6 +121,8 @@ class ResNet(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.bn1(self.conv1(x), relu=True)
+        if self.pools:
+            x = halve_by_maximum_of_3x3(x)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = run_blocks(stage, x, self.running)
         return self.fc(global_average_pool(x))

@@ -3,6 +3,7 @@
 To add an offset, write a file with an :class:`Offset` beside ``hadamard.py`` and add the object to :data:`OFFSETS`.
 """
 
+from dctps_jax.arguments import words
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.offsets.dct import DCT
 from dctps_jax.offsets.hadamard import HADAMARD
@@ -21,6 +22,6 @@ def find_offset(offset: str | Offset | None) -> Offset | None:
     if offset is None or isinstance(offset, Offset):
         return offset
     if not isinstance(offset, str) or offset not in OFFSETS:
-        hint = did_you_mean(offset, OFFSETS)
-        raise UserError(f"offset is {offset!r}{hint}; it must be None or one of: {', '.join(OFFSETS)}")
+        hint = did_you_mean(offset, OFFSETS) if isinstance(offset, str) else ""
+        raise UserError(f"offset is {words(offset)}{hint}; it must be None or one of: {', '.join(OFFSETS)}")
     return OFFSETS[offset]

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from dctps_jax.arguments import check_shapes, pairs, patterns, words
 from dctps_jax.errors import UserError, did_you_mean
-from dctps_jax.prunable import prunable_layers
+from dctps_jax.prunable import NO_LAYERS, prunable_layers
 from dctps_jax.pruning.allocation import (
     ALLOCATIONS,
     allocate,
@@ -30,11 +31,12 @@ from dctps_jax.pruning.masks import (
     get_masks,
     load_masks,
     load_run_masks,
+    mask_of_layer,
     mask_of_support,
     save_masks,
 )
 from dctps_jax.pruning.pattern import contradiction, is_pattern, parse_pattern, random_pattern_masks
-from dctps_jax.pruning.random import random_masks, random_masks_within, random_supports
+from dctps_jax.pruning.random import random_masks, random_supports, random_supports_within
 from dctps_jax.pruning.scores import SCORES
 from dctps_jax.seeds import as_key
 
@@ -46,7 +48,9 @@ __all__ = [
     "SCORE_METHODS",
     "allocate",
     "apply_masks",
+    "check_density",
     "check_masks",
+    "check_method",
     "contradiction",
     "density_asked",
     "digest_of_masks",
@@ -55,6 +59,7 @@ __all__ = [
     "load_masks",
     "load_run_masks",
     "mask_of_support",
+    "parse_pattern",
     "prune",
     "random_masks",
     "random_pattern_supports",
@@ -111,23 +116,16 @@ def prune(
     density that keeps nothing, scores that are not finite, fewer scores above 0 than weights to keep, and a pattern
     that does not fit.
     """
+    layers = prunable_layers(model)
     check_density(density, "density")
     key = as_key(key)
-    methods = (*ALLOCATIONS, *SCORES)  # now: the tables may have got entries since METHODS was made
-    if method not in methods:
-        hint = did_you_mean(method, methods)
-        raise UserError(f"there is no pruning method {method!r}{hint}; the methods are: {', '.join(methods)}")
-    known = SCORE_OPTIONS if method in SCORES else ()
-    for option in options:
-        if option not in known:
-            has = f"its options are: {', '.join(known)}" if known else "random methods have none"
-            raise UserError(f"{method} has no option {option!r}; {has}")
-    layers = prunable_layers(model)
+    check_method(method, options)
+    dense_layers, layer_densities = patterns("dense_layers", dense_layers), pairs("layer_densities", layer_densities)
     shapes = {path: layer.kernel_shape for path, layer in layers.items()}
     stacks = {path: layer.stack for path, layer in layers.items() if layer.stack}
     size = sum(math.prod((*layer.stack, *layer.kernel_shape)) for layer in layers.values())
     if size == 0:
-        raise UserError("the model has no prunable layers; build it with DCTpSConv and DCTpSLinear")
+        raise UserError(NO_LAYERS)
     if round(density * size) == 0:
         raise UserError(f"density {density:g} keeps none of {size} weights; choose at least {1 / size:.2g}")
     if method in SCORES:
@@ -157,7 +155,22 @@ def prune(
         sizes = {path: math.prod(shape) for path, shape in shapes.items()}
         fixed = fixed_counts(sizes, dense_layers, layer_densities, dict.fromkeys(sizes, 1))
         return random_pattern_masks(key, get_masks(model), found, fixed)
-    return random_masks_within(key, get_masks(model), counts, stacks)
+    masks = {path: mask_of_layer(layer) for path, layer in layers.items() if not layer.is_dense}
+    supports = random_supports_within(masks, key, shapes, counts, stacks)
+    return {path: mask_of_support(support, shapes[path]) for path, support in supports.items()}
+
+
+def check_method(method: Any, options: Iterable[str]) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a method of :func:`prune` or an option that does not exist."""
+    methods = (*ALLOCATIONS, *SCORES)  # now: the tables may have got entries since METHODS was made
+    if not isinstance(method, str) or method not in methods:
+        hint = did_you_mean(method, methods) if isinstance(method, str) else ""
+        raise UserError(f"there is no pruning method {words(method)}{hint}; the methods are: {', '.join(methods)}")
+    known = ("batch", *SCORE_OPTIONS) if method in SCORES else ()
+    for option in options:
+        if option not in known:
+            has = f"its options are: {', '.join(known)}" if known else "random methods have none"
+            raise UserError(f"{method} has no option {option!r}; {has}")
 
 
 def random_pattern_supports(
@@ -169,9 +182,16 @@ def random_pattern_supports(
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
 ) -> dict[str, np.ndarray]:
-    """Return the positions, ascending, that :func:`prune` with "uniform" and a ``pattern`` keeps of each kernel."""
+    """Return the positions, ascending, that :func:`prune` with "uniform" and a ``pattern`` keeps of each kernel.
+
+    Raises :class:`~dctps_jax.errors.UserError` for no pattern, and as :func:`prune` does.
+    """
+    key = as_key(key)
+    check_shapes("shapes", shapes)
+    check_density(density, "density")
     found = parse_pattern(pattern, density)
-    assert found is not None
+    if found is None:
+        raise UserError('pattern is \'\'; it must be "N:M" with 0 < N < M, e.g. "2:4"')
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     fixed = fixed_counts(sizes, dense_layers, layer_densities, dict.fromkeys(sizes, 1))
     masks = random_pattern_masks(key, {path: np.ones(shape, bool) for path, shape in shapes.items()}, found, fixed)

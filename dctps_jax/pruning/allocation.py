@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import numpy as np
 
+from dctps_jax.arguments import check_shapes, is_number, names_of, pairs, patterns, words
 from dctps_jax.errors import UserError
 from dctps_jax.pruning.pattern import parse_pattern, pattern_counts
 from dctps_jax.pruning.stacks import stack_counts
@@ -86,17 +86,19 @@ def allocate_counts(
     stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, int]:
     """Return what :func:`allocate` returns, without a warning in the log."""
-    if method not in ALLOCATIONS:
-        raise UserError(f"there is no allocation {method!r}; choose one of: {', '.join(ALLOCATIONS)}")
+    if not isinstance(method, str) or method not in ALLOCATIONS:
+        raise UserError(f"there is no allocation {words(method)}; choose one of: {', '.join(ALLOCATIONS)}")
     check_density(density, "density")
+    check_shapes("shapes", shapes)
+    check_shapes("stacks", stacks)
     layers = {path: math.prod(stacks.get(path, ())) for path in shapes}
     sizes = {path: layers[path] * math.prod(shape) for path, shape in shapes.items()}
     fixed = fixed_counts(sizes, dense_layers, layer_densities, layers)
     if found := parse_pattern(pattern, density, method):
         if stacks:
             raise UserError(
-                f"pattern is {pattern!r}, and nnx.vmap has stacked the layers {', '.join(stacks)}; a pattern is for "
-                "layers that are not stacked: keep them in an nnx.List"
+                f"pattern is {pattern!r}, and nnx.vmap has stacked {names_of(stacks)}; a pattern is for layers that "
+                "are not stacked: keep them in an nnx.List"
             )
         return pattern_counts(shapes, found, fixed)
     total = round(density * sum(sizes.values()))
@@ -150,10 +152,9 @@ def density_asked(method: str, density: float, rewind_epoch: int) -> float | Non
 
 def check_density(density: float, field: str) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` unless ``density`` is a number in (0, 1]; ``field`` names it."""
-    is_number = isinstance(density, int | float | np.number | jax.Array) and not isinstance(density, bool)
-    if not is_number or not 0 < float(density) <= 1:
+    if not is_number(density) or not 0 < float(density) <= 1:
         raise UserError(
-            f"{field} is {density!r}; it must be above 0 and at most 1, e.g. 0.01 to keep 1 % of the weights"
+            f"{field} is {words(density)}; it must be above 0 and at most 1, e.g. 0.01 to keep 1 % of the weights"
         )
 
 
@@ -167,9 +168,7 @@ def fixed_counts(
 
     ``layers`` says of how many layers each path is, and ``sizes`` are those of all of them.
     """
-    if isinstance(dense_layers, str):
-        dense_layers = (dense_layers,)
-    densities = dict.fromkeys(dense_layers, 1.0) | dict(layer_densities)
+    densities = dict.fromkeys(patterns("dense_layers", dense_layers), 1.0) | pairs("layer_densities", layer_densities)
     fixed = {}
     for pattern, density in densities.items():
         check_density(density, f"the density of layers {pattern!r}")

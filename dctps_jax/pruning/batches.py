@@ -1,12 +1,13 @@
 """The batches that scores are computed from, and their checks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dctps_jax.arguments import as_array
 from dctps_jax.errors import UserError, first_line
 from dctps_jax.losses import Loss
 
@@ -26,11 +27,13 @@ class CheckedBatches:
         self._outputs: dict[Any, Any] = {}
 
     def __call__(self, step: int) -> list[Batch]:
-        if not callable(self.batches):
+        if not callable(self.batches) or isinstance(self.batches, type):
             return [self._check(self.batches)]
         pairs = self.batches(step)
-        if isinstance(pairs, tuple):
-            raise UserError("the batch function must return a list of (images, labels) pairs, got a tuple")
+        if isinstance(pairs, tuple) or not isinstance(pairs, Iterable):
+            raise UserError(
+                f"the batch function must return a list of (images, labels) pairs, got a {type(pairs).__name__}"
+            )
         checked = [self._check(pair) for pair in pairs]
         if not checked:
             raise UserError(f"the batch function returned no batch for step {step}; it must return at least one")
@@ -38,7 +41,7 @@ class CheckedBatches:
 
     def _check(self, pair: Any) -> Batch:
         try:
-            images, labels = (jnp.asarray(part) for part in pair)
+            images, labels = (jnp.asarray(as_array("a part of the batch", part, "an array")) for part in pair)
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"a batch must be a pair of images and integer labels, got {type(pair).__name__}"

@@ -9,9 +9,11 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
+from dctps_jax.arguments import check_choice, is_whole, words
 from dctps_jax.errors import UserError
 from dctps_jax.losses import LOSSES, Loss
 from dctps_jax.prunable import prunable_layers
+from dctps_jax.pruning.allocation import ALLOCATIONS
 from dctps_jax.pruning.batches import Batch, Batches, CheckedBatches
 from dctps_jax.pruning.groups import make_groups
 from dctps_jax.pruning.masks import get_masks
@@ -41,6 +43,8 @@ def score_masks(
 ) -> Masks:
     """Return the masks that a score method chooses; see :func:`dctps_jax.pruning.prune` for the arguments."""
     _check_options(num_steps, schedule, loss, scope)
+    if not (allocation is None or (isinstance(allocation, str) and allocation == "")):
+        check_choice("allocation", allocation, ALLOCATIONS)
     num_steps = num_steps or SCORES[method].default_steps
     layers = prunable_layers(model)
     groups = make_groups(
@@ -67,15 +71,14 @@ def score_masks(
 
 
 def _check_options(num_steps: Any, schedule: str, loss: Loss, scope: str) -> None:
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
+    if not is_whole(num_steps) or num_steps < 0:
         raise UserError(
-            f"num_steps is {num_steps!r}; it must be a whole number of at least 1, or 0 for the method's own"
+            f"num_steps is {words(num_steps)}; it must be a whole number of at least 1, or 0 for the method's own"
         )
     for name, value, choices in (("schedule", schedule, SCHEDULES), ("loss", loss, LOSSES), ("scope", scope, SCOPES)):
         if name == "loss" and callable(value):
             continue
-        if value not in choices:
-            raise UserError(f"{name} is {value!r}; it must be one of: {', '.join(choices)}")
+        check_choice(name, value, choices)
 
 
 def thin_out(

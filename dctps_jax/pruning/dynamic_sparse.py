@@ -5,6 +5,7 @@ gradient of the dense kernels: of all weights, also of those that are not traine
 """
 
 import functools
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,15 +14,27 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.core import Tracer
 
+from dctps_jax.arguments import check_choice, is_number, is_whole, words
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.prunable import prunable_layers
 from dctps_jax.pruning.dynamic import UpdateSchedule, keep_only, move_weights, skip_optimizer_step
-from dctps_jax.pruning.sparse_optimizer import keep_masked
+from dctps_jax.pruning.sparse_optimizer import (
+    check_masks_of_tree,
+    check_optimizer,
+    check_values_of_masks,
+    is_none,
+    keep_masked,
+)
 from dctps_jax.seeds import as_key
 
 METHODS = ("rigl", "set")
+MASKED_GRADIENTS = (
+    "the gradients of a move are zero at all weights that are not trained, so that they say nothing of where weights "
+    "should grow; give the gradients of the dense kernels: those of unmasked_copy(model), or of the whole arrays"
+)
 
 
 class DynamicSparseState(NamedTuple):
@@ -78,14 +91,19 @@ def dynamic_sparse(
       positions from ``key`` (Mocanu et al. 2018).
     - ``drop_fraction``: the part of the trained weights of an array that moves at the start; it falls to 0 by a cosine.
 
-    Raises :class:`~dctps_jax.errors.UserError` for a method or number out of range.
+    Raises :class:`~dctps_jax.errors.UserError` for a method or number out of range, and ``init`` for masks that do not
+    fit the parameters.
     """
-    moves = Moves.make([np.asarray(mask) for mask in jax.tree.leaves(masks)], method, update_every, end_step,
+    check_optimizer("optimizer", optimizer)
+    check_values_of_masks(masks)
+    moves = Moves.make([np.asarray(mask) != 0 for mask in jax.tree.leaves(masks)], method, update_every, end_step,
                        drop_fraction, key)  # fmt: skip
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Any) -> DynamicSparseState:
-        return DynamicSparseState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, masks), inner.init(params))
+        check_masks_of_tree(params, masks)
+        booleans = jax.tree.map(lambda mask: jnp.array(mask != 0), masks)
+        return DynamicSparseState(jnp.zeros((), jnp.int32), booleans, inner.init(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, DynamicSparseState]:
         updates, inner_state = inner.update(keep_masked(updates, state.masks), state.inner, params, **extra_args)
@@ -117,8 +135,10 @@ class DynamicSparseOptimizer(nnx.Optimizer):
         drop_fraction: float = 0.3,
         key: jax.Array | int | None = None,
     ):
-        super().__init__(model, tx, wrt=wrt)
+        check_optimizer("tx", tx)
+        _check_filter("wrt", wrt)
         masks = [np.asarray(layer.mask[...]) for layer in _masked_layers(model).values() if layer.mask is not None]
+        super().__init__(model, tx, wrt=wrt)
         self.moves = Moves.make(masks, method, update_every, end_step, drop_fraction, key)
 
     def is_move(self, step: int) -> bool:
@@ -150,6 +170,13 @@ class DynamicSparseOptimizer(nnx.Optimizer):
         self.step[...] += 1
 
 
+def _check_filter(name: str, value: Any) -> None:
+    try:
+        nnx.filterlib.to_predicate(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} is {words(value)}; it must be a filter of nnx, e.g. nnx.Param") from error
+
+
 class Moves:
     """When weights move, and how many of each masked array: a row of ``drops`` for each move. Compared by identity."""
 
@@ -167,13 +194,12 @@ class Moves:
         key: jax.Array | int | None,
     ) -> "Moves":
         """Return the moves of masked arrays; the numbers are those of the trainer."""
-        if method not in METHODS:
-            raise UserError(f"method is {method!r}; it must be one of: {', '.join(METHODS)}")
+        check_choice("method", method, METHODS)
         for name, value in (("update_every", update_every), ("end_step", end_step)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
-        if not 0 <= drop_fraction <= 1:
-            raise UserError(f"drop_fraction is {drop_fraction!r}; it must be from 0 to 1")
+            if not is_whole(value) or value < 1:
+                raise UserError(f"{name} is {words(value)}; it must be a whole number of at least 1")
+        if not is_number(drop_fraction) or not 0 <= drop_fraction <= 1:
+            raise UserError(f"drop_fraction is {words(drop_fraction)}; it must be from 0 to 1")
         if (key is None) == (method == "set"):
             raise UserError("method 'set' draws random positions: give it a key, and 'rigl' none")
         if not masks:
@@ -193,7 +219,9 @@ class Moves:
             is_move = ((step + 1) % every == 0) & (step + 1 < end_step)
             row = jnp.clip((step + 1) // every - 1, 0, len(self.drops) - 1)
             num_drop = jnp.where(is_move, jnp.asarray(self.drops)[row], 0)
-        moved = []
+        moved, parts = [], list(parts)
+        if self.key is None:
+            _check_dense(num_drop.any(), [(mask, gradient) for _, mask, gradient in parts])
         for number, (array, mask, gradient) in enumerate(parts):
             if jnp.shape(gradient) != jnp.shape(array):
                 raise UserError(
@@ -205,6 +233,29 @@ class Moves:
                 growth = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(self.key, step), number), mask.shape)
             moved.append(move_weights(array, mask, growth, num_drop[number]))
         return moved
+
+
+def _check_dense(is_move: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array]]) -> None:
+    """Refuse gradients that are zero wherever a mask is False: they say of no new weight whether it should grow.
+
+    In a program that is traced the values are not known yet, and the log has a warning when it runs.
+    """
+    if any(jnp.shape(mask) != jnp.shape(gradient) for mask, gradient in parts):
+        return
+    on_mask, off_mask = (
+        jnp.array([jnp.any((gradient != 0) & (mask == is_on)) for mask, gradient in parts]).any()
+        for is_on in (True, False)
+    )
+    is_masked = is_move & on_mask & ~off_mask
+    if isinstance(is_masked, Tracer):
+        jax.debug.callback(_warn_of_masked_gradients, is_masked)
+    elif is_masked and not all(np.asarray(mask).all() for mask, _ in parts):
+        raise UserError(MASKED_GRADIENTS)
+
+
+def _warn_of_masked_gradients(is_masked: Any) -> None:
+    if is_masked:
+        logging.getLogger("dctps_jax").warning(MASKED_GRADIENTS)
 
 
 def _masked_layers(model: nnx.Module) -> dict[str, KernelLayer]:
@@ -221,14 +272,10 @@ def _kernel_at(path: str) -> str:
     return f"{path}.kernel" if path else "kernel"
 
 
-def _is_none(node: Any) -> bool:
-    return node is None
-
-
 def _masked_parts(masks: Any, tree: Any) -> list[Any]:
     """Return the arrays of ``tree`` that have a mask, in the order of the masks."""
     parts: list[Any] = []
-    jax.tree.map(lambda mask, part: None if mask is None else parts.append(part), masks, tree, is_leaf=_is_none)
+    jax.tree.map(lambda mask, part: None if mask is None else parts.append(part), masks, tree, is_leaf=is_none)
     return parts
 
 
@@ -237,5 +284,5 @@ def _like(masks: Any, tree: Any, parts: Sequence[jax.Array]) -> Any:
     remaining = iter(parts)
     ones = functools.partial(jax.tree.map, lambda _: jnp.ones((), bool))
     return jax.tree.map(
-        lambda mask, part: ones(part) if mask is None else next(remaining), masks, tree, is_leaf=_is_none
+        lambda mask, part: ones(part) if mask is None else next(remaining), masks, tree, is_leaf=is_none
     )

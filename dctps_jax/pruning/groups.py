@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dctps_jax.arguments import names_of
 from dctps_jax.pruning.allocation import allocate_counts, fixed_counts
 from dctps_jax.pruning.pattern import Pattern, check_room_in_groups, check_scores, parse_pattern, top_of_groups
 from dctps_jax.pruning.random import check_room
@@ -34,7 +35,7 @@ class Groups(NamedTuple):
         for paths, counts in self.of_layers:
             kept = sum(int(within[path].sum()) for path in paths)
             spare = max(math.prod(self.stacks.get(path, ())) for path in paths) - 1  # a stack may keep so many less
-            check_room(kept + spare, counts[-1], ", ".join(paths))
+            check_room(kept + spare, counts[-1], names_of(paths))
         if self.pattern:
             check_room_in_groups({path: within[path] for path in self.patterned}, self.pattern)
 

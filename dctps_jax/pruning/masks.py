@@ -4,17 +4,20 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 
+from dctps_jax.arguments import as_array, as_path, check_by_path, check_choice, check_shape, names_of, words
 from dctps_jax.errors import UserError
 from dctps_jax.files import read_json
 from dctps_jax.kernels import KernelLayer, check_zero_or_one
 from dctps_jax.npz import read_npz, write_npz
-from dctps_jax.prunable import check_not_normalized, prunable_layers
+from dctps_jax.prunable import NO_LAYERS, check_not_normalized, prunable_layers
+from dctps_jax.supports import check_positions
 
 FORMS = ("masked", "compact")
 
@@ -32,16 +35,22 @@ def apply_masks(
     other values than 0 and 1, an unknown form, and stacked layers that are to be compact with unequal numbers of
     weights. The model is then unchanged.
     """
-    if form not in FORMS:
-        raise UserError(f"form is {form!r}; it must be one of: {', '.join(FORMS)}")
+    check_choice("form", form, FORMS)
     layers = prunable_layers(model)
+    if not layers:
+        raise UserError(NO_LAYERS)
+    _check_arrays(masks)
     for path, mask in masks.items():
         if path not in layers:
             raise UserError(f"{path!r} is no prunable layer of the model; they are: {', '.join(layers)}")
         shape = (*layers[path].stack, *layers[path].kernel_shape)
         if tuple(mask.shape) != shape:
-            raise UserError(f"the mask of {path} has shape {mask.shape}, its kernel {shape}")
-        check_zero_or_one(mask, f"the mask of {path}")
+            raise UserError(f"the mask of {names_of([path])} has shape {mask.shape}, its kernel {shape}")
+        check_zero_or_one(mask, f"the mask of {names_of([path])}")
+    if set(masks) == set(layers) and not any(
+        isinstance(mask, Tracer) or np.asarray(mask).any() for mask in masks.values()
+    ):
+        raise UserError("no mask keeps a weight, so that nothing could be trained; a mask is True where a weight stays")
     if form == "masked":
         for path, mask in masks.items():
             layers[path].set_mask(mask)
@@ -50,6 +59,17 @@ def apply_masks(
     supports = {path: support_of_mask(path, np.asarray(mask), layers[path].stack) for path, mask in masks.items()}
     for path, support in supports.items():
         layers[path].set_support(support)
+
+
+def _check_arrays(masks: Any) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for what is no dict of arrays by path."""
+    check_by_path("masks", masks, "masks")
+    for path, mask in masks.items():
+        if not isinstance(mask, np.ndarray | jax.Array):
+            raise UserError(
+                f"the mask of {names_of([path])} is {words(mask)}; it must be an array of booleans, True where a "
+                "weight is trained"
+            )
 
 
 def get_masks(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -70,7 +90,12 @@ def mask_of_support(support: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Return the boolean mask of ``shape`` that is True at the positions of ``support``.
 
     The axes of ``support [*stack, nnz]`` before its last are axes of the mask, too.
+
+    Raises :class:`~dctps_jax.errors.UserError` for what is no support of a kernel of this shape.
     """
+    check_shape("shape", shape)
+    support = np.asarray(as_array("support", support, "an array of positions"))
+    check_positions(support, shape, support.shape[:-1])
     mask = np.zeros((*support.shape[:-1], math.prod(shape)), bool)
     np.put_along_axis(mask, support.astype(np.intp), True, axis=-1)
     return mask.reshape(*support.shape[:-1], *shape)
@@ -85,15 +110,16 @@ def support_of_mask(path: str, mask: np.ndarray, stack: Sequence[int] = ()) -> n
     counts = sorted({int(count) for count in np.count_nonzero(layers, axis=1)})
     if len(counts) > 1:
         raise UserError(
-            f"the mask of {path} keeps {counts[0]} to {counts[-1]} weights in each of its {len(layers)} stacked "
-            'layers; compact layers that are stacked keep equally many: equalise the mask, or use form="masked"'
+            f"the mask of {names_of([path])} keeps {counts[0]} to {counts[-1]} weights in each of its {len(layers)} "
+            'stacked layers; compact layers that are stacked keep equally many: equalise the mask, or use form="masked"'
         )
     return (np.flatnonzero(layers) % layers.shape[1]).reshape(*stack, counts[0])
 
 
 def save_masks(path: str | Path, masks: Mapping[str, np.ndarray | jax.Array]) -> None:
     """Write masks by dotted path to an ``.npz`` file. After a crash the file is either whole or as it was before."""
-    write_npz(Path(path), {name: np.asarray(mask, bool) for name, mask in masks.items()}, compress=True)
+    _check_arrays(masks)
+    write_npz(as_path("path", path), {name: np.asarray(mask, bool) for name, mask in masks.items()}, compress=True)
 
 
 def load_masks(path: str | Path) -> dict[str, np.ndarray]:
@@ -101,7 +127,8 @@ def load_masks(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises :class:`~dctps_jax.errors.UserError` for a file that is missing, damaged or foreign.
     """
-    masks = read_npz(Path(path), "the masks of a run")
+    path = as_path("path", path)
+    masks = read_npz(path, "the masks of a run")
     for name, mask in masks.items():
         if mask.dtype != bool or mask.size == 0:
             raise UserError(
@@ -113,6 +140,7 @@ def load_masks(path: str | Path) -> dict[str, np.ndarray]:
 
 def digest_of_masks(masks: Mapping[str, np.ndarray]) -> str:
     """Return a SHA-256 over the names, shapes and values of masks."""
+    _check_arrays(masks)
     sha = hashlib.sha256()
     for name in sorted(masks):
         sha.update(f"{name} {masks[name].shape}\n".encode() + np.packbits(masks[name]).tobytes())
@@ -125,7 +153,7 @@ def load_run_masks(folder: str | Path) -> dict[str, np.ndarray]:
     Raises :class:`~dctps_jax.errors.UserError` for damaged masks, for masks that the run's results do not describe, and
     for a run that is not finished and still moves its weights.
     """
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     if folder.is_file():
         raise UserError(f"{folder} is a file; name the directory of a run, which holds masks.npz")
     masks = load_masks(folder / "masks.npz")

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from dctps_jax.arguments import names_of, words
 from dctps_jax.errors import UserError
-from dctps_jax.pruning.random import random_masks_within, random_stream
+from dctps_jax.pruning.masks import mask_of_support
+from dctps_jax.pruning.random import random_stream, random_supports_within
 from dctps_jax.pruning.selection import check_finite
 
 # How far a density may be from N/M, as a part of it: 1:3 goes with 0.333.
@@ -28,8 +30,8 @@ class Pattern(NamedTuple):
 
 
 def is_pattern(text: str) -> bool:
-    """Return whether a text is N:M with 0 < N < M."""
-    found = re.fullmatch(r"([1-9]\d{0,5}):([1-9]\d{0,5})", text, re.ASCII)
+    """Return whether an argument is a text N:M with 0 < N < M."""
+    found = re.fullmatch(r"([1-9]\d{0,5}):([1-9]\d{0,5})", text, re.ASCII) if isinstance(text, str) else None
     return found is not None and int(found[1]) < int(found[2])
 
 
@@ -38,10 +40,10 @@ def parse_pattern(text: str, density: float, allocation: str | None = None) -> P
 
     Raises :class:`~dctps_jax.errors.UserError` where it is no N:M, or contradicts the density or the allocation.
     """
-    if text == "":
+    if isinstance(text, str) and text == "":
         return None
-    if not isinstance(text, str) or not is_pattern(text):
-        raise UserError(f'pattern is {text!r}; it must be "N:M" with 0 < N < M, e.g. "2:4", or "" for none')
+    if not is_pattern(text):
+        raise UserError(f'pattern is {words(text)}; it must be "N:M" with 0 < N < M, e.g. "2:4", or "" for none')
     if mistake := contradiction(text, density, allocation):
         raise UserError(mistake)
     return Pattern(*map(int, text.split(":")))
@@ -73,13 +75,22 @@ def pattern_counts(shapes: Mapping[str, Sequence[int]], pattern: Pattern, fixed:
     """
     rows = {path: math.prod(shape[:-1]) for path, shape in shapes.items() if path not in fixed}
     undivided = [path for path, count in rows.items() if count % pattern.of]
+    if undivided and len(undivided) == len(rows):
+        common = math.gcd(*rows.values())
+        advice = (
+            f"choose an M that divides {common}, which divides all of them" if common > 1 else "leave the pattern out"
+        )
+        raise UserError(
+            f"a pattern of {pattern.keep}:{pattern.of} needs a number of inputs that {pattern.of} divides, and no "
+            f"layer has one: they have {', '.join(map(str, sorted(set(rows.values()))))}; {advice}"
+        )
     if undivided:
         path, layers = undivided[0], tuple(undivided)
         inputs = "·".join(map(str, shapes[path][:-1]))
         raise UserError(
             f"a pattern of {pattern.keep}:{pattern.of} needs a number of inputs that {pattern.of} divides, and each "
-            f"output of {path} has {inputs}{f' = {rows[path]}' if '·' in inputs else ''}; keep all weights of such "
-            f"layers, dense_layers={layers!r}, or choose another M"
+            f"output of {names_of([path])} has {inputs}{f' = {rows[path]}' if '·' in inputs else ''}; keep all weights "
+            f"of such layers, dense_layers={layers!r}, or choose another M"
         )
     return {
         path: fixed[path] if path in fixed else math.prod(shape) // pattern.of * pattern.keep
@@ -104,8 +115,8 @@ def check_scores(scores: Mapping[str, np.ndarray]) -> None:
     for path, values in scores.items():
         if not values.any():
             raise UserError(
-                f"all scores of {path} are 0, and do not say which weights to keep; choose a random method, or name "
-                "the layer in dense_layers"
+                f"all scores of {names_of([path])} are 0, and do not say which weights to keep; choose a random "
+                "method, or name the layer in dense_layers"
             )
 
 
@@ -115,8 +126,8 @@ def check_room_in_groups(masks: Mapping[str, np.ndarray], pattern: Pattern) -> N
         least = int(mask.reshape(-1, pattern.of, mask.shape[-1]).sum(axis=1).min())
         if least < pattern.keep:
             raise UserError(
-                f"{path}: {pattern.keep} of every {pattern.of} inputs are to be kept, and the masks that the network "
-                f"has keep {least} of some; prune the network before it has masks"
+                f"{names_of([path])}: {pattern.keep} of every {pattern.of} inputs are to be kept, and the masks that "
+                f"the network has keep {least} of some; prune the network before it has masks"
             )
 
 
@@ -128,13 +139,14 @@ def random_pattern_masks(
     The layers of ``fixed`` have that many weights anywhere. Layer i draws from ``jax.random.fold_in(key, i)``. Raises
     :class:`~dctps_jax.errors.UserError` where M does not divide a layer's inputs, or masks keep too few.
     """
-    pattern_counts({path: mask.shape for path, mask in masks.items()}, pattern, fixed)
+    shapes, counts = {path: mask.shape for path, mask in masks.items()}, {path: fixed.get(path, 0) for path in masks}
+    pattern_counts(shapes, pattern, fixed)
     check_room_in_groups({path: mask for path, mask in masks.items() if path not in fixed}, pattern)
-    anywhere = random_masks_within(key, masks, {path: fixed.get(path, 0) for path in masks})
+    anywhere = random_supports_within(masks, key, shapes, counts)
     chosen = {}
     for position, (path, mask) in enumerate(masks.items()):
         if path in fixed:
-            chosen[path] = anywhere[path]
+            chosen[path] = mask_of_support(anywhere[path], mask.shape)
         else:
             draws = random_stream(jax.random.fold_in(key, position)).random_raw(mask.size) >> np.uint64(12)
             scores = np.where(mask, draws.astype(np.float64).reshape(mask.shape), -1)

@@ -3,14 +3,17 @@
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from dctps_jax.arguments import check_by_path, check_shapes, names_of, words
 from dctps_jax.errors import UserError
 from dctps_jax.pruning.masks import mask_of_support
+from dctps_jax.seeds import as_key
 
 
 def random_masks(
@@ -37,21 +40,52 @@ def random_supports(
 
     Raises :class:`~dctps_jax.errors.UserError` for a count that a layer cannot keep, and for a key that is traced.
     """
-    _check_not_traced(key)
-    supports = {}
+    return random_supports_within({}, key, shapes, counts, stacks)
+
+
+def random_supports_within(
+    masks: Mapping[str, np.ndarray],
+    key: jax.Array,
+    shapes: Mapping[str, Sequence[int]],
+    counts: Mapping[str, int],
+    stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> dict[str, np.ndarray]:
+    """Return what :func:`random_supports` does, but of the layers in ``masks`` only positions where a mask is True.
+
+    The first axes of a mask are those of ``stacks``. Where a mask is True everywhere, it changes nothing. Raises
+    :class:`~dctps_jax.errors.UserError` also for a count above that of a mask.
+    """
+    _check(key, shapes, counts, stacks)
+    key, supports = as_key(key), {}
     with jax.ensure_compile_time_eval():  # also where a network is built in a function that is traced
         for position, (path, shape) in enumerate(shapes.items()):
             stack, size = tuple(stacks.get(path, ())), math.prod(shape)
             keys = _layer_keys(jax.random.fold_in(key, position), stack)
             count, rest = divmod(counts[path], len(keys))
             if rest or not 0 <= count <= size:
-                raise UserError(f"{path} has {size * len(keys)} weights; it cannot keep {counts[path]}")
-            drawn = [random_support(layer_key, size, count) for layer_key in keys]
+                raise UserError(f"{names_of([path])} has {size * len(keys)} weights; it cannot keep {counts[path]}")
+            drawn = []
+            for number, layer_key in enumerate(keys):
+                if path not in masks:
+                    drawn.append(random_support(layer_key, size, count))
+                    continue
+                allowed = np.flatnonzero(masks[path].reshape(len(keys), size)[number])
+                check_room(len(allowed), count, names_of([path]))
+                drawn.append(allowed[random_support(layer_key, len(allowed), count)])
             supports[path] = np.stack(drawn).reshape(*stack, count)
     return supports
 
 
-def _check_not_traced(key: jax.Array) -> None:
+def _check(key: Any, shapes: Any, counts: Any, stacks: Any) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a key that is traced, and for arguments of other types."""
+    check_shapes("shapes", shapes)
+    check_shapes("stacks", stacks)
+    check_by_path("counts", counts, "counts")
+    for path in shapes:
+        if not isinstance(counts.get(path), int | np.integer) or isinstance(counts[path], bool):
+            raise UserError(
+                f"counts has {words(counts.get(path))} for {path}; it must have a whole number for each layer"
+            )
     if isinstance(key, Tracer):
         raise UserError(
             "the key is traced, and which weights are trained has to be known before; make it outside of the function "
@@ -61,33 +95,6 @@ def _check_not_traced(key: jax.Array) -> None:
 
 def _layer_keys(key: jax.Array, stack: Sequence[int]) -> list[jax.Array]:
     return [jax.random.fold_in(key, layer) for layer in range(math.prod(stack))] if stack else [key]
-
-
-def random_masks_within(
-    key: jax.Array,
-    masks: Mapping[str, np.ndarray],
-    counts: Mapping[str, int],
-    stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
-) -> dict[str, np.ndarray]:
-    """Return masks with exactly ``counts[path]`` random entries True, all of them True in ``masks``, too.
-
-    Where a mask is True everywhere, it is what :func:`random_masks` returns. The first axes of a mask are those of
-    ``stacks``, as in :func:`random_supports`. Raises :class:`~dctps_jax.errors.UserError` for a count above that of a
-    mask.
-    """
-    _check_not_traced(key)
-    chosen = {}
-    with jax.ensure_compile_time_eval():
-        for position, (path, mask) in enumerate(masks.items()):
-            keys = _layer_keys(jax.random.fold_in(key, position), stacks.get(path, ()))
-            layers, count = mask.reshape(len(keys), -1), counts[path] // len(keys)
-            kept = np.zeros_like(layers)
-            for layer_key, layer, new in zip(keys, layers, kept, strict=True):
-                allowed = np.flatnonzero(layer)
-                check_room(len(allowed), count, path)
-                new[allowed[random_support(layer_key, len(allowed), count)]] = True
-            chosen[path] = kept.reshape(mask.shape)
-    return chosen
 
 
 def check_room(kept: int, count: int, where: str) -> None:

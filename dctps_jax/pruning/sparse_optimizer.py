@@ -1,32 +1,29 @@
 """Masks for your own training loop: any optax optimiser and any tree of parameters."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax import nnx
+from jax.core import Tracer
 
-from dctps_jax.errors import UserError
+from dctps_jax.arguments import words
+from dctps_jax.errors import UserError, first_line
+from dctps_jax.kernels import check_zero_or_one
 
 
 def keep_masked(tree: Any, masks: Any) -> Any:
     """Return ``tree`` with zeros where its mask is False.
 
     ``masks`` has the structure of ``tree``, with None in place of an array or of a whole subtree that is kept. A mask
-    has the shape of its array; another one raises :class:`~dctps_jax.errors.UserError`.
+    has the shape of its array, and the values 0 and 1 only; others raise :class:`~dctps_jax.errors.UserError`.
     """
-
-    def keep(path: Any, mask: Any, part: Any) -> Any:
-        if mask is None:
-            return part
-        if jnp.shape(mask) != jnp.shape(part):
-            raise UserError(
-                f"the mask of {jax.tree_util.keystr(path, simple=True, separator='/') or 'the array'} has shape "
-                f"{jnp.shape(mask)}, and the array {jnp.shape(part)}; give each array a mask of its shape, or None"
-            )
-        return jnp.where(mask, part, 0)
-
-    return jax.tree_util.tree_map_with_path(keep, masks, tree, is_leaf=lambda mask: mask is None)
+    check_masks_of_tree(tree, masks)
+    return jax.tree.map(lambda mask, part: part if mask is None else jnp.where(mask, part, 0), masks, tree,
+                        is_leaf=is_none)  # fmt: skip
 
 
 def sparse_optimizer(optimizer: optax.GradientTransformation, masks: Any) -> optax.GradientTransformationExtraArgs:
@@ -35,11 +32,90 @@ def sparse_optimizer(optimizer: optax.GradientTransformation, masks: Any) -> opt
     For all other weights, gradients are set to zero before ``optimizer`` sees them, so that its moments stay zero.
     Their updates are set to zero after it, in case it adds weight decay. Start from ``keep_masked(params, masks)``.
     Further arguments of an update, e.g. the loss as ``value``, go to an ``optimizer`` that takes some.
+
+    ``init`` raises :class:`~dctps_jax.errors.UserError` for masks that do not fit the parameters.
     """
+    check_optimizer("optimizer", optimizer)
     inner = optax.with_extra_args_support(optimizer)
+
+    def init(params: Any) -> Any:
+        check_masks_of_tree(params, masks)
+        return inner.init(params)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         updates, state = inner.update(keep_masked(updates, masks), state, params, **extra_args)
         return keep_masked(updates, masks), state
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def check_optimizer(name: str, optimizer: Any) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for what is no transformation of optax."""
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise UserError(
+            f"{name} is {type(optimizer).__name__}; it must be a transformation of optax, e.g. optax.adam(0.001)"
+        )
+
+
+def check_values_of_masks(masks: Any) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for masks that are no arrays of 0 and 1, or keep no weight at all."""
+    arrays = jax.tree_util.tree_leaves_with_path(masks)
+    for path, mask in arrays:
+        if not isinstance(mask, jax.Array | np.ndarray | np.bool_):
+            raise UserError(
+                f"the mask of {_name(path)} is {words(mask)}; it must be an array of booleans, True where a weight is "
+                "trained"
+            )
+        check_zero_or_one(mask, f"the mask of {_name(path)}")
+    if arrays and not any(isinstance(mask, Tracer) or np.asarray(mask).any() for _, mask in arrays):
+        raise UserError("no mask keeps a weight, so that nothing could be trained; a mask is True where a weight stays")
+
+
+def check_masks_of_tree(tree: Any, masks: Any) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` unless masks fit the arrays of a tree, as :func:`keep_masked` says."""
+    check_values_of_masks(masks)
+    of_masks = dict(jax.tree_util.tree_leaves_with_path(masks, is_leaf=is_none))
+    # A mask may stand for a variable of nnx, which is a tree of one array.
+    is_in_variables = any(map(_is_variable, jax.tree.leaves(masks, is_leaf=_is_variable)))
+    arrays = dict(jax.tree_util.tree_leaves_with_path(tree, is_leaf=None if is_in_variables else _is_variable))
+    for path, array in arrays.items():
+        if not any(path[:length] in of_masks for length in range(len(path) + 1)):
+            raise UserError(
+                f"the masks have nothing for {_name(path)}, an array of shape {_shape(array)}; give it a mask of "
+                "its shape, or None to keep all of it"
+            )
+    for path, mask in of_masks.items():
+        if mask is not None and path not in arrays:
+            raise UserError(
+                f"there is no array {_name(path)} for a mask of shape {_shape(mask)}; the arrays are: "
+                f"{', '.join(map(_name, arrays)) or 'none'}"
+            )
+        if mask is not None and _shape(mask) != _shape(arrays[path]):
+            raise UserError(
+                f"the mask of {_name(path)} has shape {_shape(mask)}, and the array {_shape(arrays[path])}; give "
+                "each array a mask of its shape, or None"
+            )
+    try:
+        jax.tree.structure(masks, is_leaf=is_none).flatten_up_to(tree)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the masks are in a tree of another structure than the arrays: {first_line(error)}; give them in the same "
+            "lists, tuples and dicts, with None for a part that is kept"
+        ) from error
+
+
+def is_none(node: Any) -> bool:
+    """Return whether a node of a tree of masks is the one that keeps a whole part."""
+    return node is None
+
+
+def _shape(array: Any) -> tuple[int, ...]:
+    return getattr(array, "shape", ())
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
+
+
+def _name(path: Sequence[Any]) -> str:
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/") or "the array"

@@ -5,6 +5,7 @@ overlap of each mask with that of the first run.
 """
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from dctps_jax.reports.figures import HEADROOM, add_legend, figure_files, label_
 from dctps_jax.reports.names import names_of_places
 from dctps_jax.reports.records import title_of
 from dctps_jax.runs.workdir import read_config
+
+logger = logging.getLogger("dctps_jax")
 
 Masks = Mapping[str, np.ndarray]
 
@@ -94,7 +97,7 @@ def draw_masks(runs: Mapping[str, Masks], output: Path | str, title: str = "") -
 
 
 def load_runs(sources: Sequence[Path]) -> dict[str, Masks]:
-    """Return the masks of runs by a short name; all must be of the same layers.
+    """Return the masks of runs by a short name; all must be of the same layers. Dense runs are left out, says the log.
 
     A source is the directory of a run, one of several runs, such as its seeds, or a file of masks.
     """
@@ -103,16 +106,17 @@ def load_runs(sources: Sequence[Path]) -> dict[str, Masks]:
         below = [source] if source.is_file() or (source / "masks.npz").exists() else _runs_below(source)
         for place in below or [source]:
             masks = load_masks(place) if place.is_file() else load_run_masks(place)
-            if not masks and place != source:
-                continue  # of several runs, dense ones have no masks to compare
             if not masks:
-                raise UserError(f"{place} trained a dense network; it has no masks to compare")
+                logger.warning("%s is left out: it trained a dense network, which has no masks", place)
+                continue
             if place in runs:
                 raise UserError(f"{place} is named twice; name each run once")
             runs[place] = masks
             _check_layers(runs, place)
     if not runs:
-        raise UserError(f"{sources[0]} holds dense networks only; they have no masks to compare")
+        raise UserError(
+            f"there are no masks to compare: {', '.join(map(str, sources))} trained dense networks; name a sparse run"
+        )
     return dict(zip(names_of_places(list(runs)), runs.values(), strict=True))
 
 

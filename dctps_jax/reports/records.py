@@ -194,9 +194,16 @@ def first_of_each_seed(records: Iterable[Record]) -> tuple[list[Record], list[Re
 
 
 def method_name(setting: Setting) -> str:
-    """Return the method of pruning, with that of sparse training where weights move; "dense" at density 1."""
+    """Return the method of pruning, with that of sparse training where weights move; "dense" at density 1.
+
+    Of masks or weights of another run also its name, and the epoch at which it is taken up.
+    """
     values = dict(setting)
     method = "dense" if is_dense(values) else values["pruning.method"]
+    if method == "from_run":
+        method = f"from_run {Path(str(values.get('pruning.run', ''))).name}".strip()
+        epoch = values.get("pruning.rewind_epoch", -1)
+        method += f" at epoch {epoch}" if epoch >= 0 else ""
     moves = values.get("sparse_training.method", "static")
     return method if moves == "static" else f"{method} + {moves}"
 

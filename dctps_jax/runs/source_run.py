@@ -108,7 +108,7 @@ def checkpoint_of_epoch(source: SourceRun, epoch: int, steps_per_epoch: int) -> 
             advice = f"train it with --config.keep_epochs='({epoch},)', or rewind to 0, its initial weights"
         raise UserError(
             f"config.pruning.rewind_epoch is {epoch}, and {source.folder} kept no checkpoint of step {step} "
-            f"({epoch} epochs of {steps_per_epoch} steps; it kept steps {', '.join(map(str, kept)) or 'of no epoch'}); "
-            f"{advice}"
+            f"({epoch} · {steps_per_epoch} steps of an epoch; it kept steps "
+            f"{', '.join(map(str, kept)) or 'of no epoch'}); {advice}"
         )
     return read_saved(folder, "kept", source.config, step)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from dctps_jax.config import check_config, check_names, check_type, resolve, unknown_field
+from dctps_jax.config import check_all_is_read, check_config, check_names, check_type, resolve, unknown_field
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
@@ -70,6 +70,7 @@ def plan_runs(config: Any, grids: Any) -> list[GridPoint]:
             single.update_from_flattened_dict(fields)
             single = resolve(single)
             check_config(single, check_devices=False)
+            check_all_is_read(single)
             point = GridPoint(
                 name_of(fields), fields, json.loads(single.to_json()), single.num_epochs * single.num_seeds
             )

@@ -1,6 +1,7 @@
 """What a config asks for, as objects: the data set, the numbers of a step, the optimiser."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,13 +9,14 @@ import numpy as np
 import optax
 
 from dctps_jax import data
-from dctps_jax.data.batches import Examples, Normalization, normalization_of
+from dctps_jax.data.batches import Normalization, Subset, normalization_of
 from dctps_jax.data.regularization import Regularization
 from dctps_jax.errors import UserError
 from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau
 from dctps_jax.own import as_options, is_import_path
 from dctps_jax.pruning.dynamic import UpdateSchedule, update_schedule
 from dctps_jax.training.step_spec import LOSS_SCALES, StepSpec, default_steps_per_dispatch
+from dctps_jax.training.streaming import crops_files
 
 logger = logging.getLogger("dctps_jax")
 
@@ -22,8 +24,11 @@ logger = logging.getLogger("dctps_jax")
 MAX_SHOWN = 5
 
 
-def load_data(config: Any) -> data.Dataset:
-    """Return the data set that ``config.data`` names; say what it holds, and warn of classes that cannot be learnt."""
+def load_data(config: Any, max_decoded_bytes: float = math.inf) -> data.Dataset:
+    """Return the data set that ``config.data`` names; say what it holds, and warn of classes that cannot be learnt.
+
+    Images in files that would take more than ``max_decoded_bytes`` are not decoded.
+    """
     dataset = data.load(
         config.data.name,
         dir=config.data.dir,
@@ -34,6 +39,8 @@ def load_data(config: Any) -> data.Dataset:
         channels=config.data.channels,
         seed=config.seed,
         fit=config.data.fit,
+        crop=config.data.crop,
+        max_decoded_bytes=max_decoded_bytes,
     )
     place = f" in {config.data.dir}" if config.data.dir else ""
     print(f"{config.data.name}{place}: {dataset.summary}")
@@ -52,7 +59,9 @@ def load_data(config: Any) -> data.Dataset:
     return dataset
 
 
-def make_step_spec(config: Any, dataset: data.Dataset, train: Examples, platform: str) -> StepSpec:
+def make_step_spec(
+    config: Any, dataset: data.Dataset, train: Subset, platform: str, is_streamed: bool = False
+) -> StepSpec:
     """Return the fixed numbers of a run on ``platform``; a batch larger than the training split is a UserError."""
     steps_per_epoch = len(train.labels) // config.batch_size
     if steps_per_epoch == 0:
@@ -60,11 +69,12 @@ def make_step_spec(config: Any, dataset: data.Dataset, train: Examples, platform
             f"config.batch_size is {config.batch_size}, but there are only {len(train.labels)} training images; choose "
             f"at most {len(train.labels)}"
         )
+    window_bytes = config.batch_size * math.prod(dataset.train_images.shape[1:]) if is_streamed else 0
     return StepSpec(
         batch_size=config.batch_size,
         eval_batch_size=config.eval_batch_size,
         steps_per_epoch=steps_per_epoch,
-        steps_per_dispatch=config.steps_per_dispatch or default_steps_per_dispatch(platform),
+        steps_per_dispatch=config.steps_per_dispatch or default_steps_per_dispatch(platform, window_bytes),
         normalization=choose_normalization(config, dataset, train),
         augmented=config.data.augment,
         seed=config.seed,
@@ -78,6 +88,7 @@ def make_step_spec(config: Any, dataset: data.Dataset, train: Examples, platform
             num_classes=dataset.num_classes,
         ),
         ema_decay=config.optimizer.ema_decay,
+        only_flips=crops_files(config),
         loss_scale=LOSS_SCALES.get(config.model.dtype, 1.0),
     )
 
@@ -103,7 +114,7 @@ def make_optimizer_and_schedule(
     return optimizer, schedule
 
 
-def choose_normalization(config: Any, dataset: data.Dataset, train: Examples) -> Normalization:
+def choose_normalization(config: Any, dataset: data.Dataset, train: Subset) -> Normalization:
     """Return the config's moments where it has any, else the data set's, else the training split's."""
     if config.data.mean:
         if len(config.data.mean) != dataset.channels:
@@ -112,6 +123,11 @@ def choose_normalization(config: Any, dataset: data.Dataset, train: Examples) ->
                 "number for each, or () for the data set's own"
             )
         return Normalization(config.data.mean, config.data.std)
+    if not dataset.is_decoded and dataset.mean is None:
+        print(
+            f"reading all {len(train.labels):,} training images for their mean and deviation, at each start; "
+            "config.data.mean and config.data.std save it"
+        )
     return normalization_of(dataset, train)
 
 

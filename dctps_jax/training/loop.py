@@ -1,5 +1,6 @@
 """The compiled programs of a run, and their dispatch for an epoch of training or for an evaluation."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ from dctps_jax.data.augmentation import Crops, draw_crops_of_steps
 from dctps_jax.data.batches import (
     Examples,
     ExamplesInRows,
+    Window,
     epoch_permutation,
     evaluation_batch,
     training_batch,
@@ -25,6 +27,7 @@ from dctps_jax.training.signals import NonFiniteLoss
 from dctps_jax.training.state import Graphs, TrainState
 from dctps_jax.training.step import NO_BAD_STEP, Sums, add_metrics, eval_step, train_step, zero_sums
 from dctps_jax.training.step_spec import StepSpec, dispatches
+from dctps_jax.training.streamed_images import StreamedImages
 
 QUEUED_SECONDS = 2.0
 MOST_QUEUED = 50
@@ -49,11 +52,12 @@ class Setup(NamedTuple):
 class Programs(NamedTuple):
     """Compiled programs, and what they were compiled from.
 
-    - ``step_programs[n]`` takes n steps: (state, sums, train, epoch) → (state, sums).
+    - ``step_programs[n]`` takes n steps: (state, sums, train, epoch) → (state, sums). ``train`` are all images, or the
+      window of these steps.
     - ``update_program`` takes a step that changes the supports: (state, sums, train, epoch, numbers by layer) →
       (state, sums).
-    - ``pick_programs`` pick a batch to evaluate: (images, rows, first position) → (batch, which of it count). There is
-      one for each pair of shapes of labels and rows.
+    - ``pick_programs`` pick a batch to evaluate out of images on the devices: (images, rows, first position) → (batch,
+      which of it count). There is one for each pair of shapes of labels and rows.
     - ``evaluate_program`` adds such a batch to sums: (state, sums, batch, which of it count) → sums.
     """
 
@@ -65,16 +69,28 @@ class Programs(NamedTuple):
     compile_seconds: float
 
     def evaluate(
-        self, state: TrainState, data: ExamplesInRows, rows: jax.Array, before_batch: Callable[[], None] = lambda: None
+        self,
+        state: TrainState,
+        data: ExamplesInRows | StreamedImages,
+        rows: Any,
+        before_batch: Callable[[], None] = lambda: None,
     ) -> Sums:
         """Return the sums over the images of ``data`` that ``rows`` name; ``before_batch`` may raise to end it."""
-        put = self.setup.placement.put
-        sums, pick, pace = put(zero_sums()), self.pick_programs[data.labels.shape, rows.shape], Pace()
-        for begin in range(0, len(rows), self.setup.spec.eval_batch_size):
+        sums, pace = self.setup.placement.put(zero_sums()), Pace()
+        for batch, valid in self._batches(data, rows):
             before_batch()
-            sums = self.evaluate_program(state, sums, *pick(data, rows, put(np.int32(begin))))
+            sums = self.evaluate_program(state, sums, batch, valid)
             pace.wait(sums)
         return jax.device_get(sums)
+
+    def _batches(self, data: ExamplesInRows | StreamedImages, rows: Any) -> Iterator[tuple[Examples, jax.Array]]:
+        batch_size = self.setup.spec.eval_batch_size
+        if isinstance(data, StreamedImages):
+            yield from data.batches(rows, batch_size)
+            return
+        pick = self.pick_programs[data.labels.shape, rows.shape]
+        for begin in range(0, len(rows), batch_size):
+            yield pick(data, rows, self.setup.placement.put(np.int32(begin)))
 
 
 class Pace:
@@ -100,7 +116,7 @@ class Pace:
 
 
 def take_steps(
-    state: TrainState, sums: Sums, train: ExamplesInRows, epoch: Epoch, *, num_steps: int, setup: Setup
+    state: TrainState, sums: Sums, train: ExamplesInRows | Window, epoch: Epoch, *, num_steps: int, setup: Setup
 ) -> tuple[TrainState, Sums]:
     """Take ``num_steps`` steps of an epoch from where ``state`` stands."""
 
@@ -127,7 +143,7 @@ def take_steps(
 
 
 def update_masks(
-    state: TrainState, sums: Sums, train: ExamplesInRows, epoch: Epoch, numbers: jax.Array, *, setup: Setup
+    state: TrainState, sums: Sums, train: ExamplesInRows | Window, epoch: Epoch, numbers: jax.Array, *, setup: Setup
 ) -> tuple[TrainState, Sums]:
     """Take a step that changes the supports; ``numbers`` has one for each of ``graphs.counts``."""
     spec, graphs = setup.spec, setup.graphs
@@ -147,7 +163,7 @@ def update_masks(
 
 
 def batch_of_step(
-    step: jax.Array, train: ExamplesInRows, epoch: Epoch, setup: Setup, crops: Crops | None = None
+    step: jax.Array, train: ExamplesInRows | Window, epoch: Epoch, setup: Setup, crops: Crops | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Return the batch of a step. ``crops`` are those of the step, where they are drawn already."""
     spec = setup.spec
@@ -159,6 +175,7 @@ def batch_of_step(
         steps_per_epoch=spec.steps_per_epoch,
         normalization=spec.normalization,
         augmented=spec.augmented,
+        only_flips=spec.only_flips,
         key=epoch.key,
         regularization=spec.regularization,
         crops=crops,
@@ -170,13 +187,14 @@ def compile_programs(
     setup: Setup,
     state: TrainState,
     sums: Sums,
-    train: ExamplesInRows,
+    train: ExamplesInRows | StreamedImages,
     epoch: Epoch,
-    evaluated: Sequence[tuple[ExamplesInRows, jax.Array]],
+    evaluated: Sequence[tuple[ExamplesInRows | StreamedImages, Any]],
 ) -> Programs:
     """Compile everything that the run will call, before its first step; donation and sharding are decided here.
 
-    ``evaluated`` are the images and rows that will be evaluated.
+    ``evaluated`` are the images and rows that will be evaluated. Either all images are on the devices, or all are
+    streamed.
     """
     start = time.perf_counter()
     spec, graphs, _, placement = setup
@@ -184,9 +202,13 @@ def compile_programs(
     lengths = {length for first in (0, int(state.step)) for length, _ in dispatches(first, spec)}
     if spec.updates:  # some epochs have updates, others none: one step, and as many as fit
         lengths |= {1, spec.longest_dispatch}
+
+    def given(num_steps: int) -> Any:
+        return train.abstract_window(num_steps, spec.batch_size) if isinstance(train, StreamedImages) else train
+
     step_programs = {
         num_steps: placement.compile(
-            partial(take_steps, num_steps=num_steps, setup=setup), (state, sums, train, epoch), (0, 1)
+            partial(take_steps, num_steps=num_steps, setup=setup), (state, sums, given(num_steps), epoch), (0, 1)
         )
         for num_steps in lengths
     }
@@ -194,13 +216,15 @@ def compile_programs(
     if spec.updates:
         numbers = placement.abstract(np.zeros(len(graphs.counts), np.int32))
         update_program = placement.compile(
-            partial(update_masks, setup=setup), (state, sums, train, epoch, numbers), (0, 1)
+            partial(update_masks, setup=setup), (state, sums, given(1), epoch, numbers), (0, 1)
         )
     # To pick a batch is a program of its own: the network is then compiled once, for all that is evaluated.
     pick = partial(evaluation_batch, batch_size=spec.eval_batch_size)
     no_sums, first = placement.abstract((zero_sums(), np.int32(0)))
     pick_programs = {
-        (data.labels.shape, rows.shape): placement.compile(pick, (data, rows, first), ()) for data, rows in evaluated
+        (data.labels.shape, rows.shape): placement.compile(pick, (data, rows, first), ())
+        for data, rows in evaluated
+        if isinstance(data, ExamplesInRows)
     }
     evaluate = partial(
         eval_step,
@@ -209,7 +233,11 @@ def compile_programs(
         sharding=placement.batch,
         random=graphs.random,
     )
-    batch = placement.abstract(jax.eval_shape(pick, *evaluated[0], first))
+    data, rows = evaluated[0]
+    if isinstance(data, StreamedImages):
+        batch = data.abstract_batch(spec.eval_batch_size)
+    else:
+        batch = placement.abstract(jax.eval_shape(pick, data, rows, first))
     evaluate_program = placement.compile(evaluate, (state, no_sums, *batch), (1,))
     seconds = time.perf_counter() - start
     return Programs(setup, step_programs, update_program, pick_programs, evaluate_program, seconds)
@@ -226,7 +254,7 @@ def run_epoch(
     programs: Programs,
     state: TrainState,
     sums: Sums,
-    train: ExamplesInRows,
+    train: ExamplesInRows | StreamedImages,
     epoch: Epoch,
     step: int,
     log_every_steps: int = MOST_QUEUED,
@@ -243,15 +271,19 @@ def run_epoch(
     """
     spec, placement = programs.setup.spec, programs.setup.placement
     pace = Pace(max(1, log_every_steps // spec.steps_per_dispatch))
-    for length, is_update in dispatches(step, spec):
+    if isinstance(train, StreamedImages):
+        given: Iterator[Any] = train.windows(np.asarray(epoch.rows), step, spec)
+    else:
+        given = itertools.repeat(train)
+    for (length, is_update), images in zip(dispatches(step, spec), given, strict=False):
         if is_update:
             assert programs.update_program is not None and numbers_at is not None
             by_layer = numbers_at(step)
             numbers = placement.put(np.array([by_layer[path] for path in programs.setup.graphs.counts], np.int32))
-            state, sums = programs.update_program(state, sums, train, epoch, numbers)
+            state, sums = programs.update_program(state, sums, images, epoch, numbers)
         else:
             with jax.transfer_guard("disallow"):
-                state, sums = programs.step_programs[length](state, sums, train, epoch)
+                state, sums = programs.step_programs[length](state, sums, images, epoch)
         is_due = (step + length) // log_every_steps > step // log_every_steps
         step += length
         if pace.wait(sums, is_due):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dctps_jax.config import check_config, check_value, resolve
+from dctps_jax.config import check_all_is_read, check_config, check_value, resolve
 from dctps_jax.distributed.agreement import on_first
 from dctps_jax.distributed.together import together
 from dctps_jax.field import find_field
@@ -47,6 +47,8 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
             signals = stack.enter_context(listen_for_signals())
         stack.enter_context(together(config))
         check_config(config)
+        if not on_first((workdir / "config.json").exists):  # a run of an earlier version may go on as it began
+            check_all_is_read(config)
         if config.num_seeds == 1:
             return _finish_seed(config, workdir, signals)
         if on_first(holds_one_seed, workdir):

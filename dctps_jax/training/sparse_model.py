@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from dctps_jax import data, models, pruning
-from dctps_jax.data.batches import Examples, epoch_permutation, make_batch
+from dctps_jax.data.batches import Subset, epoch_permutation, make_batch
 from dctps_jax.data.dataset import Size
 from dctps_jax.defaults import DTYPES
 from dctps_jax.errors import UserError
@@ -82,7 +82,7 @@ def _kernel_shapes(config: Any, num_classes: int, channels: int, build: Callable
 def build_sparse_model(
     config: Any,
     dataset: data.Dataset,
-    train: Examples,
+    train: Subset,
     spec: StepSpec,
     saved_supports: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[nnx.Module, Supports]:
@@ -225,7 +225,7 @@ def weight_counts(config: Any, spec: StepSpec, shapes: Shapes, counts: Mapping[s
     return WeightCounts(spec.updates, counts, counts, sizes)
 
 
-def _supports_by_score(config: Any, model: nnx.Module, train: Examples, spec: StepSpec) -> Supports:
+def _supports_by_score(config: Any, model: nnx.Module, train: Subset, spec: StepSpec) -> Supports:
     """Prune by a score on the batches that training will begin with, before mixup and label smoothing.
 
     Step s of n batches sees those of training steps s·n to s·n + n − 1.
@@ -254,17 +254,18 @@ def _supports_by_score(config: Any, model: nnx.Module, train: Examples, spec: St
     return {path: np.flatnonzero(mask) for path, mask in masks.items()}
 
 
-def host_batch(number: int, train: Examples, spec: StepSpec) -> tuple[jax.Array, jax.Array]:
+def host_batch(number: int, train: Subset, spec: StepSpec) -> tuple[jax.Array, jax.Array]:
     """Return the batch of training step ``number`` out of training images that are not on the devices yet."""
     epoch, position = divmod(number, spec.steps_per_epoch)
     key = jax.random.key(spec.seed)
     order = epoch_permutation(epoch, key=key, count=len(train.labels))
-    picked = train.at(np.asarray(order)[position * spec.batch_size :][: spec.batch_size])
+    picked = train.at(np.asarray(order)[position * spec.batch_size :][: spec.batch_size], epoch)
     return make_batch(
         picked,
         jnp.asarray(number),
         normalization=spec.normalization,
         augmented=spec.augmented,
+        only_flips=spec.only_flips,
         key=key,
         regularization=spec.regularization,
     )

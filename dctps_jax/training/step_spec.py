@@ -13,6 +13,10 @@ from dctps_jax.pruning.dynamic import Schedule
 LOSS_SCALES = {"float16": 1024.0}
 
 
+# What a call may be given of images that are not on the device already.
+MOST_WINDOW_BYTES = 256 * 10**6
+
+
 class StepSpec(NamedTuple):
     """The fixed numbers of a run that its programs are compiled for."""
 
@@ -27,6 +31,7 @@ class StepSpec(NamedTuple):
     updates: Schedule | None = None
     regularization: Regularization = Regularization()
     ema_decay: float = 0.0
+    only_flips: bool = False
     loss_scale: float = 1.0
 
     @property
@@ -35,14 +40,18 @@ class StepSpec(NamedTuple):
         return min(self.steps_per_dispatch, self.steps_per_epoch)
 
 
-def default_steps_per_dispatch(platform: str) -> int:
+def default_steps_per_dispatch(platform: str, window_bytes: int = 0) -> int:
     """Return how many steps one call to a device of ``platform`` takes where the config leaves it open.
+
+    ``window_bytes`` are those that a call is given for each of its steps: all of them take at most 256 MB.
 
     XLA's CPU backend (JAX 0.10.2) compiles the body of a loop worse than a program of its own, see
     https://github.com/jax-ml/jax/issues/12868, and a call costs little beside a step. ``benchmarks/train_step.py
     --steps_per_dispatch`` times both.
     """
-    return 1 if platform == "cpu" else 50
+    if platform == "cpu":
+        return 1
+    return 50 if window_bytes == 0 else max(1, min(50, MOST_WINDOW_BYTES // window_bytes))
 
 
 def dispatches(step: int, spec: StepSpec) -> Iterator[tuple[int, bool]]:

@@ -17,7 +17,7 @@ from dctps_jax.accounts.layer_table import layer_table
 from dctps_jax.accounts.plan_table import plan_table, planned
 from dctps_jax.accounts.storage import file_bytes, storage_account, storage_table
 from dctps_jax.conversion_table import conversion_report
-from dctps_jax.data.batches import Examples, split_training
+from dctps_jax.data.batches import Examples, Subset, split_training
 from dctps_jax.distributed.agreement import Stop, check_equal, is_first, on_first
 from dctps_jax.files import digest_of
 from dctps_jax.optimizers import rate_scale
@@ -42,6 +42,8 @@ from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals, sugg
 from dctps_jax.training.sparse_model import build_sparse_model, chooses_by_score, weight_counts
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
 from dctps_jax.training.step import zero_sums
+from dctps_jax.training.streamed_images import StreamedImages
+from dctps_jax.training.streaming import is_streamed, max_decoded_bytes
 
 logger = logging.getLogger("dctps_jax")
 
@@ -71,16 +73,17 @@ def train_seed(
         on_first(check_not_begun, workdir)
 
     # Data: images and labels, and the rows to train on and to validate on.
+    placement = place_on_all_devices(config.distributed.shards)
+    began_with = "" if saved is None else (saved.record.get("data") or {}).get("fingerprint", "")
     with announced("reading the images …"):
-        dataset = from_config.load_data(config)
-    images = Examples(dataset.train_images, dataset.train_labels)
-    train_rows, validation_rows = split_training(len(images.labels), config.data.train_fraction, config.seed)
+        dataset = from_config.load_data(config, max_decoded_bytes(config, placement, began_with))
+    streams = is_streamed(config, dataset, placement)
+    train_rows, validation_rows = split_training(len(dataset.train_labels), config.data.train_fraction, config.seed)
     described, split = describe_data(dataset), describe_split(train_rows, validation_rows)
     check_equal("the images", "give all hosts the same images", dict, described | split)
     on_first(check_same_data, workdir, described | split, saved.record.get("data") if saved is not None else None)
-    train_split = images.at(train_rows)
-    placement = place_on_all_devices(config.distributed.shards)
-    spec = from_config.make_step_spec(config, dataset, train_split, placement.platform)
+    train_split = Subset(dataset.train_images, dataset.train_labels, train_rows)
+    spec = from_config.make_step_spec(config, dataset, train_split, placement.platform, streams)
     if saved is not None:
         taken = max([saved.step, *steps_in(checkpoints.folder / "best")])
         on_first(check_growth, workdir, config, taken, spec.steps_per_epoch)
@@ -192,11 +195,21 @@ def train_seed(
     first_epoch = step // spec.steps_per_epoch - int(is_epoch_pending)
     log.check_rows_of(first_epoch)
 
-    # Compile. The images live on the devices as uint8.
-    train = placement.put(images.in_rows())
-    validation = train, placement.put(validation_rows)
-    test = Examples(dataset.test_images, dataset.test_labels)
-    test = placement.put(test.in_rows()), placement.put(np.arange(len(test.labels), dtype=np.int32))
+    # Compile. The images live on the devices as uint8, or are brought there when they are used.
+    test_rows = np.arange(len(dataset.test_labels), dtype=np.int32)
+    if streams:
+        train, test_images = (
+            StreamedImages(images, labels, placement, config.data.processes)
+            for images, labels in (
+                (dataset.train_images, dataset.train_labels),
+                (dataset.test_images, dataset.test_labels),
+            )
+        )
+        validation, test = (train, validation_rows), (test_images, test_rows)
+    else:
+        train = placement.put(Examples(dataset.train_images, dataset.train_labels).in_rows())
+        test_images = placement.put(Examples(dataset.test_images, dataset.test_labels).in_rows())
+        validation, test = (train, placement.put(validation_rows)), (test_images, placement.put(test_rows))
 
     def epoch_of(number: int) -> loop.Epoch:
         return placement.put(loop.epoch_of(number, spec, train_rows))

@@ -132,7 +132,7 @@ def test_empty_class(folder, part):
 
 
 def test_missing_folders(folder, tmp_path):
-    (folder / "test").rename(folder / "val")
+    (folder / "test").rename(folder / "valid")
     text = message(folder)
     assert str(folder / "test") in text and "data.dir has to hold" in text
     (folder / "test").mkdir()

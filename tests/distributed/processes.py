@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -45,12 +46,7 @@ class Group:
 
     def wait_for(self, text):
         """Return when process 0 has printed a line with `text`."""
-        until = time.monotonic() + LIMIT_SECONDS
-        for line in self.processes[0].stdout:
-            if text in line:
-                return
-            assert time.monotonic() < until
-        raise AssertionError([process.communicate() for process in self.processes])
+        wait_for(self.processes[0], text)
 
     def send(self, number, *indices):
         for index in indices:
@@ -71,6 +67,19 @@ class Group:
         self.err = [err for _, err in outputs]
         self.seconds = time.monotonic() - getattr(self, "sent", 0)
         return self
+
+
+def wait_for(process, text):
+    """Return when a process has printed a line with `text`; kill it and fail where that takes longer than it may."""
+    timer = threading.Timer(LIMIT_SECONDS, process.kill)
+    timer.start()
+    try:
+        for line in process.stdout:
+            if text in line:
+                return
+    finally:
+        timer.cancel()
+    raise AssertionError(process.communicate())
 
 
 def start(workdir, options, devices, more_environment=None):

@@ -22,6 +22,7 @@ from tests.distributed.processes import (
     group,
     run,
     start,
+    wait_for,
 )
 from tests.killed_runs import flip_content
 from tests.small_runs import arrays, assert_same_end, results, rows, steps
@@ -227,14 +228,12 @@ def test_processes_that_slurm_starts(tmp_path):
 
 def test_launch_starts_all_and_passes_signals_on(tmp_path):
     command = [sys.executable, "-m", "dctps_jax.cli.launch", "--processes", "2", "--devices", "2", "--"]
-    options = ["--config", "configs/lenet_digits.py", "--workdir", str(tmp_path), "--config.num_epochs=200"]
+    options = ["--config", "configs/lenet_digits.py", "--workdir", str(tmp_path), "--config.num_epochs=99"]
     process = subprocess.Popen(
         [*command, *options], cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    for line in process.stdout:
-        if line.startswith("epoch 1/"):
-            process.send_signal(signal.SIGTERM)
-            break
+    wait_for(process, "epoch ")
+    process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=LIMIT_SECONDS)
     assert process.returncode == 143, err
     assert err.splitlines()[-1].startswith("train.py: stopped by SIGTERM; saved at step ") and "Traceback" not in err

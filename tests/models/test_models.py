@@ -12,8 +12,8 @@ from flax import nnx
 from jax import lax
 
 from dctps_jax import Alpha, DCTpSConv, DCTpSLinear, FrozenAlpha, SparseParam, UserError
-from dctps_jax.models import INITIALIZERS, MODELS, RESNETS, create_model, prunable_layers
-from dctps_jax.models.blocks import Running
+from dctps_jax.models import INITIALIZERS, MODELS, RESNETS, create_model, prunable_layers, resnet
+from dctps_jax.models.blocks import Running, run_blocks
 from dctps_jax.models.parts import make_parts
 from dctps_jax.models.resnet import BasicBlock
 from tests import reference_data as reference
@@ -202,6 +202,22 @@ def test_order_survives_split_and_merge(key):
     assert list(prunable_layers(nnx.merge(graphdef, nnx.to_pure_dict(state)))) == paths
 
 
+@pytest.mark.parametrize(("stem", "shape", "positions"), [("cifar", (3, 3), 64), ("imagenet", (7, 7), 16)])
+def test_a_stem_of_imagenet_takes_a_quarter_of_the_positions(stem, shape, positions):
+    model = abstract("resnet18", width=8, stem=stem)
+    assert prunable_layers(model)["conv1"].kernel_shape == (*shape, 3, 8)
+    entered = []
+
+    def noted(stage, x, running):
+        entered.append(x.shape)
+        return run_blocks(stage, x, running)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resnet, "run_blocks", noted)
+        nnx.eval_shape(lambda model, x: model(x), model, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
+    assert entered[0] == (1, positions, positions, 8)
+
+
 def test_width_and_stable():
     found = prunable_layers(abstract("resnet18", width=8)).items()
     entry = next(entry for entry in reference.index("parity_index") if entry["network"] == "resnet18")
@@ -332,8 +348,9 @@ def test_only_training_mode_changes_the_statistics(drawn):
             {"width": 4},
             "lenet has no option 'width'; its options are: offset, image_size, alpha_trainable, init, dtype",
         ),
-        ("resnet18", {"depth": 4}, "resnet18 has no option 'depth'; .*supports, width, stable$"),
+        ("resnet18", {"depth": 4}, "resnet18 has no option 'depth'; .*supports, width, stable, stem$"),
         ("resnet18", {"width": 0}, "width is 0; it must be at least 1"),
+        ("resnet18", {"stem": "large"}, "stem is 'large'; it must be one of: cifar, imagenet"),
         ("lenet", {"init": "he"}, "no initialiser 'he'; choose one of: kaiming_normal, .*zeros$"),
         ("lenet", {"offset": "DCT"}, "offset is 'DCT'; it must be None or one of: dct, hadamard"),
         ("lenet", {"num_classes": 0}, "num_classes is 0; a network needs at least one class"),

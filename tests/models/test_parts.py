@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dctps_jax.models.parts import halve_by_maximum
+from dctps_jax.models.parts import halve_by_maximum, halve_by_maximum_of_3x3
 from dctps_jax.ops.target import tracing_for
 
 
@@ -30,3 +30,12 @@ def test_other_platforms_take_the_native_one():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 4, 4, 2)), jnp.float32)
     with tracing_for("gpu"):
         assert "reduce_window_max" in str(jax.make_jaxpr(halve_by_maximum)(x))
+
+
+def test_maximum_of_overlapping_windows():
+    x = np.random.default_rng(0).normal(size=(1, 6, 5, 2)).astype(np.float32)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    expected = [
+        [padded[0, row : row + 3, column : column + 3].max((0, 1)) for column in (0, 2, 4)] for row in (0, 2, 4)
+    ]
+    np.testing.assert_array_equal(halve_by_maximum_of_3x3(jnp.asarray(x))[0], np.array(expected))

@@ -214,3 +214,53 @@ def test_a_seed_is_a_key():
         optimizer = dynamic_sparse(optax.sgd(0.1), masks, method="set", key=key, update_every=1, end_step=9)
         moved.append(optimizer.move({"a": jnp.ones((4, 4))}, optimizer.init(params), params)[1].masks["a"])
     np.testing.assert_array_equal(*moved)
+
+
+def masked_layer():
+    """A layer with a mask, its masked gradients and those of the dense kernel."""
+    layer = DCTpSLinear(8, 4, offset=None, rngs=nnx.Rngs(0))
+    apply_masks(layer, {"": np.arange(32).reshape(8, 4) % 3 == 0})
+
+    def loss(layer):
+        return (layer(jnp.ones((2, 8))) ** 2).sum()
+
+    return layer, nnx.grad(loss)(layer), nnx.grad(loss)(unmasked_copy(layer))
+
+
+def test_the_gradients_of_the_masked_layers_move_nothing_and_are_refused():
+    layer, masked, dense = masked_layer()
+    optimizer = DynamicSparseOptimizer(layer, optax.sgd(0.1), update_every=1, end_step=9, drop_fraction=1.0)
+    with pytest.raises(UserError, match=r"say nothing of where weights should grow; give .* unmasked_copy\(model\)"):
+        optimizer.move(layer, masked)
+    before = get_masks(layer)[""]
+    optimizer.move(layer, dense)
+    assert (get_masks(layer)[""] != before).any()
+    params, masks = {"w": layer.kernel[...], "b": jnp.ones(4)}, {"w": layer.mask[...], "b": None}
+    tree = dynamic_sparse(optax.sgd(0.1), masks, update_every=1, end_step=9)
+    gradients = {"w": jnp.ones((8, 4)), "b": jnp.ones(4)}
+    with pytest.raises(UserError, match="or of the whole arrays"):
+        tree.move(keep_masked(gradients, masks), tree.init(params), params)
+    for harmless in (gradients, jax.tree.map(jnp.zeros_like, gradients)):  # no gradient at all says nothing wrong
+        tree.move(harmless, tree.init(params), params)
+    late = dynamic_sparse(optax.sgd(0.1), masks, update_every=5, end_step=9)
+    late.move(keep_masked(gradients, masks), late.init(params), params)  # at this step nothing moves
+
+
+def test_a_compiled_program_warns_of_masked_gradients(caplog):
+    layer, _, dense = masked_layer()
+    optimizer = DynamicSparseOptimizer(layer, optax.sgd(0.1), update_every=1, end_step=9, drop_fraction=1.0)
+    move = nnx.jit(lambda layer, optimizer, gradients: optimizer.move(layer, gradients))
+    move(layer, optimizer, dense)
+    jax.effects_barrier()
+    assert not caplog.records
+    move(layer, optimizer, jax.tree.map(lambda g: jnp.where(layer.mask[...], g, 0), dense))
+    jax.effects_barrier()
+    assert ["say nothing of where weights should grow" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_set_takes_any_gradients():
+    layer, masked, _ = masked_layer()
+    options = {"method": "set", "key": 0, "update_every": 1, "end_step": 9, "drop_fraction": 1.0}
+    optimizer = DynamicSparseOptimizer(layer, optax.sgd(0.1), **options)
+    optimizer.move(layer, masked)
+    assert int(optimizer.step[...]) == 1

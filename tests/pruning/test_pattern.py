@@ -145,3 +145,15 @@ def test_a_layer_without_any_score_is_refused():
     model.fc.kernel.set_value(jnp.zeros((32, 10)))
     with pytest.raises(UserError, match=r"all scores of fc are 0, .* dense_layers"):
         prune(model, "magnitude", 0.5, pattern="2:4", dense_layers=FIRST, key=KEY)
+
+
+def test_where_no_layer_fits_the_advice_is_another_pattern():
+    with pytest.raises(UserError, match=r"no layer has one: they have 6, 9; choose an M that divides 3, which divides"):
+        allocate({"a": (6, 4), "b": (3, 3, 1, 4)}, 0.5, "uniform", pattern="2:4")
+    shapes = {"a": (5, 4), "b": (7, 4), "c": (8, 4)}
+    with pytest.raises(UserError, match="they have 5, 7; leave the pattern out"):
+        allocate(shapes, 0.5, "uniform", pattern="1:2", dense_layers="c")
+    with pytest.raises(
+        UserError, match=r"each output of a has 5; keep all weights of such layers, dense_layers=\('a',"
+    ):
+        allocate(shapes, 0.5, "uniform", pattern="1:2", dense_layers="b")

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+import tracemalloc
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dctps_jax import UserError, seeds
+from dctps_jax import DCTpSLinear, UserError, seeds
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.pruning import ALLOCATIONS, allocate, prune, random_masks
 from dctps_jax.pruning.random import random_support
@@ -142,3 +143,14 @@ def test_streams_of_a_seed_are_distinct_and_fixed():
     assert data[0, "masks"] == jax.random.key_data(expected).tobytes()
     with pytest.raises(ValueError):
         seeds.stream(0, "nothing")
+
+
+def test_a_network_without_masks_costs_no_more_memory_than_its_new_masks():
+    size = 1000 * 1000
+    layer = DCTpSLinear(1000, 1000, rngs=nnx.Rngs(0))
+    prune(layer, "uniform", 0.001, key=0)
+    tracemalloc.start()
+    prune(layer, "uniform", 0.001, key=0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.5 * size  # a list of all positions takes 8 bytes a weight

@@ -1,5 +1,7 @@
 """Masks as a transformation of gradients: what is pruned stays as it is, and so do its moments."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 from flax import nnx
 
 from dctps_jax import UserError
+from dctps_jax.pruning.dynamic_sparse import dynamic_sparse
 from dctps_jax.pruning.sparse_optimizer import keep_masked, sparse_optimizer
 
 MASKS = {"kernel": jnp.asarray([[True, False], [False, True]]), "bias": None, "rest": None}
@@ -77,3 +80,35 @@ def test_nnx_optimizer_hands_the_loss_on():
     before = np.asarray(model.kernel[...])
     optimizer.update(model, jax.tree.map(jnp.ones_like, state), value=1.0)
     assert (np.asarray(model.kernel[...]) != before).all()
+
+
+@pytest.mark.parametrize("make", [sparse_optimizer, partial(dynamic_sparse, end_step=9)])
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"w": jnp.ones((3, 2), bool), "b": None}, r"the mask of w has shape \(3, 2\), and the array \(2, 3\)"),
+        ({"w": jnp.ones((2, 3), bool)}, r"the masks have nothing for b, an array of shape \(3,\); give it a mask"),
+        ({"w": jnp.full((2, 3), 0.3), "b": None}, "the mask of w has other values than 0 and 1"),
+        ({"w": [True, False], "b": None}, "the mask of w/0 is True; it must be an array of booleans"),
+        ({"w": lambda params: True, "b": None}, "the mask of w is an object of type function; it must be an array"),
+        ({"w": {"deep": np.eye(2, 3) > 0}, "b": None}, r"the masks have nothing for w, an array of shape \(2, 3\)"),
+        (
+            {"w": np.eye(2, 3) > 0, "b": None, "c": np.ones(1, bool)},
+            r"there is no array c for a mask of shape \(1,\); the arrays are: b, w",
+        ),
+        ({"w": np.eye(2, 3) > 0, "b": None, "c": None}, "a tree of another structure than the arrays"),
+        (np.eye(2, 3) > 0, r"there is no array the array for a mask|the masks have nothing|another structure"),
+    ],
+)
+def test_init_says_which_mask_does_not_fit(make, masks, message):
+    params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    with pytest.raises(UserError, match=message) as error:
+        make(optax.sgd(0.1), masks).init(params)
+    assert "\n" not in str(error.value)
+
+
+def test_masks_of_zeros_and_ones_are_booleans():
+    ones = {"w": np.eye(2, 3), "b": None}
+    params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    np.testing.assert_array_equal(keep_masked(params, ones)["w"], np.eye(2, 3))
+    assert dynamic_sparse(optax.sgd(0.1), ones, end_step=9).init(params).masks["w"].dtype == bool

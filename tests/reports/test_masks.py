@@ -103,8 +103,20 @@ def test_runs_must_fit_each_other(tmp_path):
     ):
         with pytest.raises(UserError, match=re.escape(sentence)):
             load_runs(pair)
-    with pytest.raises(UserError, match="trained a dense network"):
+    with pytest.raises(UserError, match=r"no masks to compare: .*dense trained dense networks; name a sparse run"):
         load_runs([tmp_path / "dense"])
+
+
+def test_a_dense_run_is_left_out_and_named(tmp_path, caplog):
+    for name, masks in (("dense", {}), ("a", FIRST), ("grid/b", SECOND), ("grid/dense", {})):
+        (tmp_path / name).mkdir(parents=True)
+        save_masks(tmp_path / name / "masks.npz", masks)
+    assert list(load_runs([tmp_path / name for name in ("dense", "a", "grid")])) == ["a", "grid/b"]
+    left_out = [record.getMessage() for record in caplog.records]
+    assert [text.split(" is left out: ")[0] for text in left_out] == [
+        str(tmp_path / "dense"),
+        str(tmp_path / "grid/dense"),
+    ]
 
 
 def test_command(tmp_path):

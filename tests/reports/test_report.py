@@ -267,6 +267,9 @@ def test_names_of_methods():
         name() == "epl" and name(pruning__density=1) == "dense" and name(sparse_training__method="set") == "epl + set"
     )
     assert name(pruning__density=1, pruning__method="from_run") == "from_run"
+    taken = {"pruning__method": "from_run", "pruning__run": "runs/first"}
+    assert name(**taken) == "from_run first"
+    assert name(**taken, pruning__rewind_epoch=0, sparse_training__method="set") == "from_run first at epoch 0 + set"
 
 
 @pytest.mark.parametrize(

@@ -161,8 +161,8 @@ def test_layers_may_have_densities_of_their_own_and_patterns(dense, tmp_path):
     ("epoch", "density", "fields", "message"),
     [
         (2, 0.1, {"num_epochs": 3}, r"kept no checkpoint of step 10 .* kept steps 5\); .*keep_epochs='\(2,\)'"),
-        (1, 0.1, {"batch_size": 60}, r"kept no checkpoint of step 3 \(1 epochs of 3 steps"),
-        (2, 0.1, {}, "rewind_epoch is 2, but the run has 2 epochs; rewind to an earlier one"),
+        (1, 0.1, {"batch_size": 60}, r"kept no checkpoint of step 3 \(1 · 3 steps of an epoch"),
+        (2, 0.1, {}, "rewind_epoch is 2, where the run would begin, and it ends with config.num_epochs, 2; rewind"),
         (1, 0.1, {"optimizer__name": "sgd"}, "are those of another network or optimiser"),
         (1, 0.1, {"optimizer__ema_decay": 0.9}, r"the same config\.optimizer\.ema_decay"),
         (0, 0.1, {"model__name": "resnet18", "model__width": 4}, "name a run of the same network"),

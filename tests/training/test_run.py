@@ -260,6 +260,6 @@ def test_run_moves_to_a_platform_with_another_number_of_steps_a_dispatch(tmp_pat
         kill_at(patch, 2)
         small_run(tmp_path, checkpoint_every_steps=2)
     assert steps(tmp_path) == [2]
-    monkeypatch.setattr(from_config, "default_steps_per_dispatch", lambda platform: 5)
+    monkeypatch.setattr(from_config, "default_steps_per_dispatch", lambda *_: 5)
     small_run(tmp_path, checkpoint_every_steps=2)
     assert [row["step"] for row in rows(tmp_path)] == [5, 10]

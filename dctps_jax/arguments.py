@@ -1,0 +1,148 @@
+"""Checks of arguments: one of an obviously wrong type is one sentence that names it, and no traceback.
+
+Each check raises :class:`~dctps_jax.errors.UserError`, or returns the argument in the type that its reader needs.
+"""
+
+import math
+import os
+import reprlib
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.core import Tracer
+
+from dctps_jax.errors import UserError, did_you_mean
+
+
+def words(value: Any) -> str:
+    """Return what an argument is, in words that follow "it is"."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"an array of {value.dtype} of shape {value.shape}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    is_short = value is None or isinstance(value, bool | int | float | str | bytes | list | tuple | dict | set)
+    return " ".join(reprlib.repr(value).split()) if is_short else f"an object of type {type(value).__name__}"
+
+
+def check_model(model: Any, name: str = "model") -> None:
+    """Refuse what is no network, e.g. its class."""
+    if isinstance(model, type):
+        raise UserError(
+            f"{name} is the class {model.__name__}; give a network that it makes, e.g. "
+            f"{model.__name__}(rngs=nnx.Rngs(0))"
+        )
+    if not isinstance(model, nnx.Pytree):
+        raise UserError(f"{name} is {words(model)}; it must be a network, an nnx.Module")
+
+
+def names_of(paths: Iterable[str]) -> str:
+    """Return dotted paths of layers as a list in a sentence; a layer that is the whole network has the path ""."""
+    return ", ".join(path or "the network" for path in paths)
+
+
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool | np.bool_):
+        raise UserError(f"{name} is {words(value)}; it must be True or False")
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+        raise UserError(f"{name} is {words(value)}{hint}; it must be one of: {', '.join(choices)}")
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is one real number; True and False are none. The number of a tracer is not known."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return value.ndim == 0 and (
+            jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+        )
+    return is_whole(value) or isinstance(value, float | np.floating)
+
+
+def check_number(name: str, value: Any) -> None:
+    if not is_number(value) or not (isinstance(value, Tracer) or math.isfinite(value)):
+        raise UserError(f"{name} is {words(value)}; it must be a finite number")
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def check_size(**sizes: Any) -> None:
+    """Refuse what is no whole number of at least 1."""
+    for name, value in sizes.items():
+        if not is_whole(value) or value < 1:
+            raise UserError(f"{name} is {words(value)}; it must be a whole number of at least 1")
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Refuse what is no whole number of at least 1 and no sequence of such numbers."""
+    for name, value in sizes.items():
+        if not all(is_whole(size) and size >= 1 for size in (value if isinstance(value, list | tuple) else [value])):
+            raise UserError(f"{name} is {words(value)}; every size must be a whole number of at least 1")
+
+
+def patterns(name: str, value: Any) -> tuple[str, ...]:
+    """Return path patterns: one text, or several."""
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, Iterable) or isinstance(texts, type):
+        raise UserError(f"{name} is {words(value)}; it must be path patterns, e.g. ('head', 'blocks.*')")
+    texts = tuple(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"{name} is {words(value)}; it must be path patterns, e.g. ('head', 'blocks.*')")
+    return texts
+
+
+def pairs(name: str, value: Any) -> dict[str, Any]:
+    """Return pairs of a path pattern and a value as a dict."""
+    found = value.items() if isinstance(value, Mapping) else value
+    found = tuple(found) if isinstance(found, Iterable) and not isinstance(found, str | bytes | type) else (None,)
+    for pair in found:
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise UserError(
+                f"{name} is {words(value)}; it must be a dict by path pattern, or (pattern, density) pairs, e.g. "
+                "{'head': 0.5}"
+            )
+    return dict(found)
+
+
+def check_by_path(name: str, value: Any, what: str) -> None:
+    """Refuse what is no mapping by dotted path; ``what`` are its values."""
+    if not isinstance(value, Mapping) or not all(isinstance(path, str) for path in value):
+        raise UserError(f"{name} is {words(value)}; it must be a dict of {what} by the layers' dotted paths")
+
+
+def check_shapes(name: str, value: Any) -> None:
+    """Refuse what is no mapping from paths to shapes."""
+    check_by_path(name, value, "shapes")
+    for path, shape in value.items():
+        check_shape(f"{name}: the shape of {path!r}", shape)
+
+
+def check_shape(name: str, shape: Any) -> None:
+    if not isinstance(shape, list | tuple) or not all(is_whole(size) and size >= 0 for size in shape):
+        raise UserError(f"{name} is {words(shape)}; it must be a tuple of whole numbers, e.g. (3, 3, 64, 64)")
+
+
+def as_array(name: str, value: Any, what: str) -> np.ndarray | jax.Array:
+    """Return an array, or nested lists of numbers as one; ``what`` says what they should be."""
+    try:
+        array = value if isinstance(value, jax.Array) else np.asarray(value)
+    except ValueError:  # lists of different lengths
+        array = np.array(None)
+    if array.dtype.kind in "OSU" or not isinstance(value, jax.Array | np.ndarray | list | tuple):
+        raise UserError(f"{name} is {words(value)}; it must be {what}")
+    return array
+
+
+def as_path(name: str, value: Any) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"{name} is {words(value)}; it must be the path of a file, e.g. 'runs/first'")
+    return Path(value)

@@ -1,0 +1,69 @@
+"""Read images ahead of their use, in the background, in a fixed order: with grain."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from dctps_jax.errors import UserError
+
+MOST_IN_A_BLOCK = 32
+NUM_THREADS = min(16, os.cpu_count() or 1)  # more of them wait for each other: Python lets one run at a time
+
+
+class Blocks:
+    """The images in some rows, in blocks of equal length, in the order of the rows."""
+
+    def __init__(self, images: Any, rows: np.ndarray, length: int):
+        self.images, self.rows, self.length = images, rows, length
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.length)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.images[self.rows[index * self.length : (index + 1) * self.length]]
+
+
+def read_ahead(images: Any, rows: np.ndarray, multiple_of: int, num_processes: int = 0) -> Iterator[np.ndarray]:
+    """Yield the images in ``rows``, in their order, in blocks whose length divides ``multiple_of``.
+
+    ``images`` is an array, or what stands in for one. It is read by threads of this process, or by ``num_processes``
+    other ones, to which it is pickled: blocks for two batches of ``multiple_of`` images are ready or on their way.
+    Raises UserError for an image that cannot be read, and where a process ends.
+    """
+    import grain
+
+    length = max(divisor for divisor in range(1, MOST_IN_A_BLOCK + 1) if multiple_of % divisor == 0)
+    num_threads = max(1, NUM_THREADS // max(1, num_processes))
+    num_blocks = max(num_threads, -(-2 * multiple_of // length))
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_blocks)
+    blocks: Any = grain.MapDataset.source(Blocks(images, rows, length)).to_iter_dataset(options)
+    if num_processes:
+        if not flags.FLAGS.is_parsed():  # grain 0.2.18 looks at flags of its own, also where no program has any
+            flags.FLAGS.mark_as_parsed()
+        in_each = max(1, -(-num_blocks // num_processes))
+        blocks = blocks.mp_prefetch(grain.MultiprocessingOptions(num_processes, in_each))
+    iterator = iter(blocks)
+    try:
+        yield from iterator
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        raise UserError(
+            "a process that reads images ended, perhaps for want of memory; give the same command again, or fewer "
+            "data.processes."
+        ) from error
+    finally:
+        iterator.close()
+
+
+def one_ahead(values: Iterator[Any]) -> Iterator[Any]:
+    """Yield values, each after the next one was asked for: what is on its way to the device arrives meanwhile."""
+    ahead = list(itertools.islice(values, 1))
+    for value in values:
+        ahead.append(value)
+        yield ahead.pop(0)
+    yield from ahead

@@ -1,0 +1,137 @@
+"""WebDataset: tar files in which `KEY.jpg` is an image and `KEY.cls` its label; they are indexed, then read by row."""
+
+import os
+import tarfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dctps_jax.data.dataset import Dataset, Decoded, Options
+from dctps_jax.data.encoded import Encoded, decode_in_order
+from dctps_jax.data.images import DECODER, SUFFIXES, max_file_bytes
+from dctps_jax.data.reading import open_regular, parsing, stamp_of, unreadable
+from dctps_jax.data.shards import RowsInShards, class_names_in, digest_of_files, shards_of
+from dctps_jax.errors import UserError
+
+_LABEL = ".cls"
+_MAX_LABEL_BYTES = 20
+_ADVICE = "get it again"
+
+
+def load_webdataset_folder(options: Options) -> Dataset:
+    """Reads all images that :func:`find_webdataset_folder` finds."""
+    return find_webdataset_folder(options).decoded_once(options)
+
+
+def find_webdataset_folder(options: Options) -> Encoded:
+    """Finds the images and labels in the tar files below `options.dir`, see `dctps_jax.data.shards.shards_of`.
+
+    Members with the same name up to the first dot of their last part belong together: an image file, and a label,
+    `.cls`, a number in text. Other members are passed over. The classes are called as the lines of `classes.txt`, or
+    else by their numbers. Raises UserError for missing, compressed or damaged files, an image without a label, and
+    labels out of range.
+    """
+    parts = [shards_of(options.dir, part, "tar") for part in ("train", "test")]
+    files = [path for paths in parts for path in paths]
+    stamp = stamp_of(options.dir, files, extra=f"{options.decoding},{DECODER}")
+    train, test = (TarImages(paths, max_file_bytes(options.max_pixels)) for paths in parts)
+    class_names = class_names_in(options.dir, [train.labels, test.labels])
+    digest = digest_of_files(options.dir, files)
+
+    def decode() -> Decoded:
+        return decode_in_order(train, test, class_names, options)
+
+    return Encoded("webdataset_folder", options.dir, train, test, class_names, digest, stamp, decode)
+
+
+class TarImages:
+    """The images in tar files, where each lies, and their labels. Files stay open once something was read from them."""
+
+    def __init__(self, paths: Sequence[Path], max_bytes: int):
+        self._open: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self.paths = list(paths)
+        indexed = [_index(path, max_bytes) for path in self.paths]
+        self.labels = np.concatenate([labels for _, labels, _ in indexed])
+        self._places = np.concatenate([places for places, _, _ in indexed])
+        self._names = [names for _, _, names in indexed]
+        self._rows = RowsInShards([len(labels) for _, labels, _ in indexed])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        for handle in self._open.values():
+            os.close(handle)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> tuple[str, bytes]:
+        shard, number = self._rows.find(row)
+        path, (offset, size) = self.paths[shard], map(int, self._places[row])
+        try:
+            content = os.pread(self._handle(shard), size, offset)
+        except OSError as error:
+            raise unreadable(path, error, _ADVICE) from error
+        if len(content) != size:
+            raise UserError(f"{path} became shorter after it was indexed; start the run again with the whole file.")
+        return f"{self._names[shard][number]} in {path}", content
+
+    def _handle(self, shard: int) -> int:
+        with self._lock:
+            if shard not in self._open:
+                self._open[shard] = os.open(self.paths[shard], os.O_RDONLY)
+            return self._open[shard]
+
+
+def _index(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return offset and size of each image in a tar file, int64 [n, 2], the labels, and the names."""
+    images: dict[str, tuple[str, int, int]] = {}
+    labels: dict[str, int] = {}
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise unreadable(path, error, _ADVICE) from error
+    # Only a file that is not compressed has a place for each image.
+    with file, parsing(path, _ADVICE), tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            if not member.isreg():
+                continue
+            folder, _, name = member.name.rpartition("/")
+            stem, _, rest = name.partition(".")
+            key, suffix = f"{folder}/{stem}", f".{rest}".lower()
+            if suffix in SUFFIXES:
+                if key in images:
+                    raise ValueError(f"{images[key][0]} and {member.name} have the same key")
+                if member.size > max_bytes:
+                    raise ValueError(f"{member.name} has {member.size:,} bytes, at most {max_bytes:,} are allowed")
+                images[key] = member.name, member.offset_data, member.size
+            elif suffix == _LABEL:
+                content = tar.extractfile(member)
+                assert content is not None
+                labels[key] = _label(member.name, content.read(_MAX_LABEL_BYTES))
+        if missing := next((name for key, (name, _, _) in images.items() if key not in labels), None):
+            raise ValueError(f"{missing} has no label, a member of the same name that ends with {_LABEL}")
+        if not images:
+            raise ValueError(f"it holds no image with a name that ends with {', '.join(SUFFIXES)}")
+    places = np.array([(offset, size) for _, offset, size in images.values()], np.int64)
+    numbers = np.array([labels[key] for key in images], np.int32)
+    return places, numbers, [name for name, _, _ in images.values()]
+
+
+def _label(name: str, content: bytes) -> int:
+    try:
+        label = int(content)
+    except ValueError as error:
+        raise ValueError(f"{name} holds {content!r}, but has to be the number of a class") from error
+    if not 0 <= label < 2**31:
+        raise ValueError(f"{name} holds {label}; classes are numbered from 0")
+    return label

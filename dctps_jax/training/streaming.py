@@ -1,0 +1,65 @@
+"""Whether the images of a run lie on its devices, or are streamed: read while they are used."""
+
+import contextlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from dctps_jax.data.dataset import FILES, Dataset
+from dctps_jax.errors import UserError
+from dctps_jax.training.placement import Placement
+
+# "auto" keeps images on the devices that take up to this part of their memory.
+MAX_SHARE = 0.25
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def max_resident_bytes(config: Any, placement: Placement) -> float:
+    """Return how many bytes of images may lie on each device; more are streamed."""
+    if crops_files(config) or config.data.streaming == "on":
+        return 0
+    if config.data.streaming == "off":
+        return math.inf
+    return MAX_SHARE * memory_of_a_device(placement)
+
+
+def max_decoded_bytes(config: Any, placement: Placement, began_with: str) -> float:
+    """Return how many bytes of images are decoded from files once; more are decoded whenever they are used.
+
+    ``began_with`` is the fingerprint of the data that a run began with, "" for a new run: it goes on as it began.
+    Raises :class:`~dctps_jax.errors.UserError` where its config forbids that.
+    """
+    if not began_with or crops_files(config):
+        return max_resident_bytes(config, placement)
+    if not began_with.startswith(FILES):
+        return math.inf
+    if config.data.streaming == "off":
+        raise UserError(
+            "config.data.streaming is 'off', but the run began to read its files while it trains; leave it at 'auto' "
+            "or 'on', or choose another directory"
+        )
+    return 0
+
+
+def is_streamed(config: Any, dataset: Dataset, placement: Placement) -> bool:
+    """Return whether the images of a run are read while they are used."""
+    return not dataset.is_decoded or dataset.num_bytes > max_resident_bytes(config, placement)
+
+
+def crops_files(config: Any) -> bool:
+    """Return whether images are cropped as they are decoded, in each epoch in another way."""
+    return config.data.crop == "random_resized"
+
+
+def memory_of_a_device(placement: Placement) -> float:
+    """Return the bytes that each device has. CPU devices share those of the machine, or of its container."""
+    devices = placement.replicated.addressable_devices
+    if placement.platform != "cpu":
+        limits = [(device.memory_stats() or {}).get("bytes_limit", math.inf) for device in devices]
+        return min(limits)
+    found = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
+    for path in _CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
+            found.append(float(path.read_text()))
+    return min(found) / len(devices)
