@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dctps_jax.distributed.placing import place, whole_on_host
 from dctps_jax.ops import target
 from dctps_jax.ops.compiler import compiler_options
-from dctps_jax.training.state import TrainState
+from dctps_jax.training.state import AxisName, TrainState
 
 # The axes of the mesh: each batch is divided along both, arrays of a state along the second one only.
 DATA, SHARDS = "data", "shards"
@@ -29,12 +29,11 @@ class Placement(NamedTuple):
     batch: NamedSharding
 
     @property
-    def axis_name(self) -> str | tuple[str, ...] | None:
+    def axis_name(self) -> AxisName:
         """The axes of the mesh that a batch is divided along, or None where there is one device only."""
-        mesh = self.replicated.mesh
-        if mesh.size == 1:
+        if self.num_devices == 1:
             return None
-        return mesh.axis_names if len(mesh.axis_names) > 1 else mesh.axis_names[0]
+        return DATA if self.shards == 1 else (DATA, SHARDS)
 
     @property
     def num_devices(self) -> int:
@@ -136,4 +135,5 @@ def place_on(devices: Sequence[Any], shards: int = 1) -> Placement:
     # Auto axes: with explicit ones, the gathers of the random crop would each need a sharding of their own.
     types = (jax.sharding.AxisType.Auto,) * len(sizes)
     mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
-    return Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(tuple(sizes))))
+    batch = PartitionSpec(DATA) if shards == 1 else PartitionSpec((DATA, SHARDS))
+    return Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, batch))

@@ -108,7 +108,7 @@ def create_state(
     return Graphs(train_graph, eval_graph, dense_graph, shapes, counts, random), state
 
 
-def _averaging_over(model: nnx.Module, axis_name: AxisName) -> nnx.Module:
+def _averaging_over(model: nnx.Module, axis_name: Any) -> nnx.Module:
     for _, module in nnx.iter_modules(model):
         if isinstance(module, nnx.BatchNorm):
             module.axis_name = axis_name
