@@ -11,14 +11,15 @@ import pytest
 from flax import nnx
 
 from dctps_jax import DCTpSConv, DCTpSLinear
-from dctps_jax.cli import train
 from dctps_jax.optimizers import make_optimizer
-from dctps_jax.pruning import apply_masks, prune
+from dctps_jax.pruning import apply_masks, load_masks, prune
 from dctps_jax.training.forms import to_compact, to_masked
 from dctps_jax.training.placement import LEAST_DIVIDED, state_spec
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import train_step
-from tests.small_runs import arrays, placement_on, results, rows, small_run, steps
+from tests.distributed.processes import alone
+from tests.killed_runs import run_until_killed
+from tests.small_runs import STEPS_PER_EPOCH, arrays, placement_on, results, rows, small_run, steps
 
 DEVICES = 8
 SHAPE = (3, 3, 32, 64)  # of the only kernel that is large enough to be divided
@@ -101,15 +102,15 @@ def test_ten_steps_equal_those_of_a_state_that_is_not_divided(density):
 
 @pytest.mark.parametrize("shards", [2, 8])
 def test_plain_descent_equals_to_rounding(shards):
-    options = {"optimizer": optax.sgd(0.1, momentum=0.9), "ema_decay": 0.9}
-    whole, divided = Training(1, **options), Training(shards, **options)
+    whole, divided = (Training(number, optimizer=optax.sgd(0.1, momentum=0.9), ema_decay=0.9) for number in (1, shards))
     np.testing.assert_allclose(divided.losses(10), whole.losses(10), rtol=1e-5)
     assert_close(divided.state, whole.state)
 
 
 def test_what_an_optimiser_does_with_all_gradients_together_is_the_same():
-    options = {"optimizer": adam(clip_norm=0.5, accumulate_steps=2)}
-    np.testing.assert_allclose(Training(4, **options).losses(6), Training(1, **options).losses(6), rtol=1e-5)
+    optimizer = adam(clip_norm=0.5, accumulate_steps=2)
+    divided, whole = (Training(shards, optimizer=optimizer).losses(6) for shards in (4, 1))
+    np.testing.assert_allclose(divided, whole, rtol=1e-5)
 
 
 def sizes_on_a_device(tree):
@@ -233,3 +234,50 @@ def test_a_run_equals_one_that_is_not_divided(tmp_path, whole_run, capsys, steps
     small_run(tmp_path, eval_batch_size=40, distributed__shards=4, steps_per_dispatch=steps_per_dispatch, **FORM)
     assert "8 cpu device(s), the state divided into 4 parts" in capsys.readouterr().out
     assert_runs_equal(tmp_path, whole_run)
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 4), (8, 2)])
+@pytest.mark.usefixtures("all_devices")
+def test_a_run_goes_on_with_another_number_of_shards(tmp_path, whole_run, before, after):
+    options = {"eval_batch_size": 40, "checkpoint_every_steps": 2} | FORM
+    run_until_killed(tmp_path, 4, distributed__shards=before, **options)
+    assert 0 < steps(tmp_path)[-1] < STEPS_PER_EPOCH  # in the first epoch
+    small_run(tmp_path, distributed__shards=after, **options)
+    assert_runs_equal(tmp_path, whole_run)
+
+
+@pytest.mark.parametrize(
+    ("form", "method"), [("masked", "rigl"), ("compact", "rigl"), ("masked", "set"), ("masked", "gmp")]
+)
+@pytest.mark.usefixtures("all_devices")
+def test_weights_move_as_in_a_state_that_is_not_divided(tmp_path, form, method):
+    options = {"eval_batch_size": 40, "sparse_training__method": method, "sparse_training__update_every": 3}
+    options |= {"optimizer__name": "sgd", "optimizer__learning_rate": 0.01} | FORM | {"execution__form": form}
+    for shards in (1, 4):
+        small_run(tmp_path / str(shards), distributed__shards=shards, **options)
+    initial, found, wanted = (
+        load_masks(tmp_path / name) for name in ("4/masks_initial.npz", "4/masks.npz", "1/masks.npz")
+    )
+    assert all(np.array_equal(found[path], wanted[path]) for path in wanted)
+    assert any(not np.array_equal(found[path], initial[path]) for path in found)
+    assert_runs_equal(tmp_path / "4", tmp_path / "1")
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.usefixtures("all_devices")
+def test_a_run_rewinds_to_a_state_that_is_then_divided(tmp_path, epoch):
+    options = {"eval_batch_size": 40, "keep_epochs": (1,), "distributed__shards": 4} | FORM
+    small_run(tmp_path / "source", **options | {"pruning__density": 1.0})
+    options |= {"pruning__method": "from_run", "pruning__run": str(tmp_path / "source"), "pruning__rewind_epoch": epoch}
+    for shards in (1, 4):
+        small_run(tmp_path / str(shards), **options | {"distributed__shards": shards})
+    assert_runs_equal(tmp_path / "4", tmp_path / "1")
+
+
+def test_from_the_command_line(tmp_path):
+    options = ("--config.execution.form=masked", "--config.model.offset=None", "--config.pruning.density=0.5")
+    code, out, err = alone(tmp_path, *options, "--config.num_epochs=1", "--config.distributed.shards=4", devices=8)
+    assert (code, err) == (0, "") and "8 cpu device(s), the state divided into 4 parts" in out
+    code, out, err = alone(tmp_path / "refused", "--config.distributed.shards=3", devices=8)
+    assert code == 2 and err.count("\n") == 1 and "config.distributed.shards is 3, but there are 8 devices" in err
+    assert not (tmp_path / "refused").exists()
