@@ -6,7 +6,8 @@ The figures are in benchmarks/results/.
 times as fast, with which peak memory, a DCT plus Sparse step is; ``h100_step_NETWORK.json`` the same of a GPU. With
 ``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) the CPU time of a step is taken apart.
 ``versus_torch_NETWORK.json`` and ``h200_versus_torch_vgg19.json`` (benchmarks/versus_torch.py) have the steps beside
-PyTorch's, ``masked_mlp.json`` (benchmarks/masked_mlp.py) those of a perceptron beside sparse matrices.
+PyTorch's, ``masked_mlp.json`` (benchmarks/masked_mlp.py) those of a perceptron beside sparse matrices. ``input.json``
+(benchmarks/input.py) has the ways of reading images.
 """
 
 import json
@@ -120,6 +121,16 @@ def masked_mlp(cases: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def reading_images() -> str:
+    """Return the ways of input.py as a Markdown table."""
+    ways = json.loads((RESULTS / "input.json").read_text())["ways"]
+    lines = ["| way | images a second |", "| --- | ---: |"]
+    for way, figures in ways.items():
+        if way != "memory":
+            lines.append(f"| `{way}` | {figures['images'] / figures['seconds']:,.0f} |")
+    return "\n".join(lines)
+
+
 def saved_cases(name: str) -> list[dict[str, Any]]:
     return json.loads((RESULTS / f"{name}.json").read_text())["cases"]
 
@@ -151,5 +162,6 @@ if __name__ == "__main__":
         versus_torch(saved_cases("h200_versus_torch_vgg19")),
         versus_torch_on_cpu(),
         masked_mlp(saved_cases("masked_mlp")),
+        reading_images(),
         sep="\n\n",
     )

@@ -84,8 +84,13 @@ def check_size(**sizes: Any) -> None:
 def check_sizes(**sizes: Any) -> None:
     """Refuse what is no whole number of at least 1 and no sequence of such numbers."""
     for name, value in sizes.items():
-        if not all(is_whole(size) and size >= 1 for size in (value if isinstance(value, list | tuple) else [value])):
+        if not all(is_whole(size) and size >= 1 for size in as_tuple(value)):
             raise UserError(f"{name} is {words(value)}; every size must be a whole number of at least 1")
+
+
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """Return one size, or several, as a tuple."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def patterns(name: str, value: Any) -> tuple[str, ...]:
@@ -102,7 +107,7 @@ def patterns(name: str, value: Any) -> tuple[str, ...]:
 
 def pairs(name: str, value: Any) -> dict[str, Any]:
     """Return pairs of a path pattern and a value as a dict."""
-    found = value.items() if isinstance(value, Mapping) else value
+    found: Any = value.items() if isinstance(value, Mapping) else value
     found = tuple(found) if isinstance(found, Iterable) and not isinstance(found, str | bytes | type) else (None,)
     for pair in found:
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
@@ -140,6 +145,12 @@ def as_array(name: str, value: Any, what: str) -> np.ndarray | jax.Array:
     if array.dtype.kind in "OSU" or not isinstance(value, jax.Array | np.ndarray | list | tuple):
         raise UserError(f"{name} is {words(value)}; it must be {what}")
     return array
+
+
+def check_zero_or_one(mask: Any, name: str = "the mask") -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a mask of other values; those of a traced one are not known."""
+    if mask.dtype != bool and not isinstance(mask, Tracer) and not np.isin(np.asarray(mask), (0, 1)).all():
+        raise UserError(f"{name} has other values than 0 and 1; give booleans, True where a weight is trained")
 
 
 def as_path(name: str, value: Any) -> Path:

@@ -30,9 +30,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.core import Tracer
 
-from dctps_jax.arguments import as_array, check_flag, check_number, words
+from dctps_jax.arguments import as_array, check_flag, check_number, check_zero_or_one, words
 from dctps_jax.errors import UserError
 from dctps_jax.offsets import Offset, find_offset
 from dctps_jax.ops.convolution import convolve
@@ -260,12 +259,6 @@ def of_each(stack: tuple[int, ...], function: Callable[..., jax.Array]) -> Calla
     for _ in stack:
         function = jax.vmap(function)
     return function
-
-
-def check_zero_or_one(mask: Any, name: str = "the mask") -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for a mask of other values; those of a traced one are not known."""
-    if mask.dtype != bool and not isinstance(mask, Tracer) and not np.isin(np.asarray(mask), (0, 1)).all():
-        raise UserError(f"{name} has other values than 0 and 1; give booleans, True where a weight is trained")
 
 
 def work_of(layer: KernelLayer, inputs: jax.Array, geometry: Geometry) -> Work:

@@ -16,7 +16,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax.arguments import check_size, check_sizes, is_whole, words
+from dctps_jax.arguments import as_tuple, check_size, check_sizes, is_whole, words
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer, check_one_layer
 from dctps_jax.offsets import Offset
@@ -80,7 +80,7 @@ class DCTpSConv(KernelLayer):
     ):
         check_size(in_features=in_features, out_features=out_features, feature_group_count=feature_group_count)
         check_sizes(kernel_size=kernel_size)
-        kernel_size = (kernel_size,) if is_whole(kernel_size) else tuple(kernel_size)
+        kernel_size = as_tuple(kernel_size)
         if in_features % feature_group_count or out_features % feature_group_count:
             raise UserError(
                 f"feature_group_count is {feature_group_count}; it must divide in_features ({in_features}) and "
@@ -286,7 +286,7 @@ def checked_padding(padding: Any, rank: int, names: Collection[str]) -> str | tu
     """Return a padding as one of its ``names`` or as one (low, high) pair a spatial dimension."""
     if isinstance(padding, str) and padding in names:
         return padding
-    pairs = (padding,) * rank if is_whole(padding) else padding if isinstance(padding, list | tuple) else ()
+    pairs: Any = (padding,) * rank if is_whole(padding) else padding if isinstance(padding, list | tuple) else ()
     pairs = tuple((pad, pad) if is_whole(pad) else tuple(pad) if isinstance(pad, list | tuple) else () for pad in pairs)
     if len(pairs) != rank or not all(len(pair) == 2 and all(map(is_whole, pair)) for pair in pairs):
         raise UserError(

@@ -175,6 +175,7 @@ SLOW = (
     "tests/training/test_shards.py::test_weights_move",
     "tests/training/test_shards.py::test_what_an_optimiser_does",
     "tests/training/test_sparse_training.py",
+    "tests/training/test_streaming.py::test_a_run_goes_on_reading_as_it_began",
     "tests/training/test_streaming.py::test_on_two_devices",
     "tests/training/test_streaming.py::test_the_config_of_imagenet_trains",
     "tests/training/test_traces.py::test_float32_trace_stays_close[trace_fixup",

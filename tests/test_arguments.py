@@ -1,5 +1,7 @@
 """Arguments of an obviously wrong type: every public function answers in one sentence that names the argument."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+
 import inspect
 import re
 from typing import Any

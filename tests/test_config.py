@@ -72,6 +72,7 @@ BAD_NUMBERS = [
     ("num_epochs", 0), ("steps_per_dispatch", -1), ("execution.min_loop", 1), ("execution.min_loop", -1),
     ("log_every_steps", 0), ("checkpoint_every_steps", -1), ("model.width", 0), ("data.train_fraction", 0.0),
     ("data.train_fraction", 1.0), ("data.image_size", -1), ("data.max_pixels", 0), ("data.channels", 2),
+    ("data.processes", -1),
     ("pruning.density", 0.0), ("pruning.pattern", "4:2"), ("pruning.rewind_epoch", -2),
     ("pruning.density", 1.01), ("pruning.density", math.nan), ("pruning.num_steps", -1), ("pruning.num_batches", 0),
     ("sparse_training.update_every", 0), ("sparse_training.stop_fraction", 1.5),

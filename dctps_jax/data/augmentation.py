@@ -60,7 +60,7 @@ def _crop_by_selection(images: jax.Array, corners: jax.Array) -> jax.Array:
     """Choose each image among those that are shifted by each number of rows, and then of columns.
 
     XLA (JAX 0.10.2) crops by slices in a loop over the images on a TPU v5e: 1.5 million cycles for 128 images of
-    32 × 32, a third of a step of VGG19 (``tests/data/test_augmentation.py`` looks for the loop). This takes 40,000.
+    32 × 32, a quarter of a step of VGG19 (``tests/data/test_augmentation.py`` looks for the loop). This takes 40,000.
     """
     batch, height, width, channels = images.shape
     rows = images.reshape(batch, height, width * channels)

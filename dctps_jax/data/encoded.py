@@ -57,14 +57,22 @@ class Encoded:
         """Return the data set with all images decoded, out of the cache if they have been."""
         return Dataset(self.name, *cached(self.name, self.folder, self.stamp, options, self.decode))
 
+    def image_shape(self, options: Options) -> tuple[int, ...]:
+        """Return the shape that all images have, which is that of the first one."""
+        where, content = self.train[0]
+        return FileImages(self.train, options, (0, 0, options.channels)).decode(where, content).shape
+
+    def num_bytes(self, options: Options) -> int:
+        """Return what all images take when they are decoded."""
+        return (len(self.train) + len(self.test)) * math.prod(self.image_shape(options))
+
     def decoded_when_read(self, options: Options) -> Dataset:
         """Return the data set with images that are decoded whenever they are asked for."""
-        where, content = self.train[0]
-        first = FileImages(self.train, options, (0, 0, options.channels)).decode(where, content)
-        train: Any = FileImages(self.train, options, first.shape)
-        test: Any = FileImages(self.test, options, first.shape)
+        shape = self.image_shape(options)
+        train: Any = FileImages(self.train, options, shape)
+        test: Any = FileImages(self.test, options, shape)
         labels = self.train.labels, self.test.labels
-        digest = hashlib.sha256(json.dumps([self.digest, first.shape, self.class_names]).encode())
+        digest = hashlib.sha256(json.dumps([self.digest, shape, self.class_names]).encode())
         for part in labels:
             digest.update(part.astype("<i4").tobytes())
         names, files_digest = self.class_names, digest.hexdigest()

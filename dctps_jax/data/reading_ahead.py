@@ -2,6 +2,9 @@
 
 import itertools
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,7 +48,7 @@ def read_ahead(images: Any, rows: np.ndarray, multiple_of: int, num_processes: i
         if not flags.FLAGS.is_parsed():  # grain 0.2.18 looks at flags of its own, also where no program has any
             flags.FLAGS.mark_as_parsed()
         in_each = max(1, -(-num_blocks // num_processes))
-        blocks = blocks.mp_prefetch(grain.MultiprocessingOptions(num_processes, in_each))
+        blocks = blocks.mp_prefetch(grain.MultiprocessingOptions(num_processes, in_each), _begin_process)
     iterator = iter(blocks)
     try:
         yield from iterator
@@ -58,6 +61,20 @@ def read_ahead(images: Any, rows: np.ndarray, multiple_of: int, num_processes: i
         ) from error
     finally:
         iterator.close()
+
+
+def _begin_process(number: int, count: int) -> None:
+    """Leave signals to the program that reads, which also saves then; end with it, however it ends."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def one_ahead(values: Iterator[Any]) -> Iterator[Any]:

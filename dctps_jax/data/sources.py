@@ -117,8 +117,8 @@ def load(
         if source.find is None or max_decoded_bytes == math.inf:
             return source.load(options)
         encoded = source.find(options)
-        dataset = encoded.decoded_when_read(options)
-        return dataset if dataset.num_bytes > max_decoded_bytes else encoded.decoded_once(options)
+        is_large = encoded.num_bytes(options) > max_decoded_bytes
+        return encoded.decoded_when_read(options) if is_large else encoded.decoded_once(options)
     except OSError as error:  # what cannot even be looked up, for want of permissions or of a working disk
         advice = "make it readable, or set data.dir to another folder"
         raise unreadable(error.filename or folder, error, advice) from error

@@ -12,7 +12,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax.arguments import check_size, check_sizes, is_whole
+from dctps_jax.arguments import as_tuple, check_size, check_sizes
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.layers import DEFAULT_KERNEL_INIT, checked_padding, per_dimension
 from dctps_jax.offsets import Offset
@@ -66,7 +66,7 @@ class DCTpSConvTranspose(KernelLayer):
         check_sizes(kernel_size=kernel_size)
         self.in_features = in_features
         self.out_features = out_features
-        self.kernel_size = (kernel_size,) if is_whole(kernel_size) else tuple(kernel_size)
+        self.kernel_size = as_tuple(kernel_size)
         rank = len(self.kernel_size)
         self.strides = per_dimension("strides", strides, rank)
         self.padding = checked_padding(padding, rank, PADDINGS)

@@ -14,7 +14,7 @@ from flax.core.frozen_dict import FrozenDict
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax.arguments import check_sizes, is_whole, words
+from dctps_jax.arguments import as_tuple, check_sizes, is_whole, words
 from dctps_jax.errors import UserError
 from dctps_jax.layer_kinds.contraction import Contraction, TensorLayer, are_divided
 from dctps_jax.layers import DEFAULT_KERNEL_INIT
@@ -61,13 +61,13 @@ class DCTpSLinearGeneral(TensorLayer):
     ):
         check_sizes(in_features=in_features, out_features=out_features)
         for name, value in (("axis", axis), ("batch_axis", batch_axis)):
-            items = [*value, *value.values()] if isinstance(value, Mapping) else _as_tuple(value)
+            items = [*value, *value.values()] if isinstance(value, Mapping) else as_tuple(value)
             if isinstance(value, Mapping) != (name == "batch_axis") or not all(map(is_whole, items)):
                 kind = "axes with their sizes, e.g. {0: 4}" if name == "batch_axis" else "one axis or several, e.g. -1"
                 raise UserError(f"{name} is {words(value)}; it must be {kind}")
-        self.in_features = _as_tuple(in_features)
-        self.out_features = _as_tuple(out_features)
-        self.axis = _as_tuple(axis)
+        self.in_features = as_tuple(in_features)
+        self.out_features = as_tuple(out_features)
+        self.axis = as_tuple(axis)
         self.batch_axis = FrozenDict(batch_axis)
         self.dtype = dtype
         self.param_dtype = param_dtype
@@ -149,10 +149,6 @@ def _flat_bias(init: nnx.Initializer, key: jax.Array, shape: tuple[int, ...], dt
         return bias.reshape(shape)
     bias.raw_value = bias.raw_value.reshape(shape)
     return bias
-
-
-def _as_tuple(value: Any) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 def _positive(axes: Any, rank: int) -> tuple[int, ...]:

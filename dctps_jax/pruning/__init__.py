@@ -174,7 +174,7 @@ def check_method(method: Any, options: Iterable[str]) -> None:
 
 
 def random_pattern_supports(
-    key: jax.Array,
+    key: jax.Array | int,
     shapes: Mapping[str, Sequence[int]],
     pattern: str,
     density: float,

@@ -11,10 +11,19 @@ import numpy as np
 from flax import nnx
 from jax.core import Tracer
 
-from dctps_jax.arguments import as_array, as_path, check_by_path, check_choice, check_shape, names_of, words
+from dctps_jax.arguments import (
+    as_array,
+    as_path,
+    check_by_path,
+    check_choice,
+    check_shape,
+    check_zero_or_one,
+    names_of,
+    words,
+)
 from dctps_jax.errors import UserError
 from dctps_jax.files import read_json
-from dctps_jax.kernels import KernelLayer, check_zero_or_one
+from dctps_jax.kernels import KernelLayer
 from dctps_jax.npz import read_npz, write_npz
 from dctps_jax.prunable import NO_LAYERS, check_not_normalized, prunable_layers
 from dctps_jax.supports import check_positions
@@ -95,7 +104,7 @@ def mask_of_support(support: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """
     check_shape("shape", shape)
     support = np.asarray(as_array("support", support, "an array of positions"))
-    check_positions(support, shape, support.shape[:-1])
+    check_positions(support, tuple(shape), support.shape[:-1])
     mask = np.zeros((*support.shape[:-1], math.prod(shape)), bool)
     np.put_along_axis(mask, support.astype(np.intp), True, axis=-1)
     return mask.reshape(*support.shape[:-1], *shape)

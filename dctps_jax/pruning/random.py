@@ -17,7 +17,7 @@ from dctps_jax.seeds import as_key
 
 
 def random_masks(
-    key: jax.Array, shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int]
+    key: jax.Array | int, shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
     """Return a boolean mask of each shape with exactly ``counts[path]`` random entries True.
 
@@ -28,7 +28,7 @@ def random_masks(
 
 
 def random_supports(
-    key: jax.Array,
+    key: jax.Array | int,
     shapes: Mapping[str, Sequence[int]],
     counts: Mapping[str, int],
     stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
@@ -45,7 +45,7 @@ def random_supports(
 
 def random_supports_within(
     masks: Mapping[str, np.ndarray],
-    key: jax.Array,
+    key: jax.Array | int,
     shapes: Mapping[str, Sequence[int]],
     counts: Mapping[str, int],
     stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),

@@ -10,9 +10,8 @@ import optax
 from flax import nnx
 from jax.core import Tracer
 
-from dctps_jax.arguments import words
+from dctps_jax.arguments import check_zero_or_one, words
 from dctps_jax.errors import UserError, first_line
-from dctps_jax.kernels import check_zero_or_one
 
 
 def keep_masked(tree: Any, masks: Any) -> Any:

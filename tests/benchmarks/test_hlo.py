@@ -32,6 +32,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 @pytest.fixture(scope="module")
 def hlo():
     spec = importlib.util.spec_from_file_location("hlo", FILE)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["hlo"] = module
     spec.loader.exec_module(module)

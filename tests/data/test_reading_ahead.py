@@ -1,5 +1,6 @@
 """Reading in the background: in order, with the errors of the reader, and without a hang where a process ends."""
 
+import multiprocessing
 import os
 import signal
 from dataclasses import dataclass
@@ -49,9 +50,16 @@ def test_the_error_of_another_process_is_the_same():
 
 
 def test_another_process_reads_the_same_until_it_is_killed():
-    blocks = read_ahead(Numbers(deadly=int(ROWS[50])), ROWS, 1, num_processes=1)
+    """SIGTERM and Ctrl-C may reach all processes of a program; only the one that trains acts on them."""
+    blocks = read_ahead(Numbers(deadly=int(ROWS[90])), ROWS, 1, num_processes=1)
     taken = [next(blocks) for _ in range(10)]
     np.testing.assert_array_equal(np.concatenate(taken), ROWS[:10])
+    for process in multiprocessing.active_children():
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+        os.kill(process.pid, signal.SIGINT)
+    taken = [next(blocks) for _ in range(40)]
+    np.testing.assert_array_equal(np.concatenate(taken), ROWS[10:50])
     with pytest.raises(UserError, match=r"a process that reads images ended.*data\.processes"):
         list(blocks)
 
