@@ -39,7 +39,9 @@ def check_config(config: Any, check_devices: bool = True) -> None:
         if mistake := find_mistake(config):
             raise UserError(mistake)
     if check_devices:
-        _check_batches(config, len(target.training_devices()))
+        devices = len(target.training_devices())
+        _check_shards(config.distributed.shards, devices)
+        _check_batches(config, devices)
 
 
 def check_all_is_read(config: Any) -> None:
@@ -301,6 +303,15 @@ CROSS_CHECKS: tuple[Callable[[Any], str | None], ...] = (
     _optimizer_unusable,
     _crop_unusable,
 )
+
+
+def _check_shards(shards: int, devices: int) -> None:
+    if devices % shards:
+        possible = ", ".join(str(number) for number in range(1, devices + 1) if devices % number == 0)
+        raise UserError(
+            f"config.distributed.shards is {shards}, but there are {devices} devices, which must be a multiple of it; "
+            f"choose one of: {possible}"
+        )
 
 
 def _check_batches(config: Any, devices: int) -> None:

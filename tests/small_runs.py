@@ -55,8 +55,8 @@ def make_optimizer_of(config, learning_rate):
     )
 
 
-def placement_on(num_devices):
-    return place_on(jax.devices()[:num_devices])
+def placement_on(num_devices, shards=1):
+    return place_on(jax.devices()[:num_devices], shards)
 
 
 def train_on_one_device(patch):

@@ -67,6 +67,7 @@ def test_the_check_changes_nothing(offset):
 BAD_NUMBERS = [
     ("distributed.coordinator", "host"), ("distributed.coordinator", "host:0"), ("distributed.coordinator", ":1234"),
     ("distributed.num_processes", -1), ("distributed.process_id", -2),
+    ("distributed.shards", 0),
     ("seed", -1), ("seed", 2**32), ("num_seeds", 0), ("batch_size", 0), ("batch_size", -128), ("eval_batch_size", 0),
     ("num_epochs", 0), ("steps_per_dispatch", -1), ("execution.min_loop", 1), ("execution.min_loop", -1),
     ("log_every_steps", 0), ("checkpoint_every_steps", -1), ("model.width", 0), ("data.train_fraction", 0.0),
@@ -182,6 +183,17 @@ def test_batch_has_to_be_shared_by_the_devices(field):
     message = message_of(config_with(**{field: 66}))
     assert message.startswith(f"config.{field} is 66, which 8 devices cannot share evenly") and "e.g. 64" in message
     assert "e.g. 8" in message_of(config_with(**{field: 1}))
+
+
+def test_shards_have_to_divide_the_devices():
+    message = message_of(config_with(distributed__shards=3))
+    assert message == (
+        "config.distributed.shards is 3, but there are 8 devices, which must be a multiple of it; choose one of: "
+        "1, 2, 4, 8"
+    )
+    assert "choose one of: 1, 2, 4, 8" in message_of(config_with(distributed__shards=16))
+    check_config(config_with(distributed__shards=4))
+    check_config(config_with(distributed__shards=3), check_devices=False)
 
 
 def test_last_seed_is_a_seed_too():

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from dctps_jax.distributed.agreement import arrays_of_first, is_first, on_first
-from dctps_jax.distributed.placing import place_whole
+from dctps_jax.distributed.placing import place
 from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.files import parse_json
 from dctps_jax.runs.checkpoint_files import CONTENT, DESCRIPTION, Content, describe, encode, read_checkpoint
@@ -159,8 +159,8 @@ def _rename_damaged_notes(folder: Path) -> None:
 def as_tree(saved: Saved, template: Any, source: Path) -> Any:
     """Return the arrays of a checkpoint shaped and placed like ``template``, a dict of trees.
 
-    Other trees of the checkpoint are ignored. Raises :class:`~dctps_jax.errors.UserError` where they are not the arrays
-    of such a tree.
+    They stay on the host where an abstract array of the template has no sharding. Other trees of the checkpoint are
+    ignored. Raises :class:`~dctps_jax.errors.UserError` where they are not the arrays of such a tree.
     """
     wanted = flatten(template)
     found = {name: array for name, array in saved.arrays.items() if name.split("/")[0] in template}
@@ -169,7 +169,9 @@ def as_tree(saved: Saved, template: Any, source: Path) -> Any:
             f"{source} holds checkpoints of another network, optimiser or version of dctps_jax; go on with what "
             "wrote them, or choose another directory"
         )
-    placed = [place_whole(found[name], leaf.sharding) for name, leaf in wanted.items()]
+    placed = [
+        found[name] if leaf.sharding is None else place(found[name], leaf.sharding) for name, leaf in wanted.items()
+    ]
     return jax.tree.unflatten(jax.tree.structure(template), placed)
 
 

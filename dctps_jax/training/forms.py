@@ -1,7 +1,7 @@
 """The two forms of a training state: masked (dense arrays beside masks) and compact (values beside their positions).
 
 Both say the same. What belongs to one weight, the optimiser's moments too, is kept for the trained weights only in the
-compact form; everything else is the same array in both.
+compact form; everything else is the same array in both. A state of NumPy arrays stays on the host.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dctps_jax.ops.sparse_part import add_at
@@ -31,10 +32,7 @@ def to_compact(state: TrainState, counts: Mapping[str, int], optimizer: optax.Gr
     """
     if is_compact(state):
         return state
-    positions = {
-        path: jnp.flatnonzero(mask, size=counts[path]).astype(jnp.int32)
-        for path, mask in supports_by_path(state.supports).items()
-    }
+    positions = {path: _positions(mask, counts[path]) for path, mask in supports_by_path(state.supports).items()}
     supports = nested({path: {"support": support} for path, support in positions.items()})
     converters = {path: partial(_gather, support) for path, support in positions.items()}
     return _convert(state, supports, converters, optimizer)
@@ -54,10 +52,20 @@ def to_masked(state: TrainState, shapes: Shapes, optimizer: optax.GradientTransf
 
 
 def mask_of(support: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return _spread(support, shape, jnp.ones(support.shape, jnp.int8)) != 0
+    kind: Any = np if isinstance(support, np.ndarray) else jnp
+    return _spread(support, shape, kind.ones(support.shape, np.int8)) != 0
+
+
+def _positions(mask: jax.Array, count: int) -> jax.Array:
+    found: Any = np.flatnonzero(mask) if isinstance(mask, np.ndarray) else jnp.flatnonzero(mask, size=count)
+    return found.astype(jnp.int32)
 
 
 def _spread(positions: jax.Array, shape: tuple[int, ...], values: jax.Array) -> jax.Array:
+    if isinstance(values, np.ndarray):
+        spread: Any = np.zeros(shape, values.dtype)
+        spread.reshape(-1)[positions] = values
+        return spread
     return add_at(jnp.zeros(shape, values.dtype), positions, values)
 
 

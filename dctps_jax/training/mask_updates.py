@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from dctps_jax.pruning.dynamic import Counts, Schedule, largest_weights
+from dctps_jax.training.gradients import Mesh
 from dctps_jax.training.state import Graphs, TrainState, supports_by_path
-from dctps_jax.training.step import Mesh, kernel_of, mask_update_step, train_step, tree_of_kernels, with_masks
+from dctps_jax.training.step import kernel_of, mask_update_step, train_step, tree_of_kernels, with_masks
 
 Numbers = Mapping[str, Any]
 Updated = tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]

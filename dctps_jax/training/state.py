@@ -1,6 +1,6 @@
 """The state of a training run, as plain nested dicts of arrays, and the network without its arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -11,6 +11,9 @@ from flax import nnx
 
 from dctps_jax.kernels import Mask, Support
 from dctps_jax.prunable import prunable_layers, unmasked_copy
+
+# The axes of a mesh that a batch is divided along, if it is.
+AxisName = str | tuple[str, ...] | None
 
 
 class TrainState(NamedTuple):
@@ -50,7 +53,7 @@ class Graphs(NamedTuple):
     random: Any
 
 
-def random_at(random: Any, step: jax.Array, axis_name: str | None = None) -> Any:
+def random_at(random: Any, step: jax.Array, axis_name: AxisName = None) -> Any:
     """Return the streams of random numbers for a step: other numbers at each step, and on each device.
 
     They are a function of the step, so that a resumed run draws the same numbers.
@@ -65,25 +68,32 @@ def random_at(random: Any, step: jax.Array, axis_name: str | None = None) -> Any
     return jax.tree.map(fold, random)
 
 
+def _copied(state: "TrainState") -> "TrainState":
+    return jax.tree.map(jnp.copy, state)
+
+
 def create_state(
     model: nnx.Module,
     optimizer: optax.GradientTransformation,
-    axis_name: str | None = None,
+    axis_name: AxisName = None,
     has_averages: bool = False,
+    put: Callable[[TrainState], TrainState] = _copied,
 ) -> tuple[Graphs, TrainState]:
     """Split ``model`` into its graphs and an initial state. The state shares no buffers with the model.
 
-    With an ``axis_name`` BatchNorm in training averages over that axis of the devices, too.
+    With an ``axis_name`` BatchNorm in training averages over these axes of the devices, too. ``put`` copies a state to
+    where it shall live. The optimiser's arrays are made there: no device has to hold them all where they are divided.
     """
     model.eval()
     eval_graph = nnx.graphdef(model)
     model.train()
     _, *parts = nnx.split(model, nnx.Param, nnx.BatchStat, (Mask, Support), nnx.RngState, ...)
+    params, batch_stats, supports, random, frozen = map(nnx.to_pure_dict, parts)
+    random = jax.tree.map(jnp.copy, random)
+    averages = {"params": params, "batch_stats": batch_stats} if has_averages else None
     # Copies: a donated state would otherwise delete the model's own arrays.
-    params, batch_stats, supports, random, frozen = (jax.tree.map(jnp.copy, nnx.to_pure_dict(part)) for part in parts)
-    state = TrainState(jnp.zeros((), jnp.int32), params, batch_stats, supports, frozen, optimizer.init(params))
-    if has_averages:
-        state = state._replace(averages=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}))
+    state = put(TrainState(jnp.zeros((), jnp.int32), params, batch_stats, supports, frozen, None, averages))
+    state = put(state._replace(opt_state=optimizer.init(state.params)))
     layers = prunable_layers(model)
     shapes = {path: layers[path].kernel_shape for path in supports_by_path(supports)}
     counts = {
@@ -98,7 +108,7 @@ def create_state(
     return Graphs(train_graph, eval_graph, dense_graph, shapes, counts, random), state
 
 
-def _averaging_over(model: nnx.Module, axis_name: str | None) -> nnx.Module:
+def _averaging_over(model: nnx.Module, axis_name: Any) -> nnx.Module:
     for _, module in nnx.iter_modules(model):
         if isinstance(module, nnx.BatchNorm):
             module.axis_name = axis_name

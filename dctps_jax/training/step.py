@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,9 +13,9 @@ from dctps_jax.data.batches import Examples, Normalization, normalize
 from dctps_jax.losses import cross_entropy
 from dctps_jax.pruning.dynamic import keep_only, move_weights, skip_optimizer_step
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
-from dctps_jax.training.state import Graphs, TrainState, merge, nested, place_of, random_at, supports_by_path
+from dctps_jax.training.gradients import Mesh, value_and_gradients
+from dctps_jax.training.state import Graphs, TrainState, merge, nested, place_of, supports_by_path
 
-Mesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 NO_BAD_STEP = jnp.iinfo(jnp.int32).max
 
 
@@ -44,75 +43,6 @@ def zero_sums(num_layers: int = 1) -> Sums:
     )
 
 
-def _loss_of(
-    graph: nnx.GraphDef, others: tuple[Any, ...], batch: tuple[jax.Array, jax.Array], loss_scale: float
-) -> Any:
-    """Return ``params → (loss_scale · mean loss, ({"correct": count}, new batch_stats))`` of a batch.
-
-    ``others`` are the other arrays of the network, in any order.
-    """
-    images, labels = batch
-
-    def loss_fn(params: Any) -> Any:
-        model = nnx.merge(graph, params, *others)
-        logits = model(images)
-        correct = jnp.sum(logits.argmax(-1) == (labels if labels.ndim == 1 else labels.argmax(-1)))
-        batch_stats = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-        return loss_scale * cross_entropy(logits, labels).mean(), ({"correct": correct}, batch_stats)
-
-    return loss_fn
-
-
-def value_and_gradients(
-    graph: nnx.GraphDef,
-    state: TrainState,
-    supports: Any,
-    batch: tuple[jax.Array, jax.Array],
-    mesh: Mesh | None,
-    random: Any = MappingProxyType({}),
-    loss_scale: float = 1.0,
-) -> Any:
-    """Return ``((mean loss, ({"correct": count}, new batch_stats)), gradients)`` of a batch.
-
-    ``supports`` are those of the state, or ``{}`` for the ``dense`` graph, whose gradients are of all weights.
-    ``random`` are the streams of the network's random numbers, see :func:`dctps_jax.training.state.random_at`. The loss
-    that is differentiated is ``loss_scale`` times as large, so that small gradients in float16 are not lost.
-    With a mesh of several devices each takes its part of the batch, and what crosses devices is the gradient of the
-    parameters as they are stored, besides BatchNorm's moments: automatic partitioning would sum the gradients of whole
-    kernels before a compact layer picks its positions.
-    """
-
-    def local(params: Any, others: Any, batch: tuple[jax.Array, jax.Array]) -> Any:
-        (loss, rest), gradients = jax.value_and_grad(_loss_of(graph, others, batch, loss_scale), has_aux=True)(params)
-        loss, gradients = jax.tree.map(lambda scaled: scaled / loss_scale, (loss, gradients))
-        return (loss, rest), gradients
-
-    chex.assert_rank(batch[0], 4)
-    chex.assert_equal_shape_prefix(batch, 1)
-    others = (state.batch_stats, supports, state.frozen)
-    if mesh is None or mesh.size == 1:
-        return local(state.params, (*others, random_at(dict(random), state.step)), batch)
-    (axis,) = mesh.axis_names
-
-    def on_each_device(params: Any, others: Any, step: jax.Array, batch: tuple[jax.Array, jax.Array]) -> Any:
-        # As values of this device alone: else every use of a parameter would sum its gradient over the devices.
-        params = jax.lax.pcast(params, axis, to="varying")
-        drawn = random_at(dict(random), step, axis)
-        (loss, (metrics, batch_stats)), gradients = local(params, (*others, drawn), batch)
-        # Numbers of one dtype cross devices in one exchange: the counts, which are small, with the gradients.
-        counts = jax.tree.map(lambda count: count.astype(loss.dtype), metrics)
-        loss, gradients, counts = jax.lax.psum((loss, gradients, counts), axis)
-        loss, gradients = jax.tree.map(lambda total: total / mesh.size, (loss, gradients))
-        metrics = jax.tree.map(lambda total, count: total.astype(count.dtype), counts, metrics)
-        return (loss, (metrics, batch_stats)), gradients
-
-    replicated, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(axis)
-    in_specs = (replicated, replicated, replicated, split)
-    return jax.shard_map(on_each_device, mesh=mesh, in_specs=in_specs, out_specs=replicated)(
-        state.params, others, state.step, batch
-    )
-
-
 def train_step(
     state: TrainState,
     batch: tuple[jax.Array, jax.Array],
@@ -126,8 +56,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimiser step on ``batch`` (normalised images, labels); return the new state and the batch's metrics.
 
-    The metrics are ``loss`` (mean, before the update) and ``correct`` (count). ``mesh`` has one axis, along which the
-    batch is split. With an ``ema_decay`` the state's averages follow. ``loss_scale``: see :func:`value_and_gradients`.
+    The metrics are ``loss`` (mean, before the update) and ``correct`` (count). The batch is split along all
+    axes of ``mesh``. With an ``ema_decay`` the state's averages follow. ``loss_scale``: see
+    :func:`~dctps_jax.training.gradients.value_and_gradients`.
     """
     (loss, (metrics, batch_stats)), gradients = value_and_gradients(
         graph, state, state.supports, batch, mesh, random, loss_scale
@@ -257,16 +188,18 @@ def eval_step(
     *,
     graph: nnx.GraphDef,
     normalization: Normalization,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
     random: Any = MappingProxyType({}),
 ) -> Sums:
     """Add loss and correct answers of the ``valid`` images of a batch to ``sums``.
 
-    ``sharding`` splits a batch among the devices.
+    ``sharding`` splits a batch among the devices. A state that is divided among them is collected.
     """
     images = normalize(jnp.asarray(batch.images), normalization)
     if sharding is not None:
         images = jax.lax.with_sharding_constraint(images, sharding)
+        whole = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        state = jax.lax.with_sharding_constraint(state, whole)
     logits: Any = merge(graph, state, random)(images)
     labels = jnp.asarray(batch.labels)
     losses = jnp.where(valid, cross_entropy(logits, labels), 0)

@@ -73,7 +73,7 @@ def train_seed(
         on_first(check_not_begun, workdir)
 
     # Data: images and labels, and the rows to train on and to validate on.
-    placement = place_on_all_devices()
+    placement = place_on_all_devices(config.distributed.shards)
     began_with = "" if saved is None else (saved.record.get("data") or {}).get("fingerprint", "")
     with announced("reading the images …"):
         dataset = from_config.load_data(config, max_decoded_bytes(config, placement, began_with))
@@ -119,10 +119,10 @@ def train_seed(
     from_config.warn_if_nothing_moves(config, spec, weights.last, sizes)
 
     # State: a new one, or the newest that an earlier call saved, on the devices.
-    graphs, state = create_state(model, optimizer, placement.axis_name, spec.ema_decay > 0)
+    graphs, state = create_state(model, optimizer, placement.axis_name, spec.ema_decay > 0, placement.put)
     setup = loop.Setup(spec, graphs, optimizer, placement)
     no_sums = zero_sums(max(1, len(graphs.counts)))
-    state, sums = placement.put(state), placement.put(no_sums)
+    sums = placement.put(no_sums)
     inputs = spec.batch_size, *dataset.train_images.shape[1:]
     flops = flops_account(model, inputs, weights.last, weights.means(config.num_epochs * spec.steps_per_epoch))
     del model
@@ -131,17 +131,17 @@ def train_seed(
 
     def stored(state: TrainState) -> TrainState:
         """The state as checkpoints hold it, whatever the form of the run."""
-        return to_compact(state, weights.at(step), optimizer)
+        return to_compact(placement.for_files(state), weights.at(step), optimizer)
 
     def running(state: TrainState) -> TrainState:
         """A state out of a checkpoint in the form of the run."""
-        return state if runs_compact else placement.put(to_masked(state, graphs.shapes, optimizer))
+        return placement.put(state if runs_compact else to_masked(state, graphs.shapes, optimizer))
 
     def shapes_of_stored() -> tuple[Any, int]:
         """What a checkpoint holds now, abstractly, and how many parameters of it are trained."""
         # Of a new function: JAX remembers the shapes that an old one gave.
-        found = jax.eval_shape(lambda state: stored(state), state)
-        return placement.abstract(found), sum(leaf.size for leaf in jax.tree.leaves(found.params))
+        found = jax.eval_shape(lambda state: to_compact(state, weights.at(step), optimizer), state)
+        return placement.abstract_for_files(found), sum(leaf.size for leaf in jax.tree.leaves(found.params))
 
     # Abstract: the arrays themselves are given away with the first step.
     stored_shapes, num_trainable = shapes_of_stored()
@@ -172,7 +172,8 @@ def train_seed(
         del tree
     elif rewinds(config):
         step, state, rows = rewound(config, dataset, state, setup)
-    check_equal("the weights at the start", "run all processes on machines of one kind", digest, flatten(state))
+    same = "run all processes on machines of one kind"
+    check_equal("the weights at the start", same, lambda: digest(flatten(placement.for_files(state))))
     is_resumed = saved is not None
     del saved, saved_supports
     on_first(bind, described, split)
@@ -217,7 +218,7 @@ def train_seed(
         programs = loop.compile_programs(setup, state, sums, train, epoch_of(0), [validation, test])
     print(
         f"{config.model.name}, {num_trainable:,} trainable parameters, {spec.steps_per_epoch} steps an epoch, "
-        f"{placement.num_devices} {placement.platform} device(s), compiled in {programs.compile_seconds:.1f} s"
+        f"{placement.words}, compiled in {programs.compile_seconds:.1f} s"
     )
 
     stop = Stop(placement.batch)

@@ -91,6 +91,16 @@ def test_streamed_files(tmp_path):
     assert_close(tmp_path / "two", tmp_path / "one", 1e-5)
 
 
+@pytest.mark.parametrize("shards", [2, 4])  # within each process, and across both
+def test_two_processes_with_a_divided_state(tmp_path, shards):
+    options = (*SGD, "--config.execution.form=masked", "--config.model.offset=None", "--config.pruning.density=0.5")
+    assert alone(tmp_path / "one", *options)[0] == 0
+    finished = run(tmp_path / "two", *options, f"--config.distributed.shards={shards}", "--config.num_epochs=1")
+    assert f"4 cpu device(s), the state divided into {shards} parts" in finished.out[0]
+    run(tmp_path / "two", *options, f"--config.distributed.shards={shards}")  # goes on with another epoch
+    assert_close(tmp_path / "two", tmp_path / "one", 1e-5)
+
+
 def test_rigl(tmp_path):
     options = (
         *SGD,

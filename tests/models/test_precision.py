@@ -12,8 +12,8 @@ from flax import nnx
 
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.models.resnet import Bottleneck, ResNet
+from dctps_jax.training.gradients import value_and_gradients
 from dctps_jax.training.state import create_state
-from dctps_jax.training.step import value_and_gradients
 from dctps_jax.training.step_spec import LOSS_SCALES
 from tests import small_networks
 from tests.native import jit_unoptimised
