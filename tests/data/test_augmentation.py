@@ -7,6 +7,7 @@ import pytest
 
 from dctps_jax.data.augmentation import CROP_PADDING, augment, draw_crops, draw_crops_of_steps
 from dctps_jax.ops.target import tracing_for
+from tests.absent_tpu import text_of_program
 from tests.data.test_batches import noise
 
 
@@ -60,15 +61,6 @@ def test_crops_drawn_for_several_steps_are_those_of_each():
 @pytest.mark.parametrize("is_on_tpu", [True, False])
 def test_a_tpu_crops_without_a_loop_over_the_images(monkeypatch, is_on_tpu):
     """Cropped by slices, its compiler makes a loop of them: the second case shows it."""
-    pytest.importorskip("libtpu", reason="libtpu is not installed: pip install -e '.[tpu]'")
-    from jax.experimental import topologies
-
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    (device, *_) = topologies.get_topology_desc(topology_name="v5e:2x2", platform="tpu").devices
-    there = jax.sharding.SingleDeviceSharding(device)
-    images = jax.ShapeDtypeStruct((128, 32, 32, 3), jnp.uint8, sharding=there)
-    crops = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), drawn(128))
-    with tracing_for("tpu" if is_on_tpu else "cpu"):
-        program = jax.jit(augment).lower(images, crops).compile().as_text() or ""
+    arguments = jax.ShapeDtypeStruct((128, 32, 32, 3), jnp.uint8), drawn(128)
+    program = text_of_program(monkeypatch, augment, arguments, "tpu" if is_on_tpu else "cpu")
     assert (" while(" not in program) == is_on_tpu

@@ -14,6 +14,7 @@ from dctps_jax.ops.in_rows import InRows
 from dctps_jax.ops.sparse_part import add_at, weights_at
 from dctps_jax.ops.target import tracing_for
 from dctps_jax.ops.work import Work
+from tests.absent_tpu import text_of_program
 from tests.native import jit_unoptimised, native, normal
 from tests.ops.geometries import CASES
 
@@ -200,21 +201,13 @@ def test_gradients_of_added_values_are_those_at_the_positions(platform):
 @pytest.mark.parametrize("is_on_tpu", [True, False])
 def test_a_tpu_keeps_the_layout_of_a_kernel(monkeypatch, is_on_tpu):
     """Without the rows of a TPU, its compiler brings the kernel into a flat layout: the second case shows it."""
-    pytest.importorskip("libtpu", reason="libtpu is not installed: pip install -e '.[tpu]'")
-    from jax.experimental import topologies
-
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    (device, *_) = topologies.get_topology_desc(topology_name="v5e:2x2", platform="tpu").devices
-    there = jax.sharding.SingleDeviceSharding(device)
     arrays = (((), jnp.float32), ((1100,), jnp.bfloat16), ((1100,), jnp.int32), ((8, 4, 4, 128), jnp.bfloat16))
-    arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=there) for shape, dtype in arrays]
+    arguments = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in arrays)
 
     def layer(alpha, values, positions, inputs):
         offset = jnp.arange(9 * 128 * 128, dtype=jnp.float32).reshape(3, 3, 128, 128)
         kernel = add_at((alpha * offset).astype(jnp.bfloat16), positions, values)
         return jax.lax.conv_general_dilated(inputs, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
-    with tracing_for("tpu" if is_on_tpu else "cpu"):
-        program = jax.jit(layer).lower(*arguments).compile().as_text() or ""
+    program = text_of_program(monkeypatch, layer, arguments, "tpu" if is_on_tpu else "cpu")
     assert (f"bf16[{9 * 128 * 128}]" not in program) == is_on_tpu

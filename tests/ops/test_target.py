@@ -7,6 +7,7 @@ import pytest
 
 from dctps_jax.ops.target import auto_dtype, training_devices
 from dctps_jax.training.placement import place_on
+from tests.absent_tpu import absent_devices
 
 DEVICES = {
     "cpu": (SimpleNamespace(platform="cpu"), "float32"),
@@ -31,10 +32,5 @@ def test_a_placement_knows_it():
 
 
 def test_a_placement_on_a_tpu_that_is_not_there_knows_it(monkeypatch):
-    pytest.importorskip("libtpu", reason="libtpu is not installed: pip install -e '.[tpu]'")
-    from jax.experimental import topologies
-
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    devices = topologies.get_topology_desc(topology_name="v5e:2x2", platform="tpu").devices
+    devices = absent_devices(monkeypatch)
     assert jax.default_backend() == "cpu" and place_on(devices[:1]).auto_dtype == "bfloat16"
