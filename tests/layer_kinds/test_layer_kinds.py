@@ -303,3 +303,65 @@ def test_in_programs_as_nnx_users_write_them(form):
     mapped = nnx.vmap(lambda model, tokens: model(tokens[None])[0], in_axes=(None, 0))(model, tokens)
     assert_same(mapped, expected)
     assert "DCTpSLinearGeneral" in nnx.tabulate(model, tokens, console_kwargs={"width": 240})
+
+
+# A layer of each kind, with the shape of a batch of two.
+OF_EACH_KIND = [
+    (nnx.LinearGeneral, (4, (2, 3)), {}, (2, 5, 4)),
+    (nnx.LinearGeneral, ((2, 3), 4), {"axis": (-2, -1)}, (2, 5, 2, 3)),
+    (nnx.Einsum, ("nta, hab -> nthb", (3, 4, 2), (3, 2)), {}, (2, 5, 4)),
+    (nnx.ConvTranspose, (4, 6, (3, 2), (2, 3)), {}, (2, 5, 4, 4)),
+    (nnx.Embed, (7, 4), {}, (2, 3)),
+]
+
+
+def converted_and_plain(theirs, arguments, options, form):
+    model = nnx.Sequential(build(theirs, arguments, options))
+    converted = convert(model, density=0.6, form=form, embeddings=True)
+    return converted, to_plain(converted)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("theirs", "arguments", "options", "shape"), OF_EACH_KIND)
+def test_forward_mode(theirs, arguments, options, shape, form):
+    converted, plain = converted_and_plain(theirs, arguments, options, form)
+    (layer,) = prunable_layers(converted).values()
+    layer.method = "autodiff"  # the one that JAX differentiates forwards
+    if theirs is nnx.Embed:
+        inputs = inputs_of(theirs, shape) % 7
+        graph, table, rest = nnx.split(converted, nnx.Param, ...)
+
+        def looked_up(table):
+            return nnx.merge(graph, table, rest)(inputs)
+
+        _, moved = jax.jvp(looked_up, (table,), (table,))
+        # The table's direction is the table: what is looked up is linear in it, but for the mask.
+        np.testing.assert_allclose(moved, looked_up(table), rtol=1e-5)
+        return
+    inputs = inputs_of(theirs, shape)
+    found, expected = (jax.jvp(net, (inputs,), (jnp.cos(inputs),)) for net in (converted, plain))
+    jax.tree.map(assert_same, found, expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(("theirs", "arguments", "options", "shape"), OF_EACH_KIND)
+def test_parameters_in_half_precision(theirs, arguments, options, shape, dtype, form):
+    converted, plain = converted_and_plain(theirs, arguments, options | {"param_dtype": dtype}, form)
+    inputs = inputs_of(theirs, shape)
+    found, expected = converted(inputs), plain(inputs)
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(np.float32(found), np.float32(expected), rtol=0.05, atol=0.05)
+    gradients = nnx.state(nnx.grad(lambda net: (net(inputs) ** 2).sum().astype(jnp.float32))(converted))
+    kernels = [leaf for leaf in jax.tree.leaves(gradients) if leaf.ndim]
+    assert kernels and all(leaf.dtype == dtype and np.isfinite(np.float32(leaf)).all() for leaf in kernels)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("theirs", "arguments", "options", "shape"), OF_EACH_KIND)
+def test_an_empty_batch(theirs, arguments, options, shape, form):
+    converted, plain = converted_and_plain(theirs, arguments, options, form)
+    inputs = inputs_of(theirs, (0, *shape[1:]))
+    assert_same(converted(inputs), plain(inputs))
+    gradients = nnx.state(nnx.grad(lambda net: net(inputs).sum())(converted))
+    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradients))
