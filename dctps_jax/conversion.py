@@ -12,7 +12,7 @@ from flax import nnx
 
 from dctps_jax.arguments import check_choice, check_flag, check_model, check_number, names_of, pairs, patterns
 from dctps_jax.errors import UserError
-from dctps_jax.frozen import check_all_plain, freeze_all_but, frozen
+from dctps_jax.frozen import check_all_plain, freeze_all_but
 from dctps_jax.kernels import KernelLayer, of_each
 from dctps_jax.layer_kinds import KINDS, DCTpSEinsum, has_counterpart, kernel_variable, shapes_of
 from dctps_jax.offsets import Offset
@@ -25,6 +25,7 @@ from dctps_jax.prunable import (
     find_layers,
     prunable_layers,
     replace_layers,
+    variables_in,
 )
 from dctps_jax.pruning import (
     ALLOCATIONS,
@@ -105,7 +106,10 @@ def convert(
     if is_frozen:
         check_all_plain(layers)
     if all(isinstance(layer, KernelLayer) for layer in layers.values()):
-        raise UserError(f"the model has no layer to convert; convert knows {CONVERTIBLE}, and leaves what is excluded")
+        raise UserError(
+            f"the model has no layer to convert; convert knows {CONVERTIBLE} (nnx.Embed with embeddings=True), and "
+            "leaves what is excluded or converted already"
+        )
     stacks = {path: stack for path, layer in layers.items() if (stack := _stack(path, layer))}
     shapes = {path: _kernel_shape(layer) for path, layer in layers.items()}
     if is_frozen and stacks:
@@ -114,7 +118,9 @@ def convert(
             "stacked; exclude them, or keep them in an nnx.List"
         )
     if is_frozen:
-        freeze_all_but(copy, [in_copy[path] for path in allocatable])
+        to_convert = {id(layer) for layer in layers.values()}
+        excluded = [in_copy[path] for path in allocatable if id(in_copy[path]) not in to_convert]
+        freeze_all_but(copy, [*map(kernel_variable, layers.values()), *variables_in(excluded)])
     fixed_layers: dict[str, Any] = {"dense_layers": dense_layers, "layer_densities": layer_densities}
     is_dense = trains_all_weights(method, density, layer_densities)
     if is_dense:
@@ -164,7 +170,9 @@ def _plain(layer: KernelLayer) -> Any:
     kernel = kernel_variable(plain)
     kernel.set_value(of_each(layer.stack, layer.plain_kernel)(layer.effective_kernel()))
     add_metadata(kernel, layer.kernel.get_metadata())
-    if layer.bias is not None:
+    if isinstance(layer.bias, nnx.Param):
+        plain.bias = nnx.data(layer.bias)  # the variable itself, which other modules may hold, too
+    elif layer.bias is not None:  # frozen
         plain.bias.set_value(layer.bias[...])
         add_metadata(plain.bias, layer.bias.get_metadata())
     return plain
@@ -264,10 +272,7 @@ def _converted(
         new.kernel.set_value(placed_like(new.kernel[...], whole))
     add_metadata(new.kernel, metadata)
     if new.bias is not None and layer.bias is not None:
-        new.bias.set_value(layer.bias[...])
-        add_metadata(new.bias, layer.bias.get_metadata())
-        if is_frozen:
-            new.bias = nnx.data(frozen(new.bias))
+        new.bias = nnx.data(layer.bias)  # the variable itself, which other modules may hold, too
     return new
 
 

@@ -16,9 +16,9 @@ def frozen(variable: nnx.Variable) -> Frozen:
     return Frozen(variable.get_value(), **variable.get_metadata())
 
 
-def freeze_all_but(model: nnx.Module, layers: Iterable[Any]) -> None:
-    """Freeze the parameters of ``model`` in place, but for those of ``layers``, of S and of LoRA."""
-    kept = {id(value) for layer in layers for value in vars(layer).values() if isinstance(value, nnx.Variable)}
+def freeze_all_but(model: nnx.Module, variables: Iterable[nnx.Variable]) -> None:
+    """Freeze the parameters of ``model`` in place, but for ``variables`` and those of S and of LoRA."""
+    kept = set(map(id, variables))
     parameters = [node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Param) and id(node) not in kept]
     replace_layers(
         model, {id(node): frozen(node) for node in parameters if not isinstance(node, SparseParam | nnx.LoRAParam)}

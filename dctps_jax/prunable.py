@@ -1,12 +1,12 @@
 """The layers of a network: how they are found, the prunable ones among them, and a copy without masks."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
 
-from dctps_jax.arguments import check_model
+from dctps_jax.arguments import check_model, names_of
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer, shapes_of_variables
 from dctps_jax.layer_kinds import kernel_variable
@@ -95,19 +95,20 @@ def check_not_tied(layers: Mapping[str, Any], others: Mapping[str, Any]) -> None
     """Raise :class:`~dctps_jax.errors.UserError` where a layer's kernel is a variable of another module, too."""
     owners: dict[int, list[tuple[str, Any]]] = defaultdict(list)
     for path, module in (*layers.items(), *others.items()):
-        for variable in _variables_of(module):
+        for variable in variables_in([module]):
             owners[id(variable)].append((path, module))
     for path, layer in layers.items():
         for other, module in owners[id(kernel_variable(layer))]:
             if module is not layer:
                 raise UserError(
-                    f"{path} and {other} share a kernel, and a choice of weights would hold for one of them only; use "
-                    "one module in both places, exclude both, or give each a kernel of its own"
+                    f"{names_of([path])} and {names_of([other])} share a kernel, and a choice of weights would hold "
+                    "for one of them only; use one module in both places, exclude both, or give each its own kernel"
                 )
 
 
-def _variables_of(module: Any) -> list[nnx.Variable]:
-    return [value for value in vars(module).values() if isinstance(value, nnx.Variable)]
+def variables_in(modules: Iterable[Any]) -> list[nnx.Variable]:
+    """Return the variables that are attributes of ``modules``."""
+    return [value for module in modules for value in vars(module).values() if isinstance(value, nnx.Variable)]
 
 
 def check_not_normalized(model: Any, layers: Mapping[str, Any]) -> None:

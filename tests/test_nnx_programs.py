@@ -7,16 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dctps_jax import DCTpSConv, DCTpSLinear, convert, to_plain
+from dctps_jax import DCTpSConv, DCTpSLinear, UserError, convert, dynamic_sparse, to_plain
 from dctps_jax.models import create_model
 from dctps_jax.ops.methods import METHODS
 from dctps_jax.ops.target import PORTABLE, tracing_for
-from dctps_jax.pruning import get_masks
+from dctps_jax.pruning import get_masks, prune
 from tests.small_networks import FAMILIES
 
 SUPPORT = np.array([1, 5, 20, 60, 100, 200])
@@ -214,3 +215,54 @@ def test_a_network_on_a_mesh(form, offset, axis_type):
         found = nnx.jit(lambda model, images: model(images))(network(form, offset), images)
         assert found.addressable_shards[0].data.shape == (1, 3)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+class WithOneBias(nnx.Module):
+    """Two layers with one bias, which a third module has, too."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.a, self.b, self.c = (nnx.Linear(4, 4, rngs=rngs) for _ in range(3))
+        self.b.bias = self.a.bias
+        self.again = self.a.bias
+
+    def __call__(self, x):
+        return self.c(nnx.relu(self.b(nnx.relu(self.a(x))))) + self.again[...][None]
+
+
+@pytest.mark.parametrize("form", ["masked", "compact"])
+@pytest.mark.parametrize("offset", ["dct", None, "frozen"])
+def test_a_shared_bias_stays_shared(offset, form):
+    model = convert(WithOneBias(), density=0.5, offset=offset, form=form, exclude=("c",))
+    assert model.a.bias is model.b.bias is model.again
+    assert isinstance(model.a.bias, nnx.Param) == (offset != "frozen")
+    assert isinstance(model.c.bias, nnx.Param)
+    if offset != "frozen":
+        plain = to_plain(model)
+        assert plain.a.bias is plain.b.bias is plain.again
+        x = jnp.ones((2, 4))
+        np.testing.assert_allclose(plain(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_kernel_that_the_network_holds_too_is_named():
+    model = WithOneBias()
+    model.again = model.a.kernel
+    with pytest.raises(UserError, match=r"^a and the network share a kernel"):
+        convert(model, density=0.5)
+
+
+@pytest.mark.parametrize("method", ["epl", "magnitude"])
+def test_masks_that_are_traced_cannot_be_pruned(method):
+    model = convert(WithOneBias(), density=0.5)
+    with pytest.raises(UserError, match="outside of"):
+        nnx.jit(lambda model: prune(model, method, 0.1, key=0))(model)
+
+
+def test_a_move_may_be_asked_for_in_a_traced_step():
+    optimizer = dynamic_sparse(optax.sgd(0.1), {"w": np.eye(4, dtype=bool)}, update_every=2, end_step=5)
+    assert [bool(jax.jit(optimizer.is_move)(step)) for step in range(6)] == [
+        optimizer.is_move(step) for step in range(6)
+    ]
+    state = optimizer.init({"w": jnp.ones((4, 4))})
+    with pytest.raises(UserError, match=r"^state is "):
+        optimizer.move({"w": jnp.ones((4, 4))}, {"w": jnp.ones((4, 4))}, state)

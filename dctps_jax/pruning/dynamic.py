@@ -33,9 +33,9 @@ class UpdateSchedule(NamedTuple):
     def is_update(self, step: int) -> bool:
         """Return whether the step after ``step`` finished steps is an update.
 
-        Every ``update_every``-th step before ``end_step`` is one.
+        Every ``update_every``-th step before ``end_step`` is one. A ``step`` that is traced has a traced answer.
         """
-        return (step + 1) % self.update_every == 0 and step + 1 < self.end_step
+        return ((step + 1) % self.update_every == 0) & (step + 1 < self.end_step)
 
     def fraction(self, step: int) -> float:
         """Return ``drop_fraction / 2 · (1 + cos(π t / end))`` for the update after ``step`` finished steps."""

@@ -61,6 +61,8 @@ class DynamicSparse(optax.GradientTransformationExtraArgs):
         The masks of the state follow. Weights that were not trained before, and their moments, are zero. The learning
         rate counts the step, the inner optimiser takes none. At a step that is no move, nothing moves.
         """
+        if not isinstance(state, DynamicSparseState):
+            raise UserError(f"state is {words(state)}; it must be what init, update or move has returned")
         parts = zip(*(_masked_parts(state.masks, tree) for tree in (params, state.masks, gradients)), strict=True)
         moved = self.moves.apply(state.step, parts)
         kept = _like(state.masks, params, [kept for _, kept in moved])

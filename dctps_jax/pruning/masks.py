@@ -88,6 +88,12 @@ def get_masks(model: nnx.Module) -> dict[str, np.ndarray]:
 
 def mask_of_layer(layer: KernelLayer) -> np.ndarray:
     """Return the mask of a masked or compact layer; all True for a layer that trains all weights."""
+    for variable in (layer.mask, layer.support):
+        if variable is not None and isinstance(variable.get_value(), Tracer):
+            raise UserError(
+                "the masks of the network are traced, and which weights are trained has to be known before; prune "
+                "outside of functions that are traced, e.g. by nnx.jit"
+            )
     if layer.mask is not None:
         return np.asarray(layer.mask[...])
     if layer.support is None:
