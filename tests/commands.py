@@ -2,11 +2,14 @@
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import warnings
 from typing import NamedTuple
 from unittest import mock
+
+from absl import logging as absl_logging
 
 
 class Done(NamedTuple):
@@ -49,13 +52,18 @@ def assert_one_sentence(done, program, *parts, code=2):
 
 @contextlib.contextmanager
 def _as_program(arguments):
-    argv = ["program", *map(str, arguments)]
+    argv, root = ["program", *map(str, arguments)], logging.getLogger()
+    level, verbosity = root.level, absl_logging.get_verbosity()
     with (
         mock.patch.object(sys, "argv", argv),
         mock.patch.object(sys, "unraisablehook", sys.unraisablehook),
         warnings.catch_warnings(),
     ):
-        yield
+        try:
+            yield
+        finally:
+            absl_logging.set_verbosity(verbosity)
+            root.setLevel(level)
 
 
 def _exit_code(main):

@@ -80,7 +80,7 @@ def test_where_files_lie_may_change(tmp_path):
     with claim(tmp_path, moved):
         pass
     known = {"data.dir", "data.cache_dir", "data.max_pixels", "data.download", "data.streaming", "data.processes"}
-    known |= {"keep_epochs", "log_every_steps", "tensorboard", "wandb", "trackio", "multi_host"}
+    known |= {"distributed.shards", "keep_epochs", "log_every_steps", "tensorboard", "wandb", "trackio", "multi_host"}
     known |= {f"distributed.{name}" for name in ("coordinator", "num_processes", "process_id")}
     # These change them by rounding only.
     known |= {"parallel_seeds"} | {
