@@ -103,6 +103,8 @@ def convert(
     first_paths = _first_paths(model, allocatable, exclude)
     layers = {path: in_copy[path] for path in dict.fromkeys(first_paths.values())}
     is_frozen = isinstance(offset, str) and offset == "frozen"
+    if is_frozen and (alpha_init != 1.0 or not alpha_trainable):
+        raise UserError('offset is "frozen", K = W₀ + S, which has no α; leave out alpha_init and alpha_trainable')
     if is_frozen:
         check_all_plain(layers)
     if all(isinstance(layer, KernelLayer) for layer in layers.values()):

@@ -270,3 +270,9 @@ def test_a_base_in_half_precision(tmp_path):
         wide.kernel.set_value(wide.kernel[...].astype(jnp.float32))
         with pytest.raises(UserError, match=r"as it was then in .*bfloat16.*, and not in .*float32"):
             apply_delta(wide, tmp_path / "delta.safetensors")
+
+
+@pytest.mark.parametrize("option", [{"alpha_init": 2.0}, {"alpha_trainable": False}])
+def test_a_frozen_kernel_has_no_alpha(option):
+    with pytest.raises(UserError, match="which has no α"):
+        convert(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), density=0.5, offset="frozen", **option)
