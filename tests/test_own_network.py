@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from dctps_jax import export, to_plain
+from dctps_jax import export
 from dctps_jax.cli import predict
 from dctps_jax.config import check_config
 from dctps_jax.defaults import get_config
@@ -266,7 +266,8 @@ def test_a_network_of_other_kinds_of_layers_is_trained_and_exported(form, offset
         run(config_of(**settings), Path("parts"), StopAt(3))
     run(config_of(**settings), Path("parts"))
     assert_same_end(Path("parts"), Path("whole"))
-    assert call(export.main, "whole", "--output", "net.safetensors", "--stablehlo", "net.stablehlo").code == 0
+    done = call(export.main, "whole", "--output", "net.safetensors", "--network", "mine.networks:Kinds")
+    assert done.code == 0, done
     _, model = export.read_exported("net.safetensors", "mine.networks:Kinds")
     assert [type(layer).__name__ for layer in (model.up, model.mix, model.head, model.attention.query)] == [
         "DCTpSConvTranspose",
@@ -276,9 +277,6 @@ def test_a_network_of_other_kinds_of_layers_is_trained_and_exported(form, offset
     ]
     masks, expected = get_masks(model), load_masks("whole/masks.npz")
     assert masks.keys() == expected.keys() and all((masks[path] == expected[path]).all() for path in masks)
-    images = jax.random.normal(jax.random.key(0), (3, 6, 4, 1))
-    program = jax.export.deserialize(bytearray(Path("net.stablehlo").read_bytes()))
-    np.testing.assert_allclose(program.call(images), to_plain(model)(images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("folder")
