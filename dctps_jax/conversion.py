@@ -238,7 +238,7 @@ def _stack(path: str, layer: Any) -> tuple[int, ...]:
     if isinstance(layer, KernelLayer):
         return layer.stack
     if isinstance(layer, nnx.Conv | nnx.ConvTranspose) and layer.mask is not None:
-        raise UserError(f"{path or 'the network'} has a mask of its own; exclude it, or build it without")
+        raise UserError(f"{names_of([path])} has a mask of its own; exclude it, or build it without")
     own = shapes_of(layer)[1]
     found = kernel_variable(layer).get_value().shape
     stack = found[: len(found) - len(own)]

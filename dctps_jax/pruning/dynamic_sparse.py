@@ -26,7 +26,7 @@ from dctps_jax.pruning.sparse_optimizer import (
     check_optimizer,
     check_values_of_masks,
     is_none,
-    keep_masked,
+    keep_checked,
 )
 from dctps_jax.seeds import as_key
 
@@ -108,8 +108,8 @@ def dynamic_sparse(
         return DynamicSparseState(jnp.zeros((), jnp.int32), booleans, inner.init(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, DynamicSparseState]:
-        updates, inner_state = inner.update(keep_masked(updates, state.masks), state.inner, params, **extra_args)
-        return keep_masked(updates, state.masks), DynamicSparseState(state.step + 1, state.masks, inner_state)
+        updates, inner_state = inner.update(keep_checked(updates, state.masks), state.inner, params, **extra_args)
+        return keep_checked(updates, state.masks), DynamicSparseState(state.step + 1, state.masks, inner_state)
 
     transformation = DynamicSparse(init, update)
     transformation.moves, transformation.inner = moves, inner

@@ -20,7 +20,13 @@ def keep_masked(tree: Any, masks: Any) -> Any:
     ``masks`` has the structure of ``tree``, with None in place of an array or of a whole subtree that is kept. A mask
     has the shape of its array, and the values 0 and 1 only; others raise :class:`~dctps_jax.errors.UserError`.
     """
-    check_masks_of_tree(tree, masks)
+    check_values_of_masks(masks)
+    return keep_checked(tree, masks)
+
+
+def keep_checked(tree: Any, masks: Any) -> Any:
+    """Do as :func:`keep_masked`, with masks whose values were checked before: to read them again takes time."""
+    _check_fit(tree, masks)
     return jax.tree.map(lambda mask, part: part if mask is None else jnp.where(mask, part, 0), masks, tree,
                         is_leaf=is_none)  # fmt: skip
 
@@ -42,8 +48,8 @@ def sparse_optimizer(optimizer: optax.GradientTransformation, masks: Any) -> opt
         return inner.init(params)
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
-        updates, state = inner.update(keep_masked(updates, masks), state, params, **extra_args)
-        return keep_masked(updates, masks), state
+        updates, state = inner.update(keep_checked(updates, masks), state, params, **extra_args)
+        return keep_checked(updates, masks), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -73,6 +79,11 @@ def check_values_of_masks(masks: Any) -> None:
 def check_masks_of_tree(tree: Any, masks: Any) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` unless masks fit the arrays of a tree, as :func:`keep_masked` says."""
     check_values_of_masks(masks)
+    _check_fit(tree, masks)
+
+
+def _check_fit(tree: Any, masks: Any) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for masks in another structure or of other shapes than the arrays."""
     of_masks = dict(jax.tree_util.tree_leaves_with_path(masks, is_leaf=is_none))
     # A mask may stand for a variable of nnx, which is a tree of one array.
     is_in_variables = any(map(_is_variable, jax.tree.leaves(masks, is_leaf=_is_variable)))

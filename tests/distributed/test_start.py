@@ -63,13 +63,20 @@ def test_a_run_that_has_the_former_field_goes_on(tmp_path):
         pass
 
 
-def test_the_relay_outlives_the_other_end():
+@pytest.fixture
+def relayed():
+    """A server, an address that is relayed to it, and the event that it is lost."""
     server = socket.create_server(("127.0.0.1", 0))
     relay = Relay(f"127.0.0.1:{server.getsockname()[1]}")
     lost = threading.Event()
     relay.on_lost = lost.set
     host, port = relay.address.split(":")
-    with socket.create_connection((host, int(port)), timeout=5) as client:
+    return server, (host, int(port)), lost
+
+
+def test_the_relay_outlives_the_other_end(relayed):
+    server, address, lost = relayed
+    with socket.create_connection(address, timeout=5) as client:
         other, _ = server.accept()
         client.sendall(b"there")
         assert other.recv(10) == b"there"
@@ -82,13 +89,9 @@ def test_the_relay_outlives_the_other_end():
             client.recv(10)
 
 
-def test_the_relay_is_told_nothing_where_the_client_leaves():
-    server = socket.create_server(("127.0.0.1", 0))
-    relay = Relay(f"127.0.0.1:{server.getsockname()[1]}")
-    lost = threading.Event()
-    relay.on_lost = lost.set
-    host, port = relay.address.split(":")
-    with socket.create_connection((host, int(port)), timeout=5):
+def test_the_relay_is_told_nothing_where_the_client_leaves(relayed):
+    server, address, lost = relayed
+    with socket.create_connection(address, timeout=5):
         other, _ = server.accept()
     assert other.recv(10) == b""
     other.close()
