@@ -150,6 +150,7 @@ def do_program(module, arguments, finished_run):
     match module.rpartition(".")[2]:
         case "train":
             config, workdir, _ = parse_flags(arguments)
+            config.distributed.shards = 1  # the machine has fewer devices than a page speaks of
             check_config(resolve(config))
             if Path(f"{config.model.name.partition(':')[0]}.py").exists():
                 config.num_epochs, config.execution.keep_memory = 1, False
