@@ -1,14 +1,17 @@
 """Compile training programs for a TPU that is not there: ``python benchmarks/tpu.py vgg19:none:1 vgg19:dct:0.001``.
 
-A case is written as for ``train_step.py``. The program is the one of a run: a dispatch of ``--steps_per_dispatch``
-steps, or the step that moves weights with ``--sparse_training``. Printed are the cycles that the TPU's compiler
-estimates for a step, in all and by group, what bounds each group, the largest operations, and what lies in memory.
-These are estimates of a compiler, not measured times. Needs ``pip install -e '.[tpu]'`` and no TPU. With ``--save
-NAME`` the figures are written to benchmarks/results/tpu_NAME.json, too.
+A case is written as for ``train_step.py``. Its network may be a config, e.g. configs/resnet50_imagenet.py:none:1; then
+batch and optimiser are those of the config, and the images are streamed. The program is the one of a run: a
+dispatch of ``--steps_per_dispatch`` steps, or the step that moves weights with ``--sparse_training``. Printed are the
+cycles that the TPU's compiler estimates for a step, in all and by group, what bounds each group, the largest
+operations, and what lies in memory. These are estimates of a compiler, not measured times. Needs
+``pip install -e '.[tpu]'`` and no TPU. With ``--save NAME`` the figures are written to
+benchmarks/results/tpu_NAME.json, too.
 """
 
 import argparse
 import os
+import runpy
 from collections import Counter, defaultdict
 from functools import partial
 from importlib.metadata import version
@@ -20,19 +23,26 @@ for variable, value in (("JAX_PLATFORMS", "cpu"), ("TPU_SKIP_MDS_QUERY", "1"), (
 
 import jax
 import numpy as np
+import optax
+from flax import nnx
 from hlo import Operation, Program
 from jax.experimental import topologies
 from record import describe_run, save
 from train_step import build
 
-from dctps_jax.data.batches import ExamplesInRows, Normalization
+from dctps_jax.config import resolve
+from dctps_jax.data import Dataset
+from dctps_jax.data.batches import ExamplesInRows, Normalization, Subset
 from dctps_jax.optimizers import make_optimizer
 from dctps_jax.pruning.dynamic import UpdateSchedule
 from dctps_jax.training import loop
-from dctps_jax.training.placement import place_on
+from dctps_jax.training.from_config import make_optimizer_and_schedule, make_step_spec
+from dctps_jax.training.placement import Placement, place_on
+from dctps_jax.training.sparse_model import build_sparse_model
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import zero_sums
 from dctps_jax.training.step_spec import StepSpec
+from dctps_jax.training.streamed_images import StreamedImages
 
 
 class Chip(NamedTuple):
@@ -58,13 +68,20 @@ def chips(chip: str, count: int) -> list[Any]:
     return list(topology.devices[:count])
 
 
-def compile_case(name: str, devices: list[Any], arguments: argparse.Namespace) -> tuple[Any, int]:
-    """Return the compiled program of a case, and the bytes of what it trains."""
+class Case(NamedTuple):
+    """What the program of a case is compiled from."""
+
+    model: nnx.Module
+    optimizer: optax.GradientTransformation
+    spec: StepSpec
+    train: Any
+
+
+def case_of_network(name: str, arguments: argparse.Namespace) -> Case:
+    """Return the case of a network on images that lie on the devices."""
     network, offset, density, form, method = [*name.split(":"), "compact", "auto"][:5]
     model = build(network, None if offset == "none" else offset, float(density), form, method, arguments)
-    placement = place_on(devices)
     optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=network.startswith("fixup"))
-    graphs, state = create_state(model, optimizer, placement.axis_name)
     shape, count, moving = (arguments.image_size, arguments.image_size, 3), arguments.images, arguments.sparse_training
     spec = StepSpec(
         batch_size=arguments.batch_size,
@@ -77,18 +94,49 @@ def compile_case(name: str, devices: list[Any], arguments: argparse.Namespace) -
         sparse_training=moving,
         updates=None if moving == "static" else UpdateSchedule(100, 1000, 0.3),
     )
-    setup = loop.Setup(spec, graphs, optimizer, placement)
     images: Any = jax.ShapeDtypeStruct((count, int(np.prod(shape))), np.uint8)
     labels: Any = jax.ShapeDtypeStruct((count,), np.int32)
-    train = ExamplesInRows(images, labels, shape)
-    rows: Any = jax.ShapeDtypeStruct((count,), np.int32)
+    return Case(model, optimizer, spec, ExamplesInRows(images, labels, shape))
+
+
+def case_of_config(name: str, arguments: argparse.Namespace, placement: Placement) -> Case:
+    """Return the case of a config with another offset and density, on images that are streamed."""
+    file, offset, density = name.split(":")
+    config = runpy.run_path(file)["get_config"]()
+    config.model.offset, config.pruning.density = offset, float(density)
+    config.steps_per_dispatch, config.sparse_training.method = arguments.steps_per_dispatch, arguments.sparse_training
+    config.model.dtype = arguments.dtype
+    config = resolve(config)
+    shape = arguments.images, config.data.image_size, config.data.image_size, 3
+    # Arrays of any length that take no memory.
+    images, labels = np.broadcast_to(np.uint8(0), shape), np.broadcast_to(np.int32(0), shape[:1])
+    names = tuple(f"class {number}" for number in range(arguments.num_classes))
+    dataset = Dataset("images", images, labels, images, labels, names)
+    train = Subset(images, labels, np.arange(len(labels)))
+    spec = make_step_spec(config, dataset, train, "tpu", is_streamed=True)
+    model, _ = build_sparse_model(config, dataset, train, spec)
+    optimizer, _ = make_optimizer_and_schedule(config, spec.steps_per_epoch)
+    window = StreamedImages(images, labels, placement).abstract_window(spec.steps_per_dispatch, spec.batch_size)
+    return Case(model, optimizer, spec, window)
+
+
+def compile_case(name: str, devices: list[Any], arguments: argparse.Namespace) -> tuple[Any, int]:
+    """Return the compiled program of a case, and the bytes of what it trains."""
+    placement = place_on(devices)
+    is_config = name.partition(":")[0].endswith(".py")
+    case = case_of_config(name, arguments, placement) if is_config else case_of_network(name, arguments)
+    graphs, state = create_state(case.model, case.optimizer, placement.axis_name)
+    setup = loop.Setup(case.spec, graphs, case.optimizer, placement)
+    rows: Any = jax.ShapeDtypeStruct((case.spec.steps_per_epoch * case.spec.batch_size,), np.int32)
     epoch = loop.Epoch(rows, jax.eval_shape(lambda: jax.random.key(0)))
-    given = placement.abstract((state, zero_sums(max(1, len(graphs.counts))), train, epoch))
-    if moving == "static":
-        program = partial(loop.take_steps, num_steps=spec.steps_per_dispatch, setup=setup)
+    state, sums, epoch = placement.abstract((state, zero_sums(max(1, len(graphs.counts))), epoch))
+    train = case.train if is_config else placement.abstract(case.train)
+    if case.spec.updates is None:
+        program = partial(loop.take_steps, num_steps=case.spec.steps_per_dispatch, setup=setup)
+        given: tuple[Any, ...] = state, sums, train, epoch
     else:
         program = partial(loop.update_masks, setup=setup)
-        given = *given, placement.abstract(np.zeros(len(graphs.counts), np.int32))
+        given = state, sums, train, epoch, placement.abstract(np.zeros(len(graphs.counts), np.int32))
     return placement.compile(program, given, (0, 1)), sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
 
 
