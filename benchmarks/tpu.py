@@ -129,6 +129,7 @@ def compile_case(name: str, devices: list[Any], arguments: argparse.Namespace) -
     setup = loop.Setup(case.spec, graphs, case.optimizer, placement)
     rows: Any = jax.ShapeDtypeStruct((case.spec.steps_per_epoch * case.spec.batch_size,), np.int32)
     epoch = loop.Epoch(rows, jax.eval_shape(lambda: jax.random.key(0)))
+    parameter_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     state, sums, epoch = placement.abstract((state, zero_sums(max(1, len(graphs.counts))), epoch))
     train = case.train if is_config else placement.abstract(case.train)
     if case.spec.updates is None:
@@ -137,7 +138,7 @@ def compile_case(name: str, devices: list[Any], arguments: argparse.Namespace) -
     else:
         program = partial(loop.update_masks, setup=setup)
         given = state, sums, train, epoch, placement.abstract(np.zeros(len(graphs.counts), np.int32))
-    return placement.compile(program, given, (0, 1)), sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+    return placement.compile(program, given, (0, 1)), parameter_bytes
 
 
 def figures_of(name: str, compiled: Any, arguments: argparse.Namespace) -> dict[str, Any]:

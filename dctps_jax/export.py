@@ -6,6 +6,7 @@ for CPU, CUDA and TPU, too.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -31,7 +32,7 @@ from dctps_jax.field import find_field
 from dctps_jax.files import check_target, is_printable, write_whole
 from dctps_jax.kernels import Mask, Support
 from dctps_jax.ops.target import PORTABLE, tracing_for
-from dctps_jax.own import IMPORT_PATH, is_import_path
+from dctps_jax.own import IMPORT_PATH, blaming, is_import_path
 from dctps_jax.runs.checkpoint import read_arrays
 from dctps_jax.runs.fields import check_data
 from dctps_jax.runs.packing import flatten
@@ -212,7 +213,9 @@ def _refuse_change(file: Path, network: str, change: str | None) -> None:
 def export_stablehlo(file: Path | str, output: Path | str, network: str | None = None) -> None:
     """Write an exported network as serialised StableHLO: uint8 images, any number of them → logits in float32.
 
-    One program for CPU, CUDA and TPU; ``jax.export.deserialize`` reads it.
+    One program for CPU, CUDA and TPU; ``jax.export.deserialize`` reads it. Raises
+    :class:`~dctps_jax.errors.UserError` as :func:`load_exported`, and where a network of the user's own only takes
+    batches of a known size.
     """
     from jax import export
 
@@ -227,8 +230,10 @@ def export_stablehlo(file: Path | str, output: Path | str, network: str | None =
 
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *description.shape), jnp.uint8)
-    with tracing_for(PORTABLE):
-        program = export.export(logits_of, platforms=PLATFORMS)(images)
+    sizes = "takes no batch whose size is not known; give it sizes as x.shape has them, not as len(x)"
+    with contextlib.nullcontext() if network is None else blaming(f"{OPTION} is {network!r}, which {sizes}", network):
+        with tracing_for(PORTABLE):
+            program = export.export(logits_of, platforms=PLATFORMS)(images)
     write_whole(output, bytes(program.serialize()))
 
 

@@ -177,6 +177,20 @@ def test_a_program_computes_what_it_computes_with_plain_layers(form, offset, nam
     np.testing.assert_allclose(found, program(to_plain(model), IMAGES, tmp_path / "plain"), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("offset", ["dct", None])
+@pytest.mark.parametrize("form", ["masked", "compact"])
+def test_a_program_for_batches_of_any_size(form, offset):
+    model = network(form, offset)
+    images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), *IMAGES.shape[1:]), jnp.float32)
+    for method in ("auto", *METHODS):
+        model.conv.method = model.hidden.method = method
+        graph, state = nnx.split(model)
+        program = jax.export.export(jax.jit(lambda images, graph=graph, state=state: nnx.merge(graph, state)(images)))
+        for count in (1, 8):
+            found = program(images).call(IMAGES[:count])
+            np.testing.assert_allclose(found, model(IMAGES[:count]), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("transform", [lambda function: function, nnx.jit, nnx.remat])
 @pytest.mark.parametrize("offset", ["dct", None])
 @pytest.mark.parametrize("form", ["masked", "compact"])

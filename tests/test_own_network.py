@@ -113,8 +113,12 @@ class Kinds(nnx.Module):
         self.head = nnx.LinearGeneral((24, 6), num_classes, axis=(-2, -1), rngs=rngs)
 
     def __call__(self, x):
-        x = self.up(x).reshape(len(x), 24, 4)
+        x = self.up(x).reshape(x.shape[0], 24, 4)
         return self.head(self.mix(self.attention(x)))
+
+class OneSize(Net):
+    def __call__(self, x):
+        return super().__call__(x.reshape(len(x), *x.shape[1:]))
 """
 DATA = """
 import numpy as np
@@ -266,9 +270,14 @@ def test_a_network_of_other_kinds_of_layers_is_trained_and_exported(form, offset
         run(config_of(**settings), Path("parts"), StopAt(3))
     run(config_of(**settings), Path("parts"))
     assert_same_end(Path("parts"), Path("whole"))
-    done = call(export.main, "whole", "--output", "net.safetensors", "--network", "mine.networks:Kinds")
+    network = "--network", "mine.networks:Kinds"
+    done = call(export.main, "whole", "--output", "net.safetensors", "--stablehlo", "net.stablehlo", *network)
     assert done.code == 0, done
-    _, model = export.read_exported("net.safetensors", "mine.networks:Kinds")
+    description, model = export.read_exported("net.safetensors", "mine.networks:Kinds")
+    program = jax.export.deserialize(Path("net.stablehlo").read_bytes())
+    for count in (1, 3):
+        images = np.random.default_rng(count).integers(0, 256, (count, *description.shape), np.uint8)
+        np.testing.assert_allclose(program.call(images), model(description.prepare(images)), rtol=1e-4, atol=1e-5)
     assert [type(layer).__name__ for layer in (model.up, model.mix, model.head, model.attention.query)] == [
         "DCTpSConvTranspose",
         "DCTpSEinsum",
@@ -277,6 +286,17 @@ def test_a_network_of_other_kinds_of_layers_is_trained_and_exported(form, offset
     ]
     masks, expected = get_masks(model), load_masks("whole/masks.npz")
     assert masks.keys() == expected.keys() and all((masks[path] == expected[path]).all() for path in masks)
+
+
+@pytest.mark.usefixtures("folder", "small")
+def test_a_network_that_needs_to_know_its_batch_is_no_stablehlo():
+    settings = {"network": "mine.networks:OneSize"}
+    run(config_of(**settings, num_epochs=1), Path("run"))
+    with pytest.raises(UserError) as error:
+        export.export_run("run", "net.safetensors")
+        export.export_stablehlo("net.safetensors", "net.stablehlo", "mine.networks:OneSize")
+    assert "takes no batch whose size is not known" in str(error.value) and "networks.py" in str(error.value)
+    assert not Path("net.stablehlo").exists()
 
 
 @pytest.mark.usefixtures("folder")

@@ -44,10 +44,10 @@ def predicted_seconds(work: Work, method: str, platform: str | None = None) -> f
 def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) -> str:
     """Return the name of the method for a layer: the one that ``setting`` names, or the predicted best one for "auto".
 
-    A method that is not possible is replaced by its fallback. For no inputs, and in a program for every platform, it is
-    "autodiff". "auto" keeps "autodiff" where there is little to gain, in
-    half precision, and on platforms without measured costs. It takes a method only if that needs no more memory than a
-    layer that trains all weights.
+    A method that is not possible is replaced by its fallback. For no inputs, for a batch whose size is a symbol of
+    :mod:`jax.export`, and in a program for every platform, it is "autodiff". "auto" keeps "autodiff" where there is
+    little to gain, in half precision, and on platforms without measured costs. It takes a method only if that needs no
+    more memory than a layer that trains all weights.
 
     Raises :class:`~dctps_jax.errors.UserError` for a setting that does not exist.
     """
@@ -56,7 +56,8 @@ def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) ->
     if setting not in SETTINGS:
         raise UserError(f"the method is {setting!r}; it must be one of: {', '.join(SETTINGS)}")
     platform = platform or target.platform()
-    if platform == target.PORTABLE or 0 in work.inputs:
+    has_every_size = all(isinstance(size, int) and size > 0 for size in work.inputs)
+    if platform == target.PORTABLE or not has_every_size:
         return AUTODIFF.name
     if setting != "auto":
         method = METHODS[setting]
