@@ -231,9 +231,9 @@ def export_stablehlo(file: Path | str, output: Path | str, network: str | None =
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *description.shape), jnp.uint8)
     sizes = "takes no batch whose size is not known; give it sizes as x.shape has them, not as len(x)"
-    with contextlib.nullcontext() if network is None else blaming(f"{OPTION} is {network!r}, which {sizes}", network):
-        with tracing_for(PORTABLE):
-            program = export.export(logits_of, platforms=PLATFORMS)(images)
+    blamed = contextlib.nullcontext() if network is None else blaming(f"{OPTION} is {network!r}, which {sizes}", network)
+    with blamed, tracing_for(PORTABLE):
+        program = export.export(logits_of, platforms=PLATFORMS)(images)
     write_whole(output, bytes(program.serialize()))
 
 
