@@ -230,8 +230,10 @@ def export_stablehlo(file: Path | str, output: Path | str, network: str | None =
 
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *description.shape), jnp.uint8)
-    sizes = "takes no batch whose size is not known; give it sizes as x.shape has them, not as len(x)"
-    blamed = contextlib.nullcontext() if network is None else blaming(f"{OPTION} is {network!r}, which {sizes}", network)
+    blamed: Any = contextlib.nullcontext()
+    if network is not None:
+        fault = "takes no batch whose size is not known; give it sizes as x.shape has them, not as len(x)"
+        blamed = blaming(f"{OPTION} is {network!r}, which {fault}", network)
     with blamed, tracing_for(PORTABLE):
         program = export.export(logits_of, platforms=PLATFORMS)(images)
     write_whole(output, bytes(program.serialize()))
