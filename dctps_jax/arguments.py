@@ -124,6 +124,30 @@ def check_by_path(name: str, value: Any, what: str) -> None:
         raise UserError(f"{name} is {words(value)}; it must be a dict of {what} by the layers' dotted paths")
 
 
+def check_dtype(name: str, value: Any, is_optional: bool = False) -> None:
+    """Refuse what is no type of floating-point numbers, real or complex; None where it is optional."""
+    if value is None and is_optional:
+        return
+    try:
+        is_inexact = value is not None and jnp.issubdtype(jnp.dtype(value), jnp.inexact)
+    except TypeError:
+        is_inexact = False
+    if not is_inexact:
+        raise UserError(
+            f"{name} is {words(value)}; it must be a type of floating-point numbers, e.g. jnp.float32 or jnp.bfloat16"
+        )
+
+
+def check_inputs(inputs: Any, features: int, num_axes: int = 1) -> None:
+    """Refuse what is no array with ``features`` numbers in its last axis and at least ``num_axes`` axes."""
+    if not hasattr(inputs, "shape") or len(inputs.shape) < num_axes or inputs.shape[-1] != features:
+        found = f"shape {inputs.shape}" if hasattr(inputs, "shape") else f"no shape, they are {words(inputs)}"
+        axes = "" if num_axes == 1 else f" and at least {num_axes} axes"
+        raise UserError(
+            f"the inputs have {found}; they must be an array with {features} features in its last axis{axes}"
+        )
+
+
 def check_shapes(name: str, value: Any) -> None:
     """Refuse what is no mapping from paths to shapes."""
     check_by_path(name, value, "shapes")

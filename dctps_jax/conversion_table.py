@@ -55,10 +55,15 @@ def conversion_report(model: nnx.Module) -> Report:
     modules = dict(nnx.iter_modules(model))
     loras = [module for module in modules.values() if isinstance(module, nnx.LoRA)]
     wrapped = {id(module) for lora in loras for _, module in nnx.iter_modules(lora)}
-    return Report(tuple(_row(place, modules.get(place), found, wrapped) for place, found in parameters.items()))
+    has_own = any(isinstance(module, KernelLayer) for module in modules.values())
+    unconverted = "left: excluded" if has_own else "not converted"
+    rows = (_row(place, modules.get(place), found, wrapped, unconverted) for place, found in parameters.items())
+    return Report(tuple(rows))
 
 
-def _row(place: tuple[Any, ...], module: Any, variables: Mapping[str, nnx.Variable], wrapped: set[int]) -> Row:
+def _row(
+    place: tuple[Any, ...], module: Any, variables: Mapping[str, nnx.Variable], wrapped: set[int], unconverted: str
+) -> Row:
     path, kind = ".".join(map(str, place)), type(module).__name__
     kernels = ("kernel", "base") if isinstance(module, KernelLayer) else ()
     others = [variable for name, variable in variables.items() if name not in kernels]
@@ -76,7 +81,7 @@ def _row(place: tuple[Any, ...], module: Any, variables: Mapping[str, nnx.Variab
     elif type(module) is nnx.Embed:
         outcome = "left: embeddings are converted with embeddings=True"
     elif has_counterpart(module):
-        outcome = "left: excluded"
+        outcome = unconverted
     elif type(module) is nnx.Einsum:
         outcome = "left: this einsum is no product with a matrix"
     elif isinstance(module, tuple(KINDS)):

@@ -372,7 +372,7 @@ FIELDS: dict[str, Field] = {
     "pruning.dense_layers": Field(
         (),
         "Path patterns of layers that keep all their weights. The density of the whole network stays as asked.",
-        allowed=Allowed(are_texts, "path patterns, e.g. ('conv1',)"),
+        allowed=Allowed(are_texts, "path patterns, e.g. ('fcs.*',)"),
         needs=(OWN_DENSITY, REWINDS),
     ),
     "pruning.layer_densities": Field(

@@ -99,10 +99,14 @@ def apply_delta(model: nnx.Module, file: Path | str) -> Any:
     }
     replaced = {name: variables[name][...].shape for name in kinds["whole"] if name in variables}
     if replaced != {name: array.shape for name, array in kinds["whole"].items()} or digest(frozen) != base:
-        types = f" in {dtypes}" if dtypes and dtypes != _dtypes(frozen) else ""
+        if dtypes and dtypes != _dtypes(frozen):
+            raise UserError(
+                f"{file} was written for a network in {dtypes}, but this one is in {_dtypes(frozen)}; give the network "
+                f"that was converted, in {dtypes}"
+            )
         raise UserError(
             f"{file} was written for another network than this one, or for other weights of it; give the network that "
-            f"was converted, as it was then{types}{f', and not in {_dtypes(frozen)}' if types else ''}"
+            "was converted, as it was then"
         )
     for name, values in kinds["values"].items():
         kernel = variables[name][...]

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dctps_jax.arguments import as_array, check_flag, check_number, check_zero_or_one, words
+from dctps_jax.arguments import as_array, check_dtype, check_flag, check_number, check_zero_or_one, words
 from dctps_jax.errors import UserError
 from dctps_jax.offsets import Offset, find_offset
 from dctps_jax.ops.convolution import convolve
@@ -75,6 +75,8 @@ class KernelLayer(nnx.Module):
     for the one that :mod:`dctps_jax.ops.cost_model` chooses.
     """
 
+    dtype: Any
+
     def _init_parameters(
         self,
         kernel_shape: tuple[int, ...],
@@ -94,6 +96,8 @@ class KernelLayer(nnx.Module):
         bias_shape: tuple[int, ...] | None = None,
     ) -> None:
         check_flag("use_bias", use_bias)
+        check_dtype("param_dtype", param_dtype)
+        check_dtype("dtype", self.dtype, is_optional=True)
         check_number("alpha_init", alpha_init)
         check_flag("alpha_trainable", alpha_trainable)
         if not callable(getattr(rngs, "params", None)):

@@ -16,7 +16,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax.arguments import as_tuple, check_size, check_sizes, is_whole, words
+from dctps_jax.arguments import as_tuple, check_inputs, check_size, check_sizes, is_whole, words
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer, check_one_layer
 from dctps_jax.offsets import Offset
@@ -122,6 +122,7 @@ class DCTpSConv(KernelLayer):
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Return the convolution of ``inputs [*batch, *spatial, in_features]``, with any number of batch axes."""
         check_one_layer(self)
+        check_inputs(inputs, self.in_features, len(self.kernel_size) + 1)
         batch_shape = inputs.shape[: inputs.ndim - len(self.kernel_size) - 1]
         inputs = inputs.reshape(math.prod(batch_shape), *inputs.shape[len(batch_shape) :])
         bias = None if self.bias is None else self.bias[...]
@@ -241,6 +242,8 @@ class DCTpSLinear(KernelLayer):
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Return ``inputs @ K + bias`` for ``inputs [..., in_features]``."""
         check_one_layer(self)
+        inputs = jnp.asarray(inputs)
+        check_inputs(inputs, self.in_features)
         bias = None if self.bias is None else self.bias[...]
         has_custom_function = self.dot_general is not lax.dot_general or self.promote_dtype is not dtypes.promote_dtype
         if has_custom_function or self.preferred_element_type is not None or out_sharding is not None:

@@ -14,7 +14,18 @@ import pytest
 from flax import nnx
 
 import dctps_jax
-from dctps_jax import UserError, convert, export_delta, pruning
+from dctps_jax import (
+    DCTpSConv,
+    DCTpSConvTranspose,
+    DCTpSEinsum,
+    DCTpSEmbed,
+    DCTpSLinear,
+    DCTpSLinearGeneral,
+    UserError,
+    convert,
+    export_delta,
+    pruning,
+)
 from dctps_jax.pruning import apply_masks, get_masks, prune, random_pattern_supports, save_masks
 
 
@@ -151,6 +162,17 @@ def _is_variable(found):
     return inspect.isclass(found) and issubclass(found, nnx.Variable)
 
 
+def linear(**settings):
+    return DCTpSLinear(4, 8, rngs=nnx.Rngs(0), **settings)
+
+
+CONV = DCTpSConv(4, 3, (3, 3), rngs=nnx.Rngs(0))
+TRANSPOSED = DCTpSConvTranspose(4, 3, (3, 3), rngs=nnx.Rngs(0))
+EMBED = DCTpSEmbed(5, 4, rngs=nnx.Rngs(0))
+GENERAL = DCTpSLinearGeneral((2, 4), 3, axis=(-2, -1), rngs=nnx.Rngs(0))
+EINSUM = DCTpSEinsum("nta,ab->ntb", (4, 6), rngs=nnx.Rngs(0))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -181,6 +203,22 @@ def _is_variable(found):
         (lambda: dctps_jax.apply_delta(BASE, 3), "file is 3; it must be the path of a file"),
         (lambda: dctps_jax.DCTpSLinear(4, 8, rngs=0), "rngs is 0; it must be an nnx.Rngs"),
         (lambda: random_pattern_supports(0, SHAPES, "", 0.5), "pattern is ''; it must be \"N:M\""),
+        (lambda: linear(param_dtype=jnp.int8), "param_dtype is the class int8; it must be a type of floating-point"),
+        (lambda: linear(param_dtype=None), "param_dtype is None; it must be a type of floating-point"),
+        (
+            lambda: linear(dtype="bf16"),
+            "dtype is 'bf16'; it must be a type of floating-point numbers, e.g. jnp.float32",
+        ),
+        (lambda: linear()(jnp.ones((2, 5))), r"inputs have shape \(2, 5\); .* with 4 features in its last axis$"),
+        (lambda: linear()(jnp.ones(())), r"inputs have shape \(\); they must be an array with 4 features"),
+        (lambda: CONV(jnp.ones((2, 6, 6, 5))), r"with 4 features in its last axis and at least 3 axes"),
+        (lambda: CONV(jnp.ones(4)), r"inputs have shape \(4,\); .* at least 3 axes"),
+        (lambda: CONV([1.0]), r"the inputs have no shape, they are \[1.0\]"),
+        (lambda: TRANSPOSED(jnp.ones((6, 5))), r"inputs have shape \(6, 5\); .* at least 3 axes"),
+        (lambda: EMBED.attend(jnp.ones((2, 5))), r"inputs have shape \(2, 5\); .* 4 features"),
+        (lambda: EMBED([1, 2]), r"inputs of an embedding are \[1, 2\]; they must be an array of integers"),
+        (lambda: GENERAL(jnp.ones(4)), r"inputs have shape \(4,\); .* that has the axes \(-2, -1\), each of them once"),
+        (lambda: EINSUM(jnp.ones(4)), r"inputs have shape \(4,\); for the einsum 'nta,ab->ntb' .* with 3 axes"),
     ],
 )
 def test_the_sentence_says_what_is_allowed(call, message):

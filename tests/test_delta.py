@@ -268,7 +268,7 @@ def test_a_base_in_half_precision(tmp_path):
         np.testing.assert_array_equal(again(inputs), to_plain(tuned)(inputs))
         wide = nnx.clone(base)
         wide.kernel.set_value(wide.kernel[...].astype(jnp.float32))
-        with pytest.raises(UserError, match=r"as it was then in .*bfloat16.*, and not in .*float32"):
+        with pytest.raises(UserError, match=r"for a network in .*bfloat16.*, but this one is in .*float32"):
             apply_delta(wide, tmp_path / "delta.safetensors")
 
 

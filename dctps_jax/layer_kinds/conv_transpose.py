@@ -12,7 +12,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax.arguments import as_tuple, check_size, check_sizes
+from dctps_jax.arguments import as_tuple, check_inputs, check_size, check_sizes
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.layers import DEFAULT_KERNEL_INIT, checked_padding, per_dimension
 from dctps_jax.offsets import Offset
@@ -109,6 +109,7 @@ class DCTpSConvTranspose(KernelLayer):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Return the transposed convolution of ``inputs [*batch, *spatial, in_features]``."""
         rank = len(self.kernel_size)
+        check_inputs(inputs, self.in_features, rank + 1)
         batch_shape = inputs.shape[: inputs.ndim - rank - 1]
         inputs = inputs.reshape(math.prod(batch_shape), *inputs.shape[len(batch_shape) :])
         bias = None if self.bias is None else self.bias[...]

@@ -94,6 +94,7 @@ class DCTpSEinsum(TensorLayer):
     def __call__(self, inputs: jax.Array, einsum_str: str | None = None, out_sharding: Any = None) -> jax.Array:
         """Return the einsum of the inputs and K, with the bias along the axes of the kernel that are in the outputs."""
         einsum = self.einsum_str if einsum_str is None else einsum_str.replace(" ", "")
+        check_num_axes(inputs, einsum)
         labels, kernel_labels, output_labels = _labels(einsum, inputs.ndim)
         bias = None if self.bias is None else self.bias[...]
         has_custom_function = self.einsum_op is not jnp.einsum or self.promote_dtype is not dtypes.promote_dtype
@@ -140,6 +141,18 @@ def contraction_of(einsum_str: str, shape: Sequence[int]) -> Contraction | None:
     batch = tuple(axis for axis, letter in enumerate(kernel) if letter in inputs and letter in outputs)
     new = tuple(axis for axis, letter in enumerate(kernel) if letter not in inputs)
     return Contraction(tuple(shape), batch, contracted, new)
+
+
+def check_num_axes(inputs: Any, einsum: str) -> None:
+    """Refuse inputs with another number of axes than an einsum has letters for."""
+    letters = einsum.partition(",")[0]
+    least, has_ellipsis = len(letters.replace("...", "")), "..." in letters
+    if not hasattr(inputs, "ndim") or inputs.ndim < least or (inputs.ndim > least and not has_ellipsis):
+        found = f"shape {inputs.shape}" if hasattr(inputs, "shape") else f"no shape, they are {words(inputs)}"
+        raise UserError(
+            f"the inputs have {found}; for the einsum {einsum!r} they must be an array with "
+            f"{'at least ' if has_ellipsis else ''}{least} axes"
+        )
 
 
 def _labels(einsum: str, rank: int) -> tuple[str, str, str]:

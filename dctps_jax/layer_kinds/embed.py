@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from dctps_jax.arguments import check_size
+from dctps_jax.arguments import check_inputs, check_size, words
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.offsets import Offset
@@ -76,8 +76,8 @@ class DCTpSEmbed(KernelLayer):
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Return the rows of K that ``inputs``, integers of any shape, name: ``[*inputs.shape, features]``."""
-        if not jnp.issubdtype(inputs.dtype, jnp.integer):
-            raise UserError(f"the inputs of an embedding are {inputs.dtype}; they must be integers")
+        if not hasattr(inputs, "dtype") or not jnp.issubdtype(inputs.dtype, jnp.integer):
+            raise UserError(f"the inputs of an embedding are {words(inputs)}; they must be an array of integers")
         (kernel,) = self.promote_dtype((self.effective_kernel(),), dtype=self.dtype, inexact=False)
         if self.num_embeddings == 1:
             return jnp.broadcast_to(kernel, (*inputs.shape, self.features))
@@ -88,6 +88,7 @@ class DCTpSEmbed(KernelLayer):
 
     def attend(self, query: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Return ``query @ K.T`` for ``query [..., features]``."""
+        check_inputs(query, self.features)
         if out_sharding is not None or self.promote_dtype is not dtypes.promote_dtype:
             query, kernel = self.promote_dtype((query, self.effective_kernel()), dtype=self.dtype)
             return jnp.dot(query, kernel.T, out_sharding=out_sharding)

@@ -102,6 +102,7 @@ class DCTpSLinearGeneral(TensorLayer):
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Return the product over the axes ``axis``: batch axes first, then those left of the inputs, then new ones."""
+        check_axes(inputs, (*self.axis, *self.batch_axis))
         axes = _positive(self.axis, inputs.ndim)
         batch = _positive(self.batch_axis, inputs.ndim)
         bias = None if self.bias is None else self.bias[...]
@@ -149,6 +150,14 @@ def _flat_bias(init: nnx.Initializer, key: jax.Array, shape: tuple[int, ...], dt
         return bias.reshape(shape)
     bias.raw_value = bias.raw_value.reshape(shape)
     return bias
+
+
+def check_axes(inputs: Any, axes: tuple[int, ...]) -> None:
+    """Refuse inputs that do not have every one of ``axes``, each of them once."""
+    rank = getattr(inputs, "ndim", 0)
+    if not all(-rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) < len(axes):
+        found = f"shape {inputs.shape}" if hasattr(inputs, "shape") else f"no shape, they are {words(inputs)}"
+        raise UserError(f"the inputs have {found}; they must be an array that has the axes {axes}, each of them once")
 
 
 def _positive(axes: Any, rank: int) -> tuple[int, ...]:

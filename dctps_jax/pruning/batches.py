@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dctps_jax.arguments import as_array
+from dctps_jax.arguments import as_array, words
 from dctps_jax.errors import UserError, first_line
 from dctps_jax.losses import Loss
 
@@ -40,13 +40,17 @@ class CheckedBatches:
         return checked
 
     def _check(self, pair: Any) -> Batch:
-        try:
-            images, labels = (jnp.asarray(as_array("a part of the batch", part, "an array")) for part in pair)
-        except (TypeError, ValueError) as error:
+        what = "inputs and targets" if callable(self.loss) else "images and integer labels"
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            found = f"a {type(pair).__name__} of {len(pair)}" if isinstance(pair, list | tuple) else words(pair)
+            raise UserError(f"a batch must be a pair of {what}, but it is {found}; give two arrays")
+        images, labels = (jnp.asarray(as_array("a part of the batch", part, "an array")) for part in pair)
+        if callable(self.loss) and (not labels.ndim or labels.shape[:1] != images.shape[:1] or not len(images)):
             raise UserError(
-                f"a batch must be a pair of images and integer labels, got {type(pair).__name__}"
-            ) from error
-        if images.ndim < 2 or labels.shape[:1] != images.shape[:1] or not len(images):
+                f"the batch has inputs of shape {images.shape} and targets of shape {labels.shape}; both need one item "
+                "an example, and at least one"
+            )
+        if not callable(self.loss) and (images.ndim < 2 or labels.shape[:1] != images.shape[:1] or not len(images)):
             raise UserError(
                 f"the batch has images of shape {images.shape} and labels of shape {labels.shape}; it needs one "
                 "integer label an image, and at least one"
@@ -112,8 +116,10 @@ def _check_own_loss(loss: Callable[[Any, Any], Any], outputs: Any, labels: jax.A
         raise UserError(
             f"the loss cannot take the network's outputs and the labels of shape {labels.shape}: {first_line(error)}"
         ) from error
-    if not hasattr(found, "dtype") or not jnp.issubdtype(found.dtype, jnp.floating):
+    is_real = hasattr(found, "dtype") and jnp.issubdtype(found.dtype, jnp.floating)
+    if not is_real or (found.ndim and found.shape[0] != len(labels)):
+        words_of = f"{found.dtype} of shape {found.shape}" if hasattr(found, "dtype") else f"a {type(found).__name__}"
         raise UserError(
-            f"the loss returns {found}; it must return an array of floats: one, or one for each example, whose mean "
+            f"the loss returns {words_of}; it must return an array of floats: one, or one for each example, whose mean "
             "is taken"
         )

@@ -202,8 +202,10 @@ class Moves:
                 raise UserError(f"{name} is {words(value)}; it must be a whole number of at least 1")
         if not is_number(drop_fraction) or not 0 <= drop_fraction <= 1:
             raise UserError(f"drop_fraction is {words(drop_fraction)}; it must be from 0 to 1")
-        if (key is None) == (method == "set"):
-            raise UserError("method 'set' draws random positions: give it a key, and 'rigl' none")
+        if method == "set" and key is None:
+            raise UserError("method is 'set', which draws random positions; give it a key, e.g. key=0")
+        if method != "set" and key is not None:
+            raise UserError(f"key is {words(key)}, but method {method!r} draws nothing at random; leave out key")
         if not masks:
             raise UserError("there is no mask, so that no weight could move; give a mask to each array that is sparse")
         schedule = UpdateSchedule(update_every, end_step, drop_fraction)

@@ -1,6 +1,6 @@
 """Masks for your own training loop: any optax optimiser and any tree of parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,9 @@ from dctps_jax.errors import UserError, first_line
 def keep_masked(tree: Any, masks: Any) -> Any:
     """Return ``tree`` with zeros where its mask is False.
 
-    ``masks`` has the structure of ``tree``, with None in place of an array or of a whole subtree that is kept. A mask
-    has the shape of its array, and the values 0 and 1 only; others raise :class:`~dctps_jax.errors.UserError`.
+    ``masks`` has the structure of ``tree``, with None in place of an array or of a whole subtree that is kept. For an
+    ``nnx.State`` it may be nested dicts. A mask has the shape of its array, and the values 0 and 1 only; others raise
+    :class:`~dctps_jax.errors.UserError`.
     """
     check_values_of_masks(masks)
     return keep_checked(tree, masks)
@@ -26,6 +27,7 @@ def keep_masked(tree: Any, masks: Any) -> Any:
 
 def keep_checked(tree: Any, masks: Any) -> Any:
     """Do as :func:`keep_masked`, with masks whose values were checked before: to read them again takes time."""
+    masks = _as_tree(masks, tree)
     _check_fit(tree, masks)
     return jax.tree.map(lambda mask, part: part if mask is None else jnp.where(mask, part, 0), masks, tree,
                         is_leaf=is_none)  # fmt: skip
@@ -37,6 +39,8 @@ def sparse_optimizer(optimizer: optax.GradientTransformation, masks: Any) -> opt
     For all other weights, gradients are set to zero before ``optimizer`` sees them, so that its moments stay zero.
     Their updates are set to zero after it, in case it adds weight decay. Start from ``keep_masked(params, masks)``.
     Further arguments of an update, e.g. the loss as ``value``, go to an ``optimizer`` that takes some.
+
+    With ``nnx.Optimizer`` the masks are nested dicts by the names of the model's attributes.
 
     ``init`` raises :class:`~dctps_jax.errors.UserError` for masks that do not fit the parameters.
     """
@@ -79,7 +83,22 @@ def check_values_of_masks(masks: Any) -> None:
 def check_masks_of_tree(tree: Any, masks: Any) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` unless masks fit the arrays of a tree, as :func:`keep_masked` says."""
     check_values_of_masks(masks)
-    _check_fit(tree, masks)
+    _check_fit(tree, _as_tree(masks, tree))
+
+
+def _as_tree(masks: Any, tree: Any) -> Any:
+    """Return masks in the containers of a tree where that is an ``nnx.State``, as ``nnx.Optimizer`` has it.
+
+    A State takes masks in a State, whose items may be variables, or in dicts.
+    """
+    if not isinstance(tree, nnx.State) or not isinstance(masks, nnx.State | Mapping):
+        return masks
+    values = jax.tree.map(
+        lambda node: node.get_value() if _is_variable(node) else node,
+        masks,
+        is_leaf=lambda node: is_none(node) or _is_variable(node),
+    )
+    return values if isinstance(values, nnx.State) else nnx.State(values)
 
 
 def _check_fit(tree: Any, masks: Any) -> None:

@@ -185,8 +185,8 @@ def test_a_layer_as_the_whole_network_and_the_order_of_lists():
         ({"update_every": 0}, "update_every is 0"),
         ({"end_step": 1.5}, "end_step is 1.5"),
         ({"drop_fraction": 2}, "drop_fraction is 2"),
-        ({"method": "set"}, "'set' draws random positions: give it a key"),
-        ({"key": jax.random.key(0)}, "and 'rigl' none"),
+        ({"method": "set"}, "method is 'set', which draws random positions; give it a key"),
+        ({"key": jax.random.key(0)}, "but method 'rigl' draws nothing at random; leave out key"),
     ],
 )
 def test_wrong_settings_are_one_sentence(options, message):

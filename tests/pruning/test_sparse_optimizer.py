@@ -82,6 +82,31 @@ def test_nnx_optimizer_hands_the_loss_on():
     assert (np.asarray(model.kernel[...]) != before).all()
 
 
+def of_even_positions(array):
+    return np.arange(array.size).reshape(array.shape) % 2 == 0
+
+
+@pytest.mark.parametrize(
+    "masks_of",
+    [
+        lambda state: {
+            "layers": {0: {"kernel": of_even_positions(state["layers"][0]["kernel"]), "bias": None}, 1: None}
+        },
+        lambda state: jax.tree.map(of_even_positions, nnx.to_pure_dict(state)),
+        lambda state: jax.tree.map(of_even_positions, state),
+        lambda state: jax.tree.map(lambda x: of_even_positions(x) if x.ndim == 2 else None, state),
+    ],
+    ids=["dicts", "pure dict", "state", "state with None"],
+)
+def test_nnx_optimizer_takes_masks_in_dicts_and_states(masks_of):
+    model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.Linear(8, 3, rngs=nnx.Rngs(1)))
+    state = nnx.state(model, nnx.Param)
+    optimizer = nnx.Optimizer(model, sparse_optimizer(optax.adam(0.1), masks_of(state)), wrt=nnx.Param)
+    before = np.asarray(model.layers[0].kernel[...])
+    optimizer.update(model, jax.tree.map(jnp.ones_like, state))
+    np.testing.assert_array_equal(np.asarray(model.layers[0].kernel[...]) != before, of_even_positions(before))
+
+
 @pytest.mark.parametrize("make", [sparse_optimizer, partial(dynamic_sparse, end_step=9)])
 @pytest.mark.parametrize(
     ("masks", "message"),
