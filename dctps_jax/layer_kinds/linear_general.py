@@ -152,7 +152,7 @@ def _flat_bias(init: nnx.Initializer, key: jax.Array, shape: tuple[int, ...], dt
     return bias
 
 
-def check_axes(inputs: Any, axes: tuple[int, ...]) -> None:
+def check_axes(inputs: Any, axes: tuple[Any, ...]) -> None:
     """Refuse inputs that do not have every one of ``axes``, each of them once."""
     rank = getattr(inputs, "ndim", 0)
     if not all(-rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) < len(axes):

@@ -170,9 +170,7 @@ def test_an_embedding_attends_and_is_read_as_a_table():
     query = inputs_of(None, (2, 3, 4))
     assert_same(layer.attend(query), to_plain(layer).attend(query))
     assert_same(layer.embedding[...], layer.effective_kernel())
-    with pytest.raises(
-        UserError, match="the inputs of an embedding are an array of float32"
-    ):
+    with pytest.raises(UserError, match="the inputs of an embedding are an array of float32"):
         layer(query)
 
 
