@@ -7,7 +7,8 @@ times as fast, with which peak memory, a DCT plus Sparse step is; ``h100_step_NE
 ``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) the CPU time of a step is taken apart.
 ``versus_torch_NETWORK.json`` and ``h200_versus_torch_vgg19.json`` (benchmarks/versus_torch.py) have the steps beside
 PyTorch's, ``masked_mlp.json`` (benchmarks/masked_mlp.py) those of a perceptron beside sparse matrices. ``input.json``
-(benchmarks/input.py) has the ways of reading images.
+(benchmarks/input.py) has the ways of reading images, and ``tpu_NETWORK.json`` (benchmarks/tpu.py) what the compiler of a
+TPU estimates.
 """
 
 import json
@@ -121,6 +122,31 @@ def masked_mlp(cases: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def tpu() -> str:
+    """Return the programs of tpu.py for one v5e chip as a Markdown table. The ratio is to the dense network's cycles."""
+    lines = [
+        "| network | case | dtype | steps a dispatch | million cycles | against dense | without an estimate | MB moved | "
+        "HBM, MB: arguments + temporaries | data and augmentation |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for network, name in NETWORKS.items():
+        for suffix in ("", "_50_steps", "_float32"):
+            file = RESULTS / f"tpu_{network}{suffix}.json"
+            result = json.loads(file.read_text()) if file.exists() else {"cases": []}
+            for case in result["cases"]:
+                offset, density = case["case"].split(":")[1:3]
+                cycles = case["megacycles"]
+                data = case["groups"]["data and augmentation"]["megacycles"] / cycles
+                lines.append(
+                    f"| {name} | {'dense' if offset == 'none' else f'DCT, {100 * float(density):g} %'} | {case['dtype']} | "
+                    f"{result['command']['steps_per_dispatch']} | {cycles:.3f} | "
+                    f"{cycles / result['cases'][0]['megacycles']:.2f} | {len(case['without_estimate'])} | "
+                    f"{case['bytes'] / 1e6:,.0f} | "
+                    f"{case['hbm_arguments'] / 1e6:,.0f} + {case['hbm_temporaries'] / 1e6:,.0f} | {data:.1%} |"
+                )
+    return "\n".join(lines)
+
+
 def reading_images() -> str:
     """Return the ways of input.py as a Markdown table."""
     ways = json.loads((RESULTS / "input.json").read_text())["ways"]
@@ -163,5 +189,6 @@ if __name__ == "__main__":
         versus_torch_on_cpu(),
         masked_mlp(saved_cases("masked_mlp")),
         reading_images(),
+        tpu(),
         sep="\n\n",
     )
