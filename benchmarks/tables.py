@@ -7,8 +7,8 @@ times as fast, with which peak memory, a DCT plus Sparse step is; ``h100_step_NE
 ``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) the CPU time of a step is taken apart.
 ``versus_torch_NETWORK.json`` and ``h200_versus_torch_vgg19.json`` (benchmarks/versus_torch.py) have the steps beside
 PyTorch's, ``masked_mlp.json`` (benchmarks/masked_mlp.py) those of a perceptron beside sparse matrices. ``input.json``
-(benchmarks/input.py) has the ways of reading images, and ``tpu_NETWORK.json`` (benchmarks/tpu.py) what the compiler of a
-TPU estimates.
+(benchmarks/input.py) has the ways of reading images, and ``tpu_NETWORK.json`` (benchmarks/tpu.py) what a TPU's compiler
+estimates.
 """
 
 import json
@@ -123,10 +123,10 @@ def masked_mlp(cases: Sequence[dict[str, Any]]) -> str:
 
 
 def tpu() -> str:
-    """Return the programs of tpu.py for one v5e chip as a Markdown table. The ratio is to the dense network's cycles."""
+    """Return the programs of tpu.py for one v5e chip as a Markdown table. The ratio is to the dense network."""
     lines = [
-        "| network | case | dtype | steps a dispatch | million cycles | against dense | without an estimate | MB moved | "
-        "HBM, MB: arguments + temporaries | data and augmentation |",
+        "| network | case | dtype | steps a dispatch | million cycles | against dense | without an estimate | "
+        "MB moved | HBM, MB: arguments + temporaries | data and augmentation |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for network, name in NETWORKS.items():
@@ -135,14 +135,13 @@ def tpu() -> str:
             result = json.loads(file.read_text()) if file.exists() else {"cases": []}
             for case in result["cases"]:
                 offset, density = case["case"].split(":")[1:3]
-                cycles = case["megacycles"]
+                label = "dense" if offset == "none" else f"DCT, {100 * float(density):g} %"
+                cycles, dense = case["megacycles"], result["cases"][0]["megacycles"]
                 data = case["groups"]["data and augmentation"]["megacycles"] / cycles
                 lines.append(
-                    f"| {name} | {'dense' if offset == 'none' else f'DCT, {100 * float(density):g} %'} | {case['dtype']} | "
-                    f"{result['command']['steps_per_dispatch']} | {cycles:.3f} | "
-                    f"{cycles / result['cases'][0]['megacycles']:.2f} | {len(case['without_estimate'])} | "
-                    f"{case['bytes'] / 1e6:,.0f} | "
-                    f"{case['hbm_arguments'] / 1e6:,.0f} + {case['hbm_temporaries'] / 1e6:,.0f} | {data:.1%} |"
+                    f"| {name} | {label} | {case['dtype']} | {result['command']['steps_per_dispatch']} | {cycles:.3f} | "
+                    f"{cycles / dense:.2f} | {len(case['without_estimate'])} | {case['bytes'] / 1e6:,.0f} | "
+                    f"{case['hbm_arguments'] / 1e6:,.0f} + {case['hbm_temporaries'] / 1e6:,.0f} | {100 * data:.1f} % |"
                 )
     return "\n".join(lines)
 

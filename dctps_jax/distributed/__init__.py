@@ -3,6 +3,7 @@
 - :mod:`~dctps_jax.distributed.start` joins them to JAX's distributed runtime,
 - :mod:`~dctps_jax.distributed.agreement` hands what the first process found to all of them, and compares what each has,
 - :mod:`~dctps_jax.distributed.watch` ends a process when another one of them has ended or does not answer any more,
+- :mod:`~dctps_jax.distributed.goodbye` bounds how long a process waits for the others when it ends,
 - :mod:`~dctps_jax.distributed.together` is the block that all of that holds in.
 
 With one process everything here does nothing.

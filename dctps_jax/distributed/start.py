@@ -8,6 +8,7 @@ import jax
 from jax._src import clusters
 
 from dctps_jax.config import check_value
+from dctps_jax.distributed import goodbye
 from dctps_jax.distributed.relay import Relay
 from dctps_jax.errors import UserError, first_line
 
@@ -58,6 +59,7 @@ def start(settings: Any) -> None:
             f"process {cluster.process_id} of {cluster.num_processes} cannot join the others at {cluster.coordinator} "
             f"({first_line(error)}); start all processes, where this address reaches process 0"
         ) from error
+    goodbye.bound()
 
 
 def the_relay() -> Relay | None:

@@ -6,7 +6,6 @@ import importlib.metadata
 import io
 import json
 import logging
-import os
 import socket
 import sys
 import traceback
@@ -18,6 +17,7 @@ import jax
 
 from dctps_jax.command import sentence
 from dctps_jax.config import check_names
+from dctps_jax.distributed import goodbye
 from dctps_jax.distributed.agreement import differing, gather, is_first
 from dctps_jax.distributed.start import start, the_relay
 from dctps_jax.distributed.watch import Watch
@@ -144,6 +144,7 @@ def _leave(watch: Watch, error: BaseException) -> None:
     if getattr(error, "is_agreed", False):
         message, code = _told(error)
         watch.leave_together(code, message)
+        goodbye.exit_code = code
         return
     if isinstance(error, jax.errors.JaxRuntimeError):
         watch.wait_for_reason()
@@ -151,15 +152,8 @@ def _leave(watch: Watch, error: BaseException) -> None:
     if sentence(error) is None and not is_first():
         traceback.print_exception(error)  # into the log
     watch.leave_alone(code, message)
-    atexit.register(_end_at_once, code)
+    atexit.register(goodbye.end_at_once, code)
 
 
 def _told(error: BaseException) -> tuple[str, int]:
     return sentence(error) or (f"{type(error).__name__}: {error}".splitlines()[0], 1)
-
-
-def _end_at_once(code: int) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
