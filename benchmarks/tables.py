@@ -132,14 +132,15 @@ def tpu() -> str:
     for network, name in NETWORKS.items():
         for suffix in ("", "_50_steps", "_float32"):
             file = RESULTS / f"tpu_{network}{suffix}.json"
-            result = json.loads(file.read_text()) if file.exists() else {"cases": []}
+            result: Any = json.loads(file.read_text()) if file.exists() else {"cases": []}
             for case in result["cases"]:
                 offset, density = case["case"].split(":")[1:3]
                 label = "dense" if offset == "none" else f"DCT, {100 * float(density):g} %"
                 cycles, dense = case["megacycles"], result["cases"][0]["megacycles"]
+                steps = result["command"]["steps_per_dispatch"]
                 data = case["groups"]["data and augmentation"]["megacycles"] / cycles
                 lines.append(
-                    f"| {name} | {label} | {case['dtype']} | {result['command']['steps_per_dispatch']} | {cycles:.3f} | "
+                    f"| {name} | {label} | {case['dtype']} | {steps} | {cycles:.3f} | "
                     f"{cycles / dense:.2f} | {len(case['without_estimate'])} | {case['bytes'] / 1e6:,.0f} | "
                     f"{case['hbm_arguments'] / 1e6:,.0f} + {case['hbm_temporaries'] / 1e6:,.0f} | {100 * data:.1f} % |"
                 )
