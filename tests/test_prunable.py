@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dctps_jax import DCTpSConv, DCTpSLinear, UserError, convert
+from dctps_jax import (
+    DCTpSConv,
+    DCTpSEinsum,
+    DCTpSEmbed,
+    DCTpSLinear,
+    DCTpSLinearGeneral,
+    UserError,
+    convert,
+)
 from dctps_jax.prunable import prunable_layers
-from dctps_jax.pruning import allocate, apply_masks, get_masks, prune, random_masks
+from dctps_jax.pruning import allocate, apply_masks, get_masks, prune, random_masks, random_supports
 
 KEY = jax.random.key(0)
 
@@ -112,7 +120,16 @@ def tied(make):
 TIED = r"a and b share a kernel|b and a share a kernel"
 
 
-@pytest.mark.parametrize("make", [lambda: linear(nnx.Rngs(0)), lambda: nnx.Conv(4, 4, 3, rngs=nnx.Rngs(0))])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: linear(nnx.Rngs(0)),
+        lambda: nnx.Conv(4, 4, 3, rngs=nnx.Rngs(0)),
+        lambda: nnx.ConvTranspose(4, 4, (3,), rngs=nnx.Rngs(0)),
+        lambda: nnx.LinearGeneral(4, (2, 2), rngs=nnx.Rngs(0)),
+        lambda: nnx.Einsum("na,ab->nb", (4, 4), rngs=nnx.Rngs(0)),
+    ],
+)
 def test_tied_kernels_are_not_converted(make):
     with pytest.raises(UserError, match=TIED):
         convert(tied(make), density=0.5)
@@ -150,9 +167,18 @@ def test_one_module_in_two_places_is_one_layer():
 
 
 @pytest.mark.parametrize("wrapper", [nnx.SpectralNorm, nnx.WeightNorm])
-def test_normalised_kernels_are_not_compact(wrapper):
+@pytest.mark.parametrize(
+    "inside",
+    [
+        linear,
+        lambda rngs: nnx.Conv(4, 4, (3, 3), rngs=rngs),
+        lambda rngs: nnx.ConvTranspose(4, 4, (3, 3), rngs=rngs),
+        lambda rngs: nnx.LinearGeneral(4, (2, 2), rngs=rngs),
+    ],
+)
+def test_normalised_kernels_are_not_compact(wrapper, inside):
     def model():
-        return Two(wrapper(linear(nnx.Rngs(0)), rngs=nnx.Rngs(0)), linear(nnx.Rngs(1)))
+        return Two(wrapper(inside(nnx.Rngs(0)), rngs=nnx.Rngs(0)), linear(nnx.Rngs(1)))
 
     with pytest.raises(UserError, match=f"a.layer_instance is in an nnx.{wrapper.__name__}"):
         convert(model(), density=0.5)
@@ -165,8 +191,18 @@ def test_normalised_kernels_are_not_compact(wrapper):
 
 
 def test_a_compact_kernel_has_at_most_2_31_weights():
-    with pytest.raises(UserError, match=r"2,147,488,281 weights.*int32"):
-        DCTpSLinear(46341, 46341, support=np.array([46341**2 - 1]), rngs=nnx.Rngs(0))
+    last: Any = {"support": np.array([46341**2 - 1]), "rngs": nnx.Rngs(0)}
+    for build in (
+        lambda: DCTpSLinear(46341, 46341, **last),
+        lambda: DCTpSConv(46341, 46341, (1,), **last),
+        lambda: DCTpSEmbed(46341, 46341, **last),
+        lambda: DCTpSEinsum("na,ab->nb", (46341, 46341), **last),
+        lambda: DCTpSLinearGeneral((46341,), (46341,), **last),
+    ):
+        with pytest.raises(UserError, match=r"2,147,488,281 weights.*int32"):
+            build()
+    positions = random_supports(KEY, {"a": (70_000, 70_000)}, {"a": 50})["a"]  # without a layer they may be larger
+    assert (np.diff(positions) > 0).all() and 0 <= positions[0] and 2**31 < positions[-1] < 70_000**2
 
 
 @pytest.mark.parametrize("offset", ["dct", None])
