@@ -202,7 +202,7 @@ def test_a_compact_kernel_has_at_most_2_31_weights():
         with pytest.raises(UserError, match=r"2,147,488,281 weights.*int32"):
             build()
     positions = random_supports(KEY, {"a": (70_000, 70_000)}, {"a": 50})["a"]  # without a layer they may be larger
-    assert (np.diff(positions) > 0).all() and 0 <= positions[0] and 2**31 < positions[-1] < 70_000**2
+    assert (np.diff(positions) > 0).all() and positions[0] >= 0 and 2**31 < positions[-1] < 70_000**2
 
 
 @pytest.mark.parametrize("offset", ["dct", None])
