@@ -27,20 +27,22 @@ USAGE = "dctps-launch --processes N [--devices M] -- --config configs/NAME.py [-
 
 
 def main() -> None:
-    with command("launch.py"):
+    with command("dctps-launch"):
         sys.exit(_main(sys.argv[1:]))
 
 
 def _main(argv: Sequence[str]) -> int:
     own, dashes, options = _split(argv)
+    if not dashes and not {"-h", "--help"} & set(own):
+        raise UserError(f"give the options of the run after --: {USAGE}")
     parser = argparse.ArgumentParser("dctps-launch", USAGE, description=__doc__)
     parser.add_argument("--processes", type=int, required=True, help="how many processes")
     parser.add_argument("--devices", type=int, default=0, help="CPU devices that each process pretends to have")
     arguments = parser.parse_args(own)
-    if arguments.processes < 1 or arguments.devices < 0:
+    if arguments.processes < 1:
         raise UserError(f"--processes is {arguments.processes}; it must be at least 1")
-    if not dashes:
-        raise UserError(f"give the options of the run after --: {USAGE}")
+    if arguments.devices < 0:
+        raise UserError(f"--devices is {arguments.devices}; it must be at least 1, or 0 for the devices that are there")
     return launch(arguments.processes, arguments.devices, options)
 
 

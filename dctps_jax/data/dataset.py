@@ -216,10 +216,11 @@ def classes_without(labels: np.ndarray, num_classes: int) -> list[range]:
     return [range(low + 1, high) for low, high in between if low + 1 < high]
 
 
-def check_numbering(where: str, train_labels: np.ndarray, num_classes: int) -> None:
+def check_numbering(where: str, train_labels: np.ndarray, num_classes: int, how: str = "give class_names") -> None:
     """Raises UserError where classes that have no names but their numbers have no training image either.
 
-    The labels then start at 1, have gaps, or are numbered in another way in the test part.
+    The labels then start at 1, have gaps, or are numbered in another way in the test part. `how` says how all classes
+    get names, so that such a class may stay.
     """
     missing = classes_without(train_labels, num_classes)
     if not missing:
@@ -228,12 +229,12 @@ def check_numbering(where: str, train_labels: np.ndarray, num_classes: int) -> N
     if missing == [range(lowest)]:
         raise UserError(
             f"{where}: class 0 has no training images, the smallest label is {lowest}; do the labels start at "
-            f"{lowest}? {SUBTRACT_SMALLEST}. If such images are really missing, give class_names."
+            f"{lowest}? {SUBTRACT_SMALLEST}. If such images are really missing, {how}."
         )
     raise UserError(
         f"{where}: labels run to {num_classes - 1}, but {sum(map(len, missing))} of the classes 0 to {num_classes - 1} "
         f"have no training images, the first is {missing[0][0]}; number the classes of both parts alike, from 0 "
-        "without gaps. If such images are really missing, give class_names."
+        f"without gaps. If such images are really missing, {how}."
     )
 
 

@@ -108,6 +108,11 @@ def _labels(path: Path, column: str) -> np.ndarray:
 
     with parsing(path, _DOWNLOAD_AGAIN):
         values = pyarrow.parquet.read_table(path, columns=[column])[column]
-        if values.null_count:
-            raise ValueError(f"{values.null_count} labels are missing")
+    if values.null_count:
+        row = values.is_null().index(True).as_py()
+        raise UserError(
+            f"{path} has {values.null_count} rows without a label in column {column!r}, the first is row {row}; label "
+            "them, or leave them out."
+        )
+    with parsing(path, _DOWNLOAD_AGAIN):
         return values.to_numpy().astype(np.int32)

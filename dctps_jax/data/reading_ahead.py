@@ -1,5 +1,6 @@
 """Read images ahead of their use, in the background, in a fixed order: with grain."""
 
+import gc
 import itertools
 import os
 import signal
@@ -51,7 +52,8 @@ def read_ahead(images: Any, rows: np.ndarray, multiple_of: int, num_processes: i
         blocks = blocks.mp_prefetch(grain.MultiprocessingOptions(num_processes, in_each), _begin_process)
     iterator = iter(blocks)
     try:
-        yield from iterator
+        # What another process has read lies in shared memory. A copy lets go of it at once.
+        yield from map(np.array, iterator) if num_processes else iterator
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
@@ -61,6 +63,11 @@ def read_ahead(images: Any, rows: np.ndarray, multiple_of: int, num_processes: i
         ) from error
     finally:
         iterator.close()
+        if num_processes:
+            # grain 0.2.18 keeps the last block in a cycle of references. Python cannot free shared memory when it ends
+            # (test_no_shared_memory_is_left).
+            del iterator, blocks
+            gc.collect()
 
 
 def _begin_process(number: int, count: int) -> None:

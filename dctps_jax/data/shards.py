@@ -15,6 +15,7 @@ from dctps_jax.errors import UserError
 # A split goes by the first of these names that has files.
 SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
 CLASSES = "classes.txt"
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _MAX_BYTES = 2**22
 
 
@@ -30,9 +31,12 @@ def shards_of(folder: Path, part: str, kind: str) -> list[Path]:
         pattern = re.compile(rf"(?:.*/)?{split}(?:[-._/][^/]*)?\.{kind}(?:-\d+-of-\d+)?")
         if found := [path for path in files if pattern.fullmatch(path.relative_to(folder).as_posix())]:
             return found
+    if compressed := [path for path in files if path.suffix in COMPRESSED]:
+        raise UserError(f"{compressed[0]} is compressed; uncompress it and the others like it.")
+    among = f"among its {len(files)} {kind} files" if files else f"and no {kind} file at all"
     raise UserError(
-        f"{folder} (data.dir) has no file {SPLITS[part][0]}-*.{kind} among its {len(files)} {kind} files; set data.dir "
-        f"to a folder that has them, for train and for {' or '.join(SPLITS['test'])}."
+        f"{folder} (data.dir) has no file {SPLITS[part][0]}*.{kind} {among}; set data.dir to a folder that has them, "
+        f"for train and for {' or '.join(SPLITS['test'])}."
     )
 
 
@@ -56,7 +60,8 @@ def class_names_in(folder: Path, labels: Sequence[np.ndarray]) -> tuple[str, ...
             f"{len(names) - 1}; write a label for each image, and a line for each class in {CLASSES}."
         )
     if not path.exists():
-        check_numbering(f"{folder} (data.dir)", labels[0], highest + 1)
+        how = f"write the name of each class on a line of {path.name}, in data.dir"
+        check_numbering(f"{folder} (data.dir)", labels[0], highest + 1, how)
     return names
 
 

@@ -5,7 +5,7 @@ import tarfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,6 +19,10 @@ from dctps_jax.errors import UserError
 _LABEL = ".cls"
 _MAX_LABEL_BYTES = 20
 _ADVICE = "get it again"
+# How files begin that gzip, bzip2, xz and zstd have written.
+_COMPRESSIONS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+# What is read after the last member. Programs fill a tar file up to a multiple of some kilobytes.
+_END_BYTES = 2**20
 
 
 def load_webdataset_folder(options: Options) -> Dataset:
@@ -100,7 +104,10 @@ def _index(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray, list[str
         file = open_regular(path)
     except OSError as error:
         raise unreadable(path, error, _ADVICE) from error
-    # Only a file that is not compressed has a place for each image.
+    if file.read(8).startswith(_COMPRESSIONS):
+        file.close()
+        raise UserError(f"{path} is compressed; uncompress it, so that each of its images can be read by itself.")
+    file.seek(0)
     with file, parsing(path, _ADVICE), tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             if not member.isreg():
@@ -110,28 +117,52 @@ def _index(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray, list[str
             key, suffix = f"{folder}/{stem}", f".{rest}".lower()
             if suffix in SUFFIXES:
                 if key in images:
-                    raise ValueError(f"{images[key][0]} and {member.name} have the same key")
+                    raise UserError(
+                        f"{path} has two images {images[key][0]} and {member.name}; give each a name of its own up to "
+                        "the first dot."
+                    )
                 if member.size > max_bytes:
-                    raise ValueError(f"{member.name} has {member.size:,} bytes, at most {max_bytes:,} are allowed")
+                    raise UserError(
+                        f"{member.name} in {path} has {member.size:,} bytes, at most {max_bytes:,} are allowed; make "
+                        "it smaller, or raise config.data.max_pixels."
+                    )
                 images[key] = member.name, member.offset_data, member.size
             elif suffix == _LABEL:
                 content = tar.extractfile(member)
                 assert content is not None
-                labels[key] = _label(member.name, content.read(_MAX_LABEL_BYTES))
-        if missing := next((name for key, (name, _, _) in images.items() if key not in labels), None):
-            raise ValueError(f"{missing} has no label, a member of the same name that ends with {_LABEL}")
-        if not images:
-            raise ValueError(f"it holds no image with a name that ends with {', '.join(SUFFIXES)}")
+                labels[key] = _label(f"{member.name} in {path}", content.read(_MAX_LABEL_BYTES))
+        _check_end(file, tar.offset)
+    if missing := next((name for key, (name, _, _) in images.items() if key not in labels), None):
+        raise UserError(
+            f"{missing} in {path} has no label; add a file of the same name that ends with {_LABEL} and holds the "
+            "number of its class, or leave the image out."
+        )
+    if not images:
+        raise UserError(f"{path} has no image; the name of one has to end with {', '.join(SUFFIXES)}.")
     places = np.array([(offset, size) for _, offset, size in images.values()], np.int64)
     numbers = np.array([labels[key] for key in images], np.int32)
     return places, numbers, [name for name, _, _ in images.values()]
 
 
+def _check_end(file: BinaryIO, offset: int) -> None:
+    """Raise ValueError unless a tar file ends at ``offset``, where tarfile has found no further member.
+
+    It ends with blocks of zeros. Without them it was cut off, or a block is damaged: tarfile is silent then.
+    """
+    file.seek(offset)
+    rest = file.read(_END_BYTES)
+    if len(rest) < tarfile.BLOCKSIZE or any(rest[: tarfile.BLOCKSIZE]):
+        raise ValueError("it has no end, a block of zeros")
+    if any(rest):
+        raise ValueError("something follows its end, as in tar files that were joined")
+
+
 def _label(name: str, content: bytes) -> int:
+    advice = "it has to hold the number of a class, from 0 on"
     try:
         label = int(content)
     except ValueError as error:
-        raise ValueError(f"{name} holds {content!r}, but has to be the number of a class") from error
+        raise UserError(f"{name} holds {content!r}; {advice}.") from error
     if not 0 <= label < 2**31:
-        raise ValueError(f"{name} holds {label}; classes are numbered from 0")
+        raise UserError(f"{name} holds {label}; {advice}.")
     return label

@@ -5,6 +5,7 @@ All processes call these functions in the same order.
 
 import itertools
 import json
+import reprlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -66,7 +67,17 @@ def check_equal(what: str, advice: str, function: Callable[..., Any], *arguments
     values = gather(function(*arguments))
     for process, value in enumerate(values):
         if value != values[0]:
-            raise UserError(f"{what} of process {process} are not those of process 0; {advice}")
+            difference = _difference(value, values[0])
+            raise UserError(f"{what} of process {process} are not those of process 0{difference}; {advice}")
+
+
+def _difference(value: Any, first: Any) -> str:
+    """Return the first item in which two dicts differ, as an insertion, or nothing for other values."""
+    if not isinstance(value, dict) or not isinstance(first, dict):
+        return ""
+    name = next(name for name in (*first, *value) if value.get(name) != first.get(name))
+    found, wanted = (reprlib.repr(values.get(name)) for values in (value, first))
+    return f" ({name}: {found}, and in process 0 {wanted})"
 
 
 def arrays_of_first(arrays: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:

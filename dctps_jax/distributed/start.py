@@ -1,12 +1,15 @@
 """Join the processes of a run to JAX's distributed runtime, as ``config.distributed`` says."""
 
 import os
+import socket
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax._src import clusters
 
+from dctps_jax.command import end_process, say
 from dctps_jax.config import check_value
 from dctps_jax.distributed import goodbye
 from dctps_jax.distributed.relay import Relay
@@ -14,6 +17,8 @@ from dctps_jax.errors import UserError, first_line
 
 # The longest that processes wait for each other at the start, in seconds.
 JOIN_SECONDS = 300
+# After how long a process says that it waits.
+SAY_SECONDS = 10
 
 
 class Cluster(NamedTuple):
@@ -44,22 +49,59 @@ def start(settings: Any) -> None:
     if cluster.process_id > 0:
         _relay = Relay(address)
         address = _relay.address
+    if cluster.process_id == 0:
+        _check_port(address)
     # JAX's own handling of SIGTERM would replace that of the run.
     jax.config.update("jax_enable_preemption_service", False)
+    has_joined = threading.Event()
+    threading.Thread(target=_wait, args=(cluster, has_joined), name="start", daemon=True).start()
     try:
         jax.distributed.initialize(
             address,
             cluster.num_processes,
             cluster.process_id,
             cluster.local_device_ids,
-            initialization_timeout=JOIN_SECONDS,
+            initialization_timeout=2 * JOIN_SECONDS,  # JAX 0.10.2 aborts after it
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"process {cluster.process_id} of {cluster.num_processes} cannot join the others at {cluster.coordinator} "
             f"({first_line(error)}); start all processes, where this address reaches process 0"
         ) from error
+    finally:
+        has_joined.set()
     goodbye.bound()
+
+
+def _check_port(address: str) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` where process 0 cannot listen.
+
+    JAX 0.10.2 ends by a segmentation fault there, see ``test_a_port_that_is_used_is_one_sentence``.
+    """
+    port = int(address.rpartition(":")[2])
+    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"config.distributed.coordinator is {address}, but process 0 cannot listen at port {port} here "
+                f"({error.strerror}); end what uses it, another process 0 perhaps, or choose another port"
+            ) from error
+
+
+def _wait(cluster: Cluster, has_joined: threading.Event) -> None:
+    """Say after a while that this process waits, and end it before JAX aborts it."""
+    me = f"process {cluster.process_id} of {cluster.num_processes}"
+    if has_joined.wait(SAY_SECONDS):
+        return
+    say(f"{me} waits for the others at {cluster.coordinator}, up to {JOIN_SECONDS} s")
+    if not has_joined.wait(JOIN_SECONDS - SAY_SECONDS):
+        end_process(
+            UserError.exit_code,
+            f"{me} has waited {JOIN_SECONDS} s for the others at {cluster.coordinator}; start all processes, each with "
+            f"a number of its own from 0 to {cluster.num_processes - 1}, where this address reaches process 0",
+        )
 
 
 def the_relay() -> Relay | None:
@@ -84,7 +126,7 @@ def find_cluster(settings: Any) -> Cluster | None:
         raise UserError(
             f"config.distributed.num_processes is {num_processes} and config.distributed.process_id {process_id}; with "
             f"config.distributed.coordinator={coordinator} give the number of all processes, and to each a number of "
-            "its own from 0 on"
+            "its own from 0 to one less"
         )
     return Cluster(coordinator, num_processes, process_id)
 

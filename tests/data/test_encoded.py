@@ -1,5 +1,6 @@
 """Images that are decoded whenever they are asked for: those of the decoded copy, out of every source of files."""
 
+import io
 import pickle
 import tarfile
 
@@ -101,12 +102,42 @@ def test_names_of_classes_in_a_file(tmp_path):
 def test_tar_files_that_cannot_be_indexed(tmp_path):
     write("webdataset_folder", tmp_path)
     write_webdataset_folder(tmp_path, {"train": TRAIN}, labelled=False)
-    assert "train-000.tar is cut short or damaged (ValueError: 0000.png has no label" in message(
-        "webdataset_folder", tmp_path
+    assert (
+        "0000.png in" in (said := message("webdataset_folder", tmp_path)) and "train-000.tar has no label; add" in said
     )
     with tarfile.open(tmp_path / "train-000.tar", "w:gz") as tar:
         tar.add(tmp_path / "val-000.tar", "0.png")
+    assert "train-000.tar is compressed; uncompress it" in message("webdataset_folder", tmp_path)
+    (tmp_path / "train-000.tar").rename(tmp_path / "train-000.tar.gz")
+    assert "train-000.tar.gz is compressed; uncompress it and the others" in message("webdataset_folder", tmp_path)
+
+
+def test_a_tar_file_that_was_cut_off_or_joined_is_refused(tmp_path):
+    write("webdataset_folder", tmp_path)
+    path = tmp_path / "train-000.tar"
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        end = tar.getmembers()[-1].offset_data + 512  # of the last label
+        second = tar.getmembers()[2].offset
+    for size in (second, second + 100, second + 600, end, end + 100, end + 511):
+        path.write_bytes(whole[:size])
+        assert "train-000.tar is cut short or damaged" in message("webdataset_folder", tmp_path), size
+    path.write_bytes(whole[:second] + b"x" * 512 + whole[second + 512 :])
     assert "train-000.tar is cut short or damaged" in message("webdataset_folder", tmp_path)
+    path.write_bytes(whole + whole)
+    assert "something follows its end" in message("webdataset_folder", tmp_path)
+    path.write_bytes(whole[: end + 512])  # one block of zeros is an end
+    assert len(when_read("webdataset_folder", tmp_path).train_labels) == 13
+
+
+@pytest.mark.parametrize(("label", "part"), [(b"cat", "holds b'cat'; it has to hold the number"), (b"-1", "holds -1")])
+def test_a_label_in_a_tar_file_is_a_number(tmp_path, label, part):
+    write("webdataset_folder", tmp_path)
+    with tarfile.open(tmp_path / "train-000.tar", "w") as tar:
+        member = tarfile.TarInfo("0000.cls")
+        member.size = len(label)
+        tar.addfile(member, io.BytesIO(label))
+    assert "0000.cls in " in (said := message("webdataset_folder", tmp_path)) and part in said
 
 
 def test_a_record_without_an_image(tmp_path):

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 from dctps_jax.data.reading_ahead import one_ahead, read_ahead
 from dctps_jax.errors import UserError
+from tests.documents import REPO
 
 ROWS = np.random.default_rng(0).permutation(100)
 
@@ -47,6 +50,28 @@ def test_an_error_comes_where_its_row_would():
 def test_the_error_of_another_process_is_the_same():
     with pytest.raises(UserError, match=f"row {ROWS[50]} is broken"):
         list(read_ahead(Numbers(broken=int(ROWS[50])), ROWS, 10, num_processes=1))
+
+
+READER = """
+import numpy as np
+from dctps_jax.data.reading_ahead import one_ahead, read_ahead
+
+class Images:
+    def __getitem__(self, rows):
+        return np.zeros((len(rows), 64, 64, 3), np.uint8)
+
+if __name__ == "__main__":
+    blocks = one_ahead(read_ahead(Images(), np.arange(64), 32, num_processes=1))
+    kept = [next(blocks) for _ in range(2)]
+    print(sum(map(len, kept)))
+"""
+
+
+def test_no_shared_memory_is_left(tmp_path):
+    (tmp_path / "reader.py").write_text(READER)
+    command = [sys.executable, str(tmp_path / "reader.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(REPO)})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "64\n", "")
 
 
 def test_another_process_reads_the_same_until_it_is_killed():

@@ -218,7 +218,7 @@ def test_other_images_on_one_host(tmp_path):
             f"--config.data.cache_dir={tmp_path / f'cache_{index}'}",
         )
     finished = group(tmp_path / "run", *IMAGES, by_process=folders).finish()
-    assert_left_together(finished, 2, "the images of process 1 are not those of process 0; give all hosts the same")
+    assert_left_together(finished, 2, "the images of process 1 are not those of process 0 (", "; give all hosts")
 
 
 def test_a_signal_before_the_training_ends_all(tmp_path):

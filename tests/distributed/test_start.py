@@ -3,6 +3,8 @@
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -14,6 +16,7 @@ from dctps_jax.errors import UserError
 from dctps_jax.runs.workdir import claim, record_config
 from dctps_jax.training.run import run
 from tests.commands import assert_one_sentence, call
+from tests.distributed.processes import REPO, free_port
 from tests.small_runs import small_config
 
 CONFIG = ("--config", "configs/lenet_digits.py")
@@ -45,6 +48,39 @@ def test_what_is_missing_is_one_sentence(tmp_path, coordinator, num_processes, p
     with pytest.raises(UserError, match=re.escape(message)):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+ALONE = """
+import sys
+from dctps_jax.defaults import get_config
+from dctps_jax.distributed import start
+
+start.JOIN_SECONDS, start.SAY_SECONDS = 6, 2
+config = get_config().distributed
+config.coordinator, config.num_processes, config.process_id = sys.argv[1], 2, int(sys.argv[2])
+start.start(config)
+"""
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_that_waits_says_so_and_leaves_with_one_sentence(number):
+    address = f"localhost:{free_port()}"
+    command = [sys.executable, "-c", ALONE, address, str(number)]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
+    waits, left = (line for line in done.stderr.splitlines() if line.startswith("-c: "))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert waits == f"-c: process {number} of 2 waits for the others at {address}, up to 6 s"
+    assert left.startswith(f"-c: process {number} of 2 has waited 6 s for the others at {address}; start all processes")
+
+
+def test_a_port_that_is_used_is_one_sentence():
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        command = [sys.executable, "-c", ALONE, f"localhost:{port}", "0"]
+        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
+    last = done.stderr.splitlines()[-1]
+    assert f"coordinator is localhost:{port}, but process 0 cannot listen at port {port} here" in last
+    assert "(Address already in use); end what uses it, another process 0 perhaps, or choose another port" in last
 
 
 def test_the_former_field_is_one_sentence(tmp_path):
@@ -114,11 +150,11 @@ def test_a_log_holds_what_was_printed_before_there_was_a_file(tmp_path):
     ],
 )
 def test_launching_without_what_it_needs(arguments, part):
-    assert_one_sentence(call(launch.main, *arguments), "launch.py", part)
+    assert_one_sentence(call(launch.main, *arguments), "dctps-launch", part)
 
 
 def test_gpus_that_cannot_be_shared(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     done = call(launch.main, "--processes", "2", "--", *CONFIG)
-    assert_one_sentence(done, "launch.py", "--processes is 2, which cannot share 3 GPUs evenly")
+    assert_one_sentence(done, "dctps-launch", "--processes is 2, which cannot share 3 GPUs evenly")
