@@ -1,10 +1,12 @@
 """Predict how training scales over TPU v5e chips: ``python benchmarks/scaling.py``. See docs/scaling.md.
 
 What is computed and exchanged in a step is read from ``results/tpu_resnet50_imagenet.json`` (benchmarks/tpu.py), a
-program compiled for 16 chips. What the chips and their networks do are published figures, but for one that is assumed.
+program compiled for 16 chips. What the chips and their networks do are published figures, but for messages between
+pods, which are assumed.
 Nothing here is measured on a TPU.
 """
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +17,18 @@ HERTZ = 1.5e9
 ALL_REDUCE_BYTES = 51.2e12 / 256
 POD_BYTES = 6.4e12 / 8
 POD_CHIPS = 256
-# Austin et al. 2025, "How to Scale Your Model", chapter 3: a hop takes 1 µs in theory; 8 µs were measured for three.
-HOP_SECONDS = (1e-6, 8e-6 / 3)
-# Assumed: no figure is published of how long a message takes from one pod to another.
-POD_SECONDS = 50e-6
+
+
+class Latency(NamedTuple):
+    """What messages take, in seconds: a hop to the next chip, and a message from one pod to another."""
+
+    hop: float
+    pod: float
+
+
+# Of a hop 1 µs in theory, and 8 µs measured for three: Austin et al. 2025, "How to Scale Your Model", chapter 3. No
+# figure is published of messages between pods; these are assumed.
+LATENCIES = (Latency(1e-6, 20e-6), Latency(8e-6 / 3, 100e-6))
 
 
 class Slice(NamedTuple):
@@ -45,46 +55,63 @@ class Slice(NamedTuple):
         return 4 * along_a_side
 
 
-def exchange_seconds(num_bytes: float, slice_: Slice, hop_seconds: float) -> float:
+def exchange_seconds(num_bytes: float, slice_: Slice, latency: Latency) -> float:
     """Return the seconds that all chips take to sum an array of ``num_bytes``.
 
     Within a pod it takes what its links take for the bytes or for the hops, whichever is longer. Then the pods sum
     what they have: each sends and receives all of it but its own share, twice.
     """
-    rate = ALL_REDUCE_BYTES if slice_.is_ring else ALL_REDUCE_BYTES / 2  # open sides carry half as much
-    seconds = max(2 * num_bytes / rate, slice_.hops * hop_seconds)
+    rate = ALL_REDUCE_BYTES if slice_.is_ring else ALL_REDUCE_BYTES / 2  # a side that is no ring carries half as much
+    seconds = max(2 * num_bytes / rate, slice_.hops * latency.hop)
     if slice_.pods > 1:
         between = 2 * (slice_.pods - 1) / slice_.pods * num_bytes / POD_BYTES
-        seconds += max(between, 2 * POD_SECONDS)
+        seconds += max(between, 2 * latency.pod)
     return seconds
 
 
-def efficiency(case: dict[str, Any], slice_: Slice, hop_seconds: float, joins_moments: bool = True) -> float:
-    """Return the part of a step in which chips compute: nothing is exchanged meanwhile.
+class Step(NamedTuple):
+    """The seconds of a training step: nothing is computed while something is exchanged."""
 
-    Without ``joins_moments`` only the last exchange counts, the gradients: as if no BatchNorm joined its moments.
-    """
-    compute = case["megacycles"] * 1e6 / HERTZ
-    exchanged = case["collective_bytes"] if joins_moments else [max(case["collective_bytes"])]
-    return compute / (compute + sum(exchange_seconds(size, slice_, hop_seconds) for size in exchanged))
+    compute: float
+    gradients: float
+    moments: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(self)
+
+    @property
+    def efficiency(self) -> float:
+        return self.compute / self.seconds
+
+
+def predict(case: dict[str, Any], slice_: Slice, latency: Latency) -> Step:
+    """Return the step of a compiled case. Its largest exchange has the gradients, the others moments of BatchNorm."""
+    *moments, gradients = sorted(exchange_seconds(size, slice_, latency) for size in sorted(case["collective_bytes"]))
+    return Step(case["megacycles"] * 1e6 / HERTZ, gradients, sum(moments))
 
 
 def table() -> str:
     """Return the predictions as Markdown."""
     dense, sparse = json.loads(FILE.read_text())["cases"]
     lines = [
-        "| chips | dense | 0.1 % | dense, gradients alone | 0.1 %, gradients alone |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| chips | a hop, µs | dense: ms a step | computing | 0.1 %: ms a step | computing | faster by | "
+        "ms of BatchNorm's exchanges | ms of gradients, dense | 0.1 % |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for chips in (16, 256, 1024):
-        cells = [
-            " to ".join(sorted({f"{100 * efficiency(case, Slice(chips), hop, joins):.1f}" for hop in HOP_SECONDS}))
-            for joins in (True, False)
-            for case in (dense, sparse)
-        ]
-        lines.append(f"| {chips:,} | {' % | '.join(cells)} % |")
+        for latency in LATENCIES:
+            first, second = (predict(case, Slice(chips), latency) for case in (dense, sparse))
+            steps = " | ".join(f"{1e3 * step.seconds:.2f} | {100 * step.efficiency:.1f} %" for step in (first, second))
+            exchanges = (first.moments, first.gradients, second.gradients)
+            gain = 100 * (first.seconds / second.seconds - 1)
+            lines.append(
+                f"| {chips:,} | {1e6 * latency.hop:.1f} | {steps} | {gain:.1f} % | "
+                f"{' | '.join(f'{1e3 * seconds:.2f}' for seconds in exchanges)} |"
+            )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     print(table())

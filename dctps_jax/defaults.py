@@ -129,7 +129,7 @@ FIELDS: dict[str, Field] = {
         "",
         "With several processes: the `host:port` at which process 0 listens, or `auto` to have JAX find the processes "
         "of a TPU pod, Slurm, Open MPI or Kubernetes. All need the same `--workdir`.",
-        allowed=Allowed(is_coordinator, "host:port, 'auto', or '' for one process"),
+        allowed=Allowed(is_coordinator, "host:port with a port up to 65535, 'auto', or '' for one process"),
         added=True,
         resume=True,
     ),

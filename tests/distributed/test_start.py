@@ -36,7 +36,12 @@ CONFIG = ("--config", "configs/lenet_digits.py")
         ("a:1", 2, -1, "num_processes is 2 and config.distributed.process_id -1; with "),
         ("a:1", 2, 2, "num_processes is 2 and config.distributed.process_id 2; with "),
         ("auto", 0, -1, "is 'auto', but JAX finds no cluster here (no TPU pod, Slurm, Open MPI or Kubernetes); give "),
-        ("host", 2, 0, "config.distributed.coordinator is 'host'; it must be host:port, 'auto'"),
+        (
+            "host",
+            2,
+            0,
+            "config.distributed.coordinator is 'host'; it must be host:port with a port up to 65535, 'auto'",
+        ),
     ],
 )
 def test_what_is_missing_is_one_sentence(tmp_path, coordinator, num_processes, process_id, message):
