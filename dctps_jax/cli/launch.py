@@ -33,12 +33,14 @@ def main() -> None:
 
 def _main(argv: Sequence[str]) -> int:
     own, dashes, options = _split(argv)
-    if not dashes and not {"-h", "--help"} & set(own):
-        raise UserError(f"give the options of the run after --: {USAGE}")
     parser = argparse.ArgumentParser("dctps-launch", USAGE, description=__doc__)
     parser.add_argument("--processes", type=int, required=True, help="how many processes")
     parser.add_argument("--devices", type=int, default=0, help="CPU devices that each process pretends to have")
-    arguments = parser.parse_args(own)
+    arguments, of_run = parser.parse_known_args(own)
+    if not dashes and (not of_run or of_run[0].startswith(("--config", "--workdir"))):
+        raise UserError(f"give the options of the run after --: {USAGE}")
+    if of_run:
+        parser.error(f"unrecognized arguments: {' '.join(of_run)}")
     if arguments.processes < 1:
         raise UserError(f"--processes is {arguments.processes}; it must be at least 1")
     if arguments.devices < 0:

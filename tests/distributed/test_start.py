@@ -151,6 +151,8 @@ def test_a_log_holds_what_was_printed_before_there_was_a_file(tmp_path):
     ("arguments", "part"),
     [
         (["--processes", "2"], "give the options of the run after --"),
+        (["--processes", "2", *CONFIG], "give the options of the run after --"),
+        (["--processes", "2", "--devices", "-1", "--", *CONFIG], "--devices is -1; it must be at least 1, or 0"),
         (["--processes", "0", "--", *CONFIG], "--processes is 0; it must be at least 1"),
     ],
 )
