@@ -77,7 +77,7 @@ class Case(NamedTuple):
     train: Any
 
 
-def case_of_network(name: str, arguments: argparse.Namespace) -> Case:
+def case_of_network(name: str, arguments: argparse.Namespace, placement: Placement) -> Case:
     """Return the case of a network on images that lie on the devices."""
     network, offset, density, form, method = [*name.split(":"), "compact", "auto"][:5]
     model = build(network, None if offset == "none" else offset, float(density), form, method, arguments)
@@ -96,7 +96,7 @@ def case_of_network(name: str, arguments: argparse.Namespace) -> Case:
     )
     images: Any = jax.ShapeDtypeStruct((count, int(np.prod(shape))), np.uint8)
     labels: Any = jax.ShapeDtypeStruct((count,), np.int32)
-    return Case(model, optimizer, spec, ExamplesInRows(images, labels, shape))
+    return Case(model, optimizer, spec, placement.abstract(ExamplesInRows(images, labels, shape)))
 
 
 def case_of_config(name: str, arguments: argparse.Namespace, placement: Placement) -> Case:
@@ -123,21 +123,20 @@ def case_of_config(name: str, arguments: argparse.Namespace, placement: Placemen
 def compile_case(name: str, devices: list[Any], arguments: argparse.Namespace) -> tuple[Any, int]:
     """Return the compiled program of a case, and the bytes of what it trains."""
     placement = place_on(devices)
-    is_config = name.partition(":")[0].endswith(".py")
-    case = case_of_config(name, arguments, placement) if is_config else case_of_network(name, arguments)
+    case_of = case_of_config if name.partition(":")[0].endswith(".py") else case_of_network
+    case = case_of(name, arguments, placement)
     graphs, state = create_state(case.model, case.optimizer, placement.axis_name)
     setup = loop.Setup(case.spec, graphs, case.optimizer, placement)
     rows: Any = jax.ShapeDtypeStruct((case.spec.steps_per_epoch * case.spec.batch_size,), np.int32)
     epoch = loop.Epoch(rows, jax.eval_shape(lambda: jax.random.key(0)))
     parameter_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     state, sums, epoch = placement.abstract((state, zero_sums(max(1, len(graphs.counts))), epoch))
-    train = case.train if is_config else placement.abstract(case.train)
     if case.spec.updates is None:
         program = partial(loop.take_steps, num_steps=case.spec.steps_per_dispatch, setup=setup)
-        given: tuple[Any, ...] = state, sums, train, epoch
+        given: tuple[Any, ...] = state, sums, case.train, epoch
     else:
         program = partial(loop.update_masks, setup=setup)
-        given = state, sums, train, epoch, placement.abstract(np.zeros(len(graphs.counts), np.int32))
+        given = state, sums, case.train, epoch, placement.abstract(np.zeros(len(graphs.counts), np.int32))
     return placement.compile(program, given, (0, 1)), parameter_bytes
 
 

@@ -138,13 +138,18 @@ def check_dtype(name: str, value: Any, is_optional: bool = False) -> None:
         )
 
 
+def shape_words(inputs: Any) -> str:
+    """Return the shape of inputs in words that follow "the inputs have"."""
+    return f"shape {inputs.shape}" if hasattr(inputs, "shape") else f"no shape, they are {words(inputs)}"
+
+
 def check_inputs(inputs: Any, features: int, num_axes: int = 1) -> None:
     """Refuse what is no array with ``features`` numbers in its last axis and at least ``num_axes`` axes."""
     if not hasattr(inputs, "shape") or len(inputs.shape) < num_axes or inputs.shape[-1] != features:
-        found = f"shape {inputs.shape}" if hasattr(inputs, "shape") else f"no shape, they are {words(inputs)}"
         axes = "" if num_axes == 1 else f" and at least {num_axes} axes"
         raise UserError(
-            f"the inputs have {found}; they must be an array with {features} features in its last axis{axes}"
+            f"the inputs have {shape_words(inputs)}; they must be an array with {features} features in its last "
+            f"axis{axes}"
         )
 
 

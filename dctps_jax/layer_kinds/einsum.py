@@ -12,7 +12,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax.arguments import check_sizes, is_whole, words
+from dctps_jax.arguments import check_sizes, is_whole, shape_words, words
 from dctps_jax.errors import UserError
 from dctps_jax.layer_kinds.contraction import Contraction, TensorLayer, are_divided
 from dctps_jax.layers import DEFAULT_KERNEL_INIT
@@ -148,9 +148,8 @@ def check_num_axes(inputs: Any, einsum: str) -> None:
     letters = einsum.partition(",")[0]
     least, has_ellipsis = len(letters.replace("...", "")), "..." in letters
     if not hasattr(inputs, "ndim") or inputs.ndim < least or (inputs.ndim > least and not has_ellipsis):
-        found = f"shape {inputs.shape}" if hasattr(inputs, "shape") else f"no shape, they are {words(inputs)}"
         raise UserError(
-            f"the inputs have {found}; for the einsum {einsum!r} they must be an array with "
+            f"the inputs have {shape_words(inputs)}; for the einsum {einsum!r} they must be an array with "
             f"{'at least ' if has_ellipsis else ''}{least} axes"
         )
 

@@ -14,7 +14,7 @@ from flax.core.frozen_dict import FrozenDict
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax.arguments import as_tuple, check_sizes, is_whole, words
+from dctps_jax.arguments import as_tuple, check_sizes, is_whole, shape_words, words
 from dctps_jax.errors import UserError
 from dctps_jax.layer_kinds.contraction import Contraction, TensorLayer, are_divided
 from dctps_jax.layers import DEFAULT_KERNEL_INIT
@@ -156,8 +156,9 @@ def check_axes(inputs: Any, axes: tuple[Any, ...]) -> None:
     """Refuse inputs that do not have every one of ``axes``, each of them once."""
     rank = getattr(inputs, "ndim", 0)
     if not all(-rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) < len(axes):
-        found = f"shape {inputs.shape}" if hasattr(inputs, "shape") else f"no shape, they are {words(inputs)}"
-        raise UserError(f"the inputs have {found}; they must be an array that has the axes {axes}, each of them once")
+        raise UserError(
+            f"the inputs have {shape_words(inputs)}; they must be an array that has the axes {axes}, each of them once"
+        )
 
 
 def _positive(axes: Any, rank: int) -> tuple[int, ...]:

@@ -45,15 +45,16 @@ class CheckedBatches:
             found = f"a {type(pair).__name__} of {len(pair)}" if isinstance(pair, list | tuple) else words(pair)
             raise UserError(f"a batch must be a pair of {what}, but it is {found}; give two arrays")
         images, labels = (jnp.asarray(as_array("a part of the batch", part, "an array")) for part in pair)
-        if callable(self.loss) and (not labels.ndim or labels.shape[:1] != images.shape[:1] or not len(images)):
-            raise UserError(
-                f"the batch has inputs of shape {images.shape} and targets of shape {labels.shape}; both need one item "
-                "an example, and at least one"
+        least_axes = 1 if callable(self.loss) else 2
+        if images.ndim < least_axes or labels.shape[:1] != images.shape[:1] or not len(images):
+            first, second, each = (
+                ("inputs", "targets", "both need one item an example")
+                if callable(self.loss)
+                else ("images", "labels", "it needs one integer label an image")
             )
-        if not callable(self.loss) and (images.ndim < 2 or labels.shape[:1] != images.shape[:1] or not len(images)):
             raise UserError(
-                f"the batch has images of shape {images.shape} and labels of shape {labels.shape}; it needs one "
-                "integer label an image, and at least one"
+                f"the batch has {first} of shape {images.shape} and {second} of shape {labels.shape}; {each}, and at "
+                "least one"
             )
         outputs = self._outputs_for(images)
         if callable(self.loss):
