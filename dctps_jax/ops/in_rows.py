@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dctps_jax.ops.costs import Costs
-from dctps_jax.ops.rows import Layout, Places, add_rows, inner_rows
+from dctps_jax.ops.rows import SHORT_ROW, Layout, Places, add_rows, inner_rows
 from dctps_jax.ops.sparse_part import weights_at
 from dctps_jax.ops.work import Work
 
@@ -61,18 +61,25 @@ class InRows:
     @staticmethod
     def product_cost(work: Work, costs: Costs) -> float:
         positions, inputs, outputs = _sizes(work)
-        return costs.row * (2 * inputs + outputs) + 2 * work.nnz * (positions * costs.row_pair + costs.loop)
+        return costs.row * (2 * inputs + outputs) + 2 * work.nnz * (
+            positions * costs.row_pair + _loop(positions, costs)
+        )
 
     @staticmethod
     def gradient_cost(work: Work, costs: Costs) -> float:
         positions, inputs, outputs = _sizes(work)
-        return costs.row * (inputs + outputs) + work.nnz * (positions * costs.inner + costs.loop)
+        return costs.row * (inputs + outputs) + work.nnz * (positions * costs.inner + _loop(positions, costs))
 
 
 def _sizes(work: Work) -> tuple[int, int, int]:
     """Return the length of a row, and how many numbers the rows of inputs and of outputs hold."""
     positions = Layout(work.geometry, work.inputs).positions
     return positions, positions * math.prod(work.geometry.strides) * work.in_channels, positions * work.out_channels
+
+
+def _loop(positions: int, costs: Costs) -> float:
+    """Return the nanoseconds that each weight takes beside the work on its numbers."""
+    return costs.loop if positions > SHORT_ROW else 0
 
 
 def _wide(x: jax.Array) -> jax.Array:

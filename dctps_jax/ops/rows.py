@@ -16,9 +16,13 @@ from jax import lax
 from dctps_jax.ops.fusion import made_apart, varying_as, zero_after
 from dctps_jax.ops.geometry import Geometry
 
-# Inner products are added up in this many sums. A processor computes them at once, and they lose fewer digits than one
-# sum.
-SUMS = 64
+# Inner products are sums over pieces of so many numbers. They lose fewer digits than one long sum. The lengths of rows
+# are multiples of it.
+PIECE = 64
+# Rows of at most so many numbers, as in linear layers, are added in pieces, and multiplied in blocks of many rows. With
+# XLA's CPU backend (JAX 0.10.2) each round of a loop takes 30 ns more, unless its body moves less than 1 KiB and the
+# loop is compiled as one function. `benchmarks/rows.py` times both.
+SHORT_ROW = 256
 # From this many rows on, rows are transposed by themselves.
 MANY_ROWS = 2048
 
@@ -67,8 +71,8 @@ class Layout(NamedTuple):
 
     @property
     def length(self) -> int:
-        """How many numbers of a row each weight reads: all up to the last output, rounded up to whole sums."""
-        return ((self.positions - self.reach) // SUMS + 1) * SUMS
+        """How many numbers of a row each weight reads: all up to the last output, rounded up to whole pieces."""
+        return ((self.positions - self.reach) // PIECE + 1) * PIECE
 
     def rows_of_inputs(self, inputs: jax.Array, after: jax.Array) -> jax.Array:
         """Return the rows ``[phases · channels, reach + length]``. They are made after the array ``after``."""
@@ -159,22 +163,40 @@ def add_rows(
         return lax.dynamic_update_slice(rows, before + value * row, put_at), None
 
     dtype = jnp.result_type(values, source)
+    if PIECE < length <= SHORT_ROW:
+        values, taken, put, length = _in_pieces(values, taken, put, length)
     # XLA (JAX 0.10.2) makes zeros that depend on nothing at the start of the program, for all layers, and keeps them
     # until they are used. `fusion.zero_after` has the figures and the test.
     zeros = jnp.full(shape, zero_after(source).astype(dtype))
     return lax.scan(add, varying_as(values, zeros), (values, taken, put))[0]
 
 
+def _in_pieces(values: jax.Array, taken: Places, put: Places, length: int) -> tuple[jax.Array, Places, Places, int]:
+    """Return the weights of :func:`add_rows` as more weights of shorter rows, and their length."""
+    pieces = length // PIECE
+
+    def of(places: Places) -> Places:
+        starts = places.start[:, None] + jnp.arange(0, length, PIECE, dtype=places.start.dtype)[None]
+        return Places(jnp.repeat(places.row, pieces), starts.reshape(-1))
+
+    return jnp.repeat(values, pieces), of(taken), of(put), PIECE
+
+
 def inner_rows(length: int, inputs: jax.Array, outputs: jax.Array, in_inputs: Places, in_outputs: Places) -> jax.Array:
     """Return for each weight the inner product of ``length`` numbers at its places in both kinds of rows."""
 
-    def multiply(_: None, places: tuple[Places, Places]) -> tuple[None, jax.Array]:
+    def multiply(places: tuple[Places, Places]) -> jax.Array:
         row, across = (
             lax.dynamic_slice(rows, place, (1, length)) for rows, place in zip((inputs, outputs), places, strict=True)
         )
-        products = (row * across).reshape(length // SUMS, SUMS)
-        # XLA's CPU backend (JAX 0.10.2) computes a product with ones in half the time of a sum:
-        # `benchmarks/inner_rows.py` times both.
-        return None, jnp.sum(jnp.ones(len(products), products.dtype) @ products)
+        products = (row * across).reshape(length // PIECE, PIECE)
+        # XLA's CPU backend (JAX 0.10.2) computes a product with ones faster than a sum: `benchmarks/rows.py`
+        # times both.
+        return jnp.sum(products @ jnp.ones(PIECE, products.dtype))
 
-    return lax.scan(multiply, None, (in_inputs, in_outputs))[1]
+    nnz = len(in_inputs.row)
+    # A block has no more numbers than the rows of outputs. There are at least two: XLA joins what is in no loop with
+    # what lays out the rows, and takes four times as long.
+    blocks = max(2, -(-nnz * length // outputs.size))
+    batch_size = max(1, nnz // blocks) if length <= SHORT_ROW else None
+    return lax.map(multiply, (in_inputs, in_outputs), batch_size=batch_size)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dctps_jax.ops import rows as rows_module
-from dctps_jax.ops.rows import SUMS, Layout, Places, add_rows, inner_rows
+from dctps_jax.ops.rows import PIECE, Layout, Places, add_rows, inner_rows
 from tests.native import normal
 from tests.ops.geometries import CASES
 
@@ -38,9 +38,9 @@ def test_what_goes_into_rows_comes_out_of_them(case, many_rows, monkeypatch):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_weight_sees_whole_sums_of_numbers_that_are_there(case):
+def test_every_weight_sees_whole_pieces_of_numbers_that_are_there(case):
     layout = layout_of(case)
-    assert layout.length % SUMS == 0 and layout.length >= layout.positions - layout.reach
+    assert layout.length % PIECE == 0 and layout.length >= layout.positions - layout.reach
 
 
 def test_rows_are_added_from_where_they_are_taken_to_where_they_are_put():
@@ -53,9 +53,34 @@ def test_rows_are_added_from_where_they_are_taken_to_where_they_are_put():
     np.testing.assert_array_equal(add_rows((3, 5), 4, values, jnp.asarray(source), taken, put), expected)
 
 
+@pytest.mark.parametrize("length", [PIECE, 3 * PIECE, rows_module.SHORT_ROW, rows_module.SHORT_ROW + PIECE])
+def test_rows_of_every_length_are_added(length):
+    source, values = normal(0, 3, length + 5), normal(1, 4)
+    taken = Places(jnp.array([0, 2, 2, 1]), jnp.array([0, 5, 1, 3]))
+    put = Places(jnp.array([1, 0, 1, 1]), jnp.array([0, 2, 1, 0]))
+    expected = np.zeros((2, length + 2))
+    for value, row, start, to, at in zip(values, *taken, *put, strict=True):
+        expected[to, at : at + length] += value * source[row, start : start + length]
+    found = add_rows((2, length + 2), length, jnp.asarray(values), jnp.asarray(source), taken, put)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [PIECE, 3 * PIECE, rows_module.SHORT_ROW + PIECE])
+@pytest.mark.parametrize("nnz", [0, 1, 2, 7, 20])
+def test_inner_products_of_rows_of_every_length(nnz, length):
+    rng = np.random.default_rng(0)
+    one, other = normal(0, 3, 2 * length), normal(1, 2, length)
+    in_one = Places(*(jnp.asarray(rng.integers(0, high, nnz)) for high in (3, length)))
+    in_other = Places(jnp.asarray(rng.integers(0, 2, nnz)), jnp.zeros(nnz, int))
+    expected = [one[row, at : at + length] @ other[to] for row, at, to in zip(*in_one, in_other.row, strict=True)]
+    found = inner_rows(length, jnp.asarray(one), jnp.asarray(other), in_one, in_other)
+    assert found.shape == (nnz,)
+    np.testing.assert_allclose(found, np.array(expected), rtol=1e-4, atol=1e-5)
+
+
 def test_inner_products_of_rows():
-    one, other = normal(0, 3, 2 * SUMS).astype(np.float32), normal(1, 2, SUMS + 1).astype(np.float32)
+    one, other = normal(0, 3, 2 * PIECE).astype(np.float32), normal(1, 2, PIECE + 1).astype(np.float32)
     in_one, in_other = Places(jnp.array([2, 0]), jnp.array([5, 0])), Places(jnp.array([1, 1]), jnp.array([0, 1]))
-    expected = [one[2, 5 : 5 + SUMS] @ other[1, :SUMS], one[0, :SUMS] @ other[1, 1:]]
-    found = inner_rows(SUMS, jnp.asarray(one), jnp.asarray(other), in_one, in_other)
+    expected = [one[2, 5 : 5 + PIECE] @ other[1, :PIECE], one[0, :PIECE] @ other[1, 1:]]
+    found = inner_rows(PIECE, jnp.asarray(one), jnp.asarray(other), in_one, in_other)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
