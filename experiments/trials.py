@@ -128,7 +128,7 @@ def train(network: str, trial: Trial, density: float, seed: int, epochs: int, im
     params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
     steps_per_epoch = len(images.train.labels) // BATCH_SIZE
     optimizer = make_optimizer(trial, params, steps_per_epoch, epochs)
-    state, key = optimizer.init(params), stream(seed, "train")
+    state, key = optimizer.init(params), jax.random.key(seed)
 
     @partial(jax.jit, donate_argnums=(0, 1, 2), compiler_options=compiler_options())
     def step(params: Any, rest: Any, state: Any, order: jax.Array, number: jax.Array) -> Any:
