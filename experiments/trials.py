@@ -37,10 +37,12 @@ BATCH_SIZE, RATE, L2 = 128, 1e-3, 5e-4
 class Trial(NamedTuple):
     """What a run changes. All rates are factors of the learning rate."""
 
+    offset: str | None = "dct"
     alpha: float = 1.0
     by_variance: bool = False  # α so that the kernel has the mean square of Kaiming's initial kernels
     alpha_rate: float = 1.0
     sparse_rate: float = 1.0
+    other_rate: float = 1.0
     warm_up: float = 0.0  # epochs
     cosine: bool = False
     logits: float = 1.0  # a factor of them
@@ -60,6 +62,11 @@ TRIALS: dict[str, Trial] = {
     "cosine": Trial(cosine=True),
     "logits × 0.1": Trial(logits=0.1),
     "S starts at ±0.1": Trial(signs=0.1),
+    "all rates × 3": Trial(alpha_rate=3.0, sparse_rate=3.0, other_rate=3.0),
+    "all rates × 10": Trial(alpha_rate=10.0, sparse_rate=10.0, other_rate=10.0),
+    "no offset": Trial(offset=None),
+    "no offset, rate of S × 3": Trial(offset=None, sparse_rate=3.0),
+    "no offset, rate of S × 10": Trial(offset=None, sparse_rate=10.0),
 }
 
 
@@ -85,9 +92,9 @@ def load_images(folder: str) -> Images:
 def make_model(network: str, trial: Trial, density: float, seed: int) -> Any:
     name, *width = network.split(":")
     options = {"width": int(width[0])} if width else {}
-    model: Any = create_model(name, num_classes=10, offset="dct", rngs=nnx.Rngs(seed), **options)
+    model: Any = create_model(name, num_classes=10, offset=trial.offset, rngs=nnx.Rngs(seed), **options)
     layers = prunable_layers(model)
-    for layer in layers.values():
+    for layer in layers.values() if trial.offset else ():
         layer.alpha[...] = jnp.full_like(layer.alpha[...], trial.alpha)
         if trial.by_variance:
             norm = jnp.linalg.norm(layer.effective_kernel())
@@ -96,7 +103,7 @@ def make_model(network: str, trial: Trial, density: float, seed: int) -> Any:
     masks = pruning.random_masks(stream(seed, "masks"), shapes, pruning.allocate(shapes, density, "epl"))
     pruning.apply_masks(model, masks, form="compact")
     rng = np.random.default_rng(seed)
-    for layer in layers.values():
+    for layer in layers.values() if trial.signs else ():
         layer.kernel[...] = jnp.asarray(trial.signs * rng.choice((-1.0, 1.0), layer.kernel[...].shape), jnp.float32)
     return model
 
@@ -110,7 +117,7 @@ def make_optimizer(trial: Trial, params: Any, steps_per_epoch: int, epochs: int)
         names = {str(getattr(entry, "key", "")) for entry in path}
         return "alpha" if "alpha" in names else "sparse" if "kernel" in names else "other"
 
-    rates = {"alpha": trial.alpha_rate, "sparse": trial.sparse_rate, "other": 1.0}
+    rates = {"alpha": trial.alpha_rate, "sparse": trial.sparse_rate, "other": trial.other_rate}
     labels = jax.tree_util.tree_map_with_path(label, params)
     scaled = optax.multi_transform({name: optax.scale(rate) for name, rate in rates.items()}, labels)
     return optax.chain(
