@@ -3,6 +3,9 @@
     python train.py --config configs/lenet_cifar10.py --workdir runs/lenet_cifar10
 
 The baseline without offset: ``--config.model.offset=None``. Another density: ``--config.pruning.density=0.001``.
+
+Seen: 31.2 ± 1.5 % of the test images right after 15 epochs (three seeds, results/lenet_cifar10_density/), in about two
+minutes on two CPU cores. Images re-encoded as JPEG. The 200 epochs: not run.
 """
 
 from dctps_jax import defaults

@@ -3,6 +3,8 @@
     python train.py --config configs/resnet18_tiny_imagenet.py --workdir runs/resnet18_tiny_imagenet
 
 The baseline without offset: ``--config.model.offset=None``. Another density: ``--config.pruning.density=0.001``.
+
+Not run: what it reaches is not known.
 """
 
 from dctps_jax import defaults

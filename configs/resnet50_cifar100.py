@@ -3,6 +3,8 @@
     python train.py --config configs/resnet50_cifar100.py --workdir runs/resnet50_cifar100
 
 The baseline without offset: ``--config.model.offset=None``. Another density: ``--config.pruning.density=0.001``.
+
+Not run: what it reaches is not known.
 """
 
 from dctps_jax import defaults

@@ -7,6 +7,8 @@ The folder holds train/<class>/*.JPEG and val/<class>/*.JPEG; 1 % of the trainin
 Other forms of the same images: ``--config.data.name=tfds_folder``, ``parquet_folder``, ``array_record_folder``,
 ``webdataset_folder``. Random resized crops and flips, SGD with Nesterov's momentum, 0.1 for each 256 images of a batch
 (Goyal et al. 2017), five epochs of warm-up and half a cosine, weight decay on kernels only, label smoothing.
+
+Not run on ImageNet: what it reaches is not known.
 """
 
 from dctps_jax import defaults

@@ -37,6 +37,14 @@ def test_header_has_the_command(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_header_says_what_was_seen(name):
+    header = load(name).__doc__ or ""
+    assert re.search(r"^Not run|^Seen|test digits are right", header, re.MULTILINE)
+    for folder in re.findall(r"results/\w+/", header):
+        assert (FOLDER.parent / folder / "runs.jsonl").exists(), folder
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_config_is_sound_and_on_common(name):
     config, common = load(name).get_config(), defaults.get_config()
     check_config(config)

@@ -4,6 +4,8 @@
 
 SGD with Nesterov's momentum, a warm-up and half a cosine, weight decay on kernels only, label smoothing, cutout, and
 averaged weights, which are tested beside the last and the best. docs/recipes.md says where each comes from.
+
+Not run: what it reaches is not known.
 """
 
 from dctps_jax import defaults
