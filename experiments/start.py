@@ -137,13 +137,14 @@ def early(
     pruning.apply_masks(model, masks, form="compact")
     model.train()
     graph, params, rest = nnx.split(model, nnx.Param, ...)
+    params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
     optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.adam(1e-3))
     state = optimizer.init(params)
 
     def loss_of(params: Any, rest: Any, images: jax.Array, labels: jax.Array) -> Any:
         model: Any = nnx.merge(graph, params, rest)
         logits = model(images)
-        return cross_entropy(logits, labels), (logits, nnx.split(model, nnx.Param, ...)[2])
+        return cross_entropy(logits, labels), (logits, nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2]))
 
     def step(params: Any, rest: Any, state: Any, images: jax.Array, labels: jax.Array) -> Any:
         gradients, (_, rest) = jax.grad(loss_of, has_aux=True)(params, rest, images, labels)
@@ -159,7 +160,8 @@ def early(
             (loss, (logits, _)), gradients = look(params, rest, seen, seen_labels)
             layers = prunable_layers(nnx.merge(graph, params, rest))
             gradient_layers = prunable_layers(nnx.merge(graph, gradients, rest))
-            norms = [jnp.sum(leaf**2) for path, leaf in gradients.flat_state() if "scale" in path]
+            leaves = jax.tree_util.tree_leaves_with_path(gradients)
+            norms = [jnp.sum(leaf**2) for path, leaf in leaves if path[-1].key == "scale"]
             rows.append(
                 {
                     "step": number,

@@ -1,9 +1,13 @@
-"""Print the tables of docs/paper.md and docs/training_dct_networks.md: ``python experiments/tables.py``.
+"""Print the tables of docs/paper.md, docs/results.md and docs/training_dct_networks.md.
+
+    python experiments/tables.py
+
 
 The figures are in results/. Needs the package installed, or ``PYTHONPATH=.``.
 """
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,49 @@ from experiments.start_figures import name_of
 RESULTS = Path(__file__).parents[1] / "results"
 
 
+def runs_of(*folders: str) -> list[dict[str, Any]]:
+    """Return the runs of some folders of results/."""
+    return [
+        json.loads(line) for folder in folders for line in (RESULTS / folder / "runs.jsonl").read_text().splitlines()
+    ]
+
+
+def spread(values: list[float]) -> str:
+    """Return mean ± sample deviation, in per cent."""
+    return f"{100 * np.mean(values):.1f}" + (f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def methods() -> str:
+    """Return the table of methods on LeNet-5: accuracy of the last epoch, operations of a step, bytes."""
+    found: dict[tuple[float, str], dict[str | None, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs_of("lenet_cifar10_density", "lenet_cifar10_methods"):
+        config, moving = run["config"], run["config"]["sparse_training.method"]
+        density, offset = config["pruning.density"], config["model.offset"]
+        if density in (0.1, 0.01):
+            method = config["pruning.method"] + ("" if moving == "static" else f" + {moving}")
+            found[density, method][offset].append(run["results"])
+    rows = [
+        "| weights | method | DCT offset, test accuracy | no offset | seeds | DCT, operations of a step | none | "
+        "bytes stored | bytes sent a step |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for (density, method), offsets in sorted(found.items(), key=lambda item: (-item[0][0], item[0][1])):
+        dct, none = offsets["dct"], offsets[None]
+        accuracies = [spread([results["test_accuracy_final"] for results in members]) for members in (dct, none)]
+        steps = [members[0]["flops"]["training_step"] for members in (dct, none)]
+        operations = [f"{(step['sparse'] + step['offset']) / 1e6:.0f} M" for step in steps]
+        stored, sent = (dct[0]["storage_bytes"][what]["this"] for what in ("checkpoint", "gradients"))
+        rows.append(
+            f"| {100 * density:g} % | {method} | {' | '.join(accuracies)} | {len(dct)} | {' | '.join(operations)} | "
+            f"{stored:,} | {sent:,} |"
+        )
+    return "\n".join(rows)
+
+
 def original() -> str:
     """Return the table of LeNet-5 by the original's code and by this package: the last epoch, in per cent."""
     theirs = json.loads((RESULTS / "lenet_cifar10_original" / "runs.json").read_text())["runs"]
-    ours = [json.loads(line) for line in (RESULTS / "lenet_cifar10_density" / "runs.jsonl").read_text().splitlines()]
+    ours = runs_of("lenet_cifar10_density")
     rows = [
         "| weights | DCT offset, original | this package | no offset, original | this package |",
         "| ---: | ---: | ---: | ---: | ---: |",
@@ -36,7 +79,7 @@ def original() -> str:
                 for run in ours
                 if (run["config"]["model.offset"], run["config"]["pruning.density"]) == settings
             ]
-            cells.append(f"{100 * np.mean(chosen):.1f} ± {100 * np.std(chosen, ddof=1):.1f}")
+            cells.append(spread(chosen))
         rows.append(f"| {100 * density:g} % | {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -61,4 +104,4 @@ def trials_of(name: str) -> str:
 
 
 if __name__ == "__main__":
-    print(original(), loss_at_start(), trials_of("lenet"), sep="\n\n")
+    print(original(), methods(), loss_at_start(), trials_of("lenet"), sep="\n\n")
