@@ -144,7 +144,7 @@ def early(
     def loss_of(params: Any, rest: Any, images: jax.Array, labels: jax.Array) -> Any:
         model: Any = nnx.merge(graph, params, rest)
         logits = model(images)
-        return cross_entropy(logits, labels), (logits, nnx.to_pure_dict(nnx.split(model, nnx.Param, ...)[2]))
+        return cross_entropy(logits, labels), (logits, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param))))
 
     def step(params: Any, rest: Any, state: Any, images: jax.Array, labels: jax.Array) -> Any:
         gradients, (_, rest) = jax.grad(loss_of, has_aux=True)(params, rest, images, labels)

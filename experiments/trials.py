@@ -79,21 +79,21 @@ class Images(NamedTuple):
 
 def load_images(folder: str) -> Images:
     dataset = data.load("image_folder", dir=folder, image_size=32)
-    train, validation = batches.split_training(len(dataset.train_labels), 0.9, 0)
-    parts = [
+    train, validation = (
         batches.Examples(np.asarray(dataset.train_images)[rows], dataset.train_labels[rows])
-        for rows in (train, validation)
-    ]
+        for rows in batches.split_training(len(dataset.train_labels), 0.9, 0)
+    )
     test = batches.Examples(np.asarray(dataset.test_images), dataset.test_labels)
-    normalization = batches.normalization_of(dataset, parts[0])
-    return Images(*(batches.Examples(*map(jnp.asarray, part)) for part in (*parts, test)), normalization)
+    normalization = batches.normalization_of(dataset, train)
+    train, validation, test = (batches.Examples(*map(jnp.asarray, part)) for part in (train, validation, test))
+    return Images(train, validation, test, normalization)
 
 
 def make_model(network: str, trial: Trial, density: float, seed: int) -> Any:
     name, *width = network.split(":")
-    options = {"width": int(width[0])} if width else {}
+    options: dict[str, Any] = {"width": int(width[0])} if width else {}
     model: Any = create_model(name, num_classes=10, offset=trial.offset, rngs=nnx.Rngs(seed), **options)
-    layers = prunable_layers(model)
+    layers: Any = prunable_layers(model)
     for layer in layers.values() if trial.offset else ():
         layer.alpha[...] = jnp.full_like(layer.alpha[...], trial.alpha)
         if trial.by_variance:
@@ -153,9 +153,8 @@ def train(network: str, trial: Trial, density: float, seed: int, epochs: int, im
         def loss_of(params: Any) -> Any:
             model: Any = nnx.merge(graph, params, rest)
             logits = trial.logits * model(batch)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), nnx.to_pure_dict(
-                nnx.split(model, nnx.Param, ...)[2]
-            )
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return loss, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
         (loss, rest), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
         updates, state = optimizer.update(gradients, state, params)
