@@ -29,7 +29,9 @@ from flax import nnx
 from dctps_jax import compiler_options, data, pruning
 from dctps_jax.data import batches
 from dctps_jax.models import create_model, prunable_layers
+from dctps_jax.offsets import Offset
 from dctps_jax.seeds import stream
+from experiments.offsets import DELTA, ORTHOGONAL
 
 BATCH_SIZE, RATE, L2 = 128, 1e-3, 5e-4
 
@@ -37,7 +39,7 @@ BATCH_SIZE, RATE, L2 = 128, 1e-3, 5e-4
 class Trial(NamedTuple):
     """What a run changes. All rates are factors of the learning rate."""
 
-    offset: str | None = "dct"
+    offset: str | Offset | None = "dct"
     alpha: float = 1.0
     by_variance: bool = False  # α so that the kernel has the mean square of Kaiming's initial kernels
     alpha_rate: float = 1.0
@@ -67,6 +69,9 @@ TRIALS: dict[str, Trial] = {
     "no offset": Trial(offset=None),
     "no offset, rate of S × 3": Trial(offset=None, sparse_rate=3.0),
     "no offset, rate of S × 10": Trial(offset=None, sparse_rate=10.0),
+    "Hadamard offset": Trial(offset="hadamard"),
+    "random orthogonal offset": Trial(offset=ORTHOGONAL),
+    "delta offset": Trial(offset=DELTA),
 }
 
 
