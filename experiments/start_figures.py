@@ -4,6 +4,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
 from dctps_jax.reports.figures import COLOURS, add_legend, kernel_name, new_figure, offset_line, save_figure
 
 LABELS = {"dct": "DCT offset", None: "no offset"}
@@ -35,6 +38,7 @@ def draw_loss(cases: list[dict[str, Any]], output: Path) -> None:
     axes.set(xscale="log", xlabel="cross-entropy", yticks=range(len(names)))
     axes.set_yticklabels(names)
     axes.set_xticks([2, 5, 10, 20, 40], labels=["2", "5", "10", "20", "40"])
+    axes.minorticks_off()
     axes.invert_yaxis()
     handles, labels = axes.get_legend_handles_labels()
     add_legend(figure, dict(zip(labels, handles, strict=True)))
@@ -53,6 +57,7 @@ def draw_likeness(cases: list[dict[str, Any]], output: Path) -> None:
             axes.plot(range(1, len(values) + 1), values, **look)
         axes.set_title(network, fontsize=10)
         axes.set(xlabel="layer", ylim=(-0.05, 1.05))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in all_axes[::2]:
         axes.set_ylabel("mean cosine of two images")
     handles, labels = all_axes[0].get_legend_handles_labels()
@@ -86,11 +91,11 @@ def draw_early(cases: list[dict[str, Any]], output: Path) -> None:
             bottom.plot(steps, [row["gradient of S"] for row in rows], color=COLOURS[1], alpha=1 - float(shade))
         for axes in (top, middle, bottom):
             axes.set(xscale="log", yscale="log")
+        top.set_yticks([2, 3, 5, 10, 20], labels=["2", "3", "5", "10", "20"])
+        top.minorticks_off()
         bottom.set_xlabel("step (the first at the left: 0)")
     for axes, label in zip(all_axes[:: len(columns)], ("loss", "norm", "norm of the gradient"), strict=True):
         axes.set_ylabel(label)
-    from matplotlib.lines import Line2D
-
     entries = {
         "α·D and α, a line a layer": Line2D([], [], color=COLOURS[0]),
         "S, a line a layer (the first darkest)": Line2D([], [], color=COLOURS[1]),

@@ -11,8 +11,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from experiments import trials
 from experiments.start_figures import name_of
 
@@ -24,11 +22,6 @@ def runs_of(*folders: str) -> list[dict[str, Any]]:
     return [
         json.loads(line) for folder in folders for line in (RESULTS / folder / "runs.jsonl").read_text().splitlines()
     ]
-
-
-def spread(values: list[float]) -> str:
-    """Return mean ± sample deviation, in per cent."""
-    return f"{100 * np.mean(values):.1f}" + (f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
 def methods() -> str:
@@ -47,7 +40,7 @@ def methods() -> str:
     ]
     for (density, method), offsets in sorted(found.items(), key=lambda item: (-item[0][0], item[0][1])):
         dct, none = offsets["dct"], offsets[None]
-        accuracies = [spread([results["test_accuracy_final"] for results in members]) for members in (dct, none)]
+        accuracies = [trials.spread([results["test_accuracy_final"] for results in members]) for members in (dct, none)]
         steps = [members[0]["flops"]["training_step"] for members in (dct, none)]
         operations = [f"{(step['sparse'] + step['offset']) / 1e6:.0f} M" for step in steps]
         stored, sent = (dct[0]["storage_bytes"][what]["this"] for what in ("checkpoint", "gradients"))
@@ -79,7 +72,7 @@ def original() -> str:
                 for run in ours
                 if (run["config"]["model.offset"], run["config"]["pruning.density"]) == settings
             ]
-            cells.append(spread(chosen))
+            cells.append(trials.spread(chosen))
         rows.append(f"| {100 * density:g} % | {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -205,6 +205,11 @@ def runs(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         }
 
 
+def spread(values: list[float]) -> str:
+    """Return mean ± sample deviation, in per cent."""
+    return f"{100 * np.mean(values):.1f}" + (f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+
 def table(lines: list[dict[str, Any]]) -> str:
     """Return the table of the accuracies in the last epoch, in per cent: mean ± sample deviation over the seeds."""
     found: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
@@ -212,20 +217,19 @@ def table(lines: list[dict[str, Any]]) -> str:
         found[line["trial"], line["density"]].append(line)
     densities = sorted({density for _, density in found}, reverse=True)
     rows = [
-        "| change | " + " | ".join(f"{100 * density:g} %, validation | test" for density in densities) + " |",
-        "| --- |" + " ---: | ---: |" * len(densities),
+        "| change | " + " | ".join(f"{100 * density:g} %, validation | test | seeds" for density in densities) + " |",
+        "| --- |" + " ---: | ---: | ---: |" * len(densities),
     ]
     for name in TRIALS:
         if any((name, density) in found for density in densities):
             cells = []
             for density in densities:
                 members = found[name, density]
-                for values in (
+                validation, test = (
                     [line["val_accuracy"][-1] for line in members],
                     [line["test_accuracy"] for line in members],
-                ):
-                    spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-                    cells.append(f"{100 * np.mean(values):.1f}{spread}" if values else "")
+                )
+                cells += [spread(validation), spread(test), str(len(members))] if members else ["", "", ""]
             rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 

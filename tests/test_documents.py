@@ -38,6 +38,7 @@ from dctps_jax.runs.sweep import plan_runs
 from dctps_jax.training.run import run
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import train_step
+from experiments import tables as results
 from tests.commands import call
 from tests.documents import PAGES, REPO, blocks, code_spans, commands, links, prose, read
 from tests.small_runs import small_run, train_on_one_device
@@ -243,6 +244,14 @@ def test_every_document_is_listed():
 
 def test_the_table_of_scores_is_that_of_the_package():
     assert markdown_table() in prose("docs/experiments.md")
+
+
+def test_tables_of_results_are_made_from_the_saved_runs():
+    assert results.original() in prose("docs/paper.md")
+    assert results.methods() in prose("docs/results.md")
+    for table in (results.loss_at_start(), results.trials_of("lenet")):
+        assert len(table.splitlines()) > 10
+        assert table in prose("docs/training_dct_networks.md")
 
 
 def test_tables_are_made_from_the_saved_figures():
