@@ -1,21 +1,22 @@
 """Look at networks before their first step and while they begin to learn.
 
-    python experiments/start.py --dir cifar10-images --save results/slow_start/start.json
-    python experiments/start.py --draw results/slow_start/start.json
+    python experiments/start.py cifar10 --save start.json
+    python experiments/start.py --draw start.json
 
-The first command measures, the second draws what was measured beside the file. ``--dir`` is an image folder, as for
-``data.name=image_folder``; without it the images are scikit-learn's digits. Needs the package installed, or
-``PYTHONPATH=.``.
+The first command measures, on CIFAR-10 or on an image folder, as for ``data.name=image_folder``. The second draws what
+was measured beside the file. Needs a checkout, with the package installed or ``PYTHONPATH=.``.
 
-Before the first step, for networks of several depths and widths, with the DCT offset and without, with all weights:
+Before the first step, for networks of several depths and widths, with the DCT offset and without. S is zero with the
+offset, and without it all weights of the dense network are there:
 
 - ``loss``: the mean cross-entropy of 256 training images, with the statistics of the batch in BatchNorm. A network
   that knows nothing has ln(classes);
+- ``class 0``: the share of the images that it takes for class 0, and the mean of the ten ``logits``;
 - ``likeness`` of the inputs of each layer: the mean cosine between two images. At 1 all images look alike to it.
 
 While a network learns, by Adam (0.001) with L2 of 5e-4, in batches of 128 without augmentation, at steps 0, 1, 2, 4, …:
 the loss and accuracy of 512 training images; of each layer the norms of α·D and S, and those of the loss's gradients
-for α and S; of all BatchNorms together the norm of the gradient.
+for α and S; the norm of the gradient of the scales of all BatchNorms together.
 """
 
 import argparse
@@ -34,8 +35,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from dctps_jax import DCTpSConv, DCTpSLinear, compiler_options, data, pruning
+from dctps_jax import DCTpSConv, DCTpSLinear, compiler_options, pruning
 from dctps_jax.models import create_model, prunable_layers
+from experiments import trials
 
 # Network and options, in the order of the figures.
 AT_START: list[tuple[str, dict[str, Any]]] = [
@@ -61,7 +63,7 @@ Batch = tuple[jax.Array, jax.Array]
 
 def load_images(directory: str) -> tuple[np.ndarray, np.ndarray]:
     """Return training images, normalised, and labels."""
-    dataset = data.load("image_folder", dir=directory, image_size=32) if directory else data.load("digits")
+    dataset = trials.load_dataset(directory)
     order = np.random.default_rng(0).permutation(len(dataset.train_labels))
     images = np.asarray(dataset.train_images)[order].astype(np.float32) / 255
     mean, std = images.mean((0, 1, 2)), images.std((0, 1, 2))
@@ -103,6 +105,8 @@ def at_start(network: str, options: dict[str, Any], offset: str | None, batch: B
         "options": options,
         "offset": offset,
         "loss": float(cross_entropy(logits, batch[1])),
+        "class 0": float(jnp.mean(jnp.argmax(logits, -1) == 0)),
+        "logits": np.asarray(logits.mean(0), float).round(3).tolist(),
         "likeness": alike,
     }
 
@@ -177,7 +181,7 @@ def early(
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    images, labels = load_images(arguments.dir)
+    images, labels = load_images(arguments.images)
     batch = jnp.asarray(images[:256]), jnp.asarray(labels[:256])
     start = []
     for network, options in AT_START:
@@ -190,7 +194,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         print(*case, f"loss {learning[-1]['rows'][-1]['loss']:.2f}", flush=True)
     return {
         "what": "Networks before their first step, and while they begin to learn (experiments/start.py)",
-        "images": "an image folder" if arguments.dir else "digits",
+        "images": "cifar10" if arguments.images == "cifar10" else "an image folder",
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
         "date": datetime.date.today().isoformat(),
         "at start": start,
@@ -200,7 +204,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", default="", help="an image folder; none: digits")
+    parser.add_argument("images", nargs="?", help="cifar10, or an image folder")
     parser.add_argument("--save", type=Path, help="write what was measured to this JSON file")
     parser.add_argument("--draw", type=Path, help="draw what this file holds, and measure nothing")
     arguments = parser.parse_args()
@@ -209,6 +213,8 @@ def main() -> None:
 
         start_figures.draw(json.loads(arguments.draw.read_text()), arguments.draw.parent)
         return
+    if not arguments.images:
+        parser.error("say on which images: cifar10, or an image folder")
     found = measure(arguments)
     if arguments.save:
         arguments.save.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from dctps_jax.reports.figures import COLOURS, add_legend, kernel_name, new_figure, offset_line, save_figure
+from dctps_jax.reports.figures import COLOURS, add_legend, new_figure, offset_line, save_figure
 
 LABELS = {"dct": "DCT offset", None: "no offset"}
 # The networks whose layers are drawn one by one.
@@ -33,7 +33,8 @@ def draw_loss(cases: list[dict[str, Any]], output: Path) -> None:
     for number, offset in enumerate(LABELS):
         losses = {name_of(case): case["loss"] for case in cases if case["offset"] == offset}
         look = {"color": COLOURS[number], "marker": "os"[number], "linestyle": "none", "label": LABELS[offset]}
-        axes.plot([losses[name] for name in names], range(len(names)), **look)
+        heights = [row + 0.2 * number - 0.1 for row in range(len(names))]  # side by side where they are equal
+        axes.plot([losses[name] for name in names], heights, **look)
     axes.axvline(math.log(10), color="0.4", linestyle=":", linewidth=1.5, label="ln 10: knows nothing")
     axes.set(xscale="log", xlabel="cross-entropy", yticks=range(len(names)))
     axes.set_yticklabels(names)
@@ -79,7 +80,7 @@ def draw_early(cases: list[dict[str, Any]], output: Path) -> None:
                 look = {"color": "black", "linestyle": offset_line(other["offset"])}
                 top.plot(steps, [row["loss"] for row in other["rows"]], **look, label=LABELS[other["offset"]])
         top.axhline(math.log(10), color="0.4", linestyle=":", linewidth=1.5)
-        top.set_title(f"{case['network']}, {100 * case['density']:g} %, {kernel_name('dct', False)}", fontsize=10)
+        top.set_title(f"{case['network']}, {100 * case['density']:g} % of the weights", fontsize=10)
         top.legend(frameon=False, fontsize=8)
         steps = [max(0.5, row["step"]) for row in case["rows"]]
         for layer in range(len(case["paths"])):
@@ -97,8 +98,8 @@ def draw_early(cases: list[dict[str, Any]], output: Path) -> None:
     for axes, label in zip(all_axes[:: len(columns)], ("loss", "norm", "norm of the gradient"), strict=True):
         axes.set_ylabel(label)
     entries = {
-        "α·D and α, a line a layer": Line2D([], [], color=COLOURS[0]),
-        "S, a line a layer (the first darkest)": Line2D([], [], color=COLOURS[1]),
+        "middle: α·D, below: α": Line2D([], [], color=COLOURS[0]),
+        "S": Line2D([], [], color=COLOURS[1]),
     }
-    add_legend(figure, entries)
+    add_legend(figure, entries, "with the offset, a line a layer,\nthe first the darkest")
     save_figure(figure, output)

@@ -82,18 +82,24 @@ def start() -> dict[str, Any]:
 
 
 def loss_at_start() -> str:
-    """Return the table of the losses before the first step."""
-    losses = {(name_of(case), case["offset"]): case["loss"] for case in start()["at start"]}
-    rows = ["| network | DCT offset | no offset |", "| --- | ---: | ---: |"]
-    for name in dict.fromkeys(name for name, _ in losses):
-        rows.append(f"| {name} | {losses[name, 'dct']:.2f} | {losses[name, None]:.2f} |")
+    """Return the table of the losses before the first step, and of the images that are taken for class 0."""
+    cases = {(name_of(case), case["offset"]): case for case in start()["at start"]}
+    rows = [
+        "| network | loss, DCT offset | no offset | taken for class 0, DCT offset | no offset |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name in dict.fromkeys(name for name, _ in cases):
+        both = [cases[name, offset] for offset in ("dct", None)]
+        losses, shares = ([case[what] for case in both] for what in ("loss", "class 0"))
+        rows.append(
+            f"| {name} | {losses[0]:.2f} | {losses[1]:.2f} | {100 * shares[0]:.0f} % | {100 * shares[1]:.0f} % |"
+        )
     return "\n".join(rows)
 
 
 def trials_of(name: str) -> str:
     """Return the table of the trials of a network."""
-    lines = (RESULTS / "slow_start" / f"{name}.jsonl").read_text().splitlines()
-    return trials.table([json.loads(line) for line in lines])
+    return trials.table(trials.read(RESULTS / "slow_start" / f"{name}.jsonl"))
 
 
 if __name__ == "__main__":

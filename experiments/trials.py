@@ -1,12 +1,15 @@
-"""Train with one change at a time, to see what helps at the start: ``python experiments/trials.py FOLDER FILE``.
+"""Train with one change at a time, to see what helps: ``python experiments/trials.py IMAGES FILE``.
 
-    python experiments/trials.py cifar10-images results/slow_start/lenet.jsonl --network lenet --epochs 15
-    python experiments/trials.py --table results/slow_start/lenet.jsonl
+    python experiments/trials.py cifar10 lenet.jsonl --network lenet --epochs 15 --trials "rate of S × 3"
+    python experiments/trials.py --table lenet.jsonl
+    python experiments/trials.py --draw lenet.jsonl
 
-The first command trains a network on the image folder FOLDER in each of the ways of `TRIALS`, at each density and with
-each seed, by the protocol of the paper (Adam of 0.001, L2 of 5e-4, batches of 128, crops and flips, positions by EPL).
-It adds a line to FILE for each run, and leaves out the runs that FILE has: the same command goes on where it stopped.
-``--shard 0 2`` and ``--shard 1 2`` share the runs between two processes. The second command prints the table.
+The first command trains a network in the ways of `TRIALS`, at each density and with each seed, by the protocol of the
+paper (Adam of 0.001, L2 of 5e-4, batches of 128, crops and flips, positions by EPL), on CIFAR-10 or on an image folder.
+All 20 ways take four hours on two CPU cores. It adds a line to FILE for each run, and leaves out the runs that FILE
+has: the same command goes on where it stopped. ``--shard 0 2`` and ``--shard 1 2`` share the runs between two
+processes. The split into training and validation is that of seed 0 in all runs. The second command prints the table,
+the third draws the accuracies by epoch beside the file.
 """
 
 import argparse
@@ -30,10 +33,13 @@ from dctps_jax import compiler_options, data, pruning
 from dctps_jax.data import batches
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.offsets import Offset
+from dctps_jax.reports.figures import add_legend, look_of, new_figure, save_figure
 from dctps_jax.seeds import stream
 from experiments.offsets import DELTA, ORTHOGONAL
 
 BATCH_SIZE, RATE, L2 = 128, 1e-3, 5e-4
+# The table has the accuracy after this epoch, too.
+EARLY = 3
 
 
 class Trial(NamedTuple):
@@ -75,6 +81,19 @@ TRIALS: dict[str, Trial] = {
 }
 
 
+# The trials that the figure shows.
+DRAWN = (
+    "as in the paper",
+    "α starts at 0.5",
+    "rate of S × 10",
+    "no offset",
+    "no offset, rate of S × 3",
+    "Hadamard offset",
+    "random orthogonal offset",
+    "delta offset",
+)
+
+
 class Images(NamedTuple):
     train: batches.Examples
     validation: batches.Examples
@@ -82,8 +101,13 @@ class Images(NamedTuple):
     normalization: batches.Normalization
 
 
-def load_images(folder: str) -> Images:
-    dataset = data.load("image_folder", dir=folder, image_size=32)
+def load_dataset(images: str) -> data.Dataset:
+    """Return CIFAR-10 for "cifar10", and the image folder of any other name."""
+    return data.load("cifar10") if images == "cifar10" else data.load("image_folder", dir=images, image_size=32)
+
+
+def load_images(images: str) -> Images:
+    dataset = load_dataset(images)
     train, validation = (
         batches.Examples(np.asarray(dataset.train_images)[rows], dataset.train_labels[rows])
         for rows in batches.split_training(len(dataset.train_labels), 0.9, 0)
@@ -210,33 +234,65 @@ def spread(values: list[float]) -> str:
     return f"{100 * np.mean(values):.1f}" + (f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """Return the table of the accuracies in the last epoch, in per cent: mean ± sample deviation over the seeds."""
-    found: dict[tuple[str, float], list[dict[str, Any]]] = defaultdict(list)
+Lines = list[dict[str, Any]]
+
+
+def read(file: Path) -> Lines:
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    if len({(line["network"], line["epochs"]) for line in lines}) > 1:
+        raise SystemExit(f"{file} holds runs of several networks or numbers of epochs; give each a file of its own")
+    return lines
+
+
+def by_trial(lines: Lines) -> dict[tuple[str, float], Lines]:
+    found: dict[tuple[str, float], Lines] = defaultdict(list)
     for line in lines:
         found[line["trial"], line["density"]].append(line)
+    return found
+
+
+def table(lines: Lines) -> str:
+    """Return the table of the accuracies in per cent: mean ± sample deviation over the seeds."""
+    found = by_trial(lines)
     densities = sorted({density for _, density in found}, reverse=True)
-    rows = [
-        "| change | " + " | ".join(f"{100 * density:g} %, validation | test | seeds" for density in densities) + " |",
-        "| --- |" + " ---: | ---: | ---: |" * len(densities),
-    ]
+    last = f"epoch {lines[0]['epochs']}"
+    titles = [f"{100 * density:g} %: epoch {EARLY} | {last} | {last}, test | seeds" for density in densities]
+    rows = ["| change | " + " | ".join(titles) + " |", "| --- |" + " ---: | ---: | ---: | ---: |" * len(densities)]
     for name in TRIALS:
-        if any((name, density) in found for density in densities):
-            cells = []
-            for density in densities:
-                members = found[name, density]
-                validation, test = (
-                    [line["val_accuracy"][-1] for line in members],
-                    [line["test_accuracy"] for line in members],
-                )
-                cells += [spread(validation), spread(test), str(len(members))] if members else ["", "", ""]
-            rows.append(f"| {name} | {' | '.join(cells)} |")
+        if not any((name, density) in found for density in densities):
+            continue
+        cells = []
+        for density in densities:
+            members = found.get((name, density), [])
+            epochs = ([line["val_accuracy"][epoch] for line in members] for epoch in (EARLY - 1, -1))
+            columns = [*epochs, [line["test_accuracy"] for line in members]]
+            cells += [*(spread(values) if values else "" for values in columns), str(len(members) or "")]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def draw(lines: Lines, output: Path) -> None:
+    """Draw the validation accuracies by epoch of the runs with the first seed, a panel for each density."""
+    found = by_trial([line for line in lines if line["seed"] == lines[0]["seed"]])
+    densities = sorted({density for _, density in found}, reverse=True)
+    title = f"{lines[0]['network']}, seed {lines[0]['seed']}"
+    figure, all_axes = new_figure(1, len(densities), width=4.2 * len(densities), height=4, title=title)
+    for axes, density in zip(all_axes, densities, strict=True):
+        for number, name in enumerate(DRAWN):
+            for line in found.get((name, density), []):
+                values = [100 * value for value in line["val_accuracy"]]
+                axes.plot(range(1, len(values) + 1), values, **look_of(number) | {"marker": None}, label=name)
+        axes.set_title(f"{100 * density:g} % of the weights", fontsize=10)
+        axes.set_xlabel("epoch")
+    all_axes[0].set_ylabel("validation accuracy (%)")
+    handles, labels = all_axes[0].get_legend_handles_labels()
+    add_legend(figure, dict(zip(labels, handles, strict=True)))
+    save_figure(figure, output)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", help="an image folder, as for data.name=image_folder")
+    parser.add_argument("images", nargs="?", help="cifar10, or an image folder, as for data.name=image_folder")
     parser.add_argument("file", nargs="?", type=Path, help="JSON lines of the runs")
     parser.add_argument("--network", default="lenet", help="a network, or a ResNet with its width: resnet18:8")
     parser.add_argument("--epochs", type=int, default=15)
@@ -245,13 +301,17 @@ def main() -> None:
     parser.add_argument("--trials", nargs="+", choices=TRIALS, default=[], metavar="NAME", help="all by default")
     parser.add_argument("--shard", type=int, nargs=2, default=[0, 1], metavar=("NUMBER", "COUNT"))
     parser.add_argument("--table", type=Path, help="print the table of these JSON lines, and train nothing")
+    parser.add_argument("--draw", type=Path, help="draw these JSON lines, and train nothing")
     arguments = parser.parse_args()
     if arguments.table:
-        print(table([json.loads(line) for line in arguments.table.read_text().splitlines()]))
+        print(table(read(arguments.table)))
         return
-    if not arguments.folder or not arguments.file:
-        parser.error("FOLDER and FILE are needed")
-    images = load_images(arguments.folder)
+    if arguments.draw:
+        draw(read(arguments.draw), arguments.draw.with_suffix(".png"))
+        return
+    if not arguments.images or not arguments.file:
+        parser.error("IMAGES and FILE are needed")
+    images = load_images(arguments.images)
     arguments.file.parent.mkdir(parents=True, exist_ok=True)
     number, count = arguments.shard
     for run in itertools.islice(runs(arguments), number, None, count):

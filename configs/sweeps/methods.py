@@ -1,6 +1,8 @@
 """Methods of pruning at initialisation, and RigL, at two densities, with the DCT offset and without, two seeds each.
 
 python sweep.py --config configs/lenet_cifar10.py --sweep configs/sweeps/methods.py --workdir sweeps/methods
+
+results/lenet_cifar10_methods/ was made with --config.num_epochs=15; without it a run has the paper's 200 epochs.
 """
 
 

@@ -32,7 +32,7 @@ def run(monkeypatch, *arguments):
 
 def test_runs_are_kept_and_made_once(folder, tmp_path, monkeypatch, capsys):
     file = tmp_path / "new" / "runs.jsonl"
-    command = folder, file, "--epochs", 1, "--seeds", 0, "--densities", 0.01, "--trials", "as in the paper"
+    command = folder, file, "--epochs", 3, "--seeds", 0, "--densities", 0.01, "--trials", "as in the paper"
     run(monkeypatch, *command)
     lines = file.read_text().splitlines()
     run(monkeypatch, *command)
@@ -42,7 +42,12 @@ def test_runs_are_kept_and_made_once(folder, tmp_path, monkeypatch, capsys):
     assert math.isfinite(found["train_loss"][0]) and 0 <= found["test_accuracy"] <= 1
     capsys.readouterr()
     run(monkeypatch, "--table", file)
-    assert f"| as in the paper | {100 * found['val_accuracy'][-1]:.1f} |" in capsys.readouterr().out
+    assert f"| as in the paper | {100 * found['val_accuracy'][2]:.1f} |" in capsys.readouterr().out
+    run(monkeypatch, "--draw", file)
+    assert file.with_suffix(".png").exists()
+    file.write_text(file.read_text() + json.dumps(found | {"epochs": 5}) + "\n")
+    with pytest.raises(SystemExit, match="several networks or numbers of epochs"):
+        run(monkeypatch, "--table", file)
 
 
 def test_shards_share_the_runs(folder, tmp_path, monkeypatch):
