@@ -1,10 +1,10 @@
 """Look at networks before their first step and while they begin to learn.
 
-    python experiments/start.py cifar10 --save start.json
-    python experiments/start.py --draw start.json
+    python -m experiments.start cifar10 --save start.json
+    python -m experiments.start --draw start.json
 
 The first command measures, on CIFAR-10 or on an image folder, as for ``data.name=image_folder``. The second draws what
-was measured beside the file. Needs a checkout, with the package installed or ``PYTHONPATH=.``.
+was measured beside the file. It runs in a checkout of the project.
 
 Before the first step, for networks of several depths and widths, with the DCT offset and without. S is zero with the
 offset, and without it all weights of the dense network are there:

@@ -1,9 +1,9 @@
 """Print the tables of docs/paper.md, docs/results.md and docs/training_dct_networks.md.
 
-    python experiments/tables.py
+    python -m experiments.tables
 
 
-The figures are in results/. Needs the package installed, or ``PYTHONPATH=.``.
+The figures are in results/. It runs in a checkout of the project.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""Train with one change at a time, to see what helps: ``python experiments/trials.py IMAGES FILE``.
+"""Train with one change at a time, to see what helps: ``python -m experiments.trials IMAGES FILE``.
 
-    python experiments/trials.py cifar10 lenet.jsonl --network lenet --epochs 15 --trials "rate of S × 3"
-    python experiments/trials.py --table lenet.jsonl
-    python experiments/trials.py --draw lenet.jsonl
+    python -m experiments.trials cifar10 lenet.jsonl --network lenet --epochs 15 --trials "rate of S × 3"
+    python -m experiments.trials --table lenet.jsonl
+    python -m experiments.trials --draw lenet.jsonl
 
 The first command trains a network in the ways of `TRIALS`, at each density and with each seed, by the protocol of the
 paper (Adam of 0.001, L2 of 5e-4, batches of 128, crops and flips, positions by EPL), on CIFAR-10 or on an image folder.

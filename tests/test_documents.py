@@ -48,7 +48,18 @@ LANGUAGES = ("python", "bash", "text", "bibtex")
 # Programs of others, whose arguments are theirs.
 TOOLS = ("ruff", "pyright", "pytest", "mkdocs", "source", ".", "gcloud")
 GROUPS = tuple(name for name, value in get_config().items() if hasattr(value, "items"))
-FOLDERS = ("configs", "dctps_jax", "docs", "examples", "notebooks", "benchmarks", "results", "tests", ".ci")
+FOLDERS = (
+    "configs",
+    "dctps_jax",
+    "docs",
+    "examples",
+    "notebooks",
+    "benchmarks",
+    "experiments",
+    "results",
+    "tests",
+    ".ci",
+)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +138,8 @@ def do(command, finished_run):
             pass
         case "srun", *started:
             do(started, finished_run)
+        case "python", "-m", module, *arguments if module.startswith("experiments."):
+            check_arguments(f"{module.replace('.', '/')}.py", arguments)
         case "python", "-m", module, *arguments:
             do_program(module, arguments, finished_run)
         case "python", "train.py" | "sweep.py" | "predict.py" as script, *arguments:
