@@ -2,7 +2,6 @@
 
     python -m experiments.tables
 
-
 The figures are in results/. It runs in a checkout of the project.
 """
 
@@ -11,28 +10,22 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from dctps_jax.reports.records import method_name, read_all, read_records
 from experiments import trials
 from experiments.start_figures import name_of
 
 RESULTS = Path(__file__).parents[1] / "results"
 
 
-def runs_of(*folders: str) -> list[dict[str, Any]]:
-    """Return the runs of some folders of results/."""
-    return [
-        json.loads(line) for folder in folders for line in (RESULTS / folder / "runs.jsonl").read_text().splitlines()
-    ]
-
-
 def methods() -> str:
     """Return the table of methods on LeNet-5: accuracy of the last epoch, operations of a step, bytes."""
     found: dict[tuple[float, str], dict[str | None, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs_of("lenet_cifar10_density", "lenet_cifar10_methods"):
-        config, moving = run["config"], run["config"]["sparse_training.method"]
-        density, offset = config["pruning.density"], config["model.offset"]
-        if density in (0.1, 0.01):
-            method = config["pruning.method"] + ("" if moving == "static" else f" + {moving}")
-            found[density, method][offset].append(run["results"])
+    for record in read_all(
+        RESULTS / name / "runs.jsonl" for name in ("lenet_cifar10_density", "lenet_cifar10_methods")
+    ):
+        density, offset = record.config["pruning.density"], record.config["model.offset"]
+        if density in (0.1, 0.01) and record.results:
+            found[density, method_name(record.setting)][offset].append(record.results)
     rows = [
         "| weights | method | DCT offset, test accuracy | no offset | seeds | DCT, operations of a step | none | "
         "bytes stored | bytes sent a step |",
@@ -54,7 +47,7 @@ def methods() -> str:
 def original() -> str:
     """Return the table of LeNet-5 by the original's code and by this package: the last epoch, in per cent."""
     theirs = json.loads((RESULTS / "lenet_cifar10_original" / "runs.json").read_text())["runs"]
-    ours = runs_of("lenet_cifar10_density")
+    ours = read_records(RESULTS / "lenet_cifar10_density" / "runs.jsonl")
     rows = [
         "| weights | DCT offset, original | this package | no offset, original | this package |",
         "| ---: | ---: | ---: | ---: | ---: |",
@@ -68,9 +61,9 @@ def original() -> str:
             cells.append(", ".join(f"{100 * value:.1f}" for value in found))
             settings = (offset, density)
             chosen = [
-                run["results"]["test_accuracy_final"]
-                for run in ours
-                if (run["config"]["model.offset"], run["config"]["pruning.density"]) == settings
+                record.results["test_accuracy_final"]
+                for record in ours
+                if record.results and (record.config["model.offset"], record.config["pruning.density"]) == settings
             ]
             cells.append(trials.spread(chosen))
         rows.append(f"| {100 * density:g} % | {' | '.join(cells)} |")

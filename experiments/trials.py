@@ -255,8 +255,8 @@ def table(lines: Lines) -> str:
     """Return the table of the accuracies in per cent: mean ± sample deviation over the seeds."""
     found = by_trial(lines)
     densities = sorted({density for _, density in found}, reverse=True)
-    last = f"epoch {lines[0]['epochs']}"
-    titles = [f"{100 * density:g} %: epoch {EARLY} | {last} | {last}, test | seeds" for density in densities]
+    last, early = f"epoch {lines[0]['epochs']}", min(EARLY, lines[0]["epochs"])
+    titles = [f"{100 * density:g} %: epoch {early} | {last} | {last}, test | seeds" for density in densities]
     rows = ["| change | " + " | ".join(titles) + " |", "| --- |" + " ---: | ---: | ---: | ---: |" * len(densities)]
     for name in TRIALS:
         if not any((name, density) in found for density in densities):
@@ -264,7 +264,7 @@ def table(lines: Lines) -> str:
         cells = []
         for density in densities:
             members = found.get((name, density), [])
-            epochs = ([line["val_accuracy"][epoch] for line in members] for epoch in (EARLY - 1, -1))
+            epochs = ([line["val_accuracy"][epoch] for line in members] for epoch in (early - 1, -1))
             columns = [*epochs, [line["test_accuracy"] for line in members]]
             cells += [*(spread(values) if values else "" for values in columns), str(len(members) or "")]
         rows.append(f"| {name} | {' | '.join(cells)} |")
