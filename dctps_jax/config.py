@@ -106,7 +106,7 @@ def unknown_field(name: str) -> str:
     """Return what to say of a field that does not exist."""
     if name == "multi_host":
         return "config.multi_host is gone; config.distributed.coordinator='auto' has JAX find the processes"
-    return f"there is no field config.{name}{did_you_mean(name, FIELDS)}; dctps_jax/defaults.py has them all"
+    return f"there is no field config.{name}{did_you_mean(name, FIELDS)}; docs/configuration.md has them all"
 
 
 # Fields that must fit each other. Each function returns the sentence for the user, or None.

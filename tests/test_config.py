@@ -212,7 +212,7 @@ def test_field_that_nothing_reads_is_a_mistake(field):
 
 
 def test_messages_name_the_defaults_of_the_package():
-    assert unknown_field("nothing.of.the.kind").endswith("dctps_jax/defaults.py has them all")
+    assert unknown_field("nothing.of.the.kind").endswith("docs/configuration.md has them all")
     config = config_with()
     del config.seed
     assert message_of(config).endswith("build it on dctps_jax.defaults.get_config()")

@@ -13,7 +13,7 @@ GROUPS = [
     ["layers", "layer_kinds", "data"],
     ["prunable", "frozen"],
     ["models", "pruning", "conversion", "conversion_table", "torch_compat"],
-    ["optimizers", "config", "defaults"],
+    ["optimizers", "config", "defaults", "fields"],
     ["distributed"],
     ["runs", "accounts", "safetensors_file", "delta"],
     ["training"],

@@ -10,7 +10,7 @@ from dctps_jax.field import Field
 
 HEAD = """# Configuration
 
-This page is made from `dctps_jax/defaults.py` by `python -m dctps_jax.cli.configuration > docs/configuration.md`.
+This page is made from `dctps_jax/fields/` by `python -m dctps_jax.cli.configuration > docs/configuration.md`.
 
 A config file is a Python file with a function `get_config()`. It takes the defaults, which are the paper's protocol,
 and changes fields:

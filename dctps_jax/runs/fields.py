@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dctps_jax.data.images import FITS
-from dctps_jax.defaults import DTYPES
 from dctps_jax.field import find_field
+from dctps_jax.fields.model import DTYPES
 from dctps_jax.offsets import OFFSETS
 
 # A test of a value, and what is allowed.

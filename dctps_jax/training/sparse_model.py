@@ -14,8 +14,8 @@ from flax import nnx
 from dctps_jax import data, models, pruning
 from dctps_jax.data.batches import Subset, epoch_permutation, make_batch
 from dctps_jax.data.dataset import Size
-from dctps_jax.defaults import DTYPES
 from dctps_jax.errors import UserError
+from dctps_jax.fields.model import DTYPES
 from dctps_jax.own import is_import_path
 from dctps_jax.runs.source_run import prune_trained_weights, rewinds
 from dctps_jax.seeds import stream

@@ -1,0 +1,10 @@
+"""0.01 % and 0.1 % of the weights of a deep network, with the DCT offset and without, two seeds.
+
+python sweep.py --config configs/vgg19_cifar10.py --sweep configs/sweeps/extreme.py --workdir sweeps/vgg11 \\
+    --config.model.name=vgg11 --config.num_epochs=40
+"""
+
+
+def get_sweep():
+    # The seed is the outer loop: a sweep that is stopped has both densities of the first seed.
+    return {"seed": (0, 1), "pruning.density": (0.0001, 0.001), "model.offset": ("dct", None)}

@@ -1,0 +1,53 @@
+"""The fields that say how a network is computed. They change results by rounding only."""
+
+from dctps_jax import pruning
+from dctps_jax.field import Allowed, Field, at_least
+from dctps_jax.fields.values import are_pairs
+from dctps_jax.ops import cost_model
+
+EXECUTION: dict[str, Field] = {
+    "execution.form": Field(
+        "auto",
+        "How trained weights are stored: dense with a mask, or their values only; `auto`: as takes less memory.",
+        choices=("auto", *pruning.FORMS),
+        resume=True,
+    ),
+    "execution.method": Field(
+        "auto",
+        "How compact layers are computed; `auto`: by predicted time.",
+        choices=cost_model.SETTINGS,
+        renamed=cost_model.RENAMED,
+        resume=True,
+    ),
+    "execution.layer_methods": Field(
+        (),
+        "How single compact layers are computed.",
+        allowed=Allowed(
+            lambda pairs: are_pairs(pairs, lambda method: method in (*cost_model.SETTINGS, *cost_model.RENAMED)),
+            f"(pattern, method) pairs with a method of: {', '.join(cost_model.SETTINGS)}, "
+            "e.g. (('layer1.*', 'on_support'),)",
+        ),
+        resume=True,
+    ),
+    "execution.explain": Field(
+        False, "Print the method of each layer and the predicted times of all methods.", resume=True
+    ),
+    "execution.min_loop": Field(
+        64,
+        "At least this many equal blocks in a row are one loop, which is compiled once.",
+        allowed=at_least(2, zero="for no loops"),
+        resume=True,
+    ),
+    "execution.remat": Field(
+        False, "Compute the inside of each block again for the gradient: less memory, more time.", resume=True
+    ),
+    "execution.keep_compiled": Field(
+        True,
+        "Keep compiled programs in `~/.cache/dctps_jax/compiled`, for later starts.",
+        resume=True,
+        added=True,
+    ),
+    "execution.keep_memory": Field(
+        True, "On a CPU, keep freed memory for the next step, which is faster.", resume=True
+    ),
+}

@@ -1,0 +1,69 @@
+"""The fields of the network."""
+
+from dctps_jax import models
+from dctps_jax.field import Allowed, Field, Need, at_least
+from dctps_jax.fields.values import are_pairs, are_texts
+from dctps_jax.models.resnet import STEMS
+from dctps_jax.offsets import OFFSETS
+from dctps_jax.own import IMPORT_PATH, is_option
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+OFFSET_IN_USE = Need("model.offset", lambda name: name is not None)
+
+MODEL: dict[str, Field] = {
+    "model.name": Field(
+        "lenet",
+        "The network. A function of yours gets those of `num_classes`, `image_size`, `channels`, `offset` and `rngs` "
+        "that it takes, and returns an `nnx.Module`.",
+        choices=models.MODELS,
+        allowed=IMPORT_PATH,
+    ),
+    "model.options": Field(
+        (),
+        "More arguments for a network of yours.",
+        allowed=Allowed(
+            lambda pairs: are_pairs(pairs, is_option), "(name, value) pairs, e.g. (('depth', 4), ('widths', (8, 16)))"
+        ),
+        added=True,
+    ),
+    "model.exclude": Field(
+        (),
+        "Path patterns of layers of a network of yours that stay as they are: no offset, all weights.",
+        allowed=Allowed(are_texts, "path patterns, e.g. ('head',)"),
+        added=True,
+    ),
+    "model.offset": Field(
+        "dct",
+        "The fixed matrix D in the kernels K = α·D + M⊙S; None: kernels are K = M⊙S.",
+        choices=OFFSETS,
+        optional=True,
+    ),
+    "model.alpha_trainable": Field(
+        True, "Train the α of each layer; False: it stays at its initial value.", needs=(OFFSET_IN_USE,)
+    ),
+    "model.init": Field(
+        "kaiming_normal",
+        "Initial kernels without offset. With an offset S starts at zero. Fixup networks have their own start.",
+        choices=models.INITIALIZERS,
+    ),
+    "model.width": Field(64, "Channels of the first stage of a ResNet.", allowed=at_least(1)),
+    "model.stem": Field(
+        "cifar",
+        "How a ResNet begins: with a 3×3 convolution, or, for large images, with one of 7×7 and maxima of 3×3, both "
+        "with stride 2 (He et al. 2016).",
+        choices=STEMS,
+        added=True,
+    ),
+    "model.stable": Field(
+        False,
+        "Divide the residual branches of a ResNet by √(number of blocks).",
+    ),
+    "model.dtype": Field(
+        "auto",
+        "Type of the computation. `auto` is bfloat16 on a TPU and on an NVIDIA GPU of compute capability 8.0 or more, "
+        "float32 elsewhere; a run keeps the type that it began with. Parameters, statistics, losses and the "
+        "optimiser's state are always float32.",
+        choices=("auto", *DTYPES),
+    ),
+}

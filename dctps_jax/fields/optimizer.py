@@ -1,0 +1,94 @@
+"""The fields of the optimiser, its learning rate and its losses."""
+
+import math
+
+from dctps_jax.field import Allowed, ByStep, Field, Need, at_least
+from dctps_jax.fields.values import BELOW_1, FINITE, are_epochs, are_pairs
+from dctps_jax.optimizers import DECAYS, OPTIMIZERS, SCHEDULES, rates_by_step
+from dctps_jax.own import is_option
+
+OPTIMIZER: dict[str, Field] = {
+    "optimizer.name": Field("adam", "The optimiser, one of optax's. `muon` is for dense networks.", choices=OPTIMIZERS),
+    "optimizer.options": Field(
+        (),
+        "More arguments of the optimiser, those of optax.",
+        allowed=Allowed(lambda pairs: are_pairs(pairs, is_option), "(name, value) pairs, e.g. (('b1', 0.95),)"),
+        added=True,
+    ),
+    "optimizer.learning_rate": Field(
+        0.001,
+        "The learning rate at the start.",
+        allowed=Allowed(lambda value: 0 < value < math.inf, "above 0 and finite"),
+    ),
+    "optimizer.momentum": Field(
+        0.9,
+        "The momentum of `sgd` and `nesterov`.",
+        allowed=BELOW_1,
+        needs=(Need("optimizer.name", lambda name: name in ("sgd", "nesterov")),),
+    ),
+    "optimizer.weight_decay": Field(
+        5e-4,
+        "L2 on every trainable parameter; decoupled with `adamw`, `nadamw`, `lion`, `adan` and `muon`.",
+        allowed=FINITE,
+    ),
+    "optimizer.decay": Field(
+        "all",
+        "Which parameters the weight decay acts on: all, as in the paper, or kernels only.",
+        choices=DECAYS,
+        added=True,
+    ),
+    "optimizer.clip_norm": Field(
+        0.0,
+        "Scale the gradients down to this norm of all of them together, where theirs is larger; 0: never.",
+        allowed=FINITE,
+        added=True,
+    ),
+    "optimizer.accumulate_steps": Field(
+        1,
+        "Change the parameters at each of so many steps only, by the mean gradient of these steps.",
+        allowed=at_least(1),
+        added=True,
+    ),
+    "optimizer.label_smoothing": Field(
+        0.0,
+        "The part of a label that is shared among all classes (Szegedy et al. 2016).",
+        allowed=BELOW_1,
+        added=True,
+    ),
+    "optimizer.ema_decay": Field(
+        0.0,
+        "Keep a moving average of the weights, e.g. by 0.999 a step, and test it as well; 0: none.",
+        allowed=BELOW_1,
+        added=True,
+    ),
+    "optimizer.schedule": Field(
+        "milestones",
+        "The learning rate as a function of the training step: constant, lower after milestones, half a cosine "
+        "(Loshchilov & Hutter 2017), one cycle (Smith & Topin 2018), or lower where the training loss stays.",
+        choices=SCHEDULES,
+        added=True,
+        by_step=ByStep(rates_by_step, "learning rate"),
+    ),
+    "optimizer.warmup_epochs": Field(
+        0.0,
+        "The learning rate rises linearly for so many epochs; with `one_cycle` along a cosine (0: 30 % of all).",
+        allowed=FINITE,
+        added=True,
+    ),
+    "optimizer.patience": Field(
+        10,
+        "With the schedule `plateau`: epochs without a lower loss after which the rate is multiplied by `decay_rate`.",
+        allowed=at_least(1),
+        added=True,
+    ),
+    "optimizer.milestones": Field(
+        (),
+        "At the end of each of these epochs the learning rate is multiplied by `decay_rate`.",
+        allowed=Allowed(are_epochs, "whole epochs of at least 1 in increasing order, e.g. (120, 160)"),
+    ),
+    "optimizer.decay_rate": Field(
+        0.1,
+        "The learning rate is multiplied by it at each milestone, and on a plateau.",
+        allowed=Allowed(lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    ),
+}
