@@ -13,7 +13,7 @@ GROUPS = [
     ["layers", "layer_kinds", "data"],
     ["prunable", "frozen"],
     ["models", "pruning", "conversion", "conversion_table", "torch_compat"],
-    ["optimizers", "config", "defaults", "fields"],
+    ["optimizers", "fields", "defaults", "contradictions", "config"],
     ["distributed"],
     ["runs", "accounts", "safetensors_file", "delta"],
     ["training"],
