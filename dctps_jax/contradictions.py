@@ -167,6 +167,15 @@ def _options_without_resnet(config: Any) -> str | None:
     return None
 
 
+def _alpha_of_fixup(config: Any) -> str | None:
+    if config.model.alpha_init != 1 and config.model.name.startswith("fixup") and not is_import_path(config.model.name):
+        return (
+            f"config.model.alpha_init is {config.model.alpha_init}, and {config.model.name} has its own start; leave "
+            "it at 1.0, or choose another network"
+        )
+    return None
+
+
 def _crop_unusable(config: Any) -> str | None:
     settings = config.data
     if settings.crop == "padded":
@@ -200,6 +209,7 @@ CONTRADICTIONS: tuple[Callable[[Any], str | None], ...] = (
     _pattern_contradicted,
     _old_name_of_method,
     _options_without_resnet,
+    _alpha_of_fixup,
     _own_network_unusable,
     _own_data_missing,
     _optimizer_unusable,

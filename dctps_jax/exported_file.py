@@ -21,6 +21,7 @@ import numpy as np
 from dctps_jax.config import check_value
 from dctps_jax.data.batches import Normalization, normalize
 from dctps_jax.data.dataset import Size, height_and_width, size_of
+from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.files import parse_json
@@ -115,6 +116,10 @@ def description_of(metadata: Mapping[str, str]) -> Description:
     config, data, step = parse_json(metadata["config"]), parse_json(metadata["data"]), int(metadata["step"])
     check_data(data)
     check_network_config(config)
+    for name, field in FIELDS.items():
+        section, _, last = name.rpartition(".")
+        if section == "model" and field.added:
+            config["model"].setdefault(last, field.default)
     normalization = Normalization(tuple(data["mean"]), tuple(data["std"]))
     network = parse_json(metadata["network"]) if "network" in metadata else None
     if network is not None:

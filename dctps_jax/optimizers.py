@@ -159,6 +159,7 @@ def make_optimizer(
     decay: str = "all",
     clip_norm: float = 0.0,
     accumulate_steps: int = 1,
+    kernel_rate: float = 1.0,
     plateau: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
     """Return the optimiser ``name``, a key of :data:`OPTIMIZERS`, with ``options`` of :func:`options_of`.
@@ -168,6 +169,7 @@ def make_optimizer(
     - ``clip_norm``: gradients of all parameters together are scaled down to this norm, 0: never.
     - ``accumulate_steps``: parameters change at each of so many steps, by the mean gradient of these steps. The
       learning rate counts all steps.
+    - ``kernel_rate``: the learning rate of kernels is multiplied by it.
     - ``plateau``: scales the updates by the loss, see :func:`reduce_on_plateau`.
 
     Raises :class:`~dctps_jax.errors.UserError` for a name or an option that does not exist.
@@ -185,6 +187,8 @@ def make_optimizer(
         steps = [optax.MultiSteps(optax.chain(*steps), accumulate_steps).gradient_transformation()]
     if fixup:
         steps.append(optax.masked(optax.scale(FIXUP_SLOWDOWN), _is_bias_or_scale))
+    if kernel_rate != 1:
+        steps.append(optax.masked(optax.scale(kernel_rate), _is_kernel))
     if plateau is not None:
         steps.append(plateau)
     return optax.chain(*steps, optax.scale_by_learning_rate(learning_rate))

@@ -82,6 +82,7 @@ BAD_NUMBERS = [
     ("optimizer.weight_decay", -1e-4), ("optimizer.weight_decay", math.inf), ("optimizer.decay_rate", 0.0),
     ("optimizer.decay_rate", 1.1), ("optimizer.clip_norm", -1.0), ("optimizer.accumulate_steps", 0),
     ("optimizer.label_smoothing", 1.0), ("optimizer.ema_decay", 1.0), ("optimizer.warmup_epochs", -1.0),
+    ("optimizer.kernel_rate", 0.0), ("optimizer.kernel_rate", math.inf), ("model.alpha_init", math.nan),
     ("optimizer.patience", 0), ("data.cutout", -1), ("data.random_erasing", 1.5), ("data.mixup", -0.1),
 ]  # fmt: skip
 
@@ -169,6 +170,12 @@ def test_lists_are_as_good_as_tuples():
 
 def test_dense_layers():
     assert "config.pruning.dense_layers" in message_of(config_with(pruning__dense_layers=(1,)))
+
+
+def test_the_alpha_of_fixup_networks_is_their_own():
+    message = message_of(config_with(model__name="fixup_resnet20", model__alpha_init=0.5))
+    assert "config.model.alpha_init is 0.5, and fixup_resnet20 has its own start" in message
+    check_config(config_with(model__name="vgg11", model__alpha_init=0.5))
 
 
 def test_options_of_other_networks():

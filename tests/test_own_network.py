@@ -505,6 +505,7 @@ def test_a_network_with_layers_of_its_own_and_images_that_change(capsys):
         ({"model__dtype": "bfloat16"}, ["config.model.dtype is 'bfloat16'", "model.options"]),
         ({"model__exclude": ("haed",)}, ["no layer matches 'haed'", "conv, head"]),
         ({"network": "mine.networks:Linear", "model__exclude": ("head",)}, ["DCT plus Sparse layers already"]),
+        ({"network": "mine.networks:Linear", "model__alpha_init": 0.5}, ["model.alpha_init is 0.5", "leave it at 1.0"]),
         ({"network": "lenet", "model__options": (("depth", 3),)}, ["config.model.options", "lenet has none"]),
         ({"images": "mine.images:one"}, ["returns int", "(train_images, train_labels)"]),
         ({"images": "mine.images:floats"}, ["train_images is float64 [4, 2, 2, 3]", "uint8"]),

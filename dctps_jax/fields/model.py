@@ -1,5 +1,7 @@
 """The fields of the network."""
 
+import math
+
 from dctps_jax import models
 from dctps_jax.field import Allowed, Field, Need, at_least
 from dctps_jax.fields.values import are_pairs, are_texts
@@ -41,6 +43,13 @@ MODEL: dict[str, Field] = {
     ),
     "model.alpha_trainable": Field(
         True, "Train the α of each layer; False: it stays at its initial value.", needs=(OFFSET_IN_USE,)
+    ),
+    "model.alpha_init": Field(
+        1.0,
+        "The α that each layer starts with. Fixup networks have their own start.",
+        allowed=Allowed(math.isfinite, "finite"),
+        needs=(OFFSET_IN_USE,),
+        added=True,
     ),
     "model.init": Field(
         "kaiming_normal",

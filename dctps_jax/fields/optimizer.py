@@ -7,6 +7,8 @@ from dctps_jax.fields.values import BELOW_1, FINITE, are_epochs, are_pairs
 from dctps_jax.optimizers import DECAYS, OPTIMIZERS, SCHEDULES, rates_by_step
 from dctps_jax.own import is_option
 
+ABOVE_0 = Allowed(lambda value: 0 < value < math.inf, "above 0 and finite")
+
 OPTIMIZER: dict[str, Field] = {
     "optimizer.name": Field("adam", "The optimiser, one of optax's. `muon` is for dense networks.", choices=OPTIMIZERS),
     "optimizer.options": Field(
@@ -18,7 +20,13 @@ OPTIMIZER: dict[str, Field] = {
     "optimizer.learning_rate": Field(
         0.001,
         "The learning rate at the start.",
-        allowed=Allowed(lambda value: 0 < value < math.inf, "above 0 and finite"),
+        allowed=ABOVE_0,
+    ),
+    "optimizer.kernel_rate": Field(
+        1.0,
+        "The learning rate of kernels is multiplied by it, that of α, BatchNorm and biases is not.",
+        allowed=ABOVE_0,
+        added=True,
     ),
     "optimizer.momentum": Field(
         0.9,

@@ -47,6 +47,7 @@ def create_model(
     offset: str | Offset | None = None,
     image_size: Size = 32,
     rngs: nnx.Rngs,
+    alpha_init: float = 1.0,
     alpha_trainable: bool = True,
     init: str = "kaiming_normal",
     dtype: Any = None,
@@ -64,6 +65,7 @@ def create_model(
     ``model.eval()`` switch BatchNorm. The weights do not depend on ``image_size``, one number or (height, width), which
     is only checked.
 
+    - ``alpha_init``: the initial α of each layer; Fixup networks have their own start.
     - ``alpha_trainable``: False freezes every α at its initial value.
     - ``init``: how kernels start without an offset, one of :data:`INITIALIZERS`; Fixup networks have their own start.
     - ``dtype``: of the computation (None: as the inputs and parameters); ``param_dtype``: of the parameters.
@@ -93,6 +95,7 @@ def create_model(
         in_order = [supports[path] for path in shapes]
     parts = make_parts(
         offset=offset,
+        alpha_init=alpha_init,
         alpha_trainable=alpha_trainable,
         init=init,
         dtype=dtype,

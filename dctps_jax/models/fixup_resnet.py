@@ -83,7 +83,7 @@ class FixupResNet(nnx.Module):
         # PyTorch's default for convolutions, uniform within ±1/√fan_in: the only kernel that Fixup leaves alone.
         stem_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         self.running = parts.running
-        self.conv1 = parts.conv(parts.channels, 16, (3, 3), padding=1, kernel_init=stem_init)
+        self.conv1 = parts.conv(parts.channels, 16, (3, 3), padding=1, kernel_init=stem_init, alpha_init=1.0)
         self.bias1 = parts.scalar(0.0)
         in_features = 16
         stages = []

@@ -42,6 +42,7 @@ def make_parts(
     rngs: nnx.Rngs,
     channels: int = 3,
     offset: str | Offset | None = None,
+    alpha_init: float = 1.0,
     alpha_trainable: bool = True,
     init: str = "zeros",
     dtype: Any = None,
@@ -57,6 +58,7 @@ def make_parts(
     found = find_offset(offset)
     shared = {
         "offset": found,
+        "alpha_init": alpha_init,
         "alpha_trainable": alpha_trainable,
         "kernel_init": INITIALIZERS[init],
         "dtype": dtype,

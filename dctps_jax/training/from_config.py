@@ -109,6 +109,7 @@ def make_optimizer_and_schedule(
         decay=options.decay,
         clip_norm=options.clip_norm,
         accumulate_steps=options.accumulate_steps,
+        kernel_rate=options.kernel_rate,
         plateau=reduce_on_plateau(options, steps_per_epoch) if options.schedule == "plateau" else None,
     )
     return optimizer, schedule

@@ -15,6 +15,7 @@ from flax import nnx
 
 from dctps_jax.conversion import convert
 from dctps_jax.data.dataset import Size, height_and_width, size_of
+from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.ops.target import PORTABLE, tracing_for
 from dctps_jax.own import as_options, blaming, call, is_import_path, is_needed
@@ -52,8 +53,8 @@ def build_own_network(
         _check_settings(config, made)
         model = made
     else:
-        settings = {"offset": config.model.offset, "alpha_trainable": config.model.alpha_trainable}
-        model = convert(made, density=1.0, exclude=config.model.exclude, **settings)
+        settings = {name: config.model[name] for name in ("offset", "alpha_init", "alpha_trainable", "exclude")}
+        model = convert(made, density=1.0, **settings)
     layers = prunable_layers(model)
     for path, layer in layers.items():
         if layer.stack:
@@ -163,11 +164,14 @@ def _check_settings(config: Any, model: nnx.Module) -> None:
             f"config.model.offset is {config.model.offset!r}, but the layers of {config.model.name} have "
             f"{', '.join(map(repr, offsets))}; give the function an argument `offset` and hand it to the layers"
         )
-    if config.model.exclude or not config.model.alpha_trainable:
-        raise UserError(
-            f"config.model.exclude and config.model.alpha_trainable are for plain layers, but {config.model.name} has "
-            "DCT plus Sparse layers already; set it there, e.g. by config.model.options"
-        )
+    for field in ("exclude", "alpha_init", "alpha_trainable"):
+        default = FIELDS[f"model.{field}"].default
+        if config.model[field] != default:
+            raise UserError(
+                f"config.model.{field} is {config.model[field]!r}, which is for plain layers, but {config.model.name} "
+                f"has DCT plus Sparse layers already; leave it at {default!r} and set it there, e.g. by "
+                "config.model.options"
+            )
 
 
 def _check_call(path: str, model: nnx.Module, field: str) -> None:

@@ -46,6 +46,7 @@ def build_model(
         image_size=image_size,
         channels=channels,
         offset=config.model.offset,
+        alpha_init=config.model.alpha_init,
         alpha_trainable=config.model.alpha_trainable,
         init=config.model.init,
         dtype=_dtype_of(config),

@@ -193,6 +193,18 @@ def test_frozen_alphas_are_frozen_everywhere(name):
     assert len(variables(abstract(name, "dct"), Alpha)) == len(prunable_layers(model))
 
 
+@pytest.mark.parametrize("name", ["lenet", "resnet18", "mobilenet_v2", "fixup_resnet20"])
+def test_the_initial_alpha(name):
+    """Fixup networks have their own start."""
+    halved, usual = (
+        create_model(name, num_classes=10, offset="dct", alpha_init=value, init="zeros", rngs=nnx.Rngs(0))
+        for value in (0.5, 1.0)
+    )
+    factor = 1.0 if name.startswith("fixup") else 0.5
+    for path, layer in prunable_layers(halved).items():
+        assert float(layer.alpha[...]) == factor * float(prunable_layers(usual)[path].alpha[...])
+
+
 @pytest.mark.parametrize("key", NETWORKS)
 def test_order_survives_split_and_merge(key):
     model = abstract_of(NETWORKS[key])
@@ -346,7 +358,7 @@ def test_only_training_mode_changes_the_statistics(drawn):
         (
             "lenet",
             {"width": 4},
-            "lenet has no option 'width'; its options are: offset, image_size, alpha_trainable, init, dtype",
+            "lenet has no option 'width'; its options are: offset, image_size, alpha_init, alpha_trainable, init, ",
         ),
         ("resnet18", {"depth": 4}, "resnet18 has no option 'depth'; .*supports, width, stable, stem$"),
         ("resnet18", {"width": 0}, "width is 0; it must be at least 1"),

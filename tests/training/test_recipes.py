@@ -109,6 +109,12 @@ def test_decay_on_kernels_alone():
     assert updates["layer"]["alpha"] == pytest.approx(0.1) and updates["bn"]["scale"][0] == pytest.approx(-0.0125)
 
 
+def test_kernels_at_a_rate_of_their_own():
+    (updates,), (plain,) = updates_of(make(kernel_rate=10.0), [GRADS]), updates_of(make(), [GRADS])
+    np.testing.assert_allclose(updates["layer"]["kernel"], 10 * plain["layer"]["kernel"], rtol=1e-6)
+    assert updates["layer"]["alpha"] == plain["layer"]["alpha"] and updates["bn"]["scale"] == plain["bn"]["scale"]
+
+
 def test_clipping_by_the_norm_of_all_gradients():
     norm = optax.global_norm(GRADS)
     (updates,) = updates_of(make(clip_norm=float(norm) / 2), [GRADS])
