@@ -234,16 +234,15 @@ class KernelLayer(nnx.Module):
         return self.sparse_kernel() + self.scaled_offset() if has_other_part else self.sparse_kernel()
 
     def plain_kernel(self, kernel: jax.Array) -> jax.Array:
-        """Return a kernel of this layer as the layer of NNX stores it that this one stands in for."""
+        """Return a kernel of this layer in the shape of its counterpart in NNX."""
         return kernel
 
     def own_kernel(self, kernel: jax.Array) -> jax.Array:
-        """Return a kernel of that layer of NNX as this layer stores it."""
+        """Return a kernel of the counterpart in NNX in the shape of this layer."""
         return kernel
 
     def _apply(self, inputs: jax.Array, geometry: Geometry) -> jax.Array:
         """Return the convolution of ``inputs [batch, *spatial, in]``, of a compact layer by its method."""
-        check_one_layer(self)
         if self.support is None:
             return convolve(inputs, self.effective_kernel().astype(inputs.dtype), geometry)
         work = work_of(self, inputs, geometry)
@@ -259,7 +258,7 @@ class KernelLayer(nnx.Module):
 
 
 def of_each(stack: tuple[int, ...], function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Return a function of arrays of one layer as a function of the arrays of a stack of layers."""
+    """Return a function that applies ``function``, written for one layer, to every layer of a stack."""
     for _ in stack:
         function = jax.vmap(function)
     return function
@@ -274,7 +273,7 @@ def work_of(layer: KernelLayer, inputs: jax.Array, geometry: Geometry) -> Work:
 
 
 def check_one_layer(layer: KernelLayer) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for a stack, and for variables of which only some are those of one."""
+    """Raise :class:`~dctps_jax.errors.UserError` for a stack, and where only some of the variables are stacked."""
     if layer.stack:
         raise UserError(
             f"the layer holds {math.prod(layer.stack)} layers that nnx.vmap has stacked; call them in nnx.scan or "

@@ -10,7 +10,18 @@ import optax
 import pytest
 from flax import nnx
 
-from dctps_jax import DCTpSConv, DCTpSLinear, UserError, conversion_report, convert, to_plain
+from dctps_jax import (
+    DCTpSConv,
+    DCTpSConvTranspose,
+    DCTpSEinsum,
+    DCTpSEmbed,
+    DCTpSLinear,
+    DCTpSLinearGeneral,
+    UserError,
+    conversion_report,
+    convert,
+    to_plain,
+)
 from dctps_jax.prunable import prunable_layers
 from dctps_jax.pruning import allocate, apply_masks, get_masks, prune, random_supports
 from dctps_jax.pruning.stacks import equal_in_stacks
@@ -201,6 +212,41 @@ def test_a_stack_is_not_called_as_one_layer(form):
     axes = nnx.StateAxes({nnx.Param: 0, ...: None})
     with pytest.raises(UserError, match=r"the layer's (mask|support) has shape .* (Mask|Support) like SparseParam"):
         nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, axes), out_axes=nnx.Carry)(INPUTS, model.blocks.layer)
+
+
+TOKENS = jnp.zeros((2, WIDTH), int)
+# A call of each kind of layer, also where its own product is computed natively.
+CALLS: dict[str, tuple[Any, Any]] = {
+    "conv": (lambda rngs: DCTpSConv(WIDTH, 4, (3,), rngs=rngs), lambda layer: layer(INPUTS)),
+    "dilated conv": (lambda rngs: DCTpSConv(WIDTH, 4, (3,), kernel_dilation=2, rngs=rngs), lambda layer: layer(INPUTS)),
+    "linear": (lambda rngs: DCTpSLinear(WIDTH, 4, rngs=rngs), lambda layer: layer(INPUTS)),
+    "embed": (lambda rngs: DCTpSEmbed(4, WIDTH, rngs=rngs), lambda layer: layer(TOKENS)),
+    "attend": (lambda rngs: DCTpSEmbed(4, WIDTH, rngs=rngs), lambda layer: layer.attend(INPUTS)),
+    "transposed": (lambda rngs: DCTpSConvTranspose(WIDTH, 4, (3,), rngs=rngs), lambda layer: layer(INPUTS)),
+    "dilated transposed": (
+        lambda rngs: DCTpSConvTranspose(WIDTH, 4, (3,), kernel_dilation=2, rngs=rngs),
+        lambda layer: layer(INPUTS),
+    ),
+    "einsum": (lambda rngs: DCTpSEinsum("nti,io->nto", (WIDTH, 4), rngs=rngs), lambda layer: layer(INPUTS)),
+    "other einsum": (
+        lambda rngs: DCTpSEinsum("nti,io->nto", (WIDTH, 4), rngs=rngs),
+        lambda layer: layer(INPUTS, "nti,io->ton"),
+    ),
+    "general": (lambda rngs: DCTpSLinearGeneral(WIDTH, 4, rngs=rngs), lambda layer: layer(INPUTS)),
+    "general of a dtype": (
+        lambda rngs: DCTpSLinearGeneral(WIDTH, 4, preferred_element_type=jnp.float32, rngs=rngs),
+        lambda layer: layer(INPUTS),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_no_kind_of_layer_is_called_as_a_stack(kind):
+    make, call = CALLS[kind]
+    call(make(nnx.Rngs(0)))
+    stack = nnx.vmap(lambda key: make(nnx.Rngs(key)), in_axes=0, out_axes=0)(jax.random.split(KEY, LAYERS))
+    with pytest.raises(UserError, match=f"the layer holds {LAYERS} layers that nnx.vmap has stacked"):
+        call(stack)
 
 
 def test_masks_of_a_stack_are_checked():

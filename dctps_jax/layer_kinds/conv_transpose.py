@@ -13,7 +13,7 @@ from flax.nnx.nn import dtypes
 from jax import lax
 
 from dctps_jax.arguments import as_tuple, check_inputs, check_size, check_sizes
-from dctps_jax.kernels import KernelLayer
+from dctps_jax.kernels import KernelLayer, check_one_layer
 from dctps_jax.layers import DEFAULT_KERNEL_INIT, checked_padding, per_dimension
 from dctps_jax.offsets import Offset
 from dctps_jax.ops.geometry import Geometry
@@ -108,6 +108,7 @@ class DCTpSConvTranspose(KernelLayer):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Return the transposed convolution of ``inputs [*batch, *spatial, in_features]``."""
+        check_one_layer(self)
         rank = len(self.kernel_size)
         check_inputs(inputs, self.in_features, rank + 1)
         batch_shape = inputs.shape[: inputs.ndim - rank - 1]

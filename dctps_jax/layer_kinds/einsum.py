@@ -14,6 +14,7 @@ from jax import lax
 
 from dctps_jax.arguments import check_sizes, is_whole, shape_words, words
 from dctps_jax.errors import UserError
+from dctps_jax.kernels import check_one_layer
 from dctps_jax.layer_kinds.contraction import Contraction, TensorLayer, are_divided
 from dctps_jax.layers import DEFAULT_KERNEL_INIT
 from dctps_jax.offsets import Offset
@@ -93,6 +94,7 @@ class DCTpSEinsum(TensorLayer):
 
     def __call__(self, inputs: jax.Array, einsum_str: str | None = None, out_sharding: Any = None) -> jax.Array:
         """Return the einsum of the inputs and K, with the bias along the axes of the kernel that are in the outputs."""
+        check_one_layer(self)
         einsum = self.einsum_str if einsum_str is None else einsum_str.replace(" ", "")
         check_num_axes(inputs, einsum)
         labels, kernel_labels, output_labels = _labels(einsum, inputs.ndim)

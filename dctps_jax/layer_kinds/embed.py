@@ -12,7 +12,7 @@ from flax.nnx.nn import dtypes
 
 from dctps_jax.arguments import check_inputs, check_size, words
 from dctps_jax.errors import UserError
-from dctps_jax.kernels import KernelLayer
+from dctps_jax.kernels import KernelLayer, check_one_layer
 from dctps_jax.offsets import Offset
 from dctps_jax.ops.geometry import Geometry
 
@@ -76,6 +76,7 @@ class DCTpSEmbed(KernelLayer):
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Return the rows of K that ``inputs``, integers of any shape, name: ``[*inputs.shape, features]``."""
+        check_one_layer(self)
         if not hasattr(inputs, "dtype") or not jnp.issubdtype(inputs.dtype, jnp.integer):
             raise UserError(f"the inputs of an embedding are {words(inputs)}; they must be an array of integers")
         (kernel,) = self.promote_dtype((self.effective_kernel(),), dtype=self.dtype, inexact=False)
@@ -88,6 +89,7 @@ class DCTpSEmbed(KernelLayer):
 
     def attend(self, query: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Return ``query @ K.T`` for ``query [..., features]``."""
+        check_one_layer(self)
         check_inputs(query, self.features)
         if out_sharding is not None or self.promote_dtype is not dtypes.promote_dtype:
             query, kernel = self.promote_dtype((query, self.effective_kernel()), dtype=self.dtype)

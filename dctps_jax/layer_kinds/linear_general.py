@@ -16,6 +16,7 @@ from jax import lax
 
 from dctps_jax.arguments import as_tuple, check_sizes, is_whole, shape_words, words
 from dctps_jax.errors import UserError
+from dctps_jax.kernels import check_one_layer
 from dctps_jax.layer_kinds.contraction import Contraction, TensorLayer, are_divided
 from dctps_jax.layers import DEFAULT_KERNEL_INIT
 from dctps_jax.offsets import Offset
@@ -102,6 +103,7 @@ class DCTpSLinearGeneral(TensorLayer):
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Return the product over the axes ``axis``: batch axes first, then those left of the inputs, then new ones."""
+        check_one_layer(self)
         check_axes(inputs, (*self.axis, *self.batch_axis))
         axes = _positive(self.axis, inputs.ndim)
         batch = _positive(self.batch_axis, inputs.ndim)
