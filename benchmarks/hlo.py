@@ -21,7 +21,7 @@ PLACES = (
     ("BatchNorm", r"normalization\.py"),
     ("pooling", r"pool|halve_by"),
     ("gathers and scatters", r"add_at|sparse_part|gathered\.py|in_rows\.py|forms\.py|dynamic\.py"),
-    ("making kernels", r"kernel_of|offset_kernel|offsets/|scaled_offset|effective_kernel|factored_offset"),
+    ("making kernels", r"kernel_of|offset_kernel|offsets/|fixed_part|effective_kernel|factored_offset"),
 )
 
 

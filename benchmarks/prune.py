@@ -45,7 +45,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     jax.block_until_ready(nnx.state(model))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
-    options = {"num_steps": arguments.num_steps} if arguments.method in pruning.SCORE_METHODS else {}
+    options = {"num_steps": arguments.num_steps} if arguments.method in pruning.SCORES else {}
     masks = pruning.prune(model, arguments.method, arguments.density, key=jax.random.key(0), batch=batch, **options)
     seconds = time.perf_counter() - started
     return {

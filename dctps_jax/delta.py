@@ -48,7 +48,8 @@ def export_delta(model: nnx.Module, file: Path | str) -> None:
         raise UserError('the network has no DCT plus Sparse layers; convert(model, offset="frozen", …) makes them')
     tensors: dict[str, np.ndarray] = {}
     base: dict[str, np.ndarray] = {}
-    for layer, path in ((layer, paths[id(layer)]) for layer in prunable_layers(model).values()):
+    for layer in prunable_layers(model).values():
+        path = paths[id(layer)]
         if layer.base is None:
             raise UserError(
                 f'{names_of([path])} is no layer of convert(model, offset="frozen", …); a delta is what was added to '

@@ -149,7 +149,8 @@ def read_exported(file: Path | str, network: str | None = None) -> tuple[Descrip
 def check_network_option(source: Path, named: str, network: str | None) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` where ``network`` is not given for a network of the user's own.
 
-    ``named`` is what ``source``, a file or a run, calls its network. Also where ``network`` is given and it is none.
+    ``named`` is what ``source``, a file or a run, calls its network. It also raises where ``network`` is given for a
+    network of the package.
     """
     if is_import_path(named) and network is None:
         raise UserError(

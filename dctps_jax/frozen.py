@@ -12,7 +12,7 @@ from dctps_jax.prunable import replace_layers
 
 
 def frozen(variable: nnx.Variable) -> Frozen:
-    """Return a variable with the value and metadata of a parameter, which is none."""
+    """Return a variable that is not trained, with the value and the metadata of a parameter."""
     return Frozen(variable.get_value(), **variable.get_metadata())
 
 

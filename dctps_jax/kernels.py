@@ -216,7 +216,7 @@ class KernelLayer(nnx.Module):
             raise UserError("offset is None; only a layer with an offset has a kernel D")
         return self.offset.kernel(self.kernel_shape, self.kernel[...].dtype)
 
-    def scaled_offset(self) -> jax.Array | float:
+    def fixed_part(self) -> jax.Array | float:
         """Return what S is added to: α·D, the frozen kernel W₀, or 0."""
         if self.base is not None:
             return self.base[...]
@@ -231,7 +231,7 @@ class KernelLayer(nnx.Module):
     def effective_kernel(self) -> jax.Array:
         """Return ``K = α·D + S``, or ``W₀ + S``, the kernel that the layer applies, in the dtype of its parameters."""
         has_other_part = self.offset is not None or self.base is not None
-        return self.sparse_kernel() + self.scaled_offset() if has_other_part else self.sparse_kernel()
+        return self.sparse_kernel() + self.fixed_part() if has_other_part else self.sparse_kernel()
 
     def plain_kernel(self, kernel: jax.Array) -> jax.Array:
         """Return a kernel of this layer in the shape of its counterpart in NNX."""

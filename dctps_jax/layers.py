@@ -20,7 +20,7 @@ from dctps_jax.arguments import as_tuple, check_inputs, check_size, check_sizes,
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer, check_one_layer
 from dctps_jax.offsets import Offset
-from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.geometry import Geometry, channels_last
 
 DEFAULT_KERNEL_INIT = nnx.initializers.lecun_normal()  # that of nnx.Conv and nnx.Linear
 PADDINGS = ("SAME", "VALID", "CIRCULAR", "REFLECT", "CAUSAL", "SAME_LOWER")
@@ -40,8 +40,8 @@ class DCTpSConv(KernelLayer):
     - ``kernel_init`` initialises S where there is no offset; with one, S starts at zero.
     - ``mask``: boolean, of the kernel's shape, True where a weight is trained.
     - ``support``: instead of a mask, the ascending positions of the trained weights in the flattened kernel. The layer
-      stores only their values. How ``nnx.with_partitioning`` divides a kernel among devices does not hold for them:
-      they lie on every device. (A masked layer keeps it, for its mask, too.)
+      stores only their values. They lie on every device, also where ``nnx.with_partitioning`` divides the kernel among
+      devices. In a masked layer kernel and mask are divided.
 
     A layer with neither mask nor support trains all weights.
 
@@ -155,7 +155,6 @@ class DCTpSConv(KernelLayer):
 
     def _native_convolution(self, inputs: jax.Array, kernel: jax.Array, padding: Any, out_sharding: Any) -> jax.Array:
         options = {} if self.preferred_element_type is None else {"preferred_element_type": self.preferred_element_type}
-        channels_last = (0, inputs.ndim - 1, *range(1, inputs.ndim - 1))
         return self.conv_general_dilated(
             inputs,
             kernel,
@@ -163,9 +162,7 @@ class DCTpSConv(KernelLayer):
             padding,
             lhs_dilation=self.input_dilation,
             rhs_dilation=self.kernel_dilation,
-            dimension_numbers=lax.ConvDimensionNumbers(
-                channels_last, (inputs.ndim - 1, inputs.ndim - 2, *range(inputs.ndim - 2)), channels_last
-            ),
+            dimension_numbers=channels_last(inputs.ndim),
             feature_group_count=self.feature_group_count,
             precision=self.precision,
             out_sharding=out_sharding,

@@ -63,6 +63,11 @@ DECAYS: tuple[str, ...] = ("all", "kernels")
 FIXUP_SLOWDOWN = 0.1
 
 
+def takes_momentum(name: str) -> bool:
+    """Return whether an optimiser takes ``config.optimizer.momentum``."""
+    return name in OPTIMIZERS and "momentum" in inspect.signature(OPTIMIZERS[name].scale).parameters
+
+
 def options_of(name: str) -> dict[str, Any]:
     """Return the options of an optimiser, with their defaults."""
     scale = contrib.muon if name == "muon" else OPTIMIZERS[name].scale
@@ -178,7 +183,7 @@ def make_optimizer(
         raise UserError(f"there is no optimizer {name!r}; choose one of: {', '.join(OPTIMIZERS)}")
     check_options(name, options)
     scale, decoupled = OPTIMIZERS[name]
-    given = {"momentum": momentum} if "momentum" in inspect.signature(scale).parameters else {}
+    given = {"momentum": momentum} if takes_momentum(name) else {}
     decayed = optax.add_decayed_weights(weight_decay, mask=None if decay == "all" else _is_kernel)
     steps = [scale(**given, **options), decayed] if decoupled else [decayed, scale(**given, **options)]
     if clip_norm:

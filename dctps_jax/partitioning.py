@@ -1,6 +1,6 @@
-"""The metadata of variables, which say how their arrays are divided among devices, when layers change their form.
+"""How arrays are divided among devices: what becomes of this metadata when a layer changes its form.
 
-A user gives them by ``nnx.with_partitioning``.
+A user gives it by ``nnx.with_partitioning``.
 """
 
 from collections.abc import Mapping

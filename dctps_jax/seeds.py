@@ -9,7 +9,19 @@ import numpy as np
 from dctps_jax.arguments import words
 from dctps_jax.errors import UserError
 
-STREAMS = ("init", "masks", "split", "order", "augment", "growth", "cutout", "erasing", "mixup", "crop")
+# What a run draws, each from a stream of its own. New names come last: a stream is found by its place.
+STREAMS = (
+    "init",  # initial weights
+    "masks",  # random positions
+    "split",  # which images validate
+    "order",  # of the images in an epoch
+    "augment",  # crops and flips
+    "growth",  # where SET grows weights
+    "cutout",
+    "erasing",
+    "mixup",
+    "crop",  # random resized crops
+)
 
 
 def as_key(key: Any) -> jax.Array:
@@ -30,8 +42,7 @@ def as_key(key: Any) -> jax.Array:
 
 
 def stream(seed: int | jax.Array, name: str) -> jax.Array:
-    """Return the key of one named stream of a run: initial weights, masks, validation split, order,
-    augmentation, growth of masks while training, what recipes do to a batch, random resized crops.
+    """Return the key of one of the :data:`STREAMS` of a run.
 
     ``seed`` is that of the run, or the key ``jax.random.key(seed)``: a program that is called with the key serves all
     seeds. Everything random is ``fold_in`` of one of these with a step, epoch or position, so that a run is a function

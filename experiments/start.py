@@ -115,12 +115,10 @@ def norms_of(layers: dict[str, Any], gradients: Any) -> list[dict[str, float]]:
     """Return for each layer the norms of α·D and S, and of their gradients, from a model of gradients."""
     rows = []
     for path, layer in layers.items():
-        other, sparse = gradients[path], layer.kernel[...]
-        row = {"S": jnp.linalg.norm(sparse), "gradient of S": jnp.linalg.norm(other.kernel[...])}
+        other = gradients[path]
+        row = {"S": jnp.linalg.norm(layer.kernel[...]), "gradient of S": jnp.linalg.norm(other.kernel[...])}
         if layer.alpha is not None:
-            without = nnx.clone(layer)
-            without.kernel[...] = jnp.zeros_like(sparse)
-            row["alpha D"] = jnp.linalg.norm(without.effective_kernel())
+            row["alpha D"] = jnp.linalg.norm(layer.fixed_part())
             row["gradient of alpha"] = jnp.abs(other.alpha[...]).sum()
         rows.append({name: float(value) for name, value in row.items()})
     return rows

@@ -200,7 +200,7 @@ def evaluation_batch(
 ) -> tuple[Examples, jax.Array]:
     """Return the images of ``data`` at ``rows[start:]``, as many as a batch has, and which of them are valid.
 
-    A last partial batch is filled up with images that are not.
+    A last partial batch is filled up with images that are not valid.
     """
     positions = start + jnp.arange(batch_size)
     return data.at(rows[jnp.minimum(positions, len(rows) - 1)]), positions < len(rows)

@@ -50,6 +50,12 @@ SOURCES = {
 }
 
 
+def reads_any_folder(name: str) -> bool:
+    """Return whether a source reads whatever lies in ``data.dir``, which therefore says what the data are."""
+    source = SOURCES.get(name)
+    return source is not None and source.in_dir
+
+
 def is_own(name: str) -> bool:
     """Return whether `data.name` stands for data of the user's own: an import path, or the path of an `.npz` file."""
     return is_import_path(name) or name.endswith(".npz")

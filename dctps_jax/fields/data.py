@@ -15,8 +15,8 @@ DATA: dict[str, Field] = {
     ),
     "data.dir": Field(
         "",
-        'Folder of the files; "": `~/.cache/dctps_jax/data`, or below `$XDG_CACHE_HOME`. A run on an `image_folder` '
-        "must keep it.",
+        'Folder of the files; "": `~/.cache/dctps_jax/data`, or below `$XDG_CACHE_HOME`. A run on one of the '
+        "`…_folder` sources must keep it.",
         resume=True,
     ),
     "data.channels": Field(

@@ -4,9 +4,10 @@ import math
 
 from dctps_jax.field import Allowed, ByStep, Field, Need, at_least
 from dctps_jax.fields.values import BELOW_1, FINITE, are_epochs, are_pairs
-from dctps_jax.optimizers import DECAYS, OPTIMIZERS, SCHEDULES, rates_by_step
+from dctps_jax.optimizers import DECAYS, OPTIMIZERS, SCHEDULES, rates_by_step, takes_momentum
 from dctps_jax.own import is_option
 
+DECOUPLED = [name for name, optimizer in OPTIMIZERS.items() if optimizer.decoupled]
 ABOVE_0 = Allowed(lambda value: 0 < value < math.inf, "above 0 and finite")
 
 OPTIMIZER: dict[str, Field] = {
@@ -30,13 +31,13 @@ OPTIMIZER: dict[str, Field] = {
     ),
     "optimizer.momentum": Field(
         0.9,
-        "The momentum of `sgd` and `nesterov`.",
+        f"The momentum of {', '.join(f'`{name}`' for name in OPTIMIZERS if takes_momentum(name))}.",
         allowed=BELOW_1,
-        needs=(Need("optimizer.name", lambda name: name in ("sgd", "nesterov")),),
+        needs=(Need("optimizer.name", takes_momentum),),
     ),
     "optimizer.weight_decay": Field(
         5e-4,
-        "L2 on every trainable parameter; decoupled with `adamw`, `nadamw`, `lion`, `adan` and `muon`.",
+        f"L2 on every trainable parameter; decoupled with {', '.join(f'`{name}`' for name in DECOUPLED)}.",
         allowed=FINITE,
     ),
     "optimizer.decay": Field(

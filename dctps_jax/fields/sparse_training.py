@@ -5,7 +5,7 @@ from dctps_jax.fields.values import FROM_0_TO_1, is_density
 from dctps_jax.pruning import dynamic
 
 SUPPORT_CHANGES = Need("sparse_training.method", lambda name: name != "static")
-WEIGHTS_MOVE = Need("sparse_training.method", lambda name: name in ("rigl", "set"))
+WEIGHTS_MOVE = Need("sparse_training.method", lambda name: name in dynamic.MOVING)
 GRADUAL_PRUNING = Need("sparse_training.method", lambda name: name == "gmp")
 
 SPARSE_TRAINING: dict[str, Field] = {

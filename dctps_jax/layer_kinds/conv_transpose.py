@@ -16,7 +16,7 @@ from dctps_jax.arguments import as_tuple, check_inputs, check_size, check_sizes
 from dctps_jax.kernels import KernelLayer, check_one_layer
 from dctps_jax.layers import DEFAULT_KERNEL_INIT, checked_padding, per_dimension
 from dctps_jax.offsets import Offset
-from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.geometry import Geometry, channels_last
 from dctps_jax.partitioning import unwrapped
 
 PADDINGS = ("SAME", "VALID", "CIRCULAR")
@@ -133,7 +133,6 @@ class DCTpSConvTranspose(KernelLayer):
         return outputs.reshape(*batch_shape, *outputs.shape[1:])
 
     def _native_convolution(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-        channels_last = (0, inputs.ndim - 1, *range(1, inputs.ndim - 1))
         return lax.conv_general_dilated(
             inputs,
             kernel,
@@ -141,9 +140,7 @@ class DCTpSConvTranspose(KernelLayer):
             self._pads(),
             lhs_dilation=self.strides,
             rhs_dilation=self.kernel_dilation,
-            dimension_numbers=lax.ConvDimensionNumbers(
-                channels_last, (inputs.ndim - 1, inputs.ndim - 2, *range(inputs.ndim - 2)), channels_last
-            ),
+            dimension_numbers=channels_last(inputs.ndim),
             precision=self.precision,
             preferred_element_type=self.preferred_element_type,
         )

@@ -21,7 +21,7 @@ from jax import lax
 
 from dctps_jax.ops.costs import Costs
 from dctps_jax.ops.fusion import varying_as
-from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.geometry import Geometry, channels_last
 from dctps_jax.ops.target import on_cpu
 from dctps_jax.ops.work import Work
 
@@ -51,15 +51,12 @@ def plain_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) 
         outputs = _fast_convolution(inputs, kernel, geometry)
         if outputs is not None:
             return outputs
-    channels_last = (0, inputs.ndim - 1, *range(1, inputs.ndim - 1))
     return lax.conv_general_dilated(
         inputs,
         kernel,
         geometry.strides,
         geometry.pads,
-        dimension_numbers=lax.ConvDimensionNumbers(
-            channels_last, (inputs.ndim - 1, inputs.ndim - 2, *range(inputs.ndim - 2)), channels_last
-        ),
+        dimension_numbers=channels_last(inputs.ndim),
         feature_group_count=geometry.groups,
         precision=geometry.precision,
     )

@@ -4,6 +4,14 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jax import lax
+
+
+def channels_last(ndim: int) -> lax.ConvDimensionNumbers:
+    """Return where the axes of inputs, kernel and outputs of a convolution are: channels last, ``ndim`` axes."""
+    axes = (0, ndim - 1, *range(1, ndim - 1))
+    return lax.ConvDimensionNumbers(axes, (ndim - 1, ndim - 2, *range(ndim - 2)), axes)
+
 
 class Geometry(NamedTuple):
     """A channels-last convolution without dilation. Without spatial dimensions it is a linear layer.

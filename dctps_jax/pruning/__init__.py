@@ -45,7 +45,6 @@ __all__ = [
     "FORMS",
     "METHODS",
     "SCORES",
-    "SCORE_METHODS",
     "allocate",
     "apply_masks",
     "check_density",
@@ -68,8 +67,7 @@ __all__ = [
     "trains_all_weights",
 ]
 
-SCORE_METHODS = tuple(SCORES)
-METHODS = (*ALLOCATIONS, *SCORE_METHODS)
+METHODS = (*ALLOCATIONS, *SCORES)
 
 
 def prune(

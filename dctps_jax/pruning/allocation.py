@@ -47,9 +47,9 @@ def allocate(
     - ``shapes``: kernel shapes by path, HWIO or (in, out).
     - ``density``: kept ÷ all weights, in (0, 1].
     - ``dense_layers``: path patterns (``fnmatch``: "conv1", "layer1.*") of layers that keep all their weights.
-    - ``layer_densities``: a density in (0, 1] for the layers that match a pattern; the first match counts. Their
-      weights are part of the same total, so that the density of the whole network stays as asked. For a pattern that
-      is also in ``dense_layers``, ``layer_densities`` counts.
+    - ``layer_densities``: a density in (0, 1] for the layers that match a pattern. Their weights are part of the same
+      total, so that the density of the whole network stays as asked. The first pattern that matches a layer counts, and
+      those of ``dense_layers`` come first. A pattern that is in both has the density of ``layer_densities``.
     - ``pattern``: "N:M": of every M inputs in a row, each output keeps N weights (:mod:`dctps_jax.pruning.pattern`).
       ``density`` has to be N/M then, and ``method`` "uniform". The layers that ``dense_layers`` and ``layer_densities``
       name have no pattern; their weights come on top of the density.

@@ -30,7 +30,7 @@ class UpdateSchedule(NamedTuple):
     end_step: int
     drop_fraction: float
 
-    def is_update(self, step: int) -> bool:
+    def is_update(self, step: Any) -> Any:
         """Return whether the step after ``step`` finished steps is an update.
 
         Every ``update_every``-th step before ``end_step`` is one. A ``step`` that is traced has a traced answer.
@@ -52,7 +52,7 @@ class UpdateSchedule(NamedTuple):
         return {path: 0 if count == sizes[path] else int(count * fraction) for path, count in counts.items()}
 
     def counts_at(self, step: int, first: Counts, last: Counts) -> Counts:
-        """Return how many weights each layer trains after ``step`` finished steps: always as many."""
+        """Return how many weights each layer trains after ``step`` finished steps: the same number at every step."""
         return first
 
     def numbers_for(self, step: int, first: Counts, last: Counts, sizes: Counts) -> Counts:
@@ -122,8 +122,10 @@ def _pruning(settings: Any, num_steps: int) -> PruningSchedule:
 
 # Name → a function of the fields of config.sparse_training and the number of steps. It returns when weights change.
 # What an update does is in dctps_jax.training.mask_updates, by the same names.
-SCHEDULES: dict[str, Callable[[Any, int], Schedule]] = {"rigl": _moving, "set": _moving, "gmp": _pruning}
-METHODS = ("static", *SCHEDULES)
+UPDATE_SCHEDULES: dict[str, Callable[[Any, int], Schedule]] = {"rigl": _moving, "set": _moving, "gmp": _pruning}
+METHODS = ("static", *UPDATE_SCHEDULES)
+# The methods that keep the number of trained weights.
+MOVING = tuple(name for name, schedule in UPDATE_SCHEDULES.items() if schedule is _moving)
 
 
 def update_schedule(config: Any, steps_per_epoch: int) -> Schedule | None:
@@ -134,7 +136,7 @@ def update_schedule(config: Any, steps_per_epoch: int) -> Schedule | None:
     settings = config.sparse_training
     if settings.method == "static":
         return None
-    return SCHEDULES[settings.method](settings, config.num_epochs * steps_per_epoch)
+    return UPDATE_SCHEDULES[settings.method](settings, config.num_epochs * steps_per_epoch)
 
 
 def fractions_by_step(config: Any, steps_per_epoch: int, num_steps: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from dctps_jax.arguments import check_choice, is_number, is_whole, words
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.prunable import prunable_layers
-from dctps_jax.pruning.dynamic import UpdateSchedule, keep_only, move_weights, skip_optimizer_step
+from dctps_jax.pruning.dynamic import MOVING, UpdateSchedule, keep_only, move_weights, skip_optimizer_step
 from dctps_jax.pruning.sparse_optimizer import (
     check_masks_of_tree,
     check_optimizer,
@@ -30,7 +30,6 @@ from dctps_jax.pruning.sparse_optimizer import (
 )
 from dctps_jax.seeds import as_key
 
-METHODS = ("rigl", "set")
 MASKED_GRADIENTS = (
     "the gradients of a move are zero at all weights that are not trained, so that they say nothing of where weights "
     "should grow; give the gradients of the dense kernels: those of unmasked_copy(model), or of the whole arrays"
@@ -196,7 +195,7 @@ class Moves:
         key: jax.Array | int | None,
     ) -> "Moves":
         """Return the moves of masked arrays; the numbers are those of the trainer."""
-        check_choice("method", method, METHODS)
+        check_choice("method", method, MOVING)
         for name, value in (("update_every", update_every), ("end_step", end_step)):
             if not is_whole(value) or value < 1:
                 raise UserError(f"{name} is {words(value)}; it must be a whole number of at least 1")
@@ -219,10 +218,8 @@ class Moves:
         """Return (new mask, kept) for each (array, mask, gradient), as :func:`move_weights` does."""
         num_drop = jnp.zeros(self.drops.shape[1], jnp.int32)
         if len(self.drops):
-            every, end_step, _ = self.schedule
-            is_move = ((step + 1) % every == 0) & (step + 1 < end_step)
-            row = jnp.clip((step + 1) // every - 1, 0, len(self.drops) - 1)
-            num_drop = jnp.where(is_move, jnp.asarray(self.drops)[row], 0)
+            row = jnp.clip((step + 1) // self.schedule.update_every - 1, 0, len(self.drops) - 1)
+            num_drop = jnp.where(self.schedule.is_update(step), jnp.asarray(self.drops)[row], 0)
         moved, parts = [], list(parts)
         if self.key is None:
             _check_dense(num_drop.any(), [(mask, gradient) for _, mask, gradient in parts])
@@ -269,7 +266,7 @@ def _masked_layers(model: nnx.Module) -> dict[str, KernelLayer]:
             'the model has no layer with a mask, so that no weight could move; make it with form="masked", e.g. '
             'convert(model, density=0.05, form="masked")'
         )
-    return dict(layers)
+    return layers
 
 
 def _kernel_at(path: str) -> str:

@@ -48,7 +48,7 @@ def _flow_scores(
         _rescale_sums(model)
         for path, layer in prunable_layers(model).items():
             # The layer adds its offset to this kernel, so that its effective kernel is |K|.
-            layer.kernel.set_value(positive_weights[path] - layer.scaled_offset())
+            layer.kernel.set_value(positive_weights[path] - layer.fixed_part())
         return model(image).sum()
 
     gradients = jax.grad(sum_outputs)(positive_weights)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dctps_jax.data.sources import reads_any_folder
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.field import Need, flat_fields
@@ -96,8 +97,8 @@ def _check_together(record: Record) -> None:
 def read_records(source: Path | str) -> list[Record]:
     """Return all runs below a directory, or in a file that :func:`write_records` wrote, by name.
 
-    The directory over the seeds of a run is none itself. Raises :class:`~dctps_jax.errors.UserError` where there is
-    nothing.
+    The directory that holds the seeds of a run does not count as a run. Raises :class:`~dctps_jax.errors.UserError`
+    where there is nothing.
     """
     source = Path(source)
     if source.is_file():
@@ -127,7 +128,7 @@ def read_all(sources: Iterable[Path]) -> list[Record]:
 def write_records(file: Path, records: Iterable[Record]) -> None:
     """Write the runs as one JSON object a line.
 
-    Left out are the places of files and how layers were computed; an image folder keeps its name.
+    Left out are the places of files and how layers were computed; a folder of images keeps its name.
 
     The first line says how many there are, and has a SHA-256 of the lines after it. Files of version 0.1.0 have no such
     line.
@@ -224,11 +225,11 @@ def values_of(setting: Setting, fields: Iterable[str]) -> dict[str, Any]:
 
 
 def title_of(configs: Iterable[Mapping[str, Any]]) -> str:
-    """Return the networks and data sets of configs by dotted field, an image folder by its name: "lenet on cifar10"."""
+    """Return the networks and data sets of configs by dotted field: "lenet on cifar10". A folder goes by its name."""
     configs = list(configs)
     networks = {config["model.name"] for config in configs}
     sources = {
-        (config["data.name"] == "image_folder" and Path(config.get("data.dir", "")).name) or config["data.name"]
+        (reads_any_folder(config["data.name"]) and Path(config.get("data.dir", "")).name) or config["data.name"]
         for config in configs
     }
     return f"{', '.join(sorted(networks))} on {', '.join(sorted(sources))}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dctps_jax.data import SOURCES
+from dctps_jax.data.sources import reads_any_folder
 from dctps_jax.defaults import FIELDS
 from dctps_jax.distributed.agreement import check_shared, is_first, on_first
 from dctps_jax.distributed.together import log_into
@@ -186,8 +186,7 @@ def free_fields(config: dict[str, Any]) -> set[str]:
 
     ``data.dir`` is not free where the data are what lies there: nothing else tells which images they are.
     """
-    source = SOURCES.get(config.get("data.name", ""))
-    return set(FREE_FIELDS) - ({"data.dir"} if source is not None and source.in_dir else set())
+    return set(FREE_FIELDS) - ({"data.dir"} if reads_any_folder(config.get("data.name", "")) else set())
 
 
 def identity(config: dict[str, Any]) -> str:

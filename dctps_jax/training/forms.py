@@ -46,12 +46,12 @@ def to_masked(state: TrainState, shapes: Shapes, optimizer: optax.GradientTransf
     if not is_compact(state):
         return state
     positions = supports_by_path(state.supports)
-    masks = {path: {"mask": mask_of(support, shapes[path])} for path, support in positions.items()}
+    masks = {path: {"mask": _mask_of(support, shapes[path])} for path, support in positions.items()}
     converters = {path: partial(_spread, support, shapes[path]) for path, support in positions.items()}
     return _convert(state, nested(masks), converters, optimizer)
 
 
-def mask_of(support: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _mask_of(support: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     kind: Any = np if isinstance(support, np.ndarray) else jnp
     return _spread(support, shape, kind.ones(support.shape, np.int8)) != 0
 

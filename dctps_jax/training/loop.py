@@ -21,7 +21,7 @@ from dctps_jax.data.batches import (
     training_batch,
 )
 from dctps_jax.seeds import stream
-from dctps_jax.training.mask_updates import MASK_UPDATES, StepSettings
+from dctps_jax.training.mask_updates import MASK_UPDATES, UpdateSettings
 from dctps_jax.training.placement import Placement
 from dctps_jax.training.signals import NonFiniteLoss
 from dctps_jax.training.state import Graphs, TrainState
@@ -147,7 +147,7 @@ def update_masks(
 ) -> tuple[TrainState, Sums]:
     """Take a step that changes the supports; ``numbers`` has one for each of ``graphs.counts``."""
     spec, graphs = setup.spec, setup.graphs
-    settings = StepSettings(
+    settings = UpdateSettings(
         graphs=graphs,
         optimizer=setup.optimizer,
         key=jax.random.fold_in(stream(epoch.key, "growth"), state.step),

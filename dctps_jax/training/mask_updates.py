@@ -17,8 +17,8 @@ Updated = tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]
 Batch = tuple[jax.Array, jax.Array]
 
 
-class StepSettings(NamedTuple):
-    """What an update needs besides the state, the batch and its numbers; ``key`` is of the step."""
+class UpdateSettings(NamedTuple):
+    """What an update needs besides the state, the batch and its numbers. ``key`` is the random key of the step."""
 
     graphs: Graphs
     optimizer: optax.GradientTransformation
@@ -28,18 +28,18 @@ class StepSettings(NamedTuple):
     ema_decay: float = 0.0
 
 
-def grow_by_gradient(state: TrainState, batch: Batch, num_drop: Numbers, settings: StepSettings) -> Updated:
+def grow_by_gradient(state: TrainState, batch: Batch, num_drop: Numbers, settings: UpdateSettings) -> Updated:
     """Move weights to where the gradient of the dense kernel is largest (RigL)."""
     return _move(state, batch, num_drop, None, settings)
 
 
-def grow_at_random(state: TrainState, batch: Batch, num_drop: Numbers, settings: StepSettings) -> Updated:
+def grow_at_random(state: TrainState, batch: Batch, num_drop: Numbers, settings: UpdateSettings) -> Updated:
     """Move weights to random positions (SET)."""
     return _move(state, batch, num_drop, settings.key, settings)
 
 
 def _move(
-    state: TrainState, batch: Batch, num_drop: Numbers, growth_key: jax.Array | None, settings: StepSettings
+    state: TrainState, batch: Batch, num_drop: Numbers, growth_key: jax.Array | None, settings: UpdateSettings
 ) -> Updated:
     return mask_update_step(
         state,
@@ -53,7 +53,7 @@ def _move(
     )
 
 
-def prune_by_magnitude(state: TrainState, batch: Batch, num_keep: Numbers, settings: StepSettings) -> Updated:
+def prune_by_magnitude(state: TrainState, batch: Batch, num_keep: Numbers, settings: UpdateSettings) -> Updated:
     """Take an optimiser step, then keep the largest weights of each layer only (gradual magnitude pruning)."""
     state, metrics = train_step(
         state,
@@ -73,8 +73,8 @@ def prune_by_magnitude(state: TrainState, batch: Batch, num_keep: Numbers, setti
     return state, metrics, dict.fromkeys(masks, jnp.zeros((), jnp.int32))
 
 
-# By the names of dctps_jax.pruning.dynamic.SCHEDULES: (state, batch, numbers of the schedule by layer, settings) →
-# (state, metrics, how many weights have moved by layer).
+# By the names of dctps_jax.pruning.dynamic.UPDATE_SCHEDULES: (state, batch, numbers of the schedule by layer, settings)
+# → (state, metrics, how many weights have moved by layer).
 MASK_UPDATES = {"rigl": grow_by_gradient, "set": grow_at_random, "gmp": prune_by_magnitude}
 
 

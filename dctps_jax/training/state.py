@@ -20,8 +20,8 @@ class TrainState(NamedTuple):
     """The arrays that a training step advances.
 
     ``supports`` say which weights are trained: a mask or the positions of each layer that is not dense. ``frozen``
-    holds what is neither trained nor a statistic nor a support: the αs that keep their initial value. ``averages`` are
-    moving averages of ``params`` and ``batch_stats``, or None.
+    holds all other arrays: each α that is not trained, and frozen kernels W₀. ``averages`` are moving averages of
+    ``params`` and ``batch_stats``, or None.
     """
 
     step: jax.Array

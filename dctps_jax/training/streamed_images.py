@@ -53,7 +53,7 @@ class StreamedImages:
     def batches(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[Examples, jax.Array]]:
         """Yield the images in ``rows`` in batches to evaluate, and which of each batch count.
 
-        A last partial batch is filled up with images that do not.
+        A last partial batch is filled up with images that do not count.
         """
         return one_ahead(self._batches(rows, batch_size))
 

@@ -11,9 +11,9 @@ from dctps_jax.errors import UserError
 from dctps_jax.export import export_run, load_exported
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.pruning import allocate, apply_masks, load_masks
-from dctps_jax.pruning.dynamic import SCHEDULES, PruningSchedule, largest_weights
+from dctps_jax.pruning.dynamic import UPDATE_SCHEDULES, PruningSchedule, largest_weights
 from dctps_jax.reports.records import read_records
-from dctps_jax.training.mask_updates import MASK_UPDATES, StepSettings
+from dctps_jax.training.mask_updates import MASK_UPDATES, UpdateSettings
 from dctps_jax.training.state import create_state, supports_by_path
 from dctps_jax.training.step import train_step
 from tests.killed_runs import run_through_kills
@@ -54,7 +54,7 @@ def test_the_schedule_is_that_of_the_paper(schedule):
 
 
 def test_every_method_has_a_schedule_and_an_update():
-    assert MASK_UPDATES.keys() == SCHEDULES.keys()
+    assert MASK_UPDATES.keys() == UPDATE_SCHEDULES.keys()
 
 
 def test_the_largest_active_weights_stay():
@@ -75,7 +75,7 @@ def test_an_update_is_a_step_and_then_prunes_weights_moments_and_averages(name, 
     batch = jax.random.normal(jax.random.key(0), (8, 32, 32, 3)), jnp.arange(8)
     num_keep = {path: jnp.int32(count // 3) for path, count in graphs.counts.items()}
     stepped, metrics = train_step(state, batch, graph=graphs.train, optimizer=optimizer, ema_decay=0.9)
-    settings = StepSettings(graphs, optimizer, jax.random.key(0), ema_decay=0.9)
+    settings = UpdateSettings(graphs, optimizer, jax.random.key(0), ema_decay=0.9)
     after, pruned_metrics, _ = MASK_UPDATES["gmp"](state, batch, num_keep, settings)
     assert float(metrics["loss"]) == float(pruned_metrics["loss"]) and int(after.step) == 1
     for path, mask in supports_by_path(after.supports).items():

@@ -1,0 +1,29 @@
+"""Which fields of a config tell runs apart, and what a report is called."""
+
+import optax
+import pytest
+
+from dctps_jax.optimizers import OPTIMIZERS, Optimizer
+from dctps_jax.reports.records import has_effect, title_of
+
+
+@pytest.mark.parametrize(("name", "expected"), [("sgd", True), ("nesterov", True), ("adam", False), ("signum", True)])
+def test_momentum_tells_runs_apart_of_each_optimiser_that_takes_it(monkeypatch, name, expected):
+    """Also of one that was added, as docs/extending.md does."""
+    monkeypatch.setitem(OPTIMIZERS, "signum", Optimizer(lambda momentum: optax.trace(momentum)))
+    assert has_effect("optimizer.momentum", {"optimizer.name": name}) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("image_folder", "lenet on birds"),
+        ("parquet_folder", "lenet on birds"),
+        ("webdataset_folder", "lenet on birds"),
+        ("cifar10", "lenet on cifar10"),
+        ("my_package.images:load", "lenet on my_package.images:load"),
+    ],
+)
+def test_a_folder_goes_by_its_name(name, expected):
+    assert title_of([{"model.name": "lenet", "data.name": name, "data.dir": "images/birds"}]) == expected
+    assert title_of([{"model.name": "lenet", "data.name": name}]) == f"lenet on {name}"
