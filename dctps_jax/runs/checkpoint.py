@@ -1,7 +1,6 @@
 """Checkpoints by Orbax: the newest two and the best, each with a digest that is verified before it is used."""
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.files import parse_json
 from dctps_jax.runs.checkpoint_files import CONTENT, DESCRIPTION, Content, describe, encode, read_checkpoint
 from dctps_jax.runs.damage import Damaged
+from dctps_jax.runs.one_file import OneFile
 from dctps_jax.runs.packing import flatten
 from dctps_jax.runs.workdir import is_name_of, name_of_run
 
@@ -73,7 +73,7 @@ class Checkpoints:
         data = encode(Content({name: np.asarray(leaf) for name, leaf in flatten(tree).items()}, record))
         files = {CONTENT: data, DESCRIPTION: json.dumps(describe(step, data)).encode()}
         arguments = ocp.args.Composite(
-            **{path.parent.name: _File(path.name, content) for path, content in files.items()}
+            **{path.parent.name: OneFile(path.name, content) for path, content in files.items()}
         )
         try:
             manager = self._manager(kind)
@@ -234,35 +234,6 @@ def set_aside(path: Path, folder: Path, name: str) -> Path:
     folder.mkdir(exist_ok=True)
     shutil.move(path, target)
     return target
-
-
-class _FileHandler(ocp.AsyncCheckpointHandler):
-    """Has Orbax write a file as it is.
-
-    Its own handlers would write arrays as an OCDBT database: orbax-checkpoint 0.12.8 looks for the database's parts by
-    ``glob.glob`` over the whole path, so that brackets in the name of a directory lose them, and TensorStore's errors
-    tell a full disk, or a file that must not be read, by their texts only. The file is written before ``async_save``
-    returns: what goes wrong in a thread Orbax logs with a traceback.
-    """
-
-    async def async_save(self, directory: Any, args: "_File") -> None:
-        with Path(directory, args.name).open("wb") as file:
-            file.write(args.content)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def save(self, directory: Any, args: "_File") -> None:
-        raise NotImplementedError("Orbax calls async_save of an AsyncCheckpointHandler")
-
-    def restore(self, directory: Any, args: "_File") -> bytes:
-        return Path(directory, args.name).read_bytes()
-
-
-@ocp.args.register_with_handler(_FileHandler, for_save=True, for_restore=True)
-@dataclasses.dataclass
-class _File(ocp.args.CheckpointArgs):
-    name: str
-    content: bytes = dataclasses.field(default=b"", repr=False)
 
 
 @contextlib.contextmanager

@@ -22,15 +22,13 @@ from dctps_jax.data.batches import (
 )
 from dctps_jax.seeds import stream
 from dctps_jax.training.mask_updates import MASK_UPDATES, UpdateSettings
+from dctps_jax.training.pace import MOST_QUEUED, Pace
 from dctps_jax.training.placement import Placement
 from dctps_jax.training.signals import NonFiniteLoss
 from dctps_jax.training.state import Graphs, TrainState
 from dctps_jax.training.step import NO_BAD_STEP, Sums, add_metrics, eval_step, train_step, zero_sums
 from dctps_jax.training.step_spec import StepSpec, dispatches
 from dctps_jax.training.streamed_images import StreamedImages
-
-QUEUED_SECONDS = 2.0
-MOST_QUEUED = 50
 
 
 class Epoch(NamedTuple):
@@ -91,28 +89,6 @@ class Programs(NamedTuple):
         pick = self.pick_programs[data.labels.shape, rows.shape]
         for begin in range(0, len(rows), batch_size):
             yield pick(data, rows, self.setup.placement.put(np.int32(begin)))
-
-
-class Pace:
-    """Waits for the device now and then, so that no more than :data:`QUEUED_SECONDS` of work lie ahead of it.
-
-    What is dispatched cannot be taken back: a run that is asked to stop has to wait for all of it.
-    """
-
-    def __init__(self, most: int = MOST_QUEUED):
-        self.most = most
-        self._queued, self._allowed, self._last_wait = 0, 1, time.perf_counter()
-
-    def wait(self, arrays: Any, is_due: bool = False) -> bool:
-        """Note that the work for ``arrays`` is dispatched. If it is time to, wait for it. Return whether it waited."""
-        self._queued += 1
-        if self._queued < self._allowed and not is_due:
-            return False
-        jax.block_until_ready(arrays)
-        seconds = (time.perf_counter() - self._last_wait) / self._queued
-        self._allowed = max(1, min(self.most, int(QUEUED_SECONDS / max(seconds, 1e-6))))
-        self._queued, self._last_wait = 0, time.perf_counter()
-        return True
 
 
 def take_steps(

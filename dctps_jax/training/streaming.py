@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dctps_jax.data.batches import Examples
 from dctps_jax.data.dataset import FILES, Dataset
 from dctps_jax.errors import UserError
 from dctps_jax.training.placement import Placement
+from dctps_jax.training.streamed_images import StreamedImages
 
 # "auto" keeps images on the devices that take up to this part of their memory.
 MAX_SHARE = 0.25
@@ -45,6 +47,14 @@ def max_decoded_bytes(config: Any, placement: Placement, began_with: str) -> flo
 def is_streamed(config: Any, dataset: Dataset, placement: Placement) -> bool:
     """Return whether the images of a run are read while they are used."""
     return not dataset.is_decoded or dataset.num_bytes > max_resident_bytes(config, placement)
+
+
+def place_images(config: Any, dataset: Dataset, placement: Placement) -> list[Any]:
+    """Return the training and the test images: on all devices as uint8, or to be brought there when they are used."""
+    pairs = (dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels)
+    if is_streamed(config, dataset, placement):
+        return [StreamedImages(images, labels, placement, config.data.processes) for images, labels in pairs]
+    return [placement.put(Examples(images, labels).in_rows()) for images, labels in pairs]
 
 
 def crops_files(config: Any) -> bool:

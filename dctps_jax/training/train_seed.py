@@ -17,7 +17,7 @@ from dctps_jax.accounts.layer_table import layer_table
 from dctps_jax.accounts.plan_table import plan_table, planned
 from dctps_jax.accounts.storage import file_bytes, storage_account, storage_table
 from dctps_jax.conversion_table import conversion_report
-from dctps_jax.data.batches import Examples, Subset, split_training
+from dctps_jax.data.batches import Subset, split_training
 from dctps_jax.distributed.agreement import Stop, check_equal, is_first, on_first
 from dctps_jax.files import digest_of
 from dctps_jax.optimizers import rate_scale
@@ -42,8 +42,7 @@ from dctps_jax.training.signals import NonFiniteLoss, Stopped, StopSignals, sugg
 from dctps_jax.training.sparse_model import build_sparse_model, chooses_by_score, weight_counts
 from dctps_jax.training.state import TrainState, create_state, supports_by_path
 from dctps_jax.training.step import zero_sums
-from dctps_jax.training.streamed_images import StreamedImages
-from dctps_jax.training.streaming import is_streamed, max_decoded_bytes
+from dctps_jax.training.streaming import is_streamed, max_decoded_bytes, place_images
 
 logger = logging.getLogger("dctps_jax")
 
@@ -196,20 +195,11 @@ def train_seed(
     log.check_rows_of(first_epoch)
 
     # Compile. The images live on the devices as uint8, or are brought there when they are used.
+    train, test_images = place_images(config, dataset, placement)
     test_rows = np.arange(len(dataset.test_labels), dtype=np.int32)
-    if streams:
-        train, test_images = (
-            StreamedImages(images, labels, placement, config.data.processes)
-            for images, labels in (
-                (dataset.train_images, dataset.train_labels),
-                (dataset.test_images, dataset.test_labels),
-            )
-        )
-        validation, test = (train, validation_rows), (test_images, test_rows)
-    else:
-        train = placement.put(Examples(dataset.train_images, dataset.train_labels).in_rows())
-        test_images = placement.put(Examples(dataset.test_images, dataset.test_labels).in_rows())
-        validation, test = (train, placement.put(validation_rows)), (test_images, placement.put(test_rows))
+    if not streams:
+        validation_rows, test_rows = placement.put(validation_rows), placement.put(test_rows)
+    validation, test = (train, validation_rows), (test_images, test_rows)
 
     def epoch_of(number: int) -> loop.Epoch:
         return placement.put(loop.epoch_of(number, spec, train_rows))
