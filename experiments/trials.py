@@ -6,7 +6,7 @@
 
 The first command trains a network in the ways of `TRIALS`, at each density and with each seed, by the protocol of the
 paper (Adam of 0.001, L2 of 5e-4, batches of 128, crops and flips, positions by EPL), on CIFAR-10 or on an image folder.
-All 20 ways take four hours on two CPU cores. It adds a line to FILE for each run, and leaves out the runs that FILE
+All 21 ways take four hours on two CPU cores. It adds a line to FILE for each run, and leaves out the runs that FILE
 has: the same command goes on where it stopped. ``--shard 0 2`` and ``--shard 1 2`` share the runs between two
 processes. The split into training and validation is that of seed 0 in all runs. The second command prints the table,
 the third draws the accuracies by epoch beside the file.
@@ -64,6 +64,7 @@ TRIALS: dict[str, Trial] = {
     "α by Kaiming's variance": Trial(by_variance=True),
     "α stays": Trial(alpha_rate=0.0),
     "rate of α × 10": Trial(alpha_rate=10.0),
+    "S stays": Trial(sparse_rate=0.0),
     "rate of S × 3": Trial(sparse_rate=3.0),
     "rate of S × 10": Trial(sparse_rate=10.0),
     "warm-up of 1 epoch": Trial(warm_up=1.0),
