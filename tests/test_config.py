@@ -82,7 +82,7 @@ BAD_NUMBERS = [
     ("optimizer.weight_decay", -1e-4), ("optimizer.weight_decay", math.inf), ("optimizer.decay_rate", 0.0),
     ("optimizer.decay_rate", 1.1), ("optimizer.clip_norm", -1.0), ("optimizer.accumulate_steps", 0),
     ("optimizer.label_smoothing", 1.0), ("optimizer.ema_decay", 1.0), ("optimizer.warmup_epochs", -1.0),
-    ("optimizer.kernel_rate", 0.0), ("optimizer.kernel_rate", math.inf), ("model.alpha_init", math.nan),
+    ("optimizer.kernel_rate", -1.0), ("optimizer.kernel_rate", math.inf), ("model.alpha_init", math.nan),
     ("optimizer.patience", 0), ("data.cutout", -1), ("data.random_erasing", 1.5), ("data.mixup", -0.1),
 ]  # fmt: skip
 

@@ -8,7 +8,6 @@ from dctps_jax.optimizers import DECAYS, OPTIMIZERS, SCHEDULES, rates_by_step, t
 from dctps_jax.own import is_option
 
 DECOUPLED = [name for name, optimizer in OPTIMIZERS.items() if optimizer.decoupled]
-ABOVE_0 = Allowed(lambda value: 0 < value < math.inf, "above 0 and finite")
 
 OPTIMIZER: dict[str, Field] = {
     "optimizer.name": Field("adam", "The optimiser, one of optax's. `muon` is for dense networks.", choices=OPTIMIZERS),
@@ -21,12 +20,12 @@ OPTIMIZER: dict[str, Field] = {
     "optimizer.learning_rate": Field(
         0.001,
         "The learning rate at the start.",
-        allowed=ABOVE_0,
+        allowed=Allowed(lambda value: 0 < value < math.inf, "above 0 and finite"),
     ),
     "optimizer.kernel_rate": Field(
         1.0,
-        "The learning rate of kernels is multiplied by it, that of α, BatchNorm and biases is not.",
-        allowed=ABOVE_0,
+        "The learning rate of kernels is multiplied by it, that of α, BatchNorm and biases is not; 0: kernels stay.",
+        allowed=FINITE,
         added=True,
     ),
     "optimizer.momentum": Field(

@@ -113,6 +113,8 @@ def test_kernels_at_a_rate_of_their_own():
     (updates,), (plain,) = updates_of(make(kernel_rate=10.0), [GRADS]), updates_of(make(), [GRADS])
     np.testing.assert_allclose(updates["layer"]["kernel"], 10 * plain["layer"]["kernel"], rtol=1e-6)
     assert updates["layer"]["alpha"] == plain["layer"]["alpha"] and updates["bn"]["scale"] == plain["bn"]["scale"]
+    (updates,) = updates_of(make("adam", kernel_rate=0.0, weight_decay=0.5), [GRADS])
+    assert jnp.all(updates["layer"]["kernel"] == 0) and updates["layer"]["alpha"] != 0
 
 
 def test_clipping_by_the_norm_of_all_gradients():
