@@ -1,8 +1,8 @@
 """Fit the costs of a platform to measured layers: ``python benchmarks/fit_costs.py benchmarks/results/layers_*.json``.
 
-The files are results of ``benchmarks/layers.py``, all of one machine. A predicted time is a sum of counts times costs,
-so the costs follow by non-negative least squares of the relative errors. The fit starts from a file of
-``dctps_jax/ops/costs/``. Costs that the measured layers do not determine, and those that the start lists as
+The files are results of ``benchmarks/layers.py`` or ``tpu_layers.py``, all of one machine. A predicted time is a sum of
+counts times costs, so the costs follow by non-negative least squares of the relative errors. The fit starts from a file
+of ``dctps_jax/ops/costs/``. Costs that the measured layers do not determine, and those that the start lists as
 ``by_hand``, keep their values; ``--fit`` names others instead. Printed are the costs before and after with their
 residuals. ``--output FILE`` writes the fitted ones as such a file, with machine, versions, date and residuals.
 ``--keep`` fits nothing: it prints and writes the residuals of the start alone. Needs the package installed, or
@@ -21,7 +21,7 @@ from scipy.optimize import nnls
 
 from dctps_jax import UserError
 from dctps_jax.offsets import find_offset
-from dctps_jax.ops.costs import FILES, Costs
+from dctps_jax.ops.costs import FILES, HALF, Costs
 from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.methods import METHODS
 from dctps_jax.ops.work import Work
@@ -57,7 +57,7 @@ def read_results(files: Iterable[Path]) -> tuple[list[Sample], dict[str, Any]]:
                 "versions": {
                     name: version for name, version in result["environment"].items() if name in ("python", "jax")
                 },
-                "platform": next(platform for platform in FILES if f" {platform}" in device),
+                "platform": _platform_of(device, result["command"].get("dtype", "float32")),
             }
             for layer in result["layers"]:
                 work = _work_of(layer, offset)
@@ -92,6 +92,14 @@ def read_start(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no file of costs as in dctps_jax/ops/costs ({error!r})") from error
     return file
+
+
+def _platform_of(device: str, dtype: str) -> str:
+    """Return the key of :data:`FILES` for a device and the dtype of its inputs."""
+    ending = HALF if dtype.endswith("float16") else ""
+    return next(
+        platform for platform in FILES if f" {platform.removesuffix(ending)}" in device and platform.endswith(ending)
+    )
 
 
 def _work_of(layer: dict[str, Any], offset: Any) -> Work:

@@ -62,22 +62,35 @@ def layers_of(network: str, density: float, batch_size: int, num_classes: int, o
         rngs=nnx.Rngs(0),
         supports=pruning.random_supports(jax.random.key(0), shapes, pruning.allocate(shapes, density, "epl")),
     )
-    return Counter(work for _, work, _ in planned(model, (batch_size, 32, 32, 3)))
+    return Counter(work for _, work, *_ in planned(model, (batch_size, 32, 32, 3)))
+
+
+def step_of(work: Work, method: str) -> Callable[..., dict[str, Any]]:
+    """Return a function of a layer's inputs, what it trains, its support and a gradient of its outputs.
+
+    It returns the outputs and all gradients, by the names of the :data:`OPERATIONS`.
+    """
+
+    def layer(inputs: Any, trained: Any, support: Any) -> Any:
+        if method == DENSE_LAYER:
+            return convolve(inputs, trained.astype(inputs.dtype), work.geometry)
+        values, alpha = trained
+        return apply_kernel(method, work, inputs, values, alpha, support)
+
+    def step(inputs: Any, trained: Any, support: Any, gradient: Any) -> dict[str, Any]:
+        outputs, pull = jax.vjp(lambda inputs, trained: layer(inputs, trained, support), inputs, trained)
+        to_inputs, to_trained = pull(gradient)
+        return {"forward": outputs, "inputs": to_inputs, "trained": to_trained}
+
+    return step
 
 
 def program_of(work: Work, method: str, operation: str) -> Callable[..., Any]:
     """Return a compiled function of one of the :data:`OPERATIONS` of a layer, for what :func:`arguments_of` returns."""
+    step = step_of(work, method)
 
-    def layer(inputs: Any, trained: Any, support: Any) -> Any:
-        if method == DENSE_LAYER:
-            return convolve(inputs, trained, work.geometry)
-        values, alpha = trained
-        return apply_kernel(method, work, inputs, values, alpha, support)
-
-    def program(inputs: Any, trained: Any, support: Any, gradient: Any) -> Any:
-        outputs, pull = jax.vjp(lambda inputs, trained: layer(inputs, trained, support), inputs, trained)
-        to_inputs, to_trained = pull(gradient)
-        results = {"forward": outputs, "inputs": to_inputs, "trained": to_trained}
+    def program(*given: Any) -> Any:
+        results = step(*given)
         return results if operation == "all" else results[operation]
 
     shapes = jax.eval_shape(lambda: arguments_of(work, method))
@@ -158,7 +171,9 @@ def figures_of(work: Work, count: int, programs: dict[Program, Callable[..., Any
         "nnz": work.nnz,
         "choice": choice,
         "seconds": whole,
-        "predicted_seconds": {method: predicted_seconds(work, method) for method in whole if method != DENSE_LAYER},
+        "predicted_seconds": {
+            method: predicted_seconds(work, method, jnp.float32) for method in whole if method != DENSE_LAYER
+        },
     }
     for label, method in ((APART[0], DENSE_LAYER), (APART[1], choice)):
         if (method, "forward") in seconds:

@@ -7,8 +7,8 @@ times as fast, with which peak memory, a DCT plus Sparse step is; ``h100_step_NE
 ``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) the CPU time of a step is taken apart.
 ``versus_torch_NETWORK.json`` and ``h200_versus_torch_vgg19.json`` (benchmarks/versus_torch.py) have the steps beside
 PyTorch's, ``masked_mlp.json`` (benchmarks/masked_mlp.py) those of a perceptron beside sparse matrices. ``input.json``
-(benchmarks/input.py) has the ways of reading images, and ``tpu_NETWORK.json`` (benchmarks/tpu.py) what a TPU's compiler
-estimates.
+(benchmarks/input.py) has the ways of reading images, and ``tpu_NETWORK.json`` (benchmarks/tpu.py) and
+``v5e_layers_NETWORK_DENSITY_DTYPE.json`` (benchmarks/tpu_layers.py) what a TPU's compiler estimates.
 """
 
 import json
@@ -147,6 +147,20 @@ def tpu() -> str:
     return "\n".join(lines)
 
 
+def tpu_layers() -> str:
+    """Return what tpu_layers.py estimates for the layers of 0.1 % in bfloat16 as a Markdown table, in microseconds."""
+    methods = ("dense layer", "autodiff", "on_support", "per_weight", "transform", "on_support_rows")
+    head = ["kernel", "inputs", *(method if method == "dense layer" else f"`{method}`" for method in methods)]
+    lines = [f"| {' | '.join(head)} |", f"| --- | --- |{' ---: |' * len(methods)}"]
+    for network in ("vgg19", "linear"):
+        for layer in json.loads((RESULTS / f"v5e_layers_{network}_0.001_bfloat16.json").read_text())["layers"]:
+            shapes = ("×".join(map(str, layer[name])) for name in ("kernel", "inputs"))
+            missing, seconds = layer["without_estimate"], layer["seconds"]
+            cells = [f"{1e6 * seconds[name]:,.0f} ({missing[name]:,})" if name in seconds else "" for name in methods]
+            lines.append(f"| {' | '.join((*shapes, *cells))} |")
+    return "\n".join(lines)
+
+
 def reading_images() -> str:
     """Return the ways of input.py as a Markdown table."""
     ways = json.loads((RESULTS / "input.json").read_text())["ways"]
@@ -190,5 +204,6 @@ if __name__ == "__main__":
         masked_mlp(saved_cases("masked_mlp")),
         reading_images(),
         tpu(),
+        tpu_layers(),
         sep="\n\n",
     )

@@ -276,7 +276,7 @@ def test_tables_are_made_from_the_saved_figures():
     beside_torch = tables.versus_torch(tables.saved_cases("h200_versus_torch_vgg19"))
     perceptron = tables.masked_mlp(tables.saved_cases("masked_mlp"))
     assert tables.reading_images() in prose("benchmarks/README.md")
-    assert tables.tpu() in prose("benchmarks/README.md")
+    assert tables.tpu() in prose("benchmarks/README.md") and tables.tpu_layers() in prose("benchmarks/README.md")
     for table in (beside_torch, tables.versus_torch_on_cpu(), perceptron):
         assert len(table.splitlines()) > 10
         assert table in prose("benchmarks/README.md")

@@ -1,5 +1,7 @@
 """How each compact layer is computed, and what each method is predicted to take."""
 
+from typing import Any, NamedTuple
+
 from flax import nnx
 
 from dctps_jax.accounts.aligned import aligned
@@ -10,22 +12,32 @@ from dctps_jax.ops.work import Work
 from dctps_jax.prunable import prunable_layers
 
 
-def planned(model: nnx.Module, inputs: tuple[int, ...]) -> list[tuple[str, Work, str]]:
-    """Return (path, work, method) of the compact layers in the order of their use, for inputs of that shape."""
+class Planned(NamedTuple):
+    """A compact layer: what it computes, by which method, and the dtype of its inputs."""
+
+    path: str
+    work: Work
+    method: str
+    dtype: Any
+
+
+def planned(model: nnx.Module, inputs: tuple[int, ...]) -> list[Planned]:
+    """Return the compact layers in the order of their use, for inputs of that shape."""
     layers = prunable_layers(model)
     return [
-        (path, work, choose(layers[path].method, work, dtype))
+        Planned(path, work, choose(layers[path].method, work, dtype), dtype)
         for path, work, dtype in works_of(model, inputs)
         if layers[path].support is not None
     ]
 
 
-def plan_table(rows: list[tuple[str, Work, str]]) -> str:
+def plan_table(rows: list[Planned]) -> str:
     """Return a line for each layer: kernel, inputs, trained weights, method, and predicted milliseconds by method."""
     cells: list[tuple[str, ...]] = [("layer", "kernel", "stride", "inputs", "nnz", "method", *METHODS)]
-    for path, work, method in rows:
+    for path, work, method, dtype in rows:
         times = [
-            f"{1e3 * predicted_seconds(work, name):.2f}" if name in possible_methods(work) else "" for name in METHODS
+            f"{1e3 * predicted_seconds(work, name, dtype):.2f}" if name in possible_methods(work) else ""
+            for name in METHODS
         ]
         shape, inputs = ("×".join(map(str, sizes)) for sizes in (work.geometry.kernel_shape, work.inputs))
         stride = str(max(work.geometry.strides, default=1))

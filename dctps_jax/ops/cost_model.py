@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dctps_jax.errors import UserError
 from dctps_jax.ops import target
-from dctps_jax.ops.costs import FILES, Costs, read_costs
+from dctps_jax.ops.costs import FILES, HALF, Costs, read_costs
 from dctps_jax.ops.methods import AUTODIFF, METHODS, possible_methods
 from dctps_jax.ops.work import Work
 
@@ -24,20 +24,27 @@ RENAMED = {
     "factored": "per_weight",
     "factored_rows": "per_weight_rows",
 }
-# The costs of each platform that was measured.
+# The costs of each platform, and of half precision on it, that are known.
 COSTS: dict[str, Costs] = {platform: read_costs(file) for platform, file in FILES.items()}
 # "auto" leaves "autodiff" only for a method that is predicted to take at most this part of its time. Predictions of
 # small differences are not reliable.
 MARGIN = 0.9
 
 
-def predicted_seconds(work: Work, method: str, platform: str | None = None) -> float:
+def costs_of(platform: str, dtype: Any) -> Costs | None:
+    """Return the costs of a platform for inputs of ``dtype``; None where they are not known."""
+    return COSTS.get(platform + (HALF if jnp.dtype(dtype).itemsize < 4 else ""))
+
+
+def predicted_seconds(work: Work, method: str, dtype: Any, platform: str | None = None) -> float:
     """Return the predicted seconds of a layer's part of a training step, forward and all gradients.
 
-    They are seconds of one core of a CPU, or of a GPU. ``platform`` is by default the one that is traced for. A
-    platform that was not measured has the costs of a CPU.
+    They are seconds of one core of a CPU, of a GPU, or of a chip of a TPU. ``dtype`` is that of the inputs;
+    ``platform`` is by default the one that is traced for. Where its costs in half precision are not known, its others
+    count, and where it has none, those of a CPU.
     """
-    costs = COSTS.get(platform or target.platform(), COSTS["cpu"])
+    platform = platform or target.platform()
+    costs = costs_of(platform, dtype) or COSTS.get(platform, COSTS["cpu"])
     return 1e-9 * METHODS[method].cost(work, costs)
 
 
@@ -46,8 +53,8 @@ def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) ->
 
     A method that is not possible is replaced by its fallback. For no inputs, for a batch whose size is a symbol of
     :mod:`jax.export`, and in a program for every platform, it is "autodiff". "auto" keeps "autodiff" where there is
-    little to gain, in half precision, and on platforms without measured costs. It takes a method only if that needs no
-    more memory than a layer that trains all weights.
+    little to gain, and where the costs of the platform and the precision are not known. It takes a method only if that
+    needs no more memory than a layer that trains all weights.
 
     Raises :class:`~dctps_jax.errors.UserError` for a setting that does not exist.
     """
@@ -62,12 +69,15 @@ def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) ->
     if setting != "auto":
         method = METHODS[setting]
         return method.name if method.is_possible(work) else method.fallback
-    if platform not in COSTS or jnp.dtype(dtype).itemsize < 4:
+    costs = costs_of(platform, dtype)
+    if costs is None:
         return AUTODIFF.name
     seconds = {
-        name: predicted_seconds(work, name, platform) for name in possible_methods(work) if METHODS[name].is_lean(work)
+        name: predicted_seconds(work, name, dtype, platform)
+        for name in possible_methods(work)
+        if METHODS[name].is_lean(work)
     }
     best = min(seconds, key=lambda name: seconds[name])
     autodiff = seconds[AUTODIFF.name]
-    gains_enough = seconds[best] < min(MARGIN * autodiff, autodiff - 1e-9 * COSTS[platform].least_gain)
+    gains_enough = seconds[best] < min(MARGIN * autodiff, autodiff - 1e-9 * costs.least_gain)
     return best if gains_enough else AUTODIFF.name

@@ -34,8 +34,8 @@ def compact(name, offset="dct", **options):
 @pytest.mark.parametrize("offset", ["dct", None])
 def test_every_layer_once_with_its_inputs(offset):
     rows = planned(compact("lenet", offset), (8, 32, 32, 3))
-    assert [path for path, _, _ in rows] == list(LENET)
-    for path, work, method in rows:
+    assert [path for path, *_ in rows] == list(LENET)
+    for path, work, method, _ in rows:
         assert (work.inputs, work.geometry.kernel_shape) == LENET[path]
         assert work.nnz == 4 and work.offset == find_offset(offset)
         assert work.geometry.strides == (1,) * len(work.geometry.size)
@@ -49,10 +49,10 @@ def test_deep_networks_too(name, options, sizes):
     model = compact(name, **options)
     rows = planned(model, (2, 8, 8, 3))
     layers = prunable_layers(model)
-    assert [path for path, _, _ in rows] == list(layers)
-    for path, work, _ in rows:
+    assert [path for path, *_ in rows] == list(layers)
+    for path, work, *_ in rows:
         assert work.geometry.kernel_shape == layers[path].kernel_shape
-    assert {work.inputs[1] for _, work, _ in rows if work.geometry.size} == sizes
+    assert {work.inputs[1] for _, work, *_ in rows if work.geometry.size} == sizes
 
 
 def test_a_method_that_was_set_shows():
@@ -61,7 +61,7 @@ def test_a_method_that_was_set_shows():
     layers["convs.3"].method = "per_weight"
     layers["convs.0"].method = "per_weight"  # three channels: not possible
     layers["fcs.0"].method = "autodiff"
-    methods = {path: method for path, _, method in planned(model, (1, 32, 32, 3))}
+    methods = {path: method for path, _, method, _ in planned(model, (1, 32, 32, 3))}
     assert (methods["convs.3"], methods["convs.0"], methods["fcs.0"]) == ("per_weight", "on_support", "autodiff")
 
 
@@ -83,7 +83,7 @@ def test_only_compact_layers_are_planned():
     apply_masks(model, masks, "masked")
     assert planned(model, (1, 32, 32, 3)) == []
     prunable_layers(model)["convs.3"].set_support(np.arange(3))
-    assert [(path, work.nnz) for path, work, _ in planned(model, (1, 32, 32, 3))] == [("convs.3", 3)]
+    assert [(path, work.nnz) for path, work, *_ in planned(model, (1, 32, 32, 3))] == [("convs.3", 3)]
 
 
 def test_whole_table():
@@ -99,7 +99,7 @@ def test_whole_table():
     # No time for what is not possible: the offset has factors, but its kernel is not 1×1.
     possible = possible_methods(rows[2][1])
     assert set(METHODS) - set(possible) == {"transform", "transform_rows"}
-    assert cells[6:] == [f"{1e3 * predicted_seconds(rows[2][1], method):.2f}" for method in possible]
+    assert cells[6:] == [f"{1e3 * predicted_seconds(rows[2].work, method, jnp.float32):.2f}" for method in possible]
     assert len(lines[0].split()) == len(cells) - 2
     for title in ("kernel", "inputs", "method", "autodiff"):
         start = header.index(title)

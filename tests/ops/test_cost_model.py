@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dctps_jax import DCTpSConv, DCTpSLinear, UserError, kernels
 from dctps_jax.offsets import OFFSETS
 from dctps_jax.offsets.dct import DCT
-from dctps_jax.ops.cost_model import COSTS, MARGIN, choose, predicted_seconds
+from dctps_jax.ops.cost_model import COSTS, MARGIN, choose, costs_of, predicted_seconds
 from dctps_jax.ops.gathered import MAX_GATHERED, Gathered
 from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.methods import METHODS, possible_methods
@@ -96,7 +96,7 @@ def test_the_clear_cases(work, method):
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_auto_is_the_cheapest_where_it_gains_enough(work, offset, platform):
     work = work._replace(offset=offset)
-    seconds = {method: predicted_seconds(work, method, platform) for method in possible_methods(work)}
+    seconds = {method: predicted_seconds(work, method, jnp.float32, platform) for method in possible_methods(work)}
     cheapest = min(seconds, key=lambda method: seconds[method])
     gain = seconds["autodiff"] - seconds[cheapest]
     enough = gain > 1e-9 * COSTS[platform].least_gain and seconds[cheapest] < MARGIN * seconds["autodiff"]
@@ -106,7 +106,8 @@ def test_auto_is_the_cheapest_where_it_gains_enough(work, offset, platform):
 def test_auto_leaves_autodiff_for_no_small_gain(monkeypatch):
     """A layer of LeNet: what its few weights gather would take the memory that its kernel does not."""
     work = Work(Geometry((5, 5, 6, 16), (1, 1), ((0, 0), (0, 0))), (128, 14, 14, 6), 13, DCT)
-    assert predicted_seconds(work, "on_support", "cpu") < MARGIN * predicted_seconds(work, "autodiff", "cpu")
+    seconds = {method: predicted_seconds(work, method, jnp.float32) for method in ("on_support", "autodiff")}
+    assert seconds["on_support"] < MARGIN * seconds["autodiff"]
     assert choose("auto", work, jnp.float32, "cpu") == "autodiff"
     monkeypatch.setitem(COSTS, "cpu", COSTS["cpu"]._replace(least_gain=0.0))
     assert choose("auto", work, jnp.float32, "cpu") == "on_support"
@@ -148,10 +149,28 @@ def test_on_a_gpu_per_weight_is_for_few_weights_on_small_maps(size, nnz, method)
     assert choose("auto", work, jnp.float32, "gpu") == method
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("work", [SMALL_MAP, STRIDED, LINEAR, MANY_WEIGHTS])
+def test_on_a_tpu_it_is_autodiff(work, dtype):
+    assert choose("auto", work, dtype, "tpu") == "autodiff"
+
+
+def test_half_precision_has_costs_of_its_own():
+    assert costs_of("tpu", jnp.bfloat16) is not None
+    seconds = {
+        platform: predicted_seconds(MANY_WEIGHTS, "autodiff", jnp.bfloat16, platform)
+        for platform in ("cpu", "gpu", "tpu", "a new one")
+    }
+    assert len(set(seconds.values())) == 3
+    # Where they are not known, a table has the costs of the platform for float32, or those of a CPU.
+    for platform, other in (("cpu", "cpu"), ("gpu", "gpu"), ("a new one", "cpu")):
+        assert costs_of(platform, jnp.bfloat16) is None
+        assert seconds[platform] == predicted_seconds(MANY_WEIGHTS, "autodiff", jnp.float32, other)
+
+
 def test_auto_is_autodiff_where_nothing_was_measured():
     assert choose("auto", SMALL_MAP, jnp.float32) == "per_weight"
-    for platform in ("tpu", "a new one"):
-        assert choose("auto", SMALL_MAP, jnp.float32, platform) == "autodiff"
+    assert choose("auto", SMALL_MAP, jnp.float32, "a new one") == "autodiff"
     for dtype in (jnp.bfloat16, jnp.float16):
         for platform in ("cpu", "gpu"):
             assert choose("auto", SMALL_MAP, dtype, platform) == "autodiff"
@@ -182,13 +201,13 @@ def works(draw):
     )
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize(("platform", "dtype"), [("cpu", jnp.float32), ("gpu", jnp.float32), ("tpu", jnp.bfloat16)])
 @settings(max_examples=200, deadline=None)
 @given(work=works(), nnz=st.lists(st.integers(0, 10**6), min_size=2, max_size=2, unique=True).map(sorted))
-def test_predictions_are_positive_and_grow_with_the_number_of_weights(platform, work, nnz):
+def test_predictions_are_positive_and_grow_with_the_number_of_weights(platform, dtype, work, nnz):
     few, many = (work._replace(nnz=count) for count in nnz)
     for method in possible_methods(work):
-        fewer, more = predicted_seconds(few, method, platform), predicted_seconds(many, method, platform)
+        fewer, more = (predicted_seconds(count, method, dtype, platform) for count in (few, many))
         assert 0 < fewer < math.inf
         assert fewer == more if method == "autodiff" else fewer < more
 
@@ -199,7 +218,9 @@ def test_predictions_grow_with_the_batch(work, factor):
     batch, *rest = work.inputs
     larger = work._replace(inputs=(factor * batch, *rest), nnz=10)
     for method in possible_methods(work):
-        assert predicted_seconds(larger, method) > predicted_seconds(work._replace(nnz=10), method)
+        assert predicted_seconds(larger, method, jnp.float32) > predicted_seconds(
+            work._replace(nnz=10), method, jnp.float32
+        )
 
 
 def used_methods(monkeypatch):
