@@ -154,7 +154,6 @@ class DCTpSConv(KernelLayer):
         return Geometry(self.kernel_shape, self.strides, pads, self.feature_group_count, self.precision)
 
     def _native_convolution(self, inputs: jax.Array, kernel: jax.Array, padding: Any, out_sharding: Any) -> jax.Array:
-        options = {} if self.preferred_element_type is None else {"preferred_element_type": self.preferred_element_type}
         return self.conv_general_dilated(
             inputs,
             kernel,
@@ -166,7 +165,7 @@ class DCTpSConv(KernelLayer):
             feature_group_count=self.feature_group_count,
             precision=self.precision,
             out_sharding=out_sharding,
-            **options,
+            **element_type_of(self),
         )
 
     def _pad(self, inputs: jax.Array) -> tuple[jax.Array, str | tuple[tuple[int, int], ...]]:
@@ -254,15 +253,19 @@ class DCTpSLinear(KernelLayer):
         return outputs if bias is None else outputs + jnp.expand_dims(bias, range(outputs.ndim - 1))
 
     def _native_product(self, inputs: jax.Array, kernel: jax.Array, out_sharding: Any) -> jax.Array:
-        options = {} if self.preferred_element_type is None else {"preferred_element_type": self.preferred_element_type}
         return self.dot_general(
             inputs,
             kernel,
             (((inputs.ndim - 1,), (0,)), ((), ())),
             precision=self.precision,
             out_sharding=out_sharding,
-            **options,
+            **element_type_of(self),
         )
+
+
+def element_type_of(layer: Any) -> dict[str, Any]:
+    """Return the argument ``preferred_element_type`` of a layer's native product, if the layer has one."""
+    return {} if layer.preferred_element_type is None else {"preferred_element_type": layer.preferred_element_type}
 
 
 class ResidualSum(nnx.Module):

@@ -27,12 +27,12 @@ _ADVICE = "write it again"
 
 
 def load_array_record_folder(options: Options) -> Dataset:
-    """Reads all images that :func:`find_array_record_folder` finds."""
+    """Read all images that :func:`find_array_record_folder` finds."""
     return find_array_record_folder(options).decoded_once(options)
 
 
 def find_array_record_folder(options: Options) -> Encoded:
-    """Finds the plain array_record files below `options.dir`, see `dctps_jax.data.shards.shards_of`.
+    """Find the plain array_record files below `options.dir`, see `dctps_jax.data.shards.shards_of`.
 
     The classes are called as the lines of `classes.txt`, or else by their numbers. The labels of all records are read
     once and kept in the user's cache. Raises UserError for missing or damaged files, and labels out of range.

@@ -8,7 +8,7 @@ _SIZE = 32
 
 
 def load_digits(options: Options) -> Dataset:
-    """Reads scikit-learn's 1,797 hand-written digits as 32 × 32 RGB images: 1,437 to train on and 360 to test.
+    """Read scikit-learn's 1,797 hand-written digits as 32 × 32 RGB images: 1,437 to train on and 360 to test.
 
     The 8 × 8 originals (0 to 16) are scaled to 0 to 255, enlarged bilinearly and copied into three equal channels.
     The test part is the same in every run: with all images in the order of their labels, every fifth one, so that
@@ -30,7 +30,7 @@ def load_digits(options: Options) -> Dataset:
 
 
 def make_synthetic(options: Options) -> Dataset:
-    """Makes 2,048 training and 512 test images of random pixels with random labels, always the same ones.
+    """Make 2,048 training and 512 test images of random pixels with random labels, always the same ones.
 
     There is nothing to learn in them: they are for measuring speed. `options.image_size` sets their size in pixels
     (0: 32). `mean` and `std` are None.

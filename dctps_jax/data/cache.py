@@ -49,7 +49,7 @@ class _DamagedError(Exception):
 
 
 def cached(name: str, source: Path, stamp: str, options: Options, decode: Callable[[], Decoded]) -> Arrays:
-    """Returns train images, train labels, test images, test labels and class names, decoding only where it has to.
+    """Return train images, train labels, test images, test labels and class names, decoding only where it has to.
 
     `stamp` stands for the content of `source`. The copy goes below `options.cache_dir`, or else below
     dctps_jax/decoded in the user's cache, and its place is printed. A damaged copy is reported in a warning, removed
@@ -78,7 +78,7 @@ def cached(name: str, source: Path, stamp: str, options: Options, decode: Callab
 
 
 def cached_without_source(name: str, options: Options) -> Arrays | None:
-    """Returns the decoded copy of a source `name` that once lay in `options.dir`; None where there is not just one.
+    """Return the decoded copy of a source `name` that once lay in `options.dir`; None where there is not just one.
 
     Raises UserError where the copy is damaged.
     """
@@ -168,7 +168,7 @@ def _read(folder: Path) -> Arrays:
 
 @contextlib.contextmanager
 def _finding_damage(path: Path) -> Iterator[None]:
-    """Tells damage from what the system does not allow right now: then the copy may be sound, and has to be kept."""
+    """Tell damage from what the system does not allow right now: then the copy may be sound, and has to be kept."""
     try:
         yield
     except MemoryError:
@@ -183,7 +183,7 @@ def _finding_damage(path: Path) -> Iterator[None]:
 
 
 def _write(folder: Path, name: str, source: Path, decoded: Decoded, source_dir: Path) -> None:
-    """Writes a copy that appears under the name `folder` only when it is whole."""
+    """Write a copy that appears under the name `folder` only when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
     with unfinished(folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp") as draft:
@@ -221,7 +221,7 @@ def _write(folder: Path, name: str, source: Path, decoded: Decoded, source_dir: 
 
 
 def _remove_stale(folder: Path) -> None:
-    """Removes the drafts of `folder` that killed runs left behind. A younger one may still be at work."""
+    """Remove the drafts of `folder` that killed runs left behind. A younger one may still be at work."""
     for draft in folder.parent.glob(f".{folder.name}.*.tmp"):
         try:
             is_stale = time.time() - draft.stat().st_mtime > _STALE_SECONDS
@@ -242,7 +242,7 @@ def _with_progress(title: str, split: DecodedPart) -> Iterator[np.ndarray]:
 
 
 def _write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterator[np.ndarray]) -> int:
-    """Writes a .npy file block by block and returns the CRC-32 of its content."""
+    """Write a .npy file block by block and returns the CRC-32 of its content."""
     header = io.BytesIO()
     description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, description)
@@ -271,7 +271,7 @@ def _meta_crc(meta: dict) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the names in a folder outlast a power failure."""
+    """Make the names in a folder outlast a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -110,7 +110,7 @@ _LAYOUTS = {
 
 
 def load_cifar(name: str, options: Options) -> Dataset:
-    """Reads CIFAR (`name` is cifar10 or cifar100, the latter with its fine labels): 32 × 32 RGB images.
+    """Read CIFAR (`name` is cifar10 or cifar100, the latter with its fine labels): 32 × 32 RGB images.
 
     Taken is the first of these that `options.dir` has: a TFDS directory in array_record format, the official binary
     archive, its extracted folder, the same for Python, a decoded copy of an earlier run. Otherwise the binary archive
@@ -248,7 +248,7 @@ def _decode(contents: dict[str, bytes], source: Path, layout: _Layout) -> Decode
 
 
 def _parse_records(data: bytes, where: str, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
-    """Returns images [n, size, size, 3] and labels [n]."""
+    """Return images [n, size, size, 3] and labels [n]."""
     record_bytes = layout.record_bytes
     if not data or len(data) % record_bytes:
         raise UserError(

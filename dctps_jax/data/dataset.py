@@ -217,7 +217,7 @@ def classes_without(labels: np.ndarray, num_classes: int) -> list[range]:
 
 
 def check_numbering(where: str, train_labels: np.ndarray, num_classes: int, how: str = "give class_names") -> None:
-    """Raises UserError where classes that have no names but their numbers have no training image either.
+    """Raise UserError where classes that have no names but their numbers have no training image either.
 
     The labels then start at 1, have gaps, or are numbered in another way in the test part. `how` says how all classes
     get names, so that such a class may stay.

@@ -15,7 +15,7 @@ _BLOCK = 64
 def decode_part(
     files: Iterator[tuple[str, bytes]], labels: np.ndarray, options: Options, advice: str, size: int = 0
 ) -> DecodedPart:
-    """Returns a part whose images are decoded as they are asked for; `files` gives the place and content of each.
+    """Return a part whose images are decoded as they are asked for; `files` gives the place and content of each.
 
     They keep their size, that of the first one, and need not be square; with `options.image_size` they are resized to
     it. Raises UserError for a file that is no image, and, ending with `advice`, for one of another size than the first

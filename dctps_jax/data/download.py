@@ -62,7 +62,7 @@ ARCHIVES = {
 
 
 def obtain(archive: Archive, options: Options) -> Path:
-    """Downloads an archive that is missing in `options.dir` and returns its path.
+    """Download an archive that is missing in `options.dir`, and return its path.
 
     An interrupted download leaves `<file>.part`, from which the next one goes on. The file gets its name only when its
     digest is the official one. Raises DiskFull where there is no room for it, and UserError where downloads are
@@ -105,7 +105,7 @@ def obtain(archive: Archive, options: Options) -> Path:
 
 @contextlib.contextmanager
 def _only_one_at_a_time(folder: Path) -> Iterator[None]:
-    """Waits until no other process downloads into `folder`; without effect on file systems that know no locks."""
+    """Wait until no other process downloads into `folder`; without effect on file systems that know no locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -116,7 +116,7 @@ def _only_one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Downloads `url` into `part`, going on where an earlier download into it stopped."""
+    """Download `url` into `part`, going on where an earlier download into it stopped."""
     from tqdm import tqdm
 
     start = part.stat().st_size if part.exists() else 0

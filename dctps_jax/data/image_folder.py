@@ -19,12 +19,12 @@ from dctps_jax.files import printable
 
 
 def load_image_folder(options: Options) -> Dataset:
-    """Reads all images that :func:`find_image_folder` finds. `mean` and `std` are None."""
+    """Read all images that :func:`find_image_folder` finds. `mean` and `std` are None."""
     return find_image_folder(options).decoded_once(options)
 
 
 def find_image_folder(options: Options) -> Encoded:
-    """Finds the images below `options.dir` (.png, .jpg, .jpeg, .bmp, .webp, .gif, .tif, .tiff in any case).
+    """Find the images below `options.dir` (.png, .jpg, .jpeg, .bmp, .webp, .gif, .tif, .tiff in any case).
 
     There is one folder for each class. Label k is the k-th class in the alphabetical order of the folder names in
     train. Other files, hidden ones, and those in folders inside a class are passed over; how many, is printed. All

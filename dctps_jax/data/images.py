@@ -51,7 +51,7 @@ def decode_image(
     fit: str = "squash",
     choose_box: Callable[[int, int], Box] | None = None,
 ) -> np.ndarray:
-    """Decodes an image file into uint8 RGB [height, width, 3]; where it has several frames or pages, the first one.
+    """Decode an image file into uint8 RGB [height, width, 3]; where it has several frames or pages, the first one.
 
     It is turned upright as its EXIF data say. Greyscale becomes three equal channels, of 16 bits the upper 8 are kept,
     palettes are looked up, and white shows through transparent pixels. With `resize_to`, the image is brought to that
@@ -115,7 +115,7 @@ def image_blocks(
     fit: str = "squash",
     channels: int = 3,
 ) -> Iterator[np.ndarray]:
-    """Yields the images of `files` in their order, as uint8 blocks [up to 64, height, width, channels].
+    """Yield the images of `files` in their order, as uint8 blocks [up to 64, height, width, channels].
 
     `read` gives the content of a file; it is called from several threads. Raises UserError for a file that is no image,
     that has more than `max_pixels`, or, without `resize`, for the first one of another size than `size`; the message
@@ -145,20 +145,20 @@ def image_blocks(
 
 
 def check_size(image: np.ndarray, where: str, size: Size, advice: str) -> None:
-    """Raises UserError, which ends with `advice`, for an image of another size than `size`."""
+    """Raise UserError, which ends with `advice`, for an image of another size than `size`."""
     (height, width), (right_height, right_width) = image.shape[:2], height_and_width(size)
     if (height, width) != (right_height, right_width):
         raise UserError(f"{where} is {width} x {height} pixels, but has to be {right_width} x {right_height}; {advice}")
 
 
 def resize(image: np.ndarray, size: Size, fit: str) -> np.ndarray:
-    """Returns an RGB image in another size, in the way of `fit`, as :func:`decode_image` does."""
+    """Return an RGB image in another size, in the way of `fit`, as :func:`decode_image` does."""
     height, width = height_and_width(size)
     return np.asarray(_resized(_pillow().fromarray(image), (width, height), fit))
 
 
 def as_grey(image: np.ndarray) -> np.ndarray:
-    """Returns an RGB image as one channel, [height, width, 1]: what its greys are, or else their luma (ITU-R 601)."""
+    """Return an RGB image as one channel, [height, width, 1]: what its greys are, or else their luma (ITU-R 601)."""
     from PIL import Image
 
     return np.asarray(Image.fromarray(image).convert("L"))[..., None]

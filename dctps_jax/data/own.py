@@ -22,7 +22,7 @@ _ARRAYS = (
 
 
 def load_own(path: str, folder: str, image_size: int, seed: int) -> Dataset:
-    """Calls the function at an import path with those of `dir`, `image_size` and `seed` that it takes.
+    """Call the function at an import path with those of `dir`, `image_size` and `seed` that it takes.
 
     It returns uint8 images [n, height, width, channels] and integer labels as `((train_images, train_labels),
     (test_images, test_labels))`, or a `Dataset`. Raises UserError where it fails or returns something else.
@@ -41,7 +41,7 @@ def load_own(path: str, folder: str, image_size: int, seed: int) -> Dataset:
 
 
 def load_npz(path: Path) -> Dataset:
-    """Reads the arrays train_images, train_labels, test_images, test_labels and, if there, class_names of a file.
+    """Read the arrays train_images, train_labels, test_images, test_labels and, if there, class_names of a file.
 
     Raises UserError for a missing or damaged file, and for one without these arrays.
     """
@@ -63,7 +63,7 @@ def make_dataset(
     test_labels: np.ndarray,
     class_names: tuple[str, ...] = (),
 ) -> Dataset:
-    """Returns the `Dataset` of four arrays. Grey images may lack the axis of channels, labels are integers of any type.
+    """Return the `Dataset` of four arrays. Grey images may lack the axis of channels, labels are integers of any type.
 
     Without `class_names` a class is called by its label, and has to have training images. Raises UserError for other
     arrays.

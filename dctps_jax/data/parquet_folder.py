@@ -20,12 +20,12 @@ _DOWNLOAD_AGAIN = "download it again"
 
 
 def load_parquet_folder(options: Options) -> Dataset:
-    """Reads all images that :func:`find_parquet_folder` finds."""
+    """Read all images that :func:`find_parquet_folder` finds."""
     return find_parquet_folder(options).decoded_once(options)
 
 
 def find_parquet_folder(options: Options) -> Encoded:
-    """Finds the images and labels of the parquet files below `options.dir`, see `dctps_jax.data.shards.shards_of`.
+    """Find the images and labels of the parquet files below `options.dir`, see `dctps_jax.data.shards.shards_of`.
 
     An image is a column `image` or `img` of image files, a label a column `label`, `labels` or `fine_label` of
     integers; the names of the classes are those of the files' metadata, or else the labels.

@@ -50,7 +50,7 @@ def read_file(path: Path, max_bytes: int, advice: str = "replace or remove it") 
 
 
 def stamp_of(folder: Path, files: Iterable[Path], extra: str = "") -> str:
-    """Returns a hex digest over the names (relative to `folder`), sizes and times of change of `files`.
+    """Return a hex digest over the names (relative to `folder`), sizes and times of change of `files`.
 
     It reads no content: that would take longer than the decoded copy saves. The place of `folder` is part of it, since
     unpacked files of two sets may agree in all of that. `extra` is for what else the decoding depends on. Raises

@@ -78,7 +78,7 @@ def load(
     crop: str = "padded",
     max_decoded_bytes: float = math.inf,
 ) -> Dataset:
-    """Reads the data set `name` (a key of `SOURCES`, or the user's own, see :func:`is_own`) into a `Dataset`.
+    """Read the data set `name` (a key of `SOURCES`, or the user's own, see :func:`is_own`) into a `Dataset`.
 
     `dir` is the folder with its files ("": dctps_jax/data in the user's cache; an image_folder has to name its own),
     `cache_dir` the folder for decoded copies ("": see `dctps_jax.data.cache`). `image_size` in pixels asks for another

@@ -35,12 +35,12 @@ _FORMATS = ("array_record", "parquet")
 
 
 def load_tfds_folder(options: Options) -> Dataset:
-    """Reads all images that :func:`find_tfds_folder` finds."""
+    """Read all images that :func:`find_tfds_folder` finds."""
     return find_tfds_folder(options).decoded_once(options)
 
 
 def find_tfds_folder(options: Options) -> Encoded:
-    """Finds a directory that TFDS prepared, the one with dataset_info.json, or else the newest version below.
+    """Find a directory that TFDS prepared, the one with dataset_info.json, or else the newest version below.
 
     The test part is the split "test", or else "validation".
     """
@@ -77,7 +77,7 @@ def _versions_in(folder: Path) -> list[Path]:
 
 
 def find_prepared(name: str, folder: Path) -> Path | None:
-    """Returns the directory with the newest version of the data set `name` that TFDS prepared in one of `_FORMATS`.
+    """Return the directory with the newest version of the data set `name` that TFDS prepared in one of `_FORMATS`.
 
     Looked at are `<folder>/<name>/<version>` and `folder` itself. None where there is none. One in another format is
     passed over with a warning, since reading it would take TensorFlow. Raises UserError where its dataset_info.json is
@@ -108,7 +108,7 @@ def find_prepared(name: str, folder: Path) -> Path | None:
 
 
 def decode(prepared: Path, options: Options, size: int = 0, num_classes: int = 0) -> Decoded:
-    """Reads the features "image" and "label" of the splits "train" and "test" in a directory that TFDS prepared.
+    """Read the features "image" and "label" of the splits "train" and "test" in a directory that TFDS prepared.
 
     `size` and `num_classes` are what the images and labels have to have (0: any).
 
@@ -145,7 +145,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_features(path: Path) -> None:
-    """Raises UserError unless the features are TFDS's own, "image" an image and "label" a class."""
+    """Raise UserError unless the features are TFDS's own, "image" an image and "label" a class."""
     features = _read_json(path)
     with parsing(path, _PREPARE_AGAIN):
         for name in _class_names_in(features):

@@ -38,7 +38,7 @@ class _Tree:
 
 
 def load_tiny_imagenet(options: Options) -> Dataset:
-    """Reads Tiny ImageNet: 64 × 64 RGB images, the official training images and, as test part, the validation ones.
+    """Read Tiny ImageNet: 64 × 64 RGB images, the official training images and, as test part, the validation ones.
 
     Label k is the k-th WordNet id of wnids.txt in sorted order; the class names are these ids. Taken is the first of
     these that `options.dir` has: tiny-imagenet-200.zip, the only other tiny-imagenet-200*.zip, the extracted folder

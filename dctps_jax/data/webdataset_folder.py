@@ -26,12 +26,12 @@ _END_BYTES = 2**20
 
 
 def load_webdataset_folder(options: Options) -> Dataset:
-    """Reads all images that :func:`find_webdataset_folder` finds."""
+    """Read all images that :func:`find_webdataset_folder` finds."""
     return find_webdataset_folder(options).decoded_once(options)
 
 
 def find_webdataset_folder(options: Options) -> Encoded:
-    """Finds the images and labels in the tar files below `options.dir`, see `dctps_jax.data.shards.shards_of`.
+    """Find the images and labels in the tar files below `options.dir`, see `dctps_jax.data.shards.shards_of`.
 
     Members with the same name up to the first dot of their last part belong together: an image file, and a label,
     `.cls`, a number in text. Other members are passed over. The classes are called as the lines of `classes.txt`, or

@@ -16,7 +16,7 @@ from dctps_jax.arguments import check_sizes, is_whole, shape_words, words
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import check_one_layer
 from dctps_jax.layer_kinds.contraction import Contraction, TensorLayer, are_divided
-from dctps_jax.layers import DEFAULT_KERNEL_INIT
+from dctps_jax.layers import DEFAULT_KERNEL_INIT, element_type_of
 from dctps_jax.offsets import Offset
 
 
@@ -115,8 +115,9 @@ class DCTpSEinsum(TensorLayer):
         return outputs + bias.reshape([sizes.get(label, 1) for label in output_labels])
 
     def _native_einsum(self, einsum: str, inputs: jax.Array, kernel: jax.Array, out_sharding: Any) -> jax.Array:
-        options = {} if self.preferred_element_type is None else {"preferred_element_type": self.preferred_element_type}
-        return self.einsum_op(einsum, inputs, kernel, precision=self.precision, out_sharding=out_sharding, **options)
+        return self.einsum_op(
+            einsum, inputs, kernel, precision=self.precision, out_sharding=out_sharding, **element_type_of(self)
+        )
 
 
 def contraction_of(einsum_str: str, shape: Sequence[int]) -> Contraction | None:

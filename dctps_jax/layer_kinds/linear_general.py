@@ -18,7 +18,7 @@ from dctps_jax.arguments import as_tuple, check_sizes, is_whole, shape_words, wo
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import check_one_layer
 from dctps_jax.layer_kinds.contraction import Contraction, TensorLayer, are_divided
-from dctps_jax.layers import DEFAULT_KERNEL_INIT
+from dctps_jax.layers import DEFAULT_KERNEL_INIT, element_type_of
 from dctps_jax.offsets import Offset
 
 
@@ -129,11 +129,15 @@ class DCTpSLinearGeneral(TensorLayer):
     def _native_product(
         self, inputs: jax.Array, kernel: jax.Array, axes: tuple[int, ...], batch: tuple[int, ...], out_sharding: Any
     ) -> jax.Array:
-        options = {} if self.preferred_element_type is None else {"preferred_element_type": self.preferred_element_type}
         dot_general = self.dot_general_cls() if self.dot_general_cls is not None else self.dot_general
         dimension_numbers = ((axes, self.contraction.inputs), (batch, self.contraction.batch))
         return (dot_general or lax.dot_general)(
-            inputs, kernel, dimension_numbers, precision=self.precision, out_sharding=out_sharding, **options
+            inputs,
+            kernel,
+            dimension_numbers,
+            precision=self.precision,
+            out_sharding=out_sharding,
+            **element_type_of(self),
         )
 
 

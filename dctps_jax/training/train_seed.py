@@ -60,8 +60,8 @@ def train_seed(
     """
     started = time.perf_counter()
     shown = workdir.relative_to(Path.cwd()) if workdir.is_relative_to(Path.cwd()) else workdir
-    dtype = {} if config.model.dtype == "auto" else {"dtype": config.model.dtype}
-    precision = "".join(f", computed in {name}" for name in dtype.values())
+    dtype_entry = {} if config.model.dtype == "auto" else {"dtype": config.model.dtype}
+    precision = "".join(f", computed in {name}" for name in dtype_entry.values())
     print(f"{config.model.name} on {config.data.name}{precision}, in {shown}")
 
     # What an earlier call saved.
@@ -88,14 +88,12 @@ def train_seed(
         on_first(check_growth, workdir, config, taken, spec.steps_per_epoch)
 
     # Network: the layers with their supports, and the optimiser. A run that goes on has its supports.
-    program_record: dict[str, Any] = {}
+    network_entry: dict[str, Any] = {}
     if is_import_path(config.model.name):
-        program_record = {
-            "network": describe_program(config, dataset.num_classes, dataset.image_size, dataset.channels)
-        }
-        check_equal("the functions", "give all hosts the same program", dict, program_record)
+        network_entry = {"network": describe_program(config, dataset.num_classes, dataset.image_size, dataset.channels)}
+        check_equal("the functions", "give all hosts the same program", dict, network_entry)
         known = None if saved is None else saved.record.get("network")
-        on_first(check_same_program, workdir, known, program_record["network"])
+        on_first(check_same_program, workdir, known, network_entry["network"])
     saved_supports = None if saved is None else supports_of(saved)
     is_scored = saved is None and chooses_by_score(config)
     with announced(f"choosing the weights by {config.pruning.method} …" if is_scored else "building the network …"):
@@ -107,7 +105,7 @@ def train_seed(
     weights = weight_counts(config, spec, shapes, counts)
     optimizer, schedule = from_config.make_optimizer_and_schedule(config, spec.steps_per_epoch)
     report = conversion_report(model)
-    if program_record:
+    if network_entry:
         print(report)
     print(layer_table(shapes, weights.last, sizes))
     if weights.first != weights.last:
@@ -150,7 +148,7 @@ def train_seed(
         tree = {"state": stored(state), "sums": sums}
         if spec.updates is not None:
             tree["initial_supports"] = initial_supports
-        record = {"data": described | split, "kernel_shapes": graphs.shapes, "rows": rows} | program_record
+        record = {"data": described | split, "kernel_shapes": graphs.shapes, "rows": rows} | network_entry
         checkpoints.save("latest", step, tree, record)
         signals.saved_step = step
 
@@ -171,8 +169,11 @@ def train_seed(
         del tree
     elif rewinds(config):
         step, state, rows = rewound(config, dataset, state, setup)
-    same = "run all processes on machines of one kind"
-    check_equal("the weights at the start", same, lambda: digest(flatten(placement.for_files(state))))
+    check_equal(
+        "the weights at the start",
+        "run all processes on machines of one kind",
+        lambda: digest(flatten(placement.for_files(state))),
+    )
     is_resumed = saved is not None
     del saved, saved_supports
     on_first(bind, described, split)
@@ -321,7 +322,7 @@ def train_seed(
         "flops": flops,
         "step": step,
         "checkpoint_file_bytes": on_first(file_bytes, workdir / "checkpoints" / "latest" / str(step)),
-        **dtype,
+        **dtype_entry,
         "seed": config.seed,
         "data": {
             "class_names": list(dataset.class_names),
@@ -331,7 +332,7 @@ def train_seed(
             "fingerprint": dataset.fingerprint,
             "fit": config.data.fit,
         },
-        **program_record,
+        **network_entry,
         "compile_seconds": programs.compile_seconds,
         "total_seconds": time.perf_counter() - started,
         "environment": environment(),
