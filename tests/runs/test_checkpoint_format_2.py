@@ -139,9 +139,13 @@ def test_what_brackets_in_the_name_left_unmerged_is_read(stored):
 @pytest.mark.usefixtures("small")
 def test_masks_that_only_their_file_knows(stored):
     name, workdir = stored
-    content = (workdir / "masks_initial.npz").read_bytes()
-    (workdir / "masks_initial.npz").write_bytes(content[:100])
+    file = workdir / "masks_initial.npz"
+    masks, cut = load_masks(file), file.read_bytes()[:100]
+    file.write_bytes(cut)
     refused = pytest.raises(UserError, match=r"masks_initial\.npz cannot be read") if name == "set" else None
     with refused or contextlib.nullcontext():
         small_run(workdir, **OPTIONS[name])
-    assert ((workdir / "masks_initial.npz").read_bytes() == content) == (name == "static")
+    if name == "static":
+        assert all(np.array_equal(mask, masks[path]) for path, mask in load_masks(file).items())
+    else:
+        assert file.read_bytes() == cut
