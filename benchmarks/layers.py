@@ -155,6 +155,18 @@ def measure(programs: dict[Program, Callable[..., Any]], repeats: int) -> dict[P
     return best
 
 
+def describe_layer(work: Work, count: int) -> dict[str, Any]:
+    """Return what a result says of a layer, from which fit_costs.py makes its work again."""
+    return {
+        "layers": count,
+        "kernel": list(work.geometry.kernel_shape),
+        "stride": work.geometry.largest_stride,
+        "pads": [list(pair) for pair in work.geometry.pads],
+        "inputs": list(work.inputs),
+        "nnz": work.nnz,
+    }
+
+
 def figures_of(work: Work, count: int, programs: dict[Program, Callable[..., Any]], repeats: int) -> dict[str, Any]:
     """Return what was measured of a layer and what was predicted, in seconds."""
     best = measure({name: program for name, program in programs.items() if name[0] == work}, repeats)
@@ -162,13 +174,7 @@ def figures_of(work: Work, count: int, programs: dict[Program, Callable[..., Any
     wall = {(method, operation): least.wall for (_, method, operation), least in best.items()}
     choice = choose("auto", work, jnp.float32)
     whole = {method: best for (method, operation), best in seconds.items() if operation == "all"}
-    figures = {
-        "layers": count,
-        "kernel": list(work.geometry.kernel_shape),
-        "stride": work.geometry.largest_stride,
-        "pads": [list(pair) for pair in work.geometry.pads],
-        "inputs": list(work.inputs),
-        "nnz": work.nnz,
+    figures = describe_layer(work, count) | {
         "choice": choice,
         "seconds": whole,
         "predicted_seconds": {

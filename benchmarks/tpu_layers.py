@@ -18,7 +18,7 @@ from tpu import CHIPS, SMALL, chips  # sets what the TPU's compiler needs, befor
 import jax
 import jax.numpy as jnp
 from hlo import Program
-from layers import DENSE_LAYER, arguments_of, layers_of, step_of
+from layers import DENSE_LAYER, arguments_of, describe_layer, layers_of, step_of
 from record import describe_run, save
 
 from dctps_jax.ops import target
@@ -53,13 +53,7 @@ def figures_of(work: Work, count: int, methods: Sequence[str], arguments: argpar
             for operation in operations
             if operation.cycles is None and operation.result_bytes >= SMALL and not operation.opcode.endswith("-start")
         )
-    return {
-        "layers": count,
-        "kernel": list(work.geometry.kernel_shape),
-        "stride": work.geometry.largest_stride,
-        "pads": [list(pair) for pair in work.geometry.pads],
-        "inputs": list(work.inputs),
-        "nnz": work.nnz,
+    return describe_layer(work, count) | {
         "choice": choose("auto", work, dtype, "tpu"),
         "seconds": seconds,
         "without_estimate": without_estimate,
