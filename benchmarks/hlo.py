@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+# A result of fewer bytes is passed over where operations without an estimate are listed.
+SMALL = 4096
 BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Not executed, or counted by what they call.
@@ -63,6 +65,11 @@ class Operation(NamedTuple):
     flops: float
     bytes: float
     result_bytes: int
+
+    @property
+    def lacks_estimate(self) -> bool:
+        """Whether the operation takes time of which the compiler says nothing; small results and starts are none."""
+        return self.cycles is None and self.result_bytes >= SMALL and not self.opcode.endswith("-start")
 
 
 def size_of(type_text: str, in_memory: bool = False) -> int:

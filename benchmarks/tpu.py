@@ -57,8 +57,6 @@ CHIPS = {
     "v5e": Chip(1.5e9, 197e12 / 1.5e9, 819e9 / 1.5e9),
     "v6e": Chip(1.75e9, 918e12 / 1.75e9, 1640e9 / 1.75e9),
 }
-# A result of fewer bytes is passed over where operations without an estimate are listed.
-SMALL = 4096
 TOPOLOGIES = {1: "2x2", 4: "2x2", 16: "4x4"}
 
 
@@ -163,7 +161,7 @@ def figures_of(name: str, compiled: Any, arguments: argparse.Namespace) -> dict[
         "without_estimate": [
             {"opcode": op.opcode, "place": op.place, "type": op.type, "times": op.times / steps}
             for op in operations
-            if op.cycles is None and op.result_bytes >= SMALL and not op.opcode.endswith("-start")
+            if op.lacks_estimate
         ],
         "flops": sum(operation.flops for operation in operations) / steps,
         "bytes": sum(operation.bytes for operation in operations) / steps,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from tpu import CHIPS, SMALL, chips  # sets what the TPU's compiler needs, before JAX is imported
+from tpu import CHIPS, chips  # sets what the TPU's compiler needs, before JAX is imported
 
 # isort: split
 import jax
@@ -48,11 +48,7 @@ def figures_of(work: Work, count: int, methods: Sequence[str], arguments: argpar
     for method in (DENSE_LAYER, *(method for method in possible_methods(work) if method in methods)):
         operations = Program(compile_layer(work, method, dtype, device).as_text()).operations()
         seconds[method] = sum(operation.cycles or 0 for operation in operations) / chip.hertz
-        without_estimate[method] = sum(
-            operation.times
-            for operation in operations
-            if operation.cycles is None and operation.result_bytes >= SMALL and not operation.opcode.endswith("-start")
-        )
+        without_estimate[method] = sum(operation.times for operation in operations if operation.lacks_estimate)
     return describe_layer(work, count) | {
         "choice": choose("auto", work, dtype, "tpu"),
         "seconds": seconds,

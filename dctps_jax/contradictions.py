@@ -168,7 +168,7 @@ def _options_without_resnet(config: Any) -> str | None:
 
 
 def _alpha_of_fixup(config: Any) -> str | None:
-    if config.model.alpha_init != 1 and config.model.name.startswith("fixup") and not is_import_path(config.model.name):
+    if config.model.alpha_init != 1 and models.is_fixup(config.model.name):
         return (
             f"config.model.alpha_init is {config.model.alpha_init}, and {config.model.name} has its own start; leave "
             "it at 1.0, or choose another network"

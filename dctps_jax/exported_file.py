@@ -21,13 +21,13 @@ import numpy as np
 from dctps_jax.config import check_value
 from dctps_jax.data.batches import Normalization, normalize
 from dctps_jax.data.dataset import Size, height_and_width, size_of
-from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.files import parse_json
 from dctps_jax.own import is_import_path
 from dctps_jax.runs.fields import check_data, check_network, check_object
 from dctps_jax.runs.packing import digest
+from dctps_jax.runs.workdir import ADDED_FIELDS
 from dctps_jax.safetensors_file import digest_of_file, read_safetensors
 
 FORMAT, FORMAT_VERSION = "dctps_jax", 2
@@ -116,10 +116,9 @@ def description_of(metadata: Mapping[str, str]) -> Description:
     config, data, step = parse_json(metadata["config"]), parse_json(metadata["data"]), int(metadata["step"])
     check_data(data)
     check_network_config(config)
-    for name, field in FIELDS.items():
-        section, _, last = name.rpartition(".")
-        if section == "model" and field.added:
-            config["model"].setdefault(last, field.default)
+    for name, default in ADDED_FIELDS.items():
+        if name.startswith("model."):
+            config["model"].setdefault(name.removeprefix("model."), default)
     normalization = Normalization(tuple(data["mean"]), tuple(data["std"]))
     network = parse_json(metadata["network"]) if "network" in metadata else None
     if network is not None:

@@ -26,7 +26,16 @@ from dctps_jax.models.vgg import STAGES, VGG
 from dctps_jax.offsets import Offset
 from dctps_jax.prunable import ORDER, prunable_layers
 
-__all__ = ["INITIALIZERS", "MODELS", "RESNETS", "create_model", "kernel_shapes", "network_options", "prunable_layers"]
+__all__ = [
+    "INITIALIZERS",
+    "MODELS",
+    "RESNETS",
+    "create_model",
+    "is_fixup",
+    "kernel_shapes",
+    "network_options",
+    "prunable_layers",
+]
 
 # The networks that take `width`, `stable` and `stem`.
 RESNETS = tuple(BLOCKS)
@@ -38,6 +47,11 @@ MODELS: dict[str, Any] = {
     "mobilenet_v2": partial(MobileNetV2, stages=MOBILENET_STAGES),
     **{name: partial(FixupResNet, blocks_per_stage=depth) for name, depth in BLOCKS_PER_STAGE.items()},
 }
+
+
+def is_fixup(name: str) -> bool:
+    """Return whether a name is that of a Fixup network of the package; it has its own start and learning rates."""
+    return name in MODELS and name.startswith("fixup")
 
 
 def create_model(

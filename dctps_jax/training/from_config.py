@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import optax
 
-from dctps_jax import data
+from dctps_jax import data, models
 from dctps_jax.data.batches import Normalization, Subset, normalization_of
 from dctps_jax.data.regularization import Regularization
 from dctps_jax.errors import UserError
 from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau
-from dctps_jax.own import as_options, is_import_path
+from dctps_jax.own import as_options
 from dctps_jax.pruning.dynamic import UpdateSchedule, update_schedule
 from dctps_jax.training.step_spec import LOSS_SCALES, StepSpec, default_steps_per_dispatch
 from dctps_jax.training.streaming import crops_files
@@ -104,7 +104,7 @@ def make_optimizer_and_schedule(
         schedule,
         momentum=options.momentum,
         weight_decay=options.weight_decay,
-        fixup=config.model.name.startswith("fixup") and not is_import_path(config.model.name),
+        fixup=models.is_fixup(config.model.name),
         options=as_options(options.options),
         decay=options.decay,
         clip_norm=options.clip_norm,

@@ -49,10 +49,10 @@ def is_streamed(config: Any, dataset: Dataset, placement: Placement) -> bool:
     return not dataset.is_decoded or dataset.num_bytes > max_resident_bytes(config, placement)
 
 
-def place_images(config: Any, dataset: Dataset, placement: Placement) -> list[Any]:
+def place_images(config: Any, dataset: Dataset, placement: Placement, streams: bool) -> list[Any]:
     """Return the training and the test images: on all devices as uint8, or to be brought there when they are used."""
     pairs = (dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels)
-    if is_streamed(config, dataset, placement):
+    if streams:
         return [StreamedImages(images, labels, placement, config.data.processes) for images, labels in pairs]
     return [placement.put(Examples(images, labels).in_rows()) for images, labels in pairs]
 

@@ -196,7 +196,7 @@ def train_seed(
     log.check_rows_of(first_epoch)
 
     # Compile. The images live on the devices as uint8, or are brought there when they are used.
-    train, test_images = place_images(config, dataset, placement)
+    train, test_images = place_images(config, dataset, placement, streams)
     test_rows = np.arange(len(dataset.test_labels), dtype=np.int32)
     if not streams:
         validation_rows, test_rows = placement.put(validation_rows), placement.put(test_rows)
