@@ -11,8 +11,9 @@ with momentum on random images; all variants begin with the same weights and see
 
 Each has a process of its own, one after the other, in ``--turns``. Reported are the seconds of an epoch of ``--steps``
 steps (minimum over the turns) and what the process holds after it in memory, without the library and the images. The
-program fails if the variants' losses differ. Needs PyTorch and SciPy (``pip install -e '.[versus]'``) and the package
-installed, or ``PYTHONPATH=.``. With ``--save NAME`` the figures are written to benchmarks/results/NAME.json.
+package takes 50 steps a call, as ``train.py`` does with ``--config.steps_per_dispatch=50``. The program fails if the
+variants' losses differ. Needs PyTorch and SciPy (``pip install -e '.[versus]'``) and the package installed, or
+``PYTHONPATH=.``. With ``--save NAME`` the figures are written to benchmarks/results/NAME.json.
 """
 
 import argparse
@@ -33,8 +34,8 @@ import numpy as np
 SIZES = (3072, 1024, 512, 10)
 BATCH_SIZE, NUM_IMAGES = 100, 5000
 RATE, MOMENTUM = 0.01, 0.9
-# Steps before the first that is timed.
-WARM_UP = 5
+# Steps of this package in one call.
+STEPS_PER_CALL = 50
 # How far losses of the first and of the last step may differ: each library sums in another order, and differences grow.
 TOLERANCES = (1e-5, 0.02)
 
@@ -71,12 +72,17 @@ def make_problem(density: float) -> Problem:
     return Problem(layers, images, rng.integers(0, SIZES[-1], NUM_IMAGES).astype(np.int32))
 
 
-def package(problem: Problem) -> Callable[[int], float]:
+# Takes the steps of these numbers, and returns the loss of the last one.
+Train = Callable[[range], float]
+
+
+def package(problem: Problem) -> Train:
     import jax
     import optax
     from flax import nnx
 
     from dctps_jax import DCTpSLinear, compiler_options
+    from dctps_jax.ops.target import tracing_for
 
     modules = []
     for layer in problem.layers:
@@ -89,30 +95,38 @@ def package(problem: Problem) -> Callable[[int], float]:
     optimizer = optax.sgd(RATE, MOMENTUM)
     images, labels = jax.numpy.asarray(problem.images), jax.numpy.asarray(problem.labels)
 
-    def step(params: Any, rest: Any, moments: Any, images: jax.Array, labels: jax.Array, begin: jax.Array) -> Any:
-        x, y = (jax.lax.dynamic_slice_in_dim(array, begin, BATCH_SIZE) for array in (images, labels))
+    def steps(params: Any, moments: Any, rest: Any, images: jax.Array, labels: jax.Array, begins: jax.Array) -> Any:
+        def step(state: Any, begin: jax.Array) -> Any:
+            params, moments = state
+            x, y = (jax.lax.dynamic_slice_in_dim(array, begin, BATCH_SIZE) for array in (images, labels))
 
-        def loss_of(params: Any) -> jax.Array:
-            logits = nnx.merge(graph, params, rest)(x)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+            def loss_of(params: Any) -> jax.Array:
+                logits = nnx.merge(graph, params, rest)(x)
+                return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
-        loss, gradients = jax.value_and_grad(loss_of)(params)
-        updates, moments = optimizer.update(gradients, moments, params)
-        return optax.apply_updates(params, updates), moments, loss
+            loss, gradients = jax.value_and_grad(loss_of)(params)
+            updates, moments = optimizer.update(gradients, moments, params)
+            return (optax.apply_updates(params, updates), moments), loss
 
-    compiled = jax.jit(step, donate_argnums=(0, 2), compiler_options=compiler_options())
+        state, losses = jax.lax.scan(step, (params, moments), begins)
+        return *state, losses[-1]
+
+    compiled = jax.jit(steps, donate_argnums=(0, 1), compiler_options=compiler_options())
     moments = optimizer.init(params)
 
-    def take(number: int) -> float:
+    def train(numbers: range) -> float:
         nonlocal params, moments
-        begin = np.int32(number * BATCH_SIZE % NUM_IMAGES)
-        params, moments, loss = compiled(params, rest, moments, images, labels, begin)
-        return loss
+        loss = jax.numpy.nan
+        for begin in range(0, len(numbers), STEPS_PER_CALL):
+            begins = np.array(numbers[begin : begin + STEPS_PER_CALL], np.int32) * BATCH_SIZE % NUM_IMAGES
+            with tracing_for(jax.default_backend()):
+                params, moments, loss = compiled(params, moments, rest, images, labels, begins)
+        return float(loss)
 
-    return take
+    return train
 
 
-def torch_steps(problem: Problem, layers: list[Any], weights: list[Any]) -> Callable[[int], float]:
+def torch_steps(problem: Problem, layers: list[Any], weights: list[Any]) -> Train:
     import torch  # pyright: ignore[reportMissingImports]  # an extra: "versus"
 
     torch.set_num_threads(os.cpu_count() or 1)
@@ -130,10 +144,19 @@ def torch_steps(problem: Problem, layers: list[Any], weights: list[Any]) -> Call
         optimizer.step()
         return loss.detach()
 
-    return take
+    return one_by_one(take)
 
 
-def torch_masks(problem: Problem) -> Callable[[int], float]:
+def one_by_one(take: Callable[[int], Any]) -> Train:
+    def train(numbers: range) -> float:
+        for number in numbers[:-1]:
+            take(number)
+        return float(take(numbers[-1]))
+
+    return train
+
+
+def torch_masks(problem: Problem) -> Train:
     import torch  # pyright: ignore[reportMissingImports]
 
     def dense(layer: Layer, values: np.ndarray | float) -> Any:
@@ -148,7 +171,7 @@ def torch_masks(problem: Problem) -> Callable[[int], float]:
     return torch_steps(problem, layers, weights)
 
 
-def torch_csr(problem: Problem) -> Callable[[int], float]:
+def torch_csr(problem: Problem) -> Train:
     import torch  # pyright: ignore[reportMissingImports]
 
     class Product(torch.autograd.Function):
@@ -195,7 +218,7 @@ def torch_csr(problem: Problem) -> Callable[[int], float]:
     return torch_steps(problem, layers, weights)
 
 
-def scipy_csr(problem: Problem) -> Callable[[int], float]:
+def scipy_csr(problem: Problem) -> Train:
     from scipy.sparse import csr_matrix
 
     rows, columns, matrices, moments = [], [], [], []
@@ -226,9 +249,9 @@ def scipy_csr(problem: Problem) -> Callable[[int], float]:
                 gradient = (matrices[index] @ gradient) * (seen[index] > 0)
             moments[index] = MOMENTUM * moments[index] + to_values
             matrices[index].data -= RATE * moments[index]
-        return float(loss)
+        return loss
 
-    return take
+    return one_by_one(take)
 
 
 VARIANTS = {function.__name__: function for function in (package, torch_masks, torch_csr, scipy_csr)}
@@ -241,16 +264,12 @@ def measure(variant: str, density: float, steps: int) -> dict[str, Any]:
     importlib.import_module(LIBRARIES[variant])
     problem = make_problem(density)
     before = resident_megabytes()
-    take = VARIANTS[variant](problem)
-    first = float(take(0))
-    loss = take(1)
-    for number in range(2, WARM_UP):
-        loss = take(number)
-    float(loss)
+    train = VARIANTS[variant](problem)
+    # The package compiles a program for one step, and one for its calls.
+    first = train(range(1))
+    train(range(1, 1 + STEPS_PER_CALL))
     started = time.perf_counter()
-    for number in range(WARM_UP, WARM_UP + steps):
-        loss = take(number)
-    last = float(loss)
+    last = train(range(1 + STEPS_PER_CALL, 1 + STEPS_PER_CALL + steps))
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "megabytes": resident_megabytes() - before, "losses": [first, last]}
 

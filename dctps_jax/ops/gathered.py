@@ -36,7 +36,10 @@ class Gathered:
         # Lists are filled up by weights at position 0 whose values count as zero.
         self.support = jnp.pad(support, (0, -self.nnz % (VECTOR if self.nnz < MAX_FILLED else 1)))
 
-    def convolve(self, inputs: jax.Array, values: jax.Array) -> jax.Array:
+    def kept(self, inputs: jax.Array) -> None:
+        return None
+
+    def convolve(self, inputs: jax.Array, values: jax.Array, kept: jax.Array | None = None) -> jax.Array:
         weights, values = weights_at(self.support, self.geometry), values.astype(inputs.dtype)
         seen = seen_by(weights, inputs, self.geometry)
         return _scattered_product(seen, values, weights.target, self.geometry.kernel_shape[-1], self.geometry.precision)
@@ -45,7 +48,9 @@ class Gathered:
         weights = self._weights_after(gradient)
         return _products(seen_by(weights, inputs, self.geometry), gradient, weights.target)[: self.nnz]
 
-    def gradients(self, inputs: jax.Array, gradient: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def gradients(
+        self, inputs: jax.Array, gradient: jax.Array, values: jax.Array, kept: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         weights = self._weights_after(gradient)
         back = self.geometry._replace(pads=self.geometry.transposed_pads())
         reversed_weights = Weights(self.geometry.num_positions - 1 - weights.tap, weights.target, weights.source)

@@ -34,23 +34,32 @@ class InRows:
         self.inputs_shape = (phases * in_channels, self.layout.reach + length)
         self.outputs_shape = (geometry.kernel_shape[-1], length)
 
-    def convolve(self, inputs: jax.Array, values: jax.Array) -> jax.Array:
-        rows = self.layout.rows_of_inputs(_wide(inputs), after=inputs)
+    def kept(self, inputs: jax.Array) -> jax.Array | None:
+        # Long rows would be kept beside the inputs. They are made again in the backward pass.
+        return self._rows_of_inputs(inputs, after=inputs) if self.layout.is_short else None
+
+    def convolve(self, inputs: jax.Array, values: jax.Array, kept: jax.Array | None = None) -> jax.Array:
+        rows = self._rows_of_inputs(inputs, after=inputs) if kept is None else kept
         sums = add_rows(self.outputs_shape, self.layout.length, _wide(values), rows, self.in_inputs, self.in_outputs)
         return self.layout.outputs_of_rows(sums).astype(inputs.dtype)
 
     def gradient_of_values(self, inputs: jax.Array, gradient: jax.Array) -> jax.Array:
-        return self._inner_products(inputs, gradient, self.layout.rows_of_outputs(_wide(gradient)))
-
-    def gradients(self, inputs: jax.Array, gradient: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
         across = self.layout.rows_of_outputs(_wide(gradient))
-        to_values = self._inner_products(inputs, gradient, across)
+        return self._inner_products(self._rows_of_inputs(inputs, after=gradient), across)
+
+    def gradients(
+        self, inputs: jax.Array, gradient: jax.Array, values: jax.Array, kept: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        across = self.layout.rows_of_outputs(_wide(gradient))
+        rows = self._rows_of_inputs(inputs, after=gradient) if kept is None else kept
+        to_values = self._inner_products(rows, across)
         sums = add_rows(self.inputs_shape, self.layout.length, _wide(values), across, self.in_outputs, self.in_inputs)
         return self.layout.inputs_of_rows(sums).astype(inputs.dtype), to_values
 
-    def _inner_products(self, inputs: jax.Array, gradient: jax.Array, across: jax.Array) -> jax.Array:
-        # The rows are made after the gradient. Rows made in the forward pass would have to be kept until here.
-        rows = self.layout.rows_of_inputs(_wide(inputs), after=gradient)
+    def _rows_of_inputs(self, inputs: jax.Array, after: jax.Array) -> jax.Array:
+        return self.layout.rows_of_inputs(_wide(inputs), after)
+
+    def _inner_products(self, rows: jax.Array, across: jax.Array) -> jax.Array:
         return inner_rows(self.layout.length, rows, across, self.in_inputs, self.in_outputs)
 
     @staticmethod

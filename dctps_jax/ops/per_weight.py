@@ -24,6 +24,7 @@ class Saved(NamedTuple):
     values: jax.Array
     alpha: jax.Array | None
     support: jax.Array
+    kept: jax.Array | None  # by the sparse part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,18 +54,20 @@ class PerWeight:
     def forward(
         self, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
     ) -> tuple[jax.Array, Saved]:
-        outputs = self.sparse_part(work, support).convolve(inputs, values)
+        sparse_part = self.sparse_part(work, support)
+        kept = sparse_part.kept(inputs)
+        outputs = sparse_part.convolve(inputs, values, kept)
         if alpha is not None:
             outputs += alpha.astype(inputs.dtype) * self.offset_part.convolve(work, inputs)
             # Without `materialized` XLA (JAX 0.10.2) keeps the terms of this sum for the backward pass, and adds them
             # up again in every operation that reads the outputs. `fusion.py` has the figures and the test.
             outputs = materialized(outputs)
-        return outputs, Saved(inputs, values, alpha, support)
+        return outputs, Saved(inputs, values, alpha, support, kept)
 
     def gradients(self, work: Work, saved: Saved, gradient: jax.Array) -> tuple[Any, Any, Any]:
-        inputs, values, alpha, support = saved
+        inputs, values, alpha, support, kept = saved
         gradient = materialized(gradient)  # else XLA computes it again where it is read, see fusion.py
-        to_inputs, to_values = self.sparse_part(work, support).gradients(inputs, gradient, values)
+        to_inputs, to_values = self.sparse_part(work, support).gradients(inputs, gradient, values, kept)
         to_alpha = None
         if alpha is not None:
             by_offset = self.offset_part.transposed(work, gradient)

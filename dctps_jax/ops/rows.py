@@ -5,6 +5,7 @@ one weight is one multiply-add of two long rows. With strides there is a row for
 that are a stride apart lie side by side.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,16 +14,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dctps_jax.ops.fusion import made_apart, varying_as, zero_after
+from dctps_jax.ops.fusion import made_apart, stored_in_order, varying_as, zero_after
 from dctps_jax.ops.geometry import Geometry
 
 # Inner products are sums over pieces of so many numbers. They lose fewer digits than one long sum. The lengths of rows
 # are multiples of it.
 PIECE = 64
-# Rows of at most so many numbers, as in linear layers, are added in pieces, and multiplied in blocks of many rows. With
-# XLA's CPU backend (JAX 0.10.2) each round of a loop takes 30 ns more, unless its body moves less than 1 KiB and the
-# loop is compiled as one function. `benchmarks/rows.py` times both.
+# Rows of at most so many numbers, as in linear layers, are added piece by piece, and multiplied in blocks of many rows.
+# With XLA's CPU backend (JAX 0.10.2) each round of a loop takes 30 ns more, unless its body moves less than 1 KiB and
+# the loop is compiled as one function. `benchmarks/rows.py` times both.
 SHORT_ROW = 256
+# The products of two short rows are first added up to so many numbers: what a processor computes at once.
+LANES = 16
 # From this many rows on, rows are transposed by themselves.
 MANY_ROWS = 2048
 
@@ -32,6 +35,10 @@ class Places(NamedTuple):
 
     row: jax.Array
     start: jax.Array
+
+    def moved(self, by: int) -> "Places":
+        """Return the places that lie ``by`` numbers after these."""
+        return Places(self.row, self.start + by)
 
 
 class Layout(NamedTuple):
@@ -74,6 +81,11 @@ class Layout(NamedTuple):
         """How many numbers of a row each weight reads: all up to the last output, rounded up to whole pieces."""
         return ((self.positions - self.reach) // PIECE + 1) * PIECE
 
+    @property
+    def is_short(self) -> bool:
+        """Whether these are short rows of a layer without spatial dimensions."""
+        return not self.extents and self.length <= SHORT_ROW
+
     def rows_of_inputs(self, inputs: jax.Array, after: jax.Array) -> jax.Array:
         """Return the rows ``[phases · channels, reach + length]``. They are made after the array ``after``."""
         strides, rank = self.geometry.strides, len(self.extents)
@@ -91,7 +103,7 @@ class Layout(NamedTuple):
             phases = phases.transpose(0, *range(1, 2 * rank + 1, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1)
             return self._columns(phases, self.reach + self.length)
 
-        return made_apart(padded, after).T
+        return self._transposed(padded, after)
 
     def inputs_of_rows(self, rows: jax.Array) -> jax.Array:
         """Return the inputs that lie in ``rows``."""
@@ -110,7 +122,7 @@ class Layout(NamedTuple):
             padded = phases.transpose(0, *order, 2 * rank + 1).reshape(self.inputs[0], *extents, self.inputs[-1])
             return lax.pad(padded, zero, [(0, 0, 0), *widths, (0, 0, 0)])
 
-        return _laid_out(cropped, rows)
+        return self._laid_out(cropped, rows)
 
     def rows_of_outputs(self, outputs: jax.Array) -> jax.Array:
         """Return the rows ``[channels, length]``."""
@@ -120,7 +132,7 @@ class Layout(NamedTuple):
             images = lax.pad(outputs, jnp.zeros((), outputs.dtype), [(0, 0, 0), *widths, (0, 0, 0)])
             return self._columns(images, self.length)
 
-        return made_apart(padded, outputs).T
+        return self._transposed(padded, outputs)
 
     def outputs_of_rows(self, rows: jax.Array) -> jax.Array:
         """Return the outputs that lie in ``rows``."""
@@ -131,21 +143,27 @@ class Layout(NamedTuple):
             images = columns.reshape(self.inputs[0], *self.extents, len(rows))
             return images[:, *(slice(count) for count in self.outputs)]
 
-        return _laid_out(cropped, rows)
+        return self._laid_out(cropped, rows)
 
     def _columns(self, images: jax.Array, count: int) -> jax.Array:
         """Return ``count`` positions of all images in a row, with their channels; missing positions are zero."""
         columns = images.reshape(self.positions, math.prod(images.shape) // max(1, self.positions))
         return lax.pad(columns, jnp.zeros((), columns.dtype), [(0, count - self.positions, 0), (0, 0, 0)])
 
+    def _transposed(self, make: Callable[[], jax.Array], after: jax.Array) -> jax.Array:
+        """Return the rows ``make().T``, made after the array ``after``."""
+        rows = jax.eval_shape(make).shape[1]
+        return stored_in_order(make().T, 0, 1) if self.is_short and rows < MANY_ROWS else made_apart(make, after).T
 
-def _laid_out(crop: Callable[[jax.Array], jax.Array], rows: jax.Array) -> jax.Array:
-    """Return ``crop(rows.T)``, with as many channels as there are rows."""
-    columns = rows.T
-    # Fused with what comes after, a transposition goes through the rows number by number. Alone it is made in blocks:
-    # with 4096 rows of 4096 numbers, transposing and adding took 48 instead of 144 ms of a CPU, with 1024 rows 14
-    # instead of 8.
-    return made_apart(lambda: crop(columns), after=columns) if len(rows) >= MANY_ROWS else crop(columns)
+    def _laid_out(self, crop: Callable[[jax.Array], jax.Array], rows: jax.Array) -> jax.Array:
+        """Return ``crop(rows.T)``, with as many channels as there are rows."""
+        columns = rows.T
+        # Fused with what comes after, a transposition goes through the rows number by number. Alone it is made in
+        # blocks: with 4096 rows of 4096 numbers, transposing and adding took 48 instead of 144 ms of a CPU, with 1024
+        # rows 14 instead of 8.
+        if len(rows) >= MANY_ROWS:
+            return made_apart(lambda: crop(columns), after=columns)
+        return stored_in_order(crop(columns), 1, 0) if self.is_short else crop(columns)
 
 
 def add_rows(
@@ -156,47 +174,42 @@ def add_rows(
     It takes them at ``taken`` and puts them at ``put``.
     """
 
+    width = PIECE if length % PIECE == 0 and length <= SHORT_ROW else length
+
     def add(rows: jax.Array, weight: tuple[jax.Array, Places, Places]) -> tuple[jax.Array, None]:
         value, take_at, put_at = weight
-        row = lax.dynamic_slice(source, take_at, (1, length))
-        before = lax.dynamic_slice(rows, put_at, (1, length))
-        return lax.dynamic_update_slice(rows, before + value * row, put_at), None
+        piece = lax.dynamic_slice(source, take_at, (1, width))
+        before = lax.dynamic_slice(rows, put_at, (1, width))
+        return lax.dynamic_update_slice(rows, before + value * piece, put_at), None
 
     dtype = jnp.result_type(values, source)
-    if PIECE < length <= SHORT_ROW:
-        values, taken, put, length = _in_pieces(values, taken, put, length)
     # XLA (JAX 0.10.2) makes zeros that depend on nothing at the start of the program, for all layers, and keeps them
     # until they are used. `fusion.zero_after` has the figures and the test.
-    zeros = jnp.full(shape, zero_after(source).astype(dtype))
-    return lax.scan(add, varying_as(values, zeros), (values, taken, put))[0]
-
-
-def _in_pieces(values: jax.Array, taken: Places, put: Places, length: int) -> tuple[jax.Array, Places, Places, int]:
-    """Return the weights of :func:`add_rows` as more weights of shorter rows, and their length."""
-    pieces = length // PIECE
-
-    def of(places: Places) -> Places:
-        starts = places.start[:, None] + jnp.arange(0, length, PIECE, dtype=places.start.dtype)[None]
-        return Places(jnp.repeat(places.row, pieces), starts.reshape(-1))
-
-    return jnp.repeat(values, pieces), of(taken), of(put), PIECE
+    rows = varying_as(values, jnp.full(shape, zero_after(source).astype(dtype)))
+    for begin in range(0, length, width):
+        rows, _ = lax.scan(add, rows, (values, taken.moved(begin), put.moved(begin)))
+    return rows
 
 
 def inner_rows(length: int, inputs: jax.Array, outputs: jax.Array, in_inputs: Places, in_outputs: Places) -> jax.Array:
     """Return for each weight the inner product of ``length`` numbers at its places in both kinds of rows."""
+    is_short = length <= SHORT_ROW
+    width = LANES if is_short else PIECE
 
     def multiply(places: tuple[Places, Places]) -> jax.Array:
         row, across = (
             lax.dynamic_slice(rows, place, (1, length)) for rows, place in zip((inputs, outputs), places, strict=True)
         )
-        products = (row * across).reshape(length // PIECE, PIECE)
+        pieces = (row * across).reshape(length // width, width)
         # XLA's CPU backend (JAX 0.10.2) computes a product with ones faster than a sum: `benchmarks/rows.py`
-        # times both.
-        return jnp.sum(products @ jnp.ones(PIECE, products.dtype))
+        # times both. It computes a sum of slices in the same pass as the products.
+        summed = functools.reduce(jnp.add, pieces) if is_short else pieces
+        return jnp.sum(summed @ jnp.ones(width, pieces.dtype))
 
     nnz = len(in_inputs.row)
+    if not is_short:
+        return lax.map(multiply, (in_inputs, in_outputs))
     # A block has no more numbers than the rows of outputs. There are at least two: XLA joins what is in no loop with
     # what lays out the rows, and takes four times as long.
-    blocks = max(2, -(-nnz * length // outputs.size))
-    batch_size = max(1, nnz // blocks) if length <= SHORT_ROW else None
-    return lax.map(multiply, (in_inputs, in_outputs), batch_size=batch_size)
+    blocks = max(2, -(-nnz * LANES // outputs.size))
+    return lax.map(multiply, (in_inputs, in_outputs), batch_size=max(1, nnz // blocks))

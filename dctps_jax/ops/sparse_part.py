@@ -25,7 +25,11 @@ class SparsePart(Protocol):
 
     def __init__(self, work: Work, support: jax.Array): ...
 
-    def convolve(self, inputs: jax.Array, values: jax.Array) -> jax.Array:
+    def kept(self, inputs: jax.Array) -> jax.Array | None:
+        """Return what :meth:`convolve` and :meth:`gradients` both make of the inputs, where keeping it is worth it."""
+        ...
+
+    def convolve(self, inputs: jax.Array, values: jax.Array, kept: jax.Array | None = None) -> jax.Array:
         """Return ``S∗inputs``."""
         ...
 
@@ -33,7 +37,9 @@ class SparsePart(Protocol):
         """Return the gradient of the values for the ``gradient`` of the outputs."""
         ...
 
-    def gradients(self, inputs: jax.Array, gradient: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def gradients(
+        self, inputs: jax.Array, gradient: jax.Array, values: jax.Array, kept: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Return the gradients of the inputs (``Sᵀ∗gradient``) and of the values. The strides must be 1."""
         ...
 

@@ -65,7 +65,7 @@ def test_rows_of_every_length_are_added(length):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("length", [PIECE, 3 * PIECE, rows_module.SHORT_ROW + PIECE])
+@pytest.mark.parametrize("length", [PIECE, 3 * PIECE, rows_module.SHORT_ROW, rows_module.SHORT_ROW + PIECE])
 @pytest.mark.parametrize("nnz", [0, 1, 2, 7, 20])
 def test_inner_products_of_rows_of_every_length(nnz, length):
     rng = np.random.default_rng(0)
