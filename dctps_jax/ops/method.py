@@ -70,7 +70,10 @@ def apply_with_gradients(
     alpha: jax.Array | None,
     support: jax.Array,
 ) -> jax.Array:
-    """Return Y by ``method.forward``, to be differentiated by ``method.gradients``."""
+    """Return Y by ``method.forward``, to be differentiated by ``method.gradients``.
+
+    Layers with equal work are traced once: ``jax.jit`` keeps what it has traced, and writes it into the program.
+    """
     return _apply(method, work, inputs, varying_as(inputs, values), varying_as(inputs, alpha), support)
 
 
@@ -79,10 +82,12 @@ def _apply(method: MethodWithGradients, work: Work, *arrays: Any) -> jax.Array:
     return method.forward(work, *arrays)[0]
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def _forward(method: MethodWithGradients, work: Work, *arrays: Any) -> tuple[jax.Array, Any]:
     return method.forward(work, *arrays)
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def _backward(method: MethodWithGradients, work: Work, saved: Any, gradient: jax.Array) -> tuple[Any, Any, Any, None]:
     return *method.gradients(work, saved, gradient), None
 

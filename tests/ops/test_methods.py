@@ -13,7 +13,7 @@ from dctps_jax.offsets import OFFSETS
 from dctps_jax.ops.cost_model import COSTS
 from dctps_jax.ops.fusion import materialized
 from dctps_jax.ops.geometry import Geometry
-from dctps_jax.ops.method import kernel_of
+from dctps_jax.ops.method import apply_with_gradients, kernel_of
 from dctps_jax.ops.methods import METHODS
 from dctps_jax.ops.target import tracing_for
 from dctps_jax.ops.work import Work
@@ -50,6 +50,40 @@ def test_costs_are_linear(name, platform):
     for work in possible:
         assert METHODS[name].cost(work, doubled) == pytest.approx(2 * METHODS[name].cost(work, costs), rel=1e-12)
         assert METHODS[name].cost(work, type(costs)(*(0.0 for _ in costs))) == 0
+
+
+class Counted:
+    """A method that multiplies inputs by the first value, and counts how often it is traced."""
+
+    def __init__(self):
+        self.traced = []
+
+    def forward(self, work, inputs, values, alpha, support):
+        self.traced.append("forward")
+        return inputs * values[0], (inputs, values)
+
+    def gradients(self, work, saved, gradient):
+        self.traced.append("gradients")
+        inputs, values = saved
+        return gradient * values[0], jnp.zeros_like(values).at[0].set(jnp.sum(gradient * inputs)), None
+
+
+def test_layers_of_equal_work_are_traced_once():
+    method = Counted()
+    work = Work(Geometry((3, 3)), (2, 3), 2, None)
+
+    @jax.jit
+    def compute(inputs, values):
+        def loss(values):
+            once = apply_with_gradients(method, work, inputs, values[0], None, jnp.arange(2))
+            return jnp.sum(apply_with_gradients(method, work, once, values[1], None, jnp.arange(2)))
+
+        return jax.value_and_grad(loss)(values)
+
+    loss, gradients = compute(jnp.ones((2, 3)), jnp.array([[2.0, 0.0], [5.0, 0.0]]))
+    assert method.traced == ["forward", "gradients"]
+    assert loss == 60
+    np.testing.assert_array_equal(gradients, [[30, 0], [12, 0]])
 
 
 @pytest.mark.parametrize("offset", [OFFSETS["dct"], None])
