@@ -292,11 +292,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--densities", type=float, nargs="+", default=[0.1, 0.01, 0.001])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--steps", type=int, default=500, help="of an epoch")
+    parser.add_argument("--steps", type=int, default=500, help=f"of an epoch, a multiple of {STEPS_PER_CALL}")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--save", default="", help="write benchmarks/results/NAME.json")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.steps < 1 or arguments.steps % STEPS_PER_CALL:
+        parser.error(f"--steps is {arguments.steps}, but must be a multiple of {STEPS_PER_CALL}")
     if arguments.measure:
         print(json.dumps(measure(arguments.measure[0], float(arguments.measure[1]), arguments.steps)))
         return

@@ -3,9 +3,10 @@ device.
 
 XLA decides by itself what it fuses, what it computes twice and what it keeps from the forward to the backward pass. The
 functions here write programs in which it decides well. Each is a workaround for what XLA's CPU backend does in JAX
-0.10.2, measured in eight compact 3×3 layers of 16 channels (``test_no_method_needs_much_more_memory_than_another`` in
-``tests/test_execution.py``, which fails if any of them is left out) and in Fixup-ResNet20 with 0.1 % of its weights.
-``benchmarks/train_step.py`` measures time and memory of whole steps.
+0.10.2. All but :func:`stored_in_order` were measured in eight compact 3×3 layers of 16 channels
+(``test_no_method_needs_much_more_memory_than_another`` in ``tests/test_execution.py``, which fails if any of them is
+left out) and in Fixup-ResNet20 with 0.1 % of its weights. ``benchmarks/train_step.py`` measures time and memory of
+whole steps.
 
 ``jax.lax.optimization_barrier`` can't take their place: XLA's CPU backend removes it before it fuses. With a barrier in
 place of :func:`materialized` the compiled programs take exactly the operations and the memory that they take with
@@ -64,18 +65,24 @@ def made_apart(make: Callable[[], jax.Array], after: jax.Array) -> jax.Array:
     return jax.lax.cond(zero_after(after) == 0, make, lambda: nothing)
 
 
+def orders_are_known() -> bool:
+    """Return whether :func:`stored_in_order` has an effect: in a program that ``tracing_for("cpu")`` names.
+
+    Training programs are. A program that nobody names may be exported, and ``jax.export`` refuses one that asks for an
+    order.
+    """
+    return tracing_for.value == "cpu" and platform() == "cpu"
+
+
 def stored_in_order(x: jax.Array, *axes: int) -> jax.Array:
     """Return ``x``, stored with its ``axes`` in this order, from the slowest to the fastest. Its shape stays as it is.
 
     XLA's CPU backend stores an array row by row where nobody asks for another order. Layers that compute on transposed
     arrays transpose their outputs back, and the next layer transposes them again. Where they are stored in the other
     order both cost nothing, and what is elementwise in between takes that order, too. A step of the perceptron of
-    ``benchmarks/masked_mlp.py`` with 0.1 % of its weights took 0.70 ms instead of 0.85.
-
-    Only a program that ``tracing_for("cpu")`` names is told the order, as training programs are: ``jax.export`` refuses
-    programs that ask for one.
+    ``benchmarks/masked_mlp.py`` with 0.1 % of its weights takes 0.41 ms instead of 0.67.
     """
-    if tracing_for.value != "cpu" or not isinstance(x, core.Tracer):
+    if not orders_are_known() or not isinstance(x, core.Tracer):
         return x
     # JAX 0.10.2 returns what a constraint has made with the order of that constraint, and programs that get such an
     # array read it in the wrong order. It does not look behind the product, and XLA removes the product

@@ -35,7 +35,8 @@ class InRows:
         self.outputs_shape = (geometry.kernel_shape[-1], length)
 
     def kept(self, inputs: jax.Array) -> jax.Array | None:
-        # Long rows would be kept beside the inputs. They are made again in the backward pass.
+        # Short rows are few numbers, and to make them again takes a good part of a step. Long rows are as large as the
+        # inputs, which are kept, too: they are made again in the backward pass.
         return self._rows_of_inputs(inputs, after=inputs) if self.layout.is_short else None
 
     def convolve(self, inputs: jax.Array, values: jax.Array, kept: jax.Array | None = None) -> jax.Array:

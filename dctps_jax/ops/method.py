@@ -49,7 +49,11 @@ class Method(Protocol):
 
 
 class MethodWithGradients(Method, Protocol):
-    """A method whose gradients are written by hand, for :func:`apply_with_gradients`."""
+    """A method whose gradients are written by hand, for :func:`apply_with_gradients`.
+
+    Layers with equal work are traced once: ``jax.jit`` keeps what it has traced, by method and work. So a method can be
+    hashed, and its functions depend on nothing but their arguments and what JAX knows of (``tracing_for``, x64).
+    """
 
     def forward(
         self, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
@@ -70,14 +74,12 @@ def apply_with_gradients(
     alpha: jax.Array | None,
     support: jax.Array,
 ) -> jax.Array:
-    """Return Y by ``method.forward``, to be differentiated by ``method.gradients``.
-
-    Layers with equal work are traced once: ``jax.jit`` keeps what it has traced, and writes it into the program.
-    """
+    """Return Y by ``method.forward``, to be differentiated by ``method.gradients``."""
     return _apply(method, work, inputs, varying_as(inputs, values), varying_as(inputs, alpha), support)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1))
 def _apply(method: MethodWithGradients, work: Work, *arrays: Any) -> jax.Array:
     return method.forward(work, *arrays)[0]
 

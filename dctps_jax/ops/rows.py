@@ -14,18 +14,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dctps_jax.ops.fusion import made_apart, stored_in_order, varying_as, zero_after
+from dctps_jax.ops.fusion import made_apart, orders_are_known, stored_in_order, varying_as, zero_after
 from dctps_jax.ops.geometry import Geometry
 
-# Inner products are sums over pieces of so many numbers. They lose fewer digits than one long sum. The lengths of rows
-# are multiples of it.
+# Inner products of long rows are sums over pieces of so many numbers. They lose fewer digits than one long sum. The
+# lengths of all rows are multiples of it.
 PIECE = 64
 # Rows of at most so many numbers, as in linear layers, are added piece by piece, and multiplied in blocks of many rows.
 # With XLA's CPU backend (JAX 0.10.2) each round of a loop takes 30 ns more, unless its body moves less than 1 KiB and
 # the loop is compiled as one function. `benchmarks/rows.py` times both.
 SHORT_ROW = 256
-# The products of two short rows are first added up to so many numbers: what a processor computes at once.
+# The products of two short rows are first added up to so many sums, a vector register of AVX-512. `benchmarks/rows.py`
+# shows what this saves; with 8 and with 32, a step of `benchmarks/masked_mlp.py` took longer.
 LANES = 16
+# Longer rows than this are never a power of two apart.
+LONG_ROW = 2048
 # From this many rows on, rows are transposed by themselves.
 MANY_ROWS = 2048
 
@@ -79,7 +82,11 @@ class Layout(NamedTuple):
     @property
     def length(self) -> int:
         """How many numbers of a row each weight reads: all up to the last output, rounded up to whole pieces."""
-        return ((self.positions - self.reach) // PIECE + 1) * PIECE
+        needed = self.positions - self.reach
+        pieces = max(1, -(-needed // PIECE))
+        # Long rows that are a power of two apart fall on the same places of the cache: with 4096 positions of 1024
+        # channels, a step took 8 % longer without one more piece. With 128 positions it took a quarter longer with it.
+        return PIECE * (pieces + (needed % PIECE == 0 and needed > LONG_ROW))
 
     @property
     def is_short(self) -> bool:
@@ -87,7 +94,7 @@ class Layout(NamedTuple):
         return not self.extents and self.length <= SHORT_ROW
 
     def rows_of_inputs(self, inputs: jax.Array, after: jax.Array) -> jax.Array:
-        """Return the rows ``[phases · channels, reach + length]``. They are made after the array ``after``."""
+        """Return the rows ``[phases · channels, reach + length]``. Long rows are made after the array ``after``."""
         strides, rank = self.geometry.strides, len(self.extents)
         widths = [
             (low, stride * extent - length - low, 0)
@@ -151,9 +158,10 @@ class Layout(NamedTuple):
         return lax.pad(columns, jnp.zeros((), columns.dtype), [(0, count - self.positions, 0), (0, 0, 0)])
 
     def _transposed(self, make: Callable[[], jax.Array], after: jax.Array) -> jax.Array:
-        """Return the rows ``make().T``, made after the array ``after``."""
-        rows = jax.eval_shape(make).shape[1]
-        return stored_in_order(make().T, 0, 1) if self.is_short and rows < MANY_ROWS else made_apart(make, after).T
+        """Return the rows ``make().T``: stored as rows, or made apart after the array ``after``."""
+        if self.is_short and orders_are_known() and jax.eval_shape(make).shape[1] < MANY_ROWS:
+            return stored_in_order(make().T, 0, 1)
+        return made_apart(make, after).T
 
     def _laid_out(self, crop: Callable[[jax.Array], jax.Array], rows: jax.Array) -> jax.Array:
         """Return ``crop(rows.T)``, with as many channels as there are rows."""
@@ -209,7 +217,7 @@ def inner_rows(length: int, inputs: jax.Array, outputs: jax.Array, in_inputs: Pl
     nnz = len(in_inputs.row)
     if not is_short:
         return lax.map(multiply, (in_inputs, in_outputs))
-    # A block has no more numbers than the rows of outputs. There are at least two: XLA joins what is in no loop with
-    # what lays out the rows, and takes four times as long.
+    # The sums of a block are no more numbers than the rows of outputs; XLA does not store the products. There are at
+    # least two blocks: XLA joins what is in no loop with what lays out the rows, and takes four times as long.
     blocks = max(2, -(-nnz * LANES // outputs.size))
     return lax.map(multiply, (in_inputs, in_outputs), batch_size=max(1, nnz // blocks))

@@ -26,7 +26,7 @@ class SparsePart(Protocol):
     def __init__(self, work: Work, support: jax.Array): ...
 
     def kept(self, inputs: jax.Array) -> jax.Array | None:
-        """Return what :meth:`convolve` and :meth:`gradients` both make of the inputs, where keeping it is worth it."""
+        """Return what :meth:`convolve` and :meth:`gradients` both make of the inputs, or None where it is not kept."""
         ...
 
     def convolve(self, inputs: jax.Array, values: jax.Array, kept: jax.Array | None = None) -> jax.Array:

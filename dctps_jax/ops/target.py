@@ -11,7 +11,8 @@ import jax
 
 # The platform of a program for every platform: native operations only, which JAX differentiates in forward mode, too.
 PORTABLE = "portable"
-# ``with tracing_for("tpu"):`` traces for that platform. JAX caches what it has traced by this context, too.
+# ``with tracing_for("tpu"):`` traces for that platform. JAX caches what it has traced by this context, too: enter it
+# around every call. A program that is traced for "cpu" by name may ask for orders of arrays (`fusion.stored_in_order`).
 tracing_for = jax.make_user_context()
 
 
@@ -21,10 +22,9 @@ def platform() -> str:
     On a mesh with explicit axes it is :data:`PORTABLE`: JAX then asks of every operation how its result is sharded, and
     it knows the answer for native operations.
     """
-    if tracing_for.value is not None:
-        return tracing_for.value
-    has_explicit_axes = jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
-    return PORTABLE if has_explicit_axes else jax.default_backend()
+    if jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+        return PORTABLE
+    return tracing_for.value or jax.default_backend()
 
 
 def training_devices() -> list[Any]:

@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +70,7 @@ class Counted:
 
 
 def test_layers_of_equal_work_are_traced_once():
-    method = Counted()
+    method: Any = Counted()
     work = Work(Geometry((3, 3)), (2, 3), 2, None)
 
     @jax.jit
@@ -80,10 +81,17 @@ def test_layers_of_equal_work_are_traced_once():
 
         return jax.value_and_grad(loss)(values)
 
-    loss, gradients = compute(jnp.ones((2, 3)), jnp.array([[2.0, 0.0], [5.0, 0.0]]))
+    inputs, values = jnp.ones((2, 3)), jnp.array([[2.0, 0.0], [5.0, 0.0]])
+    loss, gradients = compute(inputs, values)
     assert method.traced == ["forward", "gradients"]
     assert loss == 60
     np.testing.assert_array_equal(gradients, [[30, 0], [12, 0]])
+    # Without gradients the forward pass is another function, and so is what is traced for another platform.
+    for traced in (3, 4):
+        with tracing_for(None if traced == 3 else "tpu"):
+            for _ in range(2):
+                apply_with_gradients(method, work, inputs, values[0], None, jnp.arange(2))
+        assert len(method.traced) == traced
 
 
 @pytest.mark.parametrize("offset", [OFFSETS["dct"], None])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dctps_jax.ops import rows as rows_module
+from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.rows import PIECE, Layout, Places, add_rows, inner_rows
 from tests.native import normal
 from tests.ops.geometries import CASES
@@ -41,6 +42,21 @@ def test_what_goes_into_rows_comes_out_of_them(case, many_rows, monkeypatch):
 def test_every_weight_sees_whole_pieces_of_numbers_that_are_there(case):
     layout = layout_of(case)
     assert layout.length % PIECE == 0 and layout.length >= layout.positions - layout.reach
+
+
+@pytest.mark.parametrize(
+    ("batch", "length"),
+    [(1, 64), (64, 64), (65, 128), (128, 128), (256, 256), (2048, 2048), (4095, 4096), (4096, 4160)],
+)
+def test_rows_are_as_long_as_their_positions_and_long_ones_no_power_of_two_apart(batch, length):
+    layout = Layout(Geometry((3, 4)), (batch, 3))
+    assert layout.length == length
+    assert layout.is_short == (batch <= 256)
+
+
+def test_rows_without_outputs():
+    layout = Layout(Geometry((3, 3, 4, 6), (1, 1), ((0, 0), (0, 0))), (1, 1, 4, 4))
+    assert layout.length == PIECE
 
 
 def test_rows_are_added_from_where_they_are_taken_to_where_they_are_put():
