@@ -24,8 +24,8 @@ PIECE = 64
 # With XLA's CPU backend (JAX 0.10.2) each round of a loop takes 30 ns more, unless its body moves less than 1 KiB and
 # the loop is compiled as one function. `benchmarks/rows.py` times both.
 SHORT_ROW = 256
-# The products of two short rows are first added up to so many sums, a vector register of AVX-512. `benchmarks/rows.py`
-# shows what this saves; with 8 and with 32, a step of `benchmarks/masked_mlp.py` took longer.
+# The products of two short rows are first added up to so many sums, a vector register of AVX-512. With 8 and with 32, a
+# step of `benchmarks/masked_mlp.py` took longer.
 LANES = 16
 # Longer rows than this are never a power of two apart.
 LONG_ROW = 2048

@@ -35,14 +35,16 @@ def test_an_array_outside_of_a_program_is_left_alone():
         assert stored_in_order(array, 1, 0) is array
 
 
+SHAPES = (512, 256), (256, 128)
+SUPPORTS = [np.arange(0, rows * columns, 101) for rows, columns in SHAPES]
+
+
 def step(values, inputs):
     """Return the loss of two layers in rows, and all gradients."""
-    supports = [np.arange(0, 512 * 256, 101), np.arange(0, 256 * 128, 101)]
 
     def loss(values, inputs):
         outputs = inputs
-        for support, weights in zip(supports, values, strict=True):
-            shape = (512, 256) if support is supports[0] else (256, 128)
+        for shape, support, weights in zip(SHAPES, SUPPORTS, values, strict=True):
             work = Work(Geometry(shape), outputs.shape, len(support), None)
             outputs = jax.nn.relu(apply_kernel("per_weight_rows", work, outputs, weights, None, jnp.asarray(support)))
         return jnp.sum(outputs**2)
@@ -51,9 +53,13 @@ def step(values, inputs):
 
 
 def arguments(batch):
-    sizes = len(range(0, 512 * 256, 101)), len(range(0, 256 * 128, 101))
-    values = [normal(seed, size).astype(np.float32) for seed, size in enumerate(sizes)]
+    values = [normal(seed, len(support)).astype(np.float32) for seed, support in enumerate(SUPPORTS)]
     return values, normal(2, batch, 512).astype(np.float32)
+
+
+def assert_close(found, expected):
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [1, 64, 100, 256])
@@ -61,8 +67,7 @@ def test_layers_in_rows_compute_the_same_on_transposed_arrays(batch):
     expected = jax.jit(step)(*arguments(batch))
     with tracing_for("cpu"):
         found = jax.jit(step)(*arguments(batch))
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    assert_close(found, expected)
 
 
 def test_a_batch_of_steps_computes_the_same_on_transposed_arrays():
@@ -71,9 +76,7 @@ def test_a_batch_of_steps_computes_the_same_on_transposed_arrays():
     with tracing_for("cpu"):
         found = jax.jit(jax.vmap(step, (None, 0)))(values, inputs)
     for index in range(3):
-        expected = jax.jit(step)(values, inputs[index])
-        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(one[index], other, rtol=1e-4, atol=1e-4)
+        assert_close([leaf[index] for leaf in jax.tree.leaves(found)], jax.jit(step)(values, inputs[index]))
 
 
 def test_layers_in_rows_hand_on_transposed_arrays():
