@@ -3,18 +3,22 @@
 import ctypes
 import platform
 
-# Parameters of glibc's mallopt (malloc.h): one arena, which never gives back and never maps single arrays.
-SETTINGS = {-8: 1, -4: 0, -1: -1, -2: 2**28}
+import jax
+
+# Parameters of glibc's mallopt (malloc.h): never map single arrays, never give back, grow by 256 MiB.
+SETTINGS = {-4: 0, -1: -1, -2: 2**28}
 
 
 def keep_freed_memory() -> bool:
     """Tell the C library to keep what is freed; return whether it could be told (glibc only).
 
-    To be called before jax starts its threads, which is with its first question for devices: later it has no effect on
-    them. Otherwise every large array is mapped from the system and given back, and each of its pages costs a fault on
-    first use. ``benchmarks/train_step.py --keep_memory`` times both.
+    Otherwise every large array is mapped from the system and given back, and each of its pages costs a fault on first
+    use. glibc keeps large arrays only for the main thread. So programs on a CPU run in the thread that calls them, and
+    return when they are done. To be called before jax makes its devices, which is with its first question for them:
+    later, programs still run in a thread of their own. ``benchmarks/train_step.py --keep_memory`` times both.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     mallopt = ctypes.CDLL(None).mallopt
     return all([mallopt(parameter, value) for parameter, value in SETTINGS.items()])
