@@ -52,7 +52,7 @@ class Field:
     - ``allowed``: which values the field takes; besides the names, where it has a list of them.
     - ``optional``: the field takes None, too.
     - ``added``: configs of earlier versions lack the field; its default is assumed for them.
-    - ``needs``: what other fields have to be for this one to have an effect: one of them, if there are any.
+    - ``needs``: what other fields must be for this one to have an effect: one of them, if there are any.
     - ``resume``: a resumed run may change the field: it does not change the results, or changes them by rounding only.
     - ``grows``: a resumed or finished run may change the field. It then goes on as if it had been started so, or is
       refused where it could not.

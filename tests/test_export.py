@@ -379,7 +379,7 @@ DAMAGES = {
         "min_loop is",
     ),
     "config of another network": ("config.json", lambda text: edited(text, "model", "name", value="lennet"), "'lenet'"),
-    "checkpoints that are a file": ("checkpoints", None, "has to be a folder of checkpoints"),
+    "checkpoints that are a file": ("checkpoints", None, "must be a folder of checkpoints"),
     "config that is a folder": ("config.json", None, "cannot be read"),
 }
 

@@ -53,7 +53,7 @@ def find_array_record_folder(options: Options) -> Encoded:
 
 def _parse(record: bytes) -> tuple[bytes, int]:
     if len(record) <= _LABEL_BYTES:
-        raise ValueError(f"a record has {len(record)} bytes; it has to be a label of {_LABEL_BYTES} and an image file")
+        raise ValueError(f"a record has {len(record)} bytes; it must be a label of {_LABEL_BYTES} and an image file")
     return record[_LABEL_BYTES:], int.from_bytes(record[:_LABEL_BYTES], "little")
 
 

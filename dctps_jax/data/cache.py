@@ -74,7 +74,7 @@ def cached(name: str, source: Path, stamp: str, options: Options, decode: Callab
             _write(folders[0], name, source, decoded, options.dir)
         except OSError as error:
             raise _unwritable(folders[0], source, decoded.num_bytes, error) from error
-    raise UserError(f"{folders[0]} is damaged after it was written; set data.cache_dir to a folder on another disk.")
+    raise UserError(f"{folders[0]} is damaged after it was written; set data.cache_dir to a folder on another disk")
 
 
 def cached_without_source(name: str, options: Options) -> Arrays | None:
@@ -97,7 +97,7 @@ def cached_without_source(name: str, options: Options) -> Arrays | None:
     except _DamagedError as damage:
         raise UserError(
             f"{damage}, and there is nothing in {options.dir} (data.dir) to make it again from; put the source of "
-            f"'{name}' there, or remove {copies[0]}."
+            f"'{name}' there, or remove {copies[0]}"
         ) from damage
 
 
@@ -113,7 +113,7 @@ def _unwritable(folder: Path, source: Path, num_bytes: int, error: OSError) -> U
         reason = f"{is_file} is a file"
     if error.errno in SPENT_HANDLES:
         advice = "allow more open files (ulimit -n)"
-    return UserError(f"the decoded copy of {source} cannot be written to {folder} ({reason}); {advice}.")
+    return UserError(f"the decoded copy of {source} cannot be written to {folder} ({reason}); {advice}")
 
 
 def _roots(options: Options) -> list[Path]:
@@ -168,7 +168,7 @@ def _read(folder: Path) -> Arrays:
 
 @contextlib.contextmanager
 def _finding_damage(path: Path) -> Iterator[None]:
-    """Tell damage from what the system does not allow right now: then the copy may be sound, and has to be kept."""
+    """Tell damage from what the system does not allow right now: then the copy may be sound, and must be kept."""
     try:
         yield
     except MemoryError:

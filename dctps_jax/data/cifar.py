@@ -198,7 +198,7 @@ def _read_archive(path: Path, folder: str, limits: dict[str, int]) -> dict[str, 
                 if member.size > limits[file]:
                     raise UserError(
                         f"{file} in {path} has {member.size:,} bytes, but at most {limits[file]:,} are allowed; "
-                        f"{_DOWNLOAD_AGAIN}."
+                        f"{_DOWNLOAD_AGAIN}"
                     )
                 opened = archive.extractfile(member)
                 assert opened is not None
@@ -220,7 +220,7 @@ class _LimitedGzip(gzip.GzipFile):
         data = super().read(size)
         if self.tell() > self._limit:
             raise UserError(
-                f"{self._path} unpacks to more than the {self._limit:,} bytes that are allowed; {_DOWNLOAD_AGAIN}."
+                f"{self._path} unpacks to more than the {self._limit:,} bytes that are allowed; {_DOWNLOAD_AGAIN}"
             )
         return data
 
@@ -228,15 +228,15 @@ class _LimitedGzip(gzip.GzipFile):
 def _decode(contents: dict[str, bytes], source: Path, layout: _Layout) -> Decoded:
     for file in layout.files:
         if file not in contents:
-            raise UserError(f"{source} holds no {file}, which is part of the official layout; download it again.")
+            raise UserError(f"{source} holds no {file}, which is part of the official layout; download it again")
     try:
         class_names = tuple(contents[layout.names_file].decode("utf-8-sig").split())
     except UnicodeDecodeError as error:
-        raise UserError(f"{layout.names_file} in {source} is not text ({error}); download it again.") from error
+        raise UserError(f"{layout.names_file} in {source} is not text ({error}); download it again") from error
     if len(class_names) != layout.num_classes:
         raise UserError(
             f"{layout.names_file} in {source} holds {len(class_names)} class names, but has to hold "
-            f"{layout.num_classes}; download it again."
+            f"{layout.num_classes}; download it again"
         )
 
     def split(files: tuple[str, ...]) -> DecodedPart:
@@ -253,14 +253,14 @@ def _parse_records(data: bytes, where: str, layout: _Layout) -> tuple[np.ndarray
     if not data or len(data) % record_bytes:
         raise UserError(
             f"{where} has {len(data)} bytes, but has to have a positive multiple of {record_bytes}; it is cut short or "
-            "no CIFAR batch: download it again."
+            "no CIFAR batch: download it again"
         )
     records = np.frombuffer(data, np.uint8).reshape(-1, record_bytes)
     labels = records[:, layout.label_bytes - 1].astype(np.int32)
     if labels.max() >= layout.num_classes:
         raise UserError(
             f"{where} has the label {labels.max()}, but only 0 to {layout.num_classes - 1} are allowed; it is damaged: "
-            "download it again."
+            "download it again"
         )
     planes = records[:, layout.label_bytes :].reshape(-1, 3, _SIZE, _SIZE)
     return planes.transpose(0, 2, 3, 1), labels

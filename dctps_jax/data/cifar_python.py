@@ -90,9 +90,9 @@ def as_binary(contents: dict[str, bytes], source: Path, label_keys: tuple[str, .
             continue
         pixels, columns = found.get("data"), [found.get(key) for key in label_keys]
         if not isinstance(pixels, np.ndarray) or pixels.shape[1:] != (_PIXELS,):
-            raise UserError(f"{where} holds no images of {_PIXELS:,} bytes; {advice}.")
+            raise UserError(f"{where} holds no images of {_PIXELS:,} bytes; {advice}")
         if not all(_are_labels(labels, len(pixels)) for labels in columns):
-            raise UserError(f"{where} holds no list of {len(pixels)} numbers for {' and '.join(label_keys)}; {advice}.")
+            raise UserError(f"{where} holds no list of {len(pixels)} numbers for {' and '.join(label_keys)}; {advice}")
         binary[file] = np.hstack([np.array(columns, np.uint8).T, pixels]).tobytes()
     return binary
 

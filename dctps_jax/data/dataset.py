@@ -64,31 +64,31 @@ class Dataset:
             where = f"data set '{self.name}'"
             if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
                 raise UserError(
-                    f"{where}: {part}_images is {images.dtype} {list(images.shape)}, but has to be uint8 "
+                    f"{where}: {part}_images is {images.dtype} {list(images.shape)}, but must be uint8 "
                     "[n, height, width, channels] with 1 or 3 channels; bring the images to one size and to bytes "
-                    "from 0 to 255 first."
+                    "from 0 to 255 first"
                 )
             if images.shape[1:] != self.train_images.shape[1:]:
                 raise UserError(
                     f"{where}: an image of test_images is {list(images.shape[1:])}, but one of train_images "
-                    f"{list(self.train_images.shape[1:])}; bring both to one size first."
+                    f"{list(self.train_images.shape[1:])}; bring both to one size first"
                 )
             if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
                 raise UserError(
-                    f"{where}: {part}_labels is {labels.dtype} {list(labels.shape)}, but has to be int32 "
-                    f"[{len(images)}], one label for each image."
+                    f"{where}: {part}_labels is {labels.dtype} {list(labels.shape)}, but must be int32 "
+                    f"[{len(images)}], one label for each image"
                 )
             if images.size == 0:
-                raise UserError(f"{where}: its {part} part holds no image; it needs at least one.")
+                raise UserError(f"{where}: its {part} part holds no image; it needs at least one")
             if labels.min() < 0:
                 raise UserError(
                     f"{where}: {part}_labels runs from {labels.min()} to {labels.max()}, but classes are numbered from "
-                    f"0; {SUBTRACT_SMALLEST}."
+                    f"0; {SUBTRACT_SMALLEST}"
                 )
             if labels.max() >= self.num_classes:
                 raise UserError(
                     f"{where}: {part}_labels runs from {labels.min()} to {labels.max()}, but with {self.num_classes} "
-                    f"classes only 0 to {self.num_classes - 1} are allowed; give a name to every class."
+                    f"classes only 0 to {self.num_classes - 1} are allowed; give a name to every class"
                 )
 
     @property

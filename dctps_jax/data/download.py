@@ -71,12 +71,12 @@ def obtain(archive: Archive, options: Options) -> Path:
     target, part = (options.dir / name for name in (archive.file, f"{archive.file}.part"))
     for path in (target, part):
         if path.exists() and not path.is_file():
-            raise UserError(f"{path} is not a regular file; remove it, so that {archive.file} can lie there.")
+            raise UserError(f"{path} is not a regular file; remove it, so that {archive.file} can lie there")
     by_hand = f"put {archive.file} from {archive.url} into {options.dir}"
     if not options.download:
         raise UserError(
             f"{options.dir} (data.dir) holds neither {archive.file} nor the folder {archive.folder}, and data.download "
-            f"is off; {by_hand}, or set data.download to true."
+            f"is off; {by_hand}, or set data.download to true"
         )
     logger.info("downloading %s to %s", archive.url, target)
     try:
@@ -95,11 +95,11 @@ def obtain(archive: Archive, options: Options) -> Path:
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(
             f"{archive.file} is missing in {options.dir} (data.dir) and cannot be downloaded from {archive.url}: "
-            f"{error}; run again to go on where it stopped, or {by_hand} by hand."
+            f"{error}; run again to go on where it stopped, or {by_hand} by hand"
         ) from error
     raise UserError(
         f"{archive.file} from {archive.url} has the {archive.algorithm} {found}, but has to have {archive.digest}; the "
-        f"download was removed: run again, or {by_hand} by hand."
+        f"download was removed: run again, or {by_hand} by hand"
     )
 
 

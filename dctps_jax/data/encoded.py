@@ -17,7 +17,7 @@ from dctps_jax.data.images import as_grey, check_size, decode_image
 from dctps_jax.data.random_crop import RandomCrop
 
 # How a message about images of several sizes ends.
-ADVICE = "set data.image_size to resize all images to one size."
+ADVICE = "set data.image_size to resize all images to one size"
 
 
 class ImageFiles(Protocol):

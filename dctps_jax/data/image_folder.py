@@ -29,7 +29,7 @@ def find_image_folder(options: Options) -> Encoded:
     There is one folder for each class. Label k is the k-th class in the alphabetical order of the folder names in
     train. Other files, hidden ones, and those in folders inside a class are passed over; how many, is printed. All
     images become RGB, or grey with `options.channels` 1; of several frames the first is taken. With
-    `options.image_size` 0 they all have to be of one size, which need not be square; otherwise they are resized to it
+    `options.image_size` 0 they all must be of one size, which need not be square; otherwise they are resized to it
     in the way of `options.fit`.
 
     Raises UserError for a missing or empty folder, a class that only test has or whose name is not UTF-8, and, once
@@ -43,7 +43,7 @@ def find_image_folder(options: Options) -> Encoded:
         if class_name not in train:
             raise UserError(
                 f"{test_folder / class_name} is a class that train lacks; the classes of train are "
-                f"{_shorten(list(train))}; remove the folder, or add its training images."
+                f"{_shorten(list(train))}; remove the folder, or add its training images"
             )
     files = [file for classes in (train, test) for listed in classes.values() for file in listed]
     for reason, names in passed_over.items():
@@ -97,7 +97,7 @@ def _list_classes(part: Path, passed_over: dict[str, list[str]]) -> dict[str, li
         try:
             folder.name.encode()
         except UnicodeEncodeError as error:  # neither a terminal nor a results file can show it
-            raise UserError(f"{folder} is a class folder whose name is not UTF-8; rename it.") from error
+            raise UserError(f"{folder} is a class folder whose name is not UTF-8; rename it") from error
         files = []
         for path in _list(folder):
             if path.name.startswith("."):
@@ -111,11 +111,11 @@ def _list_classes(part: Path, passed_over: dict[str, list[str]]) -> dict[str, li
                 skip(path, "not named as an image")
         if not files:
             raise UserError(
-                f"{folder} holds no image; put at least one file of {', '.join(SUFFIXES)} there, or remove the folder."
+                f"{folder} holds no image; put at least one file of {', '.join(SUFFIXES)} there, or remove the folder"
             )
         classes[folder.name] = files
     if not classes:
-        raise UserError(f"{part} holds no class folder; sort its images into one folder for each class.")
+        raise UserError(f"{part} holds no class folder; sort its images into one folder for each class")
     return classes
 
 

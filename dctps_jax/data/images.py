@@ -94,12 +94,11 @@ def decode_image(
         raise _too_large(where, found, max_pixels, limit_name) from error
     except pillow.UnidentifiedImageError as error:
         raise UserError(
-            f"{where} cannot be read as an image (it is none of {', '.join(FORMATS)}, or damaged); replace or remove "
-            "it."
+            f"{where} cannot be read as an image (it is none of {', '.join(FORMATS)}, or damaged); replace or remove it"
         ) from error
     except Exception as error:  # Pillow raises errors of many types on damaged files
         raise UserError(
-            f"{where} cannot be read as an image ({type(error).__name__}: {error}); replace or remove it."
+            f"{where} cannot be read as an image ({type(error).__name__}: {error}); replace or remove it"
         ) from error
 
 
@@ -139,7 +138,7 @@ def image_blocks(
                 blocks = pool.map(block, range(start, stop, _BLOCK))
             except RuntimeError as error:
                 raise UserError(
-                    f"{files[start]} cannot be decoded ({error}); allow more threads (ulimit -u) or more memory."
+                    f"{files[start]} cannot be decoded ({error}); allow more threads (ulimit -u) or more memory"
                 ) from error
             yield from blocks
 
@@ -148,7 +147,7 @@ def check_size(image: np.ndarray, where: str, size: Size, advice: str) -> None:
     """Raise UserError, which ends with `advice`, for an image of another size than `size`."""
     (height, width), (right_height, right_width) = image.shape[:2], height_and_width(size)
     if (height, width) != (right_height, right_width):
-        raise UserError(f"{where} is {width} x {height} pixels, but has to be {right_width} x {right_height}; {advice}")
+        raise UserError(f"{where} is {width} x {height} pixels, but must be {right_width} x {right_height}; {advice}")
 
 
 def resize(image: np.ndarray, size: Size, fit: str) -> np.ndarray:
@@ -238,7 +237,7 @@ def _check_pixels(opened: Any, where: str, max_pixels: int, limit_name: str) -> 
 def _too_large(where: str, found: str, max_pixels: int, limit_name: str) -> UserError:
     return UserError(
         f"{where} has {found}, but {limit_name} allows {max_pixels:,} pixels; make the image smaller, or raise "
-        f"{limit_name}."
+        f"{limit_name}"
     )
 
 

@@ -34,7 +34,7 @@ def load_own(path: str, folder: str, image_size: int, seed: int) -> Dataset:
         (train_images, train_labels), (test_images, test_labels) = found
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{_FIELD} is {path!r}, which returns {type(found).__name__}; it must return {_CONTRACT}."
+            f"{_FIELD} is {path!r}, which returns {type(found).__name__}; it must return {_CONTRACT}"
         ) from error
     train_images, train_labels = np.asarray(train_images), np.asarray(train_labels)
     return make_dataset(path, train_images, train_labels, np.asarray(test_images), np.asarray(test_labels))
@@ -49,7 +49,7 @@ def load_npz(path: Path) -> Dataset:
     found = read_npz(path, content)
     names = [next((name for name in names if name in found), "") for names in _ARRAYS]
     if "" in names:
-        raise UserError(f"{path} holds {', '.join(found) or 'nothing'}; it should hold {content}.")
+        raise UserError(f"{path} holds {', '.join(found) or 'nothing'}; it should hold {content}")
     class_names = tuple(map(str, found["class_names"])) if "class_names" in found else ()
     train_images, train_labels, test_images, test_labels = (found[name] for name in names)
     return make_dataset(path.name, train_images, train_labels, test_images, test_labels, class_names)
@@ -72,11 +72,11 @@ def make_dataset(
     for part, array in labels.items():
         if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
             raise UserError(
-                f"data set '{name}': {part} is {array.dtype} {list(array.shape)}, but has to be integers [n], the "
-                "number of a class from 0 for each image."
+                f"data set '{name}': {part} is {array.dtype} {list(array.shape)}, but must be integers [n], the "
+                "number of a class from 0 for each image"
             )
         if array.size and max(abs(int(array.min())), int(array.max())) >= 2**31:
-            raise UserError(f"data set '{name}': {part} runs to {array.max()}; number the classes from 0.")
+            raise UserError(f"data set '{name}': {part} runs to {array.max()}; number the classes from 0")
     if not class_names:
         num_classes = 1 + max(int(array.max(initial=-1)) for array in labels.values())
         if train_labels.size and min(int(array.min(initial=0)) for array in labels.values()) >= 0:

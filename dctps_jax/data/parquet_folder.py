@@ -74,8 +74,8 @@ def _check_labels(folder: Path, train: np.ndarray, test: np.ndarray, names: tupl
     lowest, highest = (int(getattr(np.concatenate([train, test]), bound)()) for bound in ("min", "max"))
     if lowest < 0 or (names and highest >= len(names)):
         raise UserError(
-            f"{folder} has labels from {lowest} to {highest}, but they have to be numbers of classes from 0"
-            f"{f' to {len(names) - 1}' if names else ''}; {_DOWNLOAD_AGAIN}, or remove the images without a label."
+            f"{folder} has labels from {lowest} to {highest}, but they must be numbers of classes from 0"
+            f"{f' to {len(names) - 1}' if names else ''}; {_DOWNLOAD_AGAIN}, or remove the images without a label"
         )
     if not names:
         check_numbering(f"{folder} (data.dir)", train, highest + 1)
@@ -96,7 +96,7 @@ def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
         if not holds_files or not label or not pyarrow.types.is_integer(schema.field(label).type):
             raise UserError(
                 f"{path} has the columns {', '.join(f'{field.name} ({field.type})' for field in schema)}; a column "
-                f"{' or '.join(_IMAGES)} has to hold image files, and a column {' or '.join(_LABELS)} integers."
+                f"{' or '.join(_IMAGES)} has to hold image files, and a column {' or '.join(_LABELS)} integers"
             )
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = features.get("info", {}).get("features", {}).get(label, {}).get("names") or ()
@@ -112,7 +112,7 @@ def _labels(path: Path, column: str) -> np.ndarray:
         row = values.is_null().index(True).as_py()
         raise UserError(
             f"{path} has {values.null_count} rows without a label in column {column!r}, the first is row {row}; label "
-            "them, or leave them out."
+            "them, or leave them out"
         )
     with parsing(path, _DOWNLOAD_AGAIN):
         return values.to_numpy().astype(np.int32)

@@ -45,7 +45,7 @@ def read_file(path: Path, max_bytes: int, advice: str = "replace or remove it") 
     except OSError as error:
         raise unreadable(path, error, advice) from error
     if len(content) > max_bytes:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes, but at most {max_bytes:,} are allowed; {advice}.")
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes, but at most {max_bytes:,} are allowed; {advice}")
     return content
 
 
@@ -71,7 +71,7 @@ def unreadable(path: Path | str, error: OSError, advice: str) -> UserError:
     """Return the error for a file that the system does not let us read; where open files run out, it says so."""
     if error.errno in SPENT_HANDLES:
         advice = "allow more open files (ulimit -n)"
-    return UserError(f"{path} cannot be read ({error.strerror or error}); {advice}.")
+    return UserError(f"{path} cannot be read ({error.strerror or error}); {advice}")
 
 
 @contextlib.contextmanager
@@ -89,4 +89,4 @@ def parsing(path: Path, advice: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise unreadable(path, error, "make it readable") from error
         reason = next(iter(str(error).splitlines()), "")
-        raise UserError(f"{path} is cut short or damaged ({type(error).__name__}: {reason}); {advice}.") from error
+        raise UserError(f"{path} is cut short or damaged ({type(error).__name__}: {reason}); {advice}") from error

@@ -59,7 +59,7 @@ def read_ahead(images: Any, rows: np.ndarray, multiple_of: int, num_processes: i
             raise
         raise UserError(
             "a process that reads images ended, perhaps for want of memory; give the same command again, or fewer "
-            "data.processes."
+            "data.processes"
         ) from error
     finally:
         iterator.close()

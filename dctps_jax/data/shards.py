@@ -32,11 +32,11 @@ def shards_of(folder: Path, part: str, kind: str) -> list[Path]:
         if found := [path for path in files if pattern.fullmatch(path.relative_to(folder).as_posix())]:
             return found
     if compressed := [path for path in files if path.suffix in COMPRESSED]:
-        raise UserError(f"{compressed[0]} is compressed; uncompress it and the others like it.")
+        raise UserError(f"{compressed[0]} is compressed; uncompress it and the others like it")
     among = f"among its {len(files)} {kind} files" if files else f"and no {kind} file at all"
     raise UserError(
         f"{folder} (data.dir) has no file {SPLITS[part][0]}*.{kind} {among}; set data.dir to a folder that has them, "
-        f"for train and for {' or '.join(SPLITS['test'])}."
+        f"for train and for {' or '.join(SPLITS['test'])}"
     )
 
 
@@ -56,8 +56,8 @@ def class_names_in(folder: Path, labels: Sequence[np.ndarray]) -> tuple[str, ...
         names = tuple(map(str, range(highest + 1)))
     if lowest < 0 or highest >= len(names):
         raise UserError(
-            f"{folder} has labels from {lowest} to {highest}, but they have to be numbers of classes from 0 to "
-            f"{len(names) - 1}; write a label for each image, and a line for each class in {CLASSES}."
+            f"{folder} has labels from {lowest} to {highest}, but they must be numbers of classes from 0 to "
+            f"{len(names) - 1}; write a label for each image, and a line for each class in {CLASSES}"
         )
     if not path.exists():
         how = f"write the name of each class on a line of {path.name}, in data.dir"

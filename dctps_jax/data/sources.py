@@ -98,27 +98,27 @@ def load(
         return load_npz(Path(name).expanduser())
     if name not in SOURCES:
         hint = did_you_mean(name, SOURCES)
-        raise UserError(f"data.name is {name!r}{hint}, but has to be one of {', '.join(SOURCES)}.")
+        raise UserError(f"data.name is {name!r}{hint}, but must be one of {', '.join(SOURCES)}")
     source = SOURCES[name]
     if image_size < 0:
-        raise UserError(f"data.image_size is {image_size}, but has to be 0 (the source's own size) or a positive size.")
+        raise UserError(f"data.image_size is {image_size}, but must be 0 (the source's own size) or a positive size")
     if image_size**2 > max_pixels:
         raise UserError(
             f"data.image_size is {image_size}, which makes more than the {max_pixels:,} pixels of data.max_pixels; "
-            "lower it, or raise data.max_pixels."
+            "lower it, or raise data.max_pixels"
         )
     if source.image_size is not None and image_size not in (0, source.image_size):
         raise UserError(
             f"data.image_size is {image_size}, but '{name}' has images of {source.image_size} pixels only; set it to "
-            f"0 or {source.image_size}."
+            f"0 or {source.image_size}"
         )
     if source.in_dir and not dir:
-        raise UserError(f"data.dir is empty, but '{name}' needs it; set it to the folder that holds train and test.")
+        raise UserError(f"data.dir is empty, but '{name}' needs it; set it to the folder that holds train and test")
     folder = _folder("data.dir", dir or str(cache_folder("data")))
     decoded = _folder("data.cache_dir", cache_dir) if cache_dir else None
     try:
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"data.dir is {folder}, which is a file; give the folder that holds it.")
+            raise UserError(f"data.dir is {folder}, which is a file; give the folder that holds it")
         options = Options(folder, decoded, image_size, download, max_pixels, channels, seed, fit, crop)
         if source.find is None or max_decoded_bytes == math.inf:
             return source.load(options)
@@ -131,7 +131,7 @@ def load(
     except MemoryError as error:
         raise UserError(
             f"data.name is '{name}', whose decoded images do not fit into memory ({error}); free some memory, or use "
-            "fewer or smaller images."
+            "fewer or smaller images"
         ) from error
 
 
@@ -141,4 +141,4 @@ def _folder(field: str, value: str) -> Path:
             raise ValueError("it has a NUL byte")
         return Path(value).expanduser()
     except (RuntimeError, ValueError) as error:  # a "~name" of nobody is a RuntimeError
-        raise UserError(f"{field} is {value!r}, which names no folder ({error}); set it to one.") from error
+        raise UserError(f"{field} is {value!r}, which names no folder ({error}); set it to one") from error

@@ -48,7 +48,7 @@ def find_tfds_folder(options: Options) -> Encoded:
     if prepared is None:
         raise UserError(
             f"{options.dir} (data.dir) has no {_INFO} in {' or '.join(_FORMATS)} format; set data.dir to a directory "
-            "that TFDS prepared with file_format='array_record'."
+            "that TFDS prepared with file_format='array_record'"
         )
     files = [path for path in prepared.iterdir() if path.is_file() and not path.name.startswith(".")]
     stamp = stamp_of(prepared, files, extra=f"{options.decoding},{DECODER}")
@@ -91,10 +91,10 @@ def find_prepared(name: str, folder: Path) -> Path | None:
         info = _read_json(path)
         found, file_format = info.get("name"), info.get("fileFormat", "tfrecord")
         if not isinstance(found, str):
-            raise UserError(f"{path} gives no name of a data set; {_PREPARE_AGAIN}.")
+            raise UserError(f"{path} gives no name of a data set; {_PREPARE_AGAIN}")
         if found != name:
             raise UserError(
-                f"{path} belongs to the data set '{found}', but data.name is '{name}'; set data.dir to another folder."
+                f"{path} belongs to the data set '{found}', but data.name is '{name}'; set data.dir to another folder"
             )
         if file_format in _FORMATS:
             return candidate
@@ -124,13 +124,13 @@ def decode(prepared: Path, options: Options, size: int = 0, num_classes: int = 0
     except ImportError as error:
         raise UserError(
             f"{prepared} cannot be read without the Python package {error.name}; install it, or remove the directory "
-            "to use the official archive."
+            "to use the official archive"
         ) from error
     for name, split in parts.items():
         if split.labels.min() < 0 or split.labels.max() >= num_classes:
             raise UserError(
                 f"{prepared} has labels from {split.labels.min()} to {split.labels.max()} in '{name}', but only 0 to "
-                f"{num_classes - 1} are allowed; {_PREPARE_AGAIN}."
+                f"{num_classes - 1} are allowed; {_PREPARE_AGAIN}"
             )
     return Decoded(parts["train"], parts["test"], class_names)
 
@@ -152,7 +152,7 @@ def _check_features(path: Path) -> None:
             if not name.startswith(_OWN_MODULES):
                 raise UserError(
                     f"{path} asks for the Python class '{name}', but only those of TFDS ({_OWN_MODULES}*) are allowed; "
-                    f"{_PREPARE_AGAIN}."
+                    f"{_PREPARE_AGAIN}"
                 )
         for name, kind in (("image", "image_feature.Image"), ("label", "class_label_feature.ClassLabel")):
             found = features["featuresDict"]["features"][name]["pythonClassName"]
@@ -199,7 +199,7 @@ def _read_class_names(path: Path, num_classes: int) -> tuple[str, ...]:
     if not names or len(set(names)) != num_classes or len(names) != num_classes:
         raise UserError(
             f"{path} has {len(names)} class names ({len(set(names))} different ones), but has to have {num_classes}; "
-            f"{_PREPARE_AGAIN}."
+            f"{_PREPARE_AGAIN}"
         )
     return names
 

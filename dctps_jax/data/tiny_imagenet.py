@@ -78,7 +78,7 @@ def _find_zip(folder: Path, official: str) -> Path | None:
     if len(others) > 1:
         raise UserError(
             f"{folder} (data.dir) holds several archives ({', '.join(path.name for path in others)}), but no "
-            f"{official}; leave one of them there."
+            f"{official}; leave one of them there"
         )
     return others[0] if others else None
 
@@ -101,7 +101,7 @@ def _open_zip(path: Path, root: str, opened: contextlib.ExitStack) -> _Tree:
             content = member.read(_MAX_MEMBER_BYTES + 1)
         if len(content) > _MAX_MEMBER_BYTES:
             raise UserError(
-                f"{name} in {path} has more than the {_MAX_MEMBER_BYTES:,} bytes that are allowed; {_DOWNLOAD_AGAIN}."
+                f"{name} in {path} has more than the {_MAX_MEMBER_BYTES:,} bytes that are allowed; {_DOWNLOAD_AGAIN}"
             )
         return content
 
@@ -137,7 +137,7 @@ def _open_folder(folder: Path) -> _Tree:
 def _decode(tree: _Tree, max_pixels: int) -> Decoded:
     class_names = tuple(sorted(_read_text(tree, _CLASSES).split()))
     if not class_names or len(set(class_names)) != len(class_names):
-        raise UserError(f"{_CLASSES} in {tree.where} is empty or lists a class twice; get {tree.where.name} again.")
+        raise UserError(f"{_CLASSES} in {tree.where} is empty or lists a class twice; get {tree.where.name} again")
     labels = {class_name: label for label, class_name in enumerate(class_names)}
     advice = "it is not the official Tiny ImageNet: get that."
 
@@ -162,11 +162,11 @@ def _list_train(tree: _Tree, labels: dict[str, int]) -> dict[str, str]:
     for name in tree.names:
         if match := re.fullmatch(r"train/([^/]+)/images/[^/.]*?(\d{1,18})\.JPEG", name):
             if match[1] not in labels:
-                raise UserError(f"{name} in {tree.where} is of a class that {_CLASSES} does not list; get it again.")
+                raise UserError(f"{name} in {tree.where} is of a class that {_CLASSES} does not list; get it again")
             numbered.append((labels[match[1]], int(match[2]), name, match[1]))
     images = {name: class_name for _, _, name, class_name in sorted(numbered)}
     if missing := labels.keys() - set(images.values()):
-        raise UserError(f"{tree.where} has no image in train/{min(missing)}/images; get {tree.where.name} again.")
+        raise UserError(f"{tree.where} has no image in train/{min(missing)}/images; get {tree.where.name} again")
     return images
 
 
@@ -182,7 +182,7 @@ def _list_val(tree: _Tree, labels: dict[str, int]) -> dict[str, str]:
             in_folders.append((labels[match[1]], int(match[2]), name, match[1]))
     if in_folders:
         if missing := labels.keys() - {class_name for *_, class_name in in_folders}:
-            raise UserError(f"{tree.where} has no image in val/{min(missing)}; get {tree.where.name} again.")
+            raise UserError(f"{tree.where} has no image in val/{min(missing)}; get {tree.where.name} again")
         return {name: class_name for _, _, name, class_name in sorted(in_folders)}
     present = {name for name in tree.names if re.fullmatch(r"val/images/[^/.]+\.JPEG", name)}
     images = {}
@@ -192,20 +192,20 @@ def _list_val(tree: _Tree, labels: dict[str, int]) -> dict[str, str]:
         if len(fields) < 2 or name in images or name not in present or fields[1] not in labels:
             raise UserError(
                 f"line {number} of {_ANNOTATIONS} in {tree.where} is {line[:60]!r}, but has to name an image in "
-                f"val/images that no other line names, and its class; get {tree.where.name} again."
+                f"val/images that no other line names, and its class; get {tree.where.name} again"
             )
         images[name] = fields[1]
     if rest := present - images.keys():
-        raise UserError(f"{min(rest)} in {tree.where} has no line in {_ANNOTATIONS}; get {tree.where.name} again.")
+        raise UserError(f"{min(rest)} in {tree.where} has no line in {_ANNOTATIONS}; get {tree.where.name} again")
     if not images:
-        raise UserError(f"{_ANNOTATIONS} in {tree.where} is empty; get {tree.where.name} again.")
+        raise UserError(f"{_ANNOTATIONS} in {tree.where} is empty; get {tree.where.name} again")
     return images
 
 
 def _read_text(tree: _Tree, name: str) -> str:
     if name not in tree.names:
-        raise UserError(f"{tree.where} holds no tiny-imagenet-200/{name}; get {tree.where.name} again.")
+        raise UserError(f"{tree.where} holds no tiny-imagenet-200/{name}; get {tree.where.name} again")
     try:
         return tree.read(name).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{name} in {tree.where} is not text ({error}); get {tree.where.name} again.") from error
+        raise UserError(f"{name} in {tree.where} is not text ({error}); get {tree.where.name} again") from error

@@ -86,7 +86,7 @@ class TarImages:
         except OSError as error:
             raise unreadable(path, error, _ADVICE) from error
         if len(content) != size:
-            raise UserError(f"{path} became shorter after it was indexed; start the run again with the whole file.")
+            raise UserError(f"{path} became shorter after it was indexed; start the run again with the whole file")
         return f"{self._names[shard][number]} in {path}", content
 
     def _handle(self, shard: int) -> int:
@@ -106,7 +106,7 @@ def _index(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray, list[str
         raise unreadable(path, error, _ADVICE) from error
     if file.read(8).startswith(_COMPRESSIONS):
         file.close()
-        raise UserError(f"{path} is compressed; uncompress it, so that each of its images can be read by itself.")
+        raise UserError(f"{path} is compressed; uncompress it, so that each of its images can be read by itself")
     file.seek(0)
     with file, parsing(path, _ADVICE), tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
@@ -119,12 +119,12 @@ def _index(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray, list[str
                 if key in images:
                     raise UserError(
                         f"{path} has two images {images[key][0]} and {member.name}; give each a name of its own up to "
-                        "the first dot."
+                        "the first dot"
                     )
                 if member.size > max_bytes:
                     raise UserError(
                         f"{member.name} in {path} has {member.size:,} bytes, at most {max_bytes:,} are allowed; make "
-                        "it smaller, or raise config.data.max_pixels."
+                        "it smaller, or raise config.data.max_pixels"
                     )
                 images[key] = member.name, member.offset_data, member.size
             elif suffix == _LABEL:
@@ -135,10 +135,10 @@ def _index(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray, list[str
     if missing := next((name for key, (name, _, _) in images.items() if key not in labels), None):
         raise UserError(
             f"{missing} in {path} has no label; add a file of the same name that ends with {_LABEL} and holds the "
-            "number of its class, or leave the image out."
+            "number of its class, or leave the image out"
         )
     if not images:
-        raise UserError(f"{path} has no image; the name of one has to end with {', '.join(SUFFIXES)}.")
+        raise UserError(f"{path} has no image; the name of one has to end with {', '.join(SUFFIXES)}")
     places = np.array([(offset, size) for _, offset, size in images.values()], np.int64)
     numbers = np.array([labels[key] for key in images], np.int32)
     return places, numbers, [name for name, _, _ in images.values()]
@@ -162,7 +162,7 @@ def _label(name: str, content: bytes) -> int:
     try:
         label = int(content)
     except ValueError as error:
-        raise UserError(f"{name} holds {content!r}; {advice}.") from error
+        raise UserError(f"{name} holds {content!r}; {advice}") from error
     if not 0 <= label < 2**31:
-        raise UserError(f"{name} holds {label}; {advice}.")
+        raise UserError(f"{name} holds {label}; {advice}")
     return label

@@ -27,7 +27,7 @@ PRUNING: dict[str, Field] = {
     ),
     "pruning.pattern": Field(
         "",
-        "N:M, e.g. `2:4`: of every M inputs in a row, each output keeps N weights. `pruning.density` has to be N/M, "
+        "N:M, e.g. `2:4`: of every M inputs in a row, each output keeps N weights. `pruning.density` must be N/M, "
         "`pruning.method` `uniform` or a score. Layers of `dense_layers` and `layer_densities` have no pattern, and "
         "their weights come on top of the density.",
         allowed=Allowed(lambda text: text == "" or pruning.is_pattern(text), "'N:M' with 0 < N < M, e.g. '2:4', or ''"),

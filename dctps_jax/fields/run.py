@@ -80,7 +80,7 @@ RUN: dict[str, Field] = {
     "distributed.shards": Field(
         1,
         "Into how many parts large arrays of the weights and of the optimiser are divided among the devices, for "
-        "networks that one device cannot hold. The number of devices has to be a multiple of it.",
+        "networks that one device cannot hold. The number of devices must be a multiple of it.",
         allowed=at_least(1),
         added=True,
         resume=True,

@@ -51,7 +51,7 @@ def allocate(
       total, so that the density of the whole network stays as asked. The first pattern that matches a layer counts, and
       those of ``dense_layers`` come first. A pattern that is in both has the density of ``layer_densities``.
     - ``pattern``: "N:M": of every M inputs in a row, each output keeps N weights (:mod:`dctps_jax.pruning.pattern`).
-      ``density`` has to be N/M then, and ``method`` "uniform". The layers that ``dense_layers`` and ``layer_densities``
+      ``density`` must be N/M then, and ``method`` "uniform". The layers that ``dense_layers`` and ``layer_densities``
       name have no pattern; their weights come on top of the density.
     - ``stacks``: the sizes of the axes in which ``nnx.vmap`` has stacked layers, by path. Each of them is a layer of
       that shape, and the count is that of all. All keep equally many weights. The layers that are not stacked share

@@ -91,7 +91,7 @@ def mask_of_layer(layer: KernelLayer) -> np.ndarray:
     for variable in (layer.mask, layer.support):
         if variable is not None and isinstance(variable.get_value(), Tracer):
             raise UserError(
-                "the masks of the network are traced, and which weights are trained has to be known before; prune "
+                "the masks of the network are traced, and which weights are trained must be known before; prune "
                 "outside of functions that are traced, e.g. by nnx.jit"
             )
     if layer.mask is not None:

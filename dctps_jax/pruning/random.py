@@ -88,7 +88,7 @@ def _check(key: Any, shapes: Any, counts: Any, stacks: Any) -> None:
             )
     if isinstance(key, Tracer):
         raise UserError(
-            "the key is traced, and which weights are trained has to be known before; make it outside of the function "
+            "the key is traced, and which weights are trained must be known before; make it outside of the function "
             "that is traced, e.g. by nnx.eval_shape or nnx.jit"
         )
 

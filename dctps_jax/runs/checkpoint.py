@@ -220,7 +220,7 @@ def steps_in(folder: Path) -> list[int]:
         return []
     except NotADirectoryError as error:
         raise UserError(
-            f"{folder} is, or lies below, a file, but has to be a folder of checkpoints; move the file away"
+            f"{folder} is, or lies below, a file, but must be a folder of checkpoints; move the file away"
         ) from error
     return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 

@@ -271,7 +271,7 @@ def run_epoch(
 def check_finite(sums: Sums, state: TrainState | None = None) -> None:
     """Raise :class:`~dctps_jax.training.signals.NonFiniteLoss` where a step's loss was infinite or not a number.
 
-    With a ``state``, as before it is saved, its weights and statistics have to be finite too: a step's loss is measured
+    With a ``state``, as before it is saved, its weights and statistics must be finite too: a step's loss is measured
     before its update.
     """
     if int(sums.bad_step) != NO_BAD_STEP:

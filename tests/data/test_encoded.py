@@ -85,7 +85,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
     read[np.array([0, 5])]
     with pytest.raises(UserError, match=r"train/bee/0006\.png cannot be read as an image"):
         read[np.array([0, 6])]
-    with pytest.raises(UserError, match=r"train/bee/0007\.png is 9 x 8 pixels, but has to be 8 x 8; set data\.image_s"):
+    with pytest.raises(UserError, match=r"train/bee/0007\.png is 9 x 8 pixels, but must be 8 x 8; set data\.image_s"):
         read[np.array([7])]
 
 
@@ -94,7 +94,7 @@ def test_names_of_classes_in_a_file(tmp_path):
     (tmp_path / "classes.txt").write_text("ape\nbee\ncat\n")
     assert when_read("webdataset_folder", tmp_path).class_names == ("ape", "bee", "cat")
     (tmp_path / "classes.txt").write_text("ape\nbee\n")
-    assert "labels from 0 to 2, but they have to be numbers of classes from 0 to 1" in message(
+    assert "labels from 0 to 2, but they must be numbers of classes from 0 to 1" in message(
         "webdataset_folder", tmp_path
     )
 

@@ -107,7 +107,7 @@ def test_images_keep_their_shape_if_they_all_have_it(tmp_path):
     assert dataset.image_size == (9, 12) and dataset.train_images.shape == (2, 9, 12, 3)
     put(tmp_path / "test/ape/d.png", (0, 0, 0), size=(9, 12))
     text = message(tmp_path)
-    assert "d.png is 9 x 12 pixels, but has to be 12 x 9" in text and "data.image_size" in text
+    assert "d.png is 9 x 12 pixels, but must be 12 x 9" in text and "data.image_size" in text
 
 
 def test_grey_images(folder):

@@ -172,7 +172,7 @@ def test_too_many_pixels_are_refused_by_the_header(size, found):
         decode_image(png_header(*size), "x.png", resize_to=8)
     assert str(caught.value) == (
         f"x.png has {found}, but data.max_pixels allows 33,554,432 pixels; "
-        "make the image smaller, or raise data.max_pixels."
+        "make the image smaller, or raise data.max_pixels"
     )
 
 
@@ -228,5 +228,5 @@ def test_blocks_keep_the_order():
 def test_another_size_is_named():
     data = {"a": (4, 4), "b": (5, 4), "c": (9, 9)}
     read = {name: encode(Image.new("RGB", size)) for name, size in data.items()}.__getitem__
-    with pytest.raises(UserError, match=r"^b is 5 x 4 pixels, but has to be 4 x 4; do this"):
+    with pytest.raises(UserError, match=r"^b is 5 x 4 pixels, but must be 4 x 4; do this"):
         list(image_blocks(list(data), read, 4, resize=False, size_advice="do this"))

@@ -138,7 +138,7 @@ def test_missing_or_foreign_file(prepared, file, content):
 
 
 def test_wrong_size_and_wrong_number_of_classes(tmp_path):
-    assert "is 16 x 16 pixels, but has to be 32 x 32" in message(prepare(tmp_path / "small", size=16))
+    assert "is 16 x 16 pixels, but must be 32 x 32" in message(prepare(tmp_path / "small", size=16))
     text = message(prepare(tmp_path / "few", names=NAMES[:5]))
     assert "5 class names" in text and "10" in text
 
