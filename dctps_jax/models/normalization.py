@@ -91,9 +91,10 @@ def _backward(relu, epsilon, axis_name, dtype, saved, gradients):
     wide, gradient = x.astype(scale.dtype), gradients[0].astype(scale.dtype)
     if relu:
         gradient = jnp.where(_affine(wide, mean, deviation, scale, bias) > 0, gradient, 0)
-    centred = wide - mean.reshape(rows)
     to_bias = jnp.sum(gradient, axes)
-    to_scale = jnp.sum(gradient * centred, axes) * deviation
+    # Not the sum of g·(x - mean): for it XLA (JAX 0.10.2) stores x - mean in the forward pass of a CPU, one array more
+    # for each layer. Both lose as many digits where the mean is large: `tests/models/test_normalization.py`.
+    to_scale = (jnp.sum(gradient * wide, axes) - mean * to_bias) * deviation
     mean_gradient, mean_product = to_bias, to_scale
     if axis_name is not None:
         mean_gradient, mean_product = lax.pmean((to_bias, to_scale), axis_name)
@@ -101,7 +102,7 @@ def _backward(relu, epsilon, axis_name, dtype, saved, gradients):
     slope = scale * deviation
     to_x = (
         gradient * slope.reshape(rows)
-        - centred * (slope * deviation * mean_product / count).reshape(rows)
+        - (wide - mean.reshape(rows)) * (slope * deviation * mean_product / count).reshape(rows)
         - (slope * mean_gradient / count).reshape(rows)
     )
     return materialized(to_x.astype(x.dtype)), to_scale, to_bias

@@ -3,12 +3,11 @@
 The functions and gradients are those of ``lax.conv_general_dilated``, to rounding. On a CPU, XLA (JAX 0.10.2) computes
 some of these convolutions slowly: it copies the weight gradient of a 1×1 convolution around, and maps smaller than the
 kernel and depthwise kernels leave its fast path. Forward pass and gradients then take 2 to 50 times as long. On GPU and
-TPU the native operation is always taken. Depthwise convolutions: https://github.com/jax-ml/jax/issues/23713.
+TPU the native operation is always taken.
 
 ``tests/ops/test_convolution.py`` shows which convolutions are native; ``benchmarks/layers.py`` times them.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -19,10 +18,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dctps_jax.ops import depthwise
 from dctps_jax.ops.costs import Costs
 from dctps_jax.ops.fusion import varying_as
 from dctps_jax.ops.geometry import Geometry, channels_last
 from dctps_jax.ops.target import on_cpu
+from dctps_jax.ops.views import pad_spatial, shifted_views
 from dctps_jax.ops.work import Work
 
 # Up to this many output positions of an image, the matrix of patches is small and its product is fast.
@@ -38,7 +39,7 @@ in_loop: ContextVar[bool] = ContextVar("in_loop", default=False)
 def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """Return the convolution of ``inputs [batch, *spatial, in]`` with ``kernel``, or ``inputs @ kernel``."""
     looped = in_loop.get() and _has_gradients_of_one_layout(inputs, geometry)
-    if looped or _is_shifted_sum(inputs, geometry):
+    if looped or depthwise.is_taken(inputs, geometry):
         return _with_manual_gradients(geometry, inputs, varying_as(inputs, kernel))
     return plain_convolution(inputs, kernel, geometry)
 
@@ -71,20 +72,9 @@ def gradient_of_inputs(
             kernel_shape=(*geometry.size, *geometry.kernel_shape[:-3:-1]), pads=geometry.transposed_pads()
         )
         return plain_convolution(gradient, jnp.flip(kernel, range(len(geometry.size))).swapaxes(-1, -2), back)
-    if not _is_shifted_sum(inputs, geometry):
-        return jax.linear_transpose(lambda x: plain_convolution(x, kernel, geometry), inputs)(gradient)[0]
-    # A sum of shifted outputs, as the convolution is a sum of shifted inputs. JAX's transpose of that sum would pad
-    # each term by itself.
-    spatial, zero = inputs.shape[1:-1], jnp.zeros((), gradient.dtype)
-    widths = [
-        (width - 1 - low, length + low - 1 - (count - 1) * stride, stride - 1)
-        for width, (low, _), length, count, stride in zip(
-            geometry.size, geometry.pads, spatial, gradient.shape[1:-1], geometry.strides, strict=True
-        )
-    ]
-    spread = lax.pad(gradient, zero, [(0, 0, 0), *widths, (0, 0, 0)])
-    flipped = jnp.flip(kernel, range(len(geometry.size)))
-    return _shifted_sum(shifted_views(spread, geometry.size, spatial, (1,) * len(spatial)), flipped)
+    if depthwise.is_taken(inputs, geometry):
+        return depthwise.gradient_of_inputs(gradient, kernel, geometry, inputs)
+    return jax.linear_transpose(lambda x: plain_convolution(x, kernel, geometry), inputs)(gradient)[0]
 
 
 def _fast_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array | None:
@@ -94,11 +84,10 @@ def _fast_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) 
     outputs = geometry.output_spatial(inputs.shape[1:-1])
     if min(outputs) < 1:
         return None
-    depthwise = _is_shifted_sum(inputs, geometry)
-    if depthwise or (_is_small_map(outputs) and geometry.groups == 1):
+    if depthwise.is_taken(inputs, geometry):
+        return depthwise.convolve(inputs, kernel, geometry)
+    if _is_small_map(outputs) and geometry.groups == 1:
         views = shifted_views(pad_spatial(inputs, geometry.pads), geometry.size, outputs, geometry.strides)
-        if depthwise:
-            return _shifted_sum(views, kernel)
         return _pointwise(jnp.concatenate(views, axis=-1), kernel, geometry.precision)
     return _narrow_convolution(inputs, kernel, geometry)
 
@@ -160,17 +149,6 @@ def _is_small_map(outputs: Sequence[int]) -> bool:
     return math.prod(outputs) <= MAX_PATCH_POSITIONS
 
 
-def _is_shifted_sum(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:
-    """Return whether a convolution is depthwise and is computed as a shifted sum."""
-    return (
-        on_cpu()
-        and bool(geometry.size)
-        and geometry.groups == inputs.shape[-1] == geometry.kernel_shape[-1] > 1
-        and inputs.size > 0
-        and min(geometry.output_spatial(inputs.shape[1:-1])) >= 1
-    )
-
-
 def _has_gradients_of_one_layout(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:
     """Return whether the gradients can be convolutions in the one layout that XLA computes fast on a CPU.
 
@@ -201,9 +179,7 @@ def _backward(
     inputs, kernel = saved
     to_inputs = gradient_of_inputs(gradient, kernel, geometry, inputs)
     if geometry.groups > 1:
-        views = shifted_views(pad_spatial(inputs, geometry.pads), geometry.size, gradient.shape[1:-1], geometry.strides)
-        sums = [jnp.sum(view * gradient, axis=range(gradient.ndim - 1)) for view in views]
-        return to_inputs, jnp.stack(sums).reshape(kernel.shape)
+        return to_inputs, depthwise.gradient_of_kernel(gradient, inputs, geometry)
     # A convolution over the batch: channels take the place of images, images that of channels, and the outputs'
     # gradient that of the kernel.
     images, filters = jnp.swapaxes(inputs, 0, -1), jnp.moveaxis(gradient, 0, -2)
@@ -212,12 +188,6 @@ def _backward(
 
 
 _with_manual_gradients.defvjp(_forward, _backward)
-
-
-def _shifted_sum(views: Sequence[jax.Array], kernel: jax.Array) -> jax.Array:
-    """Return the sum of the views of a depthwise convolution, each times its position of the kernel."""
-    taps = kernel.reshape(-1, *(1,) * (views[0].ndim - 1), kernel.shape[-1])
-    return sum((view * tap for view, tap in zip(views[1:], taps[1:], strict=True)), views[0] * taps[0])
 
 
 def _pointwise(inputs: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
@@ -229,25 +199,3 @@ def _pointwise(inputs: jax.Array, kernel: jax.Array, precision: Any) -> jax.Arra
 
 def _strided(inputs: jax.Array, strides: Sequence[int]) -> jax.Array:
     return inputs[:, *(slice(None, None, stride) for stride in strides)]
-
-
-def pad_spatial(inputs: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
-    """Pad the spatial dimensions of ``inputs [batch, *spatial, channels]`` by zeros."""
-    if not any(low or high for low, high in pads):
-        return inputs
-    # lax.pad, unlike jnp.pad, crops where a padding is negative, as a convolution does.
-    return lax.pad(inputs, jnp.zeros((), inputs.dtype), [(0, 0, 0), *((*pair, 0) for pair in pads), (0, 0, 0)])
-
-
-def shifted_views(
-    inputs: jax.Array, size: Sequence[int], outputs: Sequence[int], strides: Sequence[int]
-) -> list[jax.Array]:
-    """Return, for each position of a kernel in C order, the inputs under it: arrays ``[batch, *outputs, channels]``."""
-    views = []
-    for shifts in itertools.product(*map(range, size)):
-        view = [
-            slice(shift, shift + (count - 1) * stride + 1, stride)
-            for shift, count, stride in zip(shifts, outputs, strides, strict=True)
-        ]
-        views.append(inputs[:, *view])
-    return views

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dctps_jax.offsets import Factors
-from dctps_jax.ops.convolution import pad_spatial, shifted_views
 from dctps_jax.ops.costs import Costs
 from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.views import pad_spatial, shifted_views
 from dctps_jax.ops.work import Work
 
 # Padding before the two products saves padding both results, but the products then include the padding. This pays while

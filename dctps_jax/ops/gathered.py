@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dctps_jax.ops.convolution import pad_spatial, shifted_views
 from dctps_jax.ops.costs import Costs
 from dctps_jax.ops.fusion import materialized, zero_after
 from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.sparse_part import Weights, weights_at
+from dctps_jax.ops.views import pad_spatial, shifted_views
 from dctps_jax.ops.work import Work
 
 # A processor computes this many numbers at once. Lists of fewer weights than MAX_FILLED are filled up to whole vectors.

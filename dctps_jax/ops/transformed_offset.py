@@ -8,8 +8,8 @@ import math
 import jax
 
 from dctps_jax.offsets import Transform
-from dctps_jax.ops.convolution import pad_spatial
 from dctps_jax.ops.costs import Costs
+from dctps_jax.ops.views import pad_spatial
 from dctps_jax.ops.work import Work
 
 

@@ -254,6 +254,16 @@ def test_devices_that_share_a_batch(options, varying):
     assert_equal(jit_unoptimised(shared)(stats, params, x), expected)
 
 
+@pytest.mark.parametrize(("mean", "tolerance"), [(0, 1e-6), (3, 1e-5), (30, 3e-4)])
+def test_a_large_mean_costs_the_gradients_as_many_digits_as_the_variance(mean, tolerance):
+    """The variance is the mean of squares less the squared mean; the gradients lose no more than it does."""
+    x = normal(0, 16, 8, 8, FEATURES) + mean
+    _, found, _ = everything(BatchNorm, False, x, dtype=jnp.float32)
+    _, expected, _ = everything(BatchNorm, False, x)
+    for one, exact in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, exact, atol=tolerance * float(abs(exact).max()))
+
+
 def test_statistics_keep_their_type_and_pass_no_gradient():
     graph, params, stats = parts_of(BatchNorm)
 

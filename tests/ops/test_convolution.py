@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from dctps_jax.ops import convolution
-from dctps_jax.ops.convolution import convolve, pad_spatial, shifted_views
+from dctps_jax.ops.convolution import convolve
 from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.target import tracing_for
 from tests.native import jit_unoptimised, native, normal
@@ -161,26 +161,6 @@ def test_without_spatial_dimensions_it_is_a_product():
         inputs, kernel = arrays((3, 4), (4, 5))
         outputs = convolve(inputs, kernel, Geometry(kernel.shape))
         np.testing.assert_allclose(outputs, np.asarray(inputs) @ np.asarray(kernel), rtol=1e-12)
-
-
-def test_padding_adds_zeros_or_crops():
-    x = jnp.arange(1, 13).reshape(1, 3, 4, 1)
-    padded = pad_spatial(x, ((1, -1), (-2, 1)))[0, :, :, 0]
-    assert padded.tolist() == [[0, 0, 0], [3, 4, 0], [7, 8, 0]]
-    assert pad_spatial(x, ((0, 0), (0, 0))) is x
-
-
-def test_views_are_in_the_order_of_the_kernel():
-    x = jnp.arange(20).reshape(1, 4, 5, 1)
-    views = shifted_views(x, (2, 3), (2, 2), (2, 1))
-    assert [view[0, :, :, 0].tolist() for view in views] == [
-        [[0, 1], [10, 11]],
-        [[1, 2], [11, 12]],
-        [[2, 3], [12, 13]],
-        [[5, 6], [15, 16]],
-        [[6, 7], [16, 17]],
-        [[7, 8], [17, 18]],
-    ]
 
 
 @pytest.mark.parametrize(
