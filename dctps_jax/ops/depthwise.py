@@ -17,7 +17,7 @@ from dctps_jax.ops.target import on_cpu
 from dctps_jax.ops.views import pad_spatial, shifted_views
 
 # The kernel's gradient is computed for so many numbers of the outputs' gradient at a time, which a cache holds. They
-# are added up in so many parts. `benchmarks/depthwise.py` times it.
+# are added up in so many parts. `benchmarks/layers.py` times it.
 BLOCK = 2**19
 MAX_PARTS = 16
 

@@ -17,7 +17,7 @@ from dctps_jax.reports.names import names_of_groups, names_of_places
 from dctps_jax.runs import seal
 from dctps_jax.runs.fields import check_config_fields, check_object, check_results, check_row
 from dctps_jax.runs.metrics import best_of, read_rows
-from dctps_jax.runs.workdir import free_fields, read_config, read_results
+from dctps_jax.runs.workdir import ADDED_FIELDS, free_fields, read_config, read_results
 
 Setting = tuple[tuple[str, Any], ...]
 # What the tables and legends name in their own way; of other fields they name those that differ.
@@ -35,12 +35,16 @@ class Record(NamedTuple):
 
     @property
     def setting(self) -> Setting:
-        """Everything that may change a run's numbers but its seed: fields without effect are left out."""
-        ignored = {"seed", "num_seeds", *free_fields(self.config)}
+        """Everything that may change a run's numbers but its seed: fields without effect are left out.
+
+        Fields that were added since the run have the value that it trained with.
+        """
+        config = _hashable(ADDED_FIELDS) | self.config
+        ignored = {"seed", "num_seeds", *free_fields(config)}
         return tuple(
             (field, value)
-            for field, value in sorted(self.config.items())
-            if field not in ignored and has_effect(field, self.config)
+            for field, value in sorted(config.items())
+            if field not in ignored and has_effect(field, config)
         )
 
 

@@ -4,7 +4,7 @@ import optax
 import pytest
 
 from dctps_jax.optimizers import OPTIMIZERS, Optimizer
-from dctps_jax.reports.records import has_effect, title_of
+from dctps_jax.reports.records import Record, differing, has_effect, title_of
 
 
 @pytest.mark.parametrize(("name", "expected"), [("sgd", True), ("nesterov", True), ("adam", False), ("signum", True)])
@@ -27,3 +27,13 @@ def test_momentum_tells_runs_apart_of_each_optimiser_that_takes_it(monkeypatch, 
 def test_a_folder_goes_by_its_name(name, expected):
     assert title_of([{"model.name": "lenet", "data.name": name, "data.dir": "images/birds"}]) == expected
     assert title_of([{"model.name": "lenet", "data.name": name}]) == f"lenet on {name}"
+
+
+def test_a_field_that_was_added_since_a_run_has_the_value_that_it_trained_with():
+    config = {"model.name": "lenet", "model.offset": "dct", "pruning.method": "epl", "pruning.density": 0.1}
+    old, same, other = (
+        Record("", config | added, None, []).setting
+        for added in ({}, {"optimizer.kernel_rate": 1.0}, {"optimizer.kernel_rate": 0.0})
+    )
+    assert old == same != other
+    assert differing([old, other]) == ["optimizer.kernel_rate"]
