@@ -52,7 +52,7 @@ def table(prefix: str = "", densities: Sequence[str] = DENSITIES) -> str:
 
 
 def profile() -> str:
-    """Return the table of what the steps' CPU time is spent on as Markdown, in milliseconds."""
+    """Return the table of what the layers' CPU time is spent on as Markdown, in milliseconds."""
     lines = [
         "| network, batch | | dense | 0.1 % | 0.01 % |",
         "| --- | --- | ---: | ---: | ---: |",
@@ -61,17 +61,14 @@ def profile() -> str:
         files = [RESULTS / f"layers_{network}_{density}.json" for density in DENSITIES[1:]]
         if not all(file.exists() for file in files):
             continue
-        step = json.loads((RESULTS / f"step_{network}.json").read_text())
-        whole = {case["case"]: 1000 * case["cpu_seconds_minimum"] for case in step["cases"]}
-        steps = [whole[f"{network}:none:1"], *(whole[f"{network}:dct:{density}"] for density in DENSITIES[1:])]
-        layers = [json.loads(file.read_text())["layers"] for file in files]
+        results = [json.loads(file.read_text()) for file in files]
+        layers = [result["layers"] for result in results]
         columns = [("dense_layer", layers[0]), *(("chosen", those) for those in layers)]
-        label = f"{name}, {step['command']['batch_size']}"
+        label = f"{name}, {results[0]['command']['batch_size']}"
         for kind in dict.fromkeys(map(_kind, layers[0])):
             cells = [_spent(way, [layer for layer in those if _kind(layer) == kind]) for way, those in columns]
             lines.append(f"| {label} | {kind} | {' | '.join(cells)} |")
             label = ""
-        lines.append(f"| | **whole step** | {' | '.join(f'**{time:,.0f}**' for time in steps)} |")
     return "\n".join(lines)
 
 
