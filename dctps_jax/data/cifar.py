@@ -235,7 +235,7 @@ def _decode(contents: dict[str, bytes], source: Path, layout: _Layout) -> Decode
         raise UserError(f"{layout.names_file} in {source} is not text ({error}); download it again") from error
     if len(class_names) != layout.num_classes:
         raise UserError(
-            f"{layout.names_file} in {source} holds {len(class_names)} class names, but has to hold "
+            f"{layout.names_file} in {source} holds {len(class_names)} class names, but must hold "
             f"{layout.num_classes}; download it again"
         )
 
@@ -252,7 +252,7 @@ def _parse_records(data: bytes, where: str, layout: _Layout) -> tuple[np.ndarray
     record_bytes = layout.record_bytes
     if not data or len(data) % record_bytes:
         raise UserError(
-            f"{where} has {len(data)} bytes, but has to have a positive multiple of {record_bytes}; it is cut short or "
+            f"{where} has {len(data)} bytes, but must have a positive multiple of {record_bytes}; it is cut short or "
             "no CIFAR batch: download it again"
         )
     records = np.frombuffer(data, np.uint8).reshape(-1, record_bytes)

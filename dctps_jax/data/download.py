@@ -98,7 +98,7 @@ def obtain(archive: Archive, options: Options) -> Path:
             f"{error}; run again to go on where it stopped, or {by_hand} by hand"
         ) from error
     raise UserError(
-        f"{archive.file} from {archive.url} has the {archive.algorithm} {found}, but has to have {archive.digest}; the "
+        f"{archive.file} from {archive.url} has the {archive.algorithm} {found}, but must have {archive.digest}; the "
         f"download was removed: run again, or {by_hand} by hand"
     )
 

@@ -29,7 +29,7 @@ def find_image_folder(options: Options) -> Encoded:
     There is one folder for each class. Label k is the k-th class in the alphabetical order of the folder names in
     train. Other files, hidden ones, and those in folders inside a class are passed over; how many, is printed. All
     images become RGB, or grey with `options.channels` 1; of several frames the first is taken. With
-    `options.image_size` 0 they all must be of one size, which need not be square; otherwise they are resized to it
+    `options.image_size` 0 they must all be of one size, which need not be square; otherwise they are resized to it
     in the way of `options.fit`.
 
     Raises UserError for a missing or empty folder, a class that only test has or whose name is not UTF-8, and, once
@@ -123,7 +123,7 @@ def _list(folder: Path) -> list[Path]:
     try:
         return [folder / name for name in sorted(os.listdir(folder))]
     except OSError as error:
-        advice = "data.dir has to hold train/<class>/ and test/<class>/ (or val/<class>/): set it to a folder that does"
+        advice = "data.dir must hold train/<class>/ and test/<class>/ (or val/<class>/): set it to a folder that does"
         raise unreadable(folder, error, advice) from error
 
 

@@ -96,7 +96,7 @@ def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
         if not holds_files or not label or not pyarrow.types.is_integer(schema.field(label).type):
             raise UserError(
                 f"{path} has the columns {', '.join(f'{field.name} ({field.type})' for field in schema)}; a column "
-                f"{' or '.join(_IMAGES)} has to hold image files, and a column {' or '.join(_LABELS)} integers"
+                f"{' or '.join(_IMAGES)} must hold image files, and a column {' or '.join(_LABELS)} integers"
             )
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = features.get("info", {}).get("features", {}).get(label, {}).get("names") or ()

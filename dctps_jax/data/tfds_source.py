@@ -198,7 +198,7 @@ def _read_class_names(path: Path, num_classes: int) -> tuple[str, ...]:
     num_classes = num_classes or len(names)
     if not names or len(set(names)) != num_classes or len(names) != num_classes:
         raise UserError(
-            f"{path} has {len(names)} class names ({len(set(names))} different ones), but has to have {num_classes}; "
+            f"{path} has {len(names)} class names ({len(set(names))} different ones), but must have {num_classes}; "
             f"{_PREPARE_AGAIN}"
         )
     return names

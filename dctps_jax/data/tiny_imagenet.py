@@ -191,7 +191,7 @@ def _list_val(tree: _Tree, labels: dict[str, int]) -> dict[str, str]:
         name = f"val/images/{fields[0]}"
         if len(fields) < 2 or name in images or name not in present or fields[1] not in labels:
             raise UserError(
-                f"line {number} of {_ANNOTATIONS} in {tree.where} is {line[:60]!r}, but has to name an image in "
+                f"line {number} of {_ANNOTATIONS} in {tree.where} is {line[:60]!r}, but must name an image in "
                 f"val/images that no other line names, and its class; get {tree.where.name} again"
             )
         images[name] = fields[1]

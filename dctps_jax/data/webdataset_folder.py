@@ -138,7 +138,7 @@ def _index(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray, list[str
             "number of its class, or leave the image out"
         )
     if not images:
-        raise UserError(f"{path} has no image; the name of one has to end with {', '.join(SUFFIXES)}")
+        raise UserError(f"{path} has no image; the name of one must end with {', '.join(SUFFIXES)}")
     places = np.array([(offset, size) for _, offset, size in images.values()], np.int64)
     numbers = np.array([labels[key] for key in images], np.int32)
     return places, numbers, [name for name, _, _ in images.values()]
@@ -158,7 +158,7 @@ def _check_end(file: BinaryIO, offset: int) -> None:
 
 
 def _label(name: str, content: bytes) -> int:
-    advice = "it has to hold the number of a class, from 0 on"
+    advice = "it must hold the number of a class, from 0 on"
     try:
         label = int(content)
     except ValueError as error:

@@ -48,6 +48,8 @@ EXECUTION: dict[str, Field] = {
         added=True,
     ),
     "execution.keep_memory": Field(
-        True, "On a CPU, keep freed memory for the next step, which is faster.", resume=True
+        True,
+        "On a CPU with glibc, keep freed memory in the process; one device computes in the calling thread. Faster.",
+        resume=True,
     ),
 }

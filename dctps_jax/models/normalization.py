@@ -93,7 +93,8 @@ def _backward(relu, epsilon, axis_name, dtype, saved, gradients):
         gradient = jnp.where(_affine(wide, mean, deviation, scale, bias) > 0, gradient, 0)
     to_bias = jnp.sum(gradient, axes)
     # Not the sum of g·(x - mean): for it XLA (JAX 0.10.2) stores x - mean in the forward pass of a CPU, one array more
-    # for each layer. Both lose as many digits where the mean is large: `tests/models/test_normalization.py`.
+    # for each layer. Where the means of x and g are large, it costs some digits more, as the fast variance costs some:
+    # `tests/models/test_normalization.py`.
     to_scale = (jnp.sum(gradient * wide, axes) - mean * to_bias) * deviation
     mean_gradient, mean_product = to_bias, to_scale
     if axis_name is not None:

@@ -1,6 +1,6 @@
 """Depthwise convolutions on a CPU: sums of shifted inputs, each times its position of the kernel.
 
-XLA (JAX 0.10.2) computes them 2 to 50 times slower on a CPU (https://github.com/jax-ml/jax/issues/23713).
+The native operation is slow there (https://github.com/jax-ml/jax/issues/23713).
 """
 
 import functools
@@ -16,10 +16,13 @@ from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.target import on_cpu
 from dctps_jax.ops.views import pad_spatial, shifted_views
 
-# The kernel's gradient is computed for so many numbers of the outputs' gradient at a time, which a cache holds. They
-# are added up in so many parts. `benchmarks/layers.py` times it.
+# The kernel's gradient is summed in blocks of images. A block has at most so many numbers of the outputs' gradient:
+# they fit into a cache.
 BLOCK = 2**19
+# The positions of a block are divided into so many parts, which are added first. More parts are faster to sum and
+# slower to compile: a large kernel has fewer of them, so that there are about MAX_PRODUCTS products in all.
 MAX_PARTS = 16
+MAX_PRODUCTS = 144
 
 
 def is_taken(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:
@@ -62,32 +65,35 @@ def gradient_of_kernel(gradient: jax.Array, inputs: jax.Array, geometry: Geometr
     """Return the gradient of the kernel for the ``gradient`` of the outputs: a sum over images and positions.
 
     XLA sums channel by channel, which jumps through the memory. Parts of the positions are added first: that goes along
-    all channels, as the numbers lie.
+    all channels, as the numbers lie. A batch that XLA itself shards over several CPU devices is gathered for it.
     """
     batch, *outputs, channels = gradient.shape
+    max_parts = min(MAX_PARTS, max(2, MAX_PRODUCTS // geometry.num_positions))
+    wide = jnp.promote_types(gradient.dtype, jnp.float32)
     images = _largest_divisor(batch, BLOCK // math.prod(gradient.shape[1:]))
 
     def sum_block(start: jax.Array) -> jax.Array:
         block, its_gradient = (lax.dynamic_slice_in_dim(array, start, images) for array in (padded, gradient))
         views = shifted_views(block, geometry.size, outputs, geometry.strides)
-        # Sums of all views together: XLA joins the sum of a single one with what is added.
+        # Stacked before they are summed: XLA would join the sum of a single view with the additions, and would sum
+        # channel by channel again.
         sums = jnp.stack([add_parts(view, its_gradient) for view in views])
         return jnp.sum(sums, axis=range(1, gradient.ndim))
 
     def add_parts(view: jax.Array, gradient: jax.Array) -> jax.Array:
-        # Products of slices are one pass. Slices of a product are many.
-        products = [view[:, *part] * gradient[:, *part] for part in _parts(outputs)]
-        wide = jnp.promote_types(gradient.dtype, jnp.float32)
-        return functools.reduce(jnp.add, [product.astype(wide) for product in products])
+        # Products of slices are computed in one pass, slices of a product in many.
+        return functools.reduce(
+            jnp.add, (view[:, *part].astype(wide) * gradient[:, *part] for part in _parts(outputs, max_parts))
+        )
 
     padded = pad_spatial(inputs, geometry.pads)
     sums = jnp.sum(lax.map(sum_block, jnp.arange(0, batch, images)), axis=0)
     return sums.reshape(*geometry.size, 1, channels).astype(gradient.dtype)
 
 
-def _parts(outputs: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """Yield up to MAX_PARTS equal parts of the positions, as slices."""
-    left, parts = MAX_PARTS, []
+def _parts(outputs: Sequence[int], limit: int) -> Iterator[tuple[slice, ...]]:
+    """Return up to ``limit`` equal parts of the positions, as slices."""
+    left, parts = limit, []
     for count in outputs:
         number = _largest_divisor(count, left)
         left //= number

@@ -13,9 +13,10 @@ def keep_freed_memory() -> bool:
     """Tell the C library to keep what is freed; return whether it could be told (glibc only).
 
     Otherwise every large array is mapped from the system and given back, and each of its pages costs a fault on first
-    use. glibc keeps large arrays only for the main thread. So programs on a CPU run in the thread that calls them, and
-    return when they are done. To be called before jax makes its devices, which is with its first question for them:
-    later, programs still run in a thread of their own. ``benchmarks/train_step.py --keep_memory`` times both.
+    use. glibc keeps large arrays only for the main thread. So programs on a single CPU device run in the thread that
+    calls them, and return when they are done. To be called before jax makes its devices, which is with its first
+    question for them: later, programs still run in a thread of their own. ``benchmarks/train_step.py --keep_memory``
+    times both.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

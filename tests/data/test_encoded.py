@@ -130,7 +130,7 @@ def test_a_tar_file_that_was_cut_off_or_joined_is_refused(tmp_path):
     assert len(when_read("webdataset_folder", tmp_path).train_labels) == 13
 
 
-@pytest.mark.parametrize(("label", "part"), [(b"cat", "holds b'cat'; it has to hold the number"), (b"-1", "holds -1")])
+@pytest.mark.parametrize(("label", "part"), [(b"cat", "holds b'cat'; it must hold the number"), (b"-1", "holds -1")])
 def test_a_label_in_a_tar_file_is_a_number(tmp_path, label, part):
     write("webdataset_folder", tmp_path)
     with tarfile.open(tmp_path / "train-000.tar", "w") as tar:

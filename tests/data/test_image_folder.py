@@ -134,7 +134,7 @@ def test_empty_class(folder, part):
 def test_missing_folders(folder, tmp_path):
     (folder / "test").rename(folder / "valid")
     text = message(folder)
-    assert str(folder / "test") in text and "data.dir has to hold" in text
+    assert str(folder / "test") in text and "data.dir must hold" in text
     (folder / "test").mkdir()
     assert "holds no class folder" in message(folder)
     assert "nowhere/train" in message(tmp_path / "nowhere")

@@ -1,12 +1,16 @@
 """The C library keeps freed memory when it is told to. Each case is a process of its own."""
 
+import mmap
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-# The least number of pages that a call maps, of a program whose arrays have 36 MiB (9,216 pages) each.
+PAGES = 36 * 2**20 // mmap.PAGESIZE  # of each array
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+# The least number of pages that a call maps, of a program whose arrays have 36 MiB each.
 COUNT_FAULTS = """
 import resource
 import jax, jax.numpy as jnp
@@ -33,8 +37,9 @@ def run(keep: bool) -> tuple[bool, int]:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_no_page_is_mapped_again():
     kept, faults = run(keep=True)
-    assert kept and faults < 500
-    assert run(keep=False)[1] > 9_000
+    assert kept and faults < PAGES / 16
+    if not (HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text()):  # these are mapped with few faults
+        assert run(keep=False)[1] > PAGES * 0.9
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] == "glibc", reason="this is glibc")
