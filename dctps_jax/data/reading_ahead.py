@@ -1,5 +1,6 @@
 """Read images ahead of their use, in the background, in a fixed order: with grain."""
 
+import contextlib
 import gc
 import itertools
 import os
@@ -68,6 +69,24 @@ def read_ahead(images: Any, rows: np.ndarray, multiple_of: int, num_processes: i
             # (test_no_shared_memory_is_left).
             del iterator, blocks
             gc.collect()
+            _wait_until_freed()
+
+
+def _wait_until_freed() -> None:
+    """Wait until what was read is freed: grain 0.2.18 frees it in a thread, which ends with the program.
+
+    On a busy machine the program was faster, and Python warned of shared memory that was left
+    (test_no_shared_memory_is_left).
+    """
+    try:
+        from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
+
+        freeing: Any = SharedMemoryArray._del_thread_pool
+    except (ImportError, AttributeError):  # another version of grain
+        return
+    if freeing is not None:
+        with contextlib.suppress(ValueError):  # the program ends, and has ended the thread
+            freeing.apply_async(int).wait(timeout=5)  # after all that the one thread was given before
 
 
 def _begin_process(number: int, count: int) -> None:
