@@ -3,8 +3,8 @@
 python sweep.py --config configs/vgg19_cifar10.py --sweep configs/sweeps/extreme.py --workdir sweeps/vgg11 \\
     --config.model.name=vgg11 --config.num_epochs=40
 
-results/vgg11_cifar10_extreme/ has the two runs at 0.01 % with seed 0, from a folder of images, and one by train.py with
---config.optimizer.kernel_rate=0; the others were not run.
+results/vgg11_cifar10_extreme/ has three runs with seed 0, from a folder of images: both at 0.01 %, and 0.1 % with the
+offset. One more is of train.py with --config.optimizer.kernel_rate=0. The others were not finished.
 """
 
 
