@@ -39,7 +39,8 @@ def is_taken(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bo
 def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """Return the convolution of ``inputs [batch, *spatial, channels]`` with ``kernel [*size, 1, channels]``."""
     outputs = geometry.output_spatial(inputs.shape[1:-1])
-    return _shifted_sum(_views(inputs, geometry, outputs), kernel)
+    views = shifted_views(pad_spatial(inputs, geometry.pads), geometry.size, outputs, geometry.strides)
+    return _shifted_sum(views, kernel)
 
 
 def gradient_of_inputs(
@@ -68,7 +69,7 @@ def gradient_of_kernel(gradient: jax.Array, inputs: jax.Array, geometry: Geometr
     all channels, as the numbers lie. A batch that XLA itself shards over several CPU devices is gathered for it.
     """
     batch, *outputs, channels = gradient.shape
-    max_parts = min(MAX_PARTS, max(2, MAX_PRODUCTS // geometry.num_positions))
+    parts = list(_parts(outputs, min(MAX_PARTS, max(2, MAX_PRODUCTS // geometry.num_positions))))
     wide = jnp.promote_types(gradient.dtype, jnp.float32)
     images = _largest_divisor(batch, BLOCK // math.prod(gradient.shape[1:]))
 
@@ -82,9 +83,7 @@ def gradient_of_kernel(gradient: jax.Array, inputs: jax.Array, geometry: Geometr
 
     def add_parts(view: jax.Array, gradient: jax.Array) -> jax.Array:
         # Products of slices are computed in one pass, slices of a product in many.
-        return functools.reduce(
-            jnp.add, (view[:, *part].astype(wide) * gradient[:, *part] for part in _parts(outputs, max_parts))
-        )
+        return functools.reduce(jnp.add, (view[:, *part].astype(wide) * gradient[:, *part] for part in parts))
 
     padded = pad_spatial(inputs, geometry.pads)
     sums = jnp.sum(lax.map(sum_block, jnp.arange(0, batch, images)), axis=0)
@@ -105,10 +104,6 @@ def _parts(outputs: Sequence[int], limit: int) -> Iterator[tuple[slice, ...]]:
 def _largest_divisor(number: int, limit: int) -> int:
     """Return the largest divisor of ``number`` up to ``limit``, at least 1."""
     return next(divisor for divisor in range(max(1, min(number, limit)), 0, -1) if number % divisor == 0)
-
-
-def _views(inputs: jax.Array, geometry: Geometry, outputs: Sequence[int]) -> list[jax.Array]:
-    return shifted_views(pad_spatial(inputs, geometry.pads), geometry.size, outputs, geometry.strides)
 
 
 def _shifted_sum(views: Sequence[jax.Array], kernel: jax.Array) -> jax.Array:
