@@ -10,6 +10,7 @@ from flax.nnx.nn import dtypes
 from jax import lax
 
 from dctps_jax.ops.fusion import materialized, varying_as
+from dctps_jax.ops.target import on_cpu
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -92,10 +93,14 @@ def _backward(relu, epsilon, axis_name, dtype, saved, gradients):
     if relu:
         gradient = jnp.where(_affine(wide, mean, deviation, scale, bias) > 0, gradient, 0)
     to_bias = jnp.sum(gradient, axes)
-    # Not the sum of g·(x - mean): for it XLA (JAX 0.10.2) stores x - mean in the forward pass of a CPU, one array more
-    # for each layer. Where the means of x and g are large, it costs some digits more, as the fast variance costs some:
-    # `tests/models/test_normalization.py`.
-    to_scale = (jnp.sum(gradient * wide, axes) - mean * to_bias) * deviation
+    if on_cpu():
+        # For the sum of g·(x - mean) XLA (JAX 0.10.2) stores x - mean in the forward pass, one array more for each layer.
+        # Where the means of x and g are large, it costs some digits more, as the fast variance costs some:
+        # `tests/models/test_normalization.py`.
+        products = jnp.sum(gradient * wide, axes) - mean * to_bias
+    else:
+        products = jnp.sum(gradient * (wide - mean.reshape(rows)), axes)
+    to_scale = products * deviation
     mean_gradient, mean_product = to_bias, to_scale
     if axis_name is not None:
         mean_gradient, mean_product = lax.pmean((to_bias, to_scale), axis_name)

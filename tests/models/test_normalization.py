@@ -12,6 +12,7 @@ from flax.nnx.nn import dtypes
 from jax.sharding import PartitionSpec
 
 from dctps_jax.models.normalization import BatchNorm
+from dctps_jax.ops.target import tracing_for
 from tests.native import jit_unoptimised, normal
 from tests.small_runs import placement_on
 
@@ -51,7 +52,7 @@ def apply(graph, stats, relu, params, x, **arguments):
     return outputs, nnx.to_pure_dict(nnx.state(layer, nnx.BatchStat))
 
 
-def everything(cls, relu, x, arguments=None, **options):
+def everything(cls, relu, x, arguments=None, gradient_mean=0, **options):
     """Return outputs, gradients of the parameters and the inputs, and the statistics after the call."""
     graph, params, stats = parts_of(cls, **options)
 
@@ -60,7 +61,8 @@ def everything(cls, relu, x, arguments=None, **options):
         outputs, pull_back, after = jax.vjp(
             lambda params, x: apply(graph, stats, relu, params, x, **(arguments or {})), params, x, has_aux=True
         )
-        return outputs, pull_back(jnp.asarray(normal(5, *outputs.shape), outputs.dtype)), after
+        gradient = normal(5, *outputs.shape) + gradient_mean
+        return outputs, pull_back(jnp.asarray(gradient, outputs.dtype)), after
 
     return compute(params, jnp.asarray(x))
 
@@ -90,10 +92,13 @@ def is_by_hand(relu, x, arguments=None, **options):
         ((8, FEATURES), {"momentum": 0.99, "epsilon": 1e-5}),
     ],
 )
-def test_training_equals_flax(shape, options, relu):
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_training_equals_flax(platform, shape, options, relu):
     x = numbers(shape)
-    assert_equal(everything(BatchNorm, relu, x, **options), everything(nnx.BatchNorm, relu, x, **options))
-    assert is_by_hand(relu, x, **options)
+    with tracing_for(platform):
+        found = everything(BatchNorm, relu, x, **options)
+        assert is_by_hand(relu, x, **options)
+    assert_equal(found, everything(nnx.BatchNorm, relu, x, **options))
 
 
 def swapped(values, **options):
@@ -254,12 +259,13 @@ def test_devices_that_share_a_batch(options, varying):
     assert_equal(jit_unoptimised(shared)(stats, params, x), expected)
 
 
-@pytest.mark.parametrize(("mean", "tolerance"), [(0, 1e-6), (3, 1e-5), (30, 3e-4)])
-def test_a_large_mean_costs_digits(mean, tolerance):
+@pytest.mark.parametrize("gradient_mean", [0, 3])
+@pytest.mark.parametrize(("mean", "tolerance"), [(0, 1e-6), (3, 3e-5), (30, 3e-4)])
+def test_a_large_mean_costs_digits(mean, tolerance, gradient_mean):
     """The variance is the mean of squares less the squared mean, and the gradients are differences of sums, too."""
     x = normal(0, 16, 8, 8, FEATURES) + mean
-    _, found, _ = everything(BatchNorm, False, x, dtype=jnp.float32)
-    _, expected, _ = everything(BatchNorm, False, x)
+    _, found, _ = everything(BatchNorm, False, x, gradient_mean=gradient_mean, dtype=jnp.float32)
+    _, expected, _ = everything(BatchNorm, False, x, gradient_mean=gradient_mean)
     for one, exact in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, exact, atol=tolerance * float(abs(exact).max()))
 
