@@ -94,8 +94,8 @@ def _backward(relu, epsilon, axis_name, dtype, saved, gradients):
         gradient = jnp.where(_affine(wide, mean, deviation, scale, bias) > 0, gradient, 0)
     to_bias = jnp.sum(gradient, axes)
     if on_cpu():
-        # For the sum of g·(x - mean) XLA (JAX 0.10.2) stores x - mean in the forward pass, one array more for each layer.
-        # Where the means of x and g are large, it costs some digits more, as the fast variance costs some:
+        # For the sum of g·(x - mean) XLA (JAX 0.10.2) stores x - mean in the forward pass, one array more for each
+        # layer. Where the means of x and g are large, two sums cost some digits, as the fast variance does:
         # `tests/models/test_normalization.py`.
         products = jnp.sum(gradient * wide, axes) - mean * to_bias
     else:
