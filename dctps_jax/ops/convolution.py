@@ -2,8 +2,8 @@
 
 The functions and gradients are those of ``lax.conv_general_dilated``, to rounding. On a CPU, XLA (JAX 0.10.2) computes
 some of these convolutions slowly: it copies the weight gradient of a 1×1 convolution around, and maps smaller than the
-kernel and depthwise kernels leave its fast path. Forward pass and gradients then take 2 to 50 times as long. On GPU and
-TPU the native operation is always taken.
+kernel and depthwise kernels leave its fast path. Forward pass and gradients then take 2 to 50 times as long. A GPU
+always has the native operation, and a TPU all but for :mod:`~dctps_jax.ops.tiny_maps`.
 
 ``tests/ops/test_convolution.py`` shows which convolutions are native; ``benchmarks/layers.py`` times them.
 """
@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dctps_jax.ops import depthwise
+from dctps_jax.ops import depthwise, tiny_maps
 from dctps_jax.ops.costs import Costs
 from dctps_jax.ops.fusion import varying_as
-from dctps_jax.ops.geometry import Geometry, channels_last
+from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.target import on_cpu
+from dctps_jax.ops.tiny_maps import native_convolution
 from dctps_jax.ops.views import pad_spatial, shifted_views
 from dctps_jax.ops.work import Work
 
@@ -41,6 +42,8 @@ def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
     looped = in_loop.get() and _has_gradients_of_one_layout(inputs, geometry)
     if looped or depthwise.is_taken(inputs, geometry):
         return _with_manual_gradients(geometry, inputs, varying_as(inputs, kernel))
+    if tiny_maps.is_taken(inputs, geometry):
+        return tiny_maps.convolve(geometry, inputs, varying_as(inputs, kernel))
     return plain_convolution(inputs, kernel, geometry)
 
 
@@ -52,15 +55,7 @@ def plain_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) 
         outputs = _fast_convolution(inputs, kernel, geometry)
         if outputs is not None:
             return outputs
-    return lax.conv_general_dilated(
-        inputs,
-        kernel,
-        geometry.strides,
-        geometry.pads,
-        dimension_numbers=channels_last(inputs.ndim),
-        feature_group_count=geometry.groups,
-        precision=geometry.precision,
-    )
+    return native_convolution(geometry, inputs, kernel)
 
 
 def gradient_of_inputs(

@@ -105,7 +105,7 @@ def kernel_of(work: Work, values: jax.Array, alpha: jax.Array | None, support: j
         scaled = jnp.zeros(work.geometry.kernel_shape, dtype)
     else:
         scaled = (alpha.astype(values.dtype) * work.offset_kernel(values.dtype)).astype(dtype)
-    return add_at(scaled, support, values.astype(dtype))
+    return add_at(scaled, support, values)
 
 
 def inner_product(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -176,6 +176,17 @@ def test_values_are_added_at_their_positions(positions, platform):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_values_are_rounded_to_the_dtype_of_the_array(platform):
+    values, positions = jnp.array([1.001, 2.003]), jnp.array([1, 2], jnp.int32)
+    with tracing_for(platform):
+        found, pull_back = jax.vjp(lambda values: add_at(jnp.zeros((2, 2), jnp.bfloat16), positions, values), values)
+        gradient = pull_back(jnp.ones((2, 2), jnp.bfloat16))[0]
+    np.testing.assert_array_equal(found, jnp.array([[0, 1.001], [2.003, 0]], jnp.bfloat16))
+    np.testing.assert_array_equal(gradient, 1)
+    assert gradient.dtype == values.dtype
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_values_added_at_one_position_are_summed(platform):
     with tracing_for(platform):
         found = add_at(jnp.zeros((2, 2)), jnp.array([2, 2], jnp.int32), jnp.array([3.0, 4.0]))
