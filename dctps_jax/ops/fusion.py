@@ -41,6 +41,15 @@ def materialized(x: jax.Array) -> jax.Array:
     return x.at[(0,) * x.ndim].add(0) if x.size and platform() not in ("tpu", PORTABLE) else x
 
 
+def apart_on_tpu(x: jax.Array) -> jax.Array:
+    """Return ``x``. On a TPU neither ``x`` nor its gradient is joined with what comes before and after.
+
+    Its compiler (libtpu 0.0.42) joins the gradient of α with the convolution that makes the kernel's gradient, and then
+    tiles the convolution for the sum: the one of ResNet50's 256→64 layers took 295,000 estimated cycles, alone 63,000.
+    """
+    return jax.lax.optimization_barrier(x) if platform() == "tpu" else x
+
+
 def zero_after(x: jax.Array) -> jax.Array:
     """Return an integer 0 that depends on ``x`` for the compiler, so that what is computed with it comes after ``x``.
 

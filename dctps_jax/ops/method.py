@@ -7,9 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from dctps_jax.ops.costs import Costs
-from dctps_jax.ops.fusion import varying_as
-from dctps_jax.ops.sparse_part import add_at
+from dctps_jax.ops.fusion import apart_on_tpu, varying_as
+from dctps_jax.ops.sparse_part import add_at, add_numbers_at
 from dctps_jax.ops.work import Work
+
+# The gradient of α is computed apart from the kernel's gradient in 1×1 layers of up to so many weights. In larger
+# layers reading the kernel's gradient once more takes longer than what `apart_on_tpu` saves.
+MAX_APART = 1 << 16
 
 
 class Method(Protocol):
@@ -97,6 +101,7 @@ def _backward(method: MethodWithGradients, work: Work, saved: Any, gradient: jax
 _apply.defvjp(_forward, _backward)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(0, 4))
 def kernel_of(work: Work, values: jax.Array, alpha: jax.Array | None, support: jax.Array, dtype: Any) -> jax.Array:
     """Return ``α·D + S`` in ``dtype``. α·D is rounded once, and so are the values and the sums with them."""
     # The values are added into α·D. Adding α·D to an array of S would write and read one more array, and so would a
@@ -106,6 +111,21 @@ def kernel_of(work: Work, values: jax.Array, alpha: jax.Array | None, support: j
     else:
         scaled = (alpha.astype(values.dtype) * work.offset_kernel(values.dtype)).astype(dtype)
     return add_at(scaled, support, values)
+
+
+@kernel_of.defjvp
+def _kernel_jvp(work: Work, dtype: Any, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    """Its transpose takes the gradients of α and of the values from one array, the kernel's gradient."""
+    values, alpha, support = primals
+    of_values, of_alpha, _ = tangents
+    moved = jnp.zeros(work.geometry.kernel_shape, values.dtype)
+    if alpha is not None:
+        moved = of_alpha.astype(values.dtype) * work.offset_kernel(values.dtype)
+    if work.geometry.size and work.geometry.num_positions == 1 and moved.size <= MAX_APART:
+        moved = apart_on_tpu(add_numbers_at(moved, support, of_values)).astype(dtype)
+    else:
+        moved = add_numbers_at(moved.astype(dtype), support, of_values)
+    return kernel_of(work, values, alpha, support, dtype), moved
 
 
 def inner_product(a: jax.Array, b: jax.Array) -> jax.Array:

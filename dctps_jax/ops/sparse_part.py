@@ -5,7 +5,7 @@ to p, ``(S∗x)[m] = Σ_{i: m_i = m} v_i x_{p_i}[c_i]`` and ``∂v_i = ⟨x_{p_i
 of the kernel.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -77,36 +77,23 @@ def weights_at(support: jax.Array, geometry: Geometry) -> Weights:
 
 def add_at(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
     """Return ``array`` with ``values``, in its dtype, added at the ascending ``positions`` of the flattened array."""
+    rows = array.reshape(-1, array.shape[-1])
+    if target.platform() != "tpu" or len(positions) > MAX_ROW_UPDATES * len(rows):
+        return add_numbers_at(array, positions, values)
+    # Each value is a row of zeros but for it. To add single numbers, a TPU brings the whole array into a flat layout,
+    # and back. For a kernel of 3×3×512×512 in bfloat16 the compiler (libtpu 0.0.42) estimates 104,000 cycles for the
+    # way there. The convolution takes 79,000. The rows are rounded, not the values: one operation less.
+    row, column = positions // array.shape[-1], positions % array.shape[-1]
+    whole = jnp.where(jax.nn.one_hot(column, array.shape[-1], dtype=bool), values[:, None], 0).astype(array.dtype)
+    return rows.at[row].add(whole, indices_are_sorted=True, mode="promise_in_bounds").reshape(array.shape)
+
+
+def add_numbers_at(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
+    """Return the same as :func:`add_at`. Its transpose picks single numbers, which a TPU does in any layout."""
     # Indexed by row and column: if the array were flattened, whatever computes it would have to divide for each number.
     rows = array.reshape(-1, array.shape[-1])
     row, column = positions // array.shape[-1], positions % array.shape[-1]
-    by_rows = target.platform() == "tpu" and len(positions) <= MAX_ROW_UPDATES * len(rows)
-    return (_add_rows if by_rows else _add_numbers)(rows, row, column, values).reshape(array.shape)
-
-
-def _add_numbers(rows: jax.Array, row: jax.Array, column: jax.Array, values: jax.Array) -> jax.Array:
     # The places are not declared unique: in a loop over blocks, shorter lists are filled up by zeros at their last
     # place.
-    values = values.astype(rows.dtype)
-    return rows.at[row, column].add(values, indices_are_sorted=True, mode="promise_in_bounds")
-
-
-@jax.custom_jvp
-def _add_rows(rows: jax.Array, row: jax.Array, column: jax.Array, values: jax.Array) -> jax.Array:
-    """Add each value as a row of zeros but for it: the same numbers as by :func:`_add_numbers`, faster on a TPU.
-
-    To add single numbers, a TPU brings the whole array into a flat layout, and back. For a kernel of 3×3×512×512 in
-    bfloat16 the compiler (libtpu 0.0.42) estimates 104,000 cycles for the way there. The convolution takes 79,000.
-
-    The rows are rounded, not the values: one operation less for each layer. The compiler then also picks the gradient
-    of the values out of the kernel's gradient in float32, which it otherwise rounds to bfloat16 first.
-    """
-    whole = jnp.where(jax.nn.one_hot(column, rows.shape[1], dtype=bool), values[:, None], 0).astype(rows.dtype)
-    return rows.at[row].add(whole, indices_are_sorted=True, mode="promise_in_bounds")
-
-
-@_add_rows.defjvp
-def _add_rows_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    # The transpose of this picks single numbers, which needs no other layout.
-    _, row, column, _ = primals
-    return _add_rows(*primals), _add_numbers(tangents[0], row, column, tangents[3])
+    added = rows.at[row, column].add(values.astype(array.dtype), indices_are_sorted=True, mode="promise_in_bounds")
+    return added.reshape(array.shape)

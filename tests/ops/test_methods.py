@@ -1,5 +1,6 @@
 """The registry of methods."""
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import pytest
 
 import dctps_jax.ops
 from dctps_jax.offsets import OFFSETS
+from dctps_jax.ops.convolution import convolve
 from dctps_jax.ops.cost_model import COSTS
 from dctps_jax.ops.fusion import materialized
 from dctps_jax.ops.geometry import Geometry
-from dctps_jax.ops.method import apply_with_gradients, kernel_of
+from dctps_jax.ops.method import MAX_APART, apply_with_gradients, kernel_of
 from dctps_jax.ops.methods import METHODS
 from dctps_jax.ops.target import tracing_for
 from dctps_jax.ops.work import Work
+from tests.absent_tpu import text_of_program
 
 WORKS = [
     Work(geometry, inputs, 20, offset)
@@ -108,6 +111,53 @@ def test_a_kernel_is_made_in_the_dtype_of_the_inputs(dtype, offset):
     program = str(jax.make_jaxpr(partial(kernel_of, work, dtype=dtype))(values, alpha, support))
     (scatter,) = [line for line in program.splitlines() if "scatter-add" in line]
     assert f"{jnp.dtype(dtype).name.replace('float', 'f')}[" in scatter.replace("bfloat", "bf")
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("shape", [(1, 1, 4, 6), (3, 3, 4, 6), (5, 6)], ids=["apart", "3×3", "linear"])
+@pytest.mark.parametrize("offset", [OFFSETS["dct"], None], ids=["dct", "none"])
+def test_derivatives_of_a_kernel(offset, shape, platform):
+    geometry = Geometry(shape, *(((1, 1), ((0, 0), (0, 0))) if len(shape) == 4 else ()))
+    work, support = Work(geometry, (2, 4), 3, offset), jnp.array([1, 7, 20], jnp.int32)
+    values, alpha, weights = jnp.arange(1.0, 4), jnp.float32(2.0) if offset else None, jnp.sin(jnp.arange(216.0))
+
+    def by_hand(values, alpha):
+        kernel = jnp.zeros(shape) if alpha is None else alpha * work.offset_kernel(values.dtype)
+        return kernel.reshape(-1).at[support].add(values).reshape(shape)
+
+    def derivatives(kernel):
+        """Values, gradients, and the derivative of the gradients in a direction."""
+
+        def loss(values, alpha):
+            made = kernel(values, alpha)
+            return jnp.sum(made**3 * weights[: made.size].reshape(shape))
+
+        point = values, alpha
+        gradient = jax.grad(loss, argnums=(0, 1)) if offset is not None else jax.grad(loss)
+        return kernel(*point), gradient(*point), jax.jvp(gradient, point, point), jax.jvp(kernel, point, point)
+
+    with tracing_for(platform):
+        found = derivatives(lambda values, alpha: kernel_of(work, values, alpha, support, jnp.float32))
+    expected = derivatives(by_hand)
+    for one, exact in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [0, MAX_APART])
+def test_the_gradient_of_alpha_is_not_joined_with_a_convolution_on_a_tpu(monkeypatch, limit):
+    """Without a limit the compiler joins them: the first case shows it."""
+    monkeypatch.setattr(dctps_jax.ops.method, "MAX_APART", limit)
+    work = Work(Geometry((1, 1, 256, 64), (1, 1), ((0, 0), (0, 0))), (128, 32, 32, 256), 16, OFFSETS["dct"])
+
+    def loss(values, alpha, support, inputs):
+        outputs = convolve(inputs, kernel_of(work, values, alpha, support, inputs.dtype), work.geometry)
+        return jnp.sum(outputs.astype(jnp.float32) ** 2)
+
+    shapes = ((16,), jnp.float32), ((), jnp.float32), ((16,), jnp.int32), (work.inputs, jnp.bfloat16)
+    arguments = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+    program = text_of_program(monkeypatch, jax.grad(loss, argnums=(0, 1)), arguments, "tpu")
+    kernels = re.findall(r"= (.*\[1,1,256,64\].*) fusion\(.*conv_general_dilated", program)
+    assert kernels and any("f32[]" in kernel for kernel in kernels) == (limit == 0)
 
 
 def test_a_tpu_fuses_what_others_store():

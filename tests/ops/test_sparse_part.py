@@ -11,7 +11,7 @@ import pytest
 from dctps_jax.ops.gathered import MAX_FILLED, VECTOR, Gathered, seen_by, unfolds
 from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.in_rows import InRows
-from dctps_jax.ops.sparse_part import add_at, weights_at
+from dctps_jax.ops.sparse_part import add_at, add_numbers_at, weights_at
 from dctps_jax.ops.target import tracing_for
 from dctps_jax.ops.work import Work
 from tests.absent_tpu import text_of_program
@@ -194,11 +194,12 @@ def test_values_added_at_one_position_are_summed(platform):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_gradients_of_added_values_are_those_at_the_positions(platform):
+@pytest.mark.parametrize("added_at", [add_at, add_numbers_at])
+def test_gradients_of_added_values_are_those_at_the_positions(added_at, platform):
     positions = jnp.array([1, 4, 5], jnp.int32)
 
     def added(scale, values):
-        return add_at(scale * jnp.arange(6.0).reshape(3, 2), positions, values)
+        return added_at(scale * jnp.arange(6.0).reshape(3, 2), positions, values)
 
     with tracing_for(platform):
         _, pull_back = jax.vjp(added, jnp.ones(()), jnp.ones(3))
