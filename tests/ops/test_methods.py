@@ -117,7 +117,7 @@ def test_a_kernel_is_made_in_the_dtype_of_the_inputs(dtype, offset):
 @pytest.mark.parametrize("shape", [(1, 1, 4, 6), (3, 3, 4, 6), (5, 6)], ids=["apart", "3×3", "linear"])
 @pytest.mark.parametrize("offset", [OFFSETS["dct"], None], ids=["dct", "none"])
 def test_derivatives_of_a_kernel(offset, shape, platform):
-    geometry = Geometry(shape, *(((1, 1), ((0, 0), (0, 0))) if len(shape) == 4 else ()))
+    geometry = Geometry(shape, (1, 1), ((0, 0), (0, 0))) if len(shape) == 4 else Geometry(shape)
     work, support = Work(geometry, (2, 4), 3, offset), jnp.array([1, 7, 20], jnp.int32)
     values, alpha, weights = jnp.arange(1.0, 4), jnp.float32(2.0) if offset else None, jnp.sin(jnp.arange(216.0))
 

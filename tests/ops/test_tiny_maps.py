@@ -40,7 +40,8 @@ def test_values_and_gradients_are_the_native_ones(monkeypatch, spatial, size, pa
         return compute(inputs, normal(1, *geometry.kernel_shape), cotangent)
 
     with jax.enable_x64(True), tracing_for("tpu"):
-        inputs, cotangent = normal(0, 5, *spatial, 3), normal(2, 5, *geometry.output_spatial(spatial), 4)
+        inputs = jnp.asarray(normal(0, 5, *spatial, 3))
+        cotangent = jnp.asarray(normal(2, 5, *geometry.output_spatial(spatial), 4))
         assert tiny_maps.is_taken(inputs, geometry)
         found = everything(lambda inputs, kernel: convolve(inputs, kernel, geometry))
         expected = everything(lambda inputs, kernel: native(inputs, kernel, geometry))
