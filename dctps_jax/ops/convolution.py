@@ -43,7 +43,7 @@ def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
     if looped or depthwise.is_taken(inputs, geometry):
         return _with_manual_gradients(geometry, inputs, varying_as(inputs, kernel))
     if tiny_maps.is_taken(inputs, geometry):
-        return tiny_maps.convolve(geometry, inputs, varying_as(inputs, kernel))
+        return tiny_maps.convolve(geometry, inputs, kernel)
     return plain_convolution(inputs, kernel, geometry)
 
 

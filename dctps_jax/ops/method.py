@@ -121,11 +121,12 @@ def _kernel_jvp(work: Work, dtype: Any, primals: Any, tangents: Any) -> tuple[ja
     moved = jnp.zeros(work.geometry.kernel_shape, values.dtype)
     if alpha is not None:
         moved = of_alpha.astype(values.dtype) * work.offset_kernel(values.dtype)
-    if work.geometry.size and work.geometry.num_positions == 1 and moved.size <= MAX_APART:
-        moved = apart_on_tpu(add_numbers_at(moved, support, of_values)).astype(dtype)
-    else:
-        moved = add_numbers_at(moved.astype(dtype), support, of_values)
-    return kernel_of(work, values, alpha, support, dtype), moved
+    kernel, is_product = kernel_of(work, values, alpha, support, dtype), work.geometry.num_positions == 1
+    if is_product and moved.size > MAX_APART:
+        # A TPU's compiler (libtpu 0.0.42) would convert the whole gradient of this kernel before it picks some numbers.
+        return kernel, add_numbers_at(moved.astype(dtype), support, of_values)
+    moved = add_numbers_at(moved, support, of_values)
+    return kernel, (apart_on_tpu(moved) if is_product and work.geometry.size else moved).astype(dtype)
 
 
 def inner_product(a: jax.Array, b: jax.Array) -> jax.Array:

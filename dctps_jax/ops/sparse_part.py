@@ -5,7 +5,7 @@ to p, ``(S∗x)[m] = Σ_{i: m_i = m} v_i x_{p_i}[c_i]`` and ``∂v_i = ⟨x_{p_i
 of the kernel.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -75,17 +75,24 @@ def weights_at(support: jax.Array, geometry: Geometry) -> Weights:
     return Weights(rows // in_features, rows % in_features + group * in_features, target)
 
 
+@jax.custom_jvp
 def add_at(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
     """Return ``array`` with ``values``, in its dtype, added at the ascending ``positions`` of the flattened array."""
     rows = array.reshape(-1, array.shape[-1])
     if target.platform() != "tpu" or len(positions) > MAX_ROW_UPDATES * len(rows):
         return add_numbers_at(array, positions, values)
-    # Each value is a row of zeros but for it. To add single numbers, a TPU brings the whole array into a flat layout,
-    # and back. For a kernel of 3×3×512×512 in bfloat16 the compiler (libtpu 0.0.42) estimates 104,000 cycles for the
-    # way there. The convolution takes 79,000. The rows are rounded, not the values: one operation less.
+    # Each value becomes a row that is zero elsewhere. To add single numbers, a TPU brings the whole array into a flat
+    # layout, and back. For a kernel of 3×3×512×512 in bfloat16 the compiler (libtpu 0.0.42) estimates 104,000 cycles
+    # for the way there. The convolution takes 79,000. The rows are rounded, not the values: one operation less.
     row, column = positions // array.shape[-1], positions % array.shape[-1]
     whole = jnp.where(jax.nn.one_hot(column, array.shape[-1], dtype=bool), values[:, None], 0).astype(array.dtype)
     return rows.at[row].add(whole, indices_are_sorted=True, mode="promise_in_bounds").reshape(array.shape)
+
+
+@add_at.defjvp
+def _add_at_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    array, positions, values = primals
+    return add_at(array, positions, values), add_numbers_at(tangents[0], positions, tangents[2])
 
 
 def add_numbers_at(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:

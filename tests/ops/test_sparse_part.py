@@ -1,6 +1,7 @@
 """The sparse part as a list of weights: products and gradients are those of the dense kernel with these weights."""
 
 import math
+import re
 from functools import partial
 
 import jax
@@ -205,6 +206,10 @@ def test_gradients_of_added_values_are_those_at_the_positions(added_at, platform
         _, pull_back = jax.vjp(added, jnp.ones(()), jnp.ones(3))
         to_scale, to_values = pull_back(jnp.arange(6.0).reshape(3, 2))
         _, moved = jax.jvp(added, (jnp.ones(()), jnp.ones(3)), (jnp.ones(()), jnp.array([1.0, 2.0, 3.0])))
+        program = str(jax.make_jaxpr(jax.grad(lambda values: added(1.0, values).sum()))(jnp.ones(3)))
+    # Single numbers are picked out of the array's gradient, no rows.
+    gathered = re.findall(r":\w+\[(\S*)\] = gather\[", program)
+    assert gathered and set(gathered) == {"3"}
     np.testing.assert_array_equal(to_values, [1, 4, 5])
     assert to_scale == 0 + 1 + 4 + 9 + 16 + 25
     np.testing.assert_array_equal(moved, [[0, 2], [2, 3], [6, 8]])

@@ -49,6 +49,22 @@ def test_values_and_gradients_are_the_native_ones(monkeypatch, spatial, size, pa
         np.testing.assert_allclose(one, exact, rtol=1e-10, atol=1e-10)
 
 
+def test_gradients_have_derivatives(monkeypatch):
+    """Forward over reverse, as the Hessian products of GraSP."""
+    monkeypatch.setattr(tiny_maps, "MIN_CHANNELS_PRODUCT", 1)
+    geometry = Geometry((3, 3, 3, 4), (1, 1), ((1, 1), (1, 1)))
+    point = jnp.asarray(normal(0, 2, 2, 2, 3), jnp.float32), jnp.asarray(normal(1, *geometry.kernel_shape), jnp.float32)
+
+    def product(convolution):
+        gradient = jax.grad(lambda *point: jnp.sin(convolution(*point, geometry)).sum(), argnums=(0, 1))
+        return jit_unoptimised(lambda *point: jax.jvp(gradient, point, point))(*point)
+
+    with tracing_for("tpu"):
+        found, expected = product(convolve), product(native)
+    for one, exact in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, exact, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("platform", "spatial", "changes", "is_taken"),
     [
@@ -61,6 +77,7 @@ def test_values_and_gradients_are_the_native_ones(monkeypatch, spatial, size, pa
         ("tpu", (2, 2), {"kernel_shape": (3, 3, 64, 256)}, False),
         ("tpu", (2, 2), {"pads": ((0, 0), (0, 0))}, False),
         ("tpu", (), {"kernel_shape": (256, 256), "strides": (), "pads": ()}, False),
+        ("tpu", (5,), {"kernel_shape": (256, 256), "strides": (), "pads": ()}, False),
     ],
 )
 def test_which_convolutions_are_mirrored(platform, spatial, changes, is_taken):
