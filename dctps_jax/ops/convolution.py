@@ -21,9 +21,8 @@ from jax import lax
 from dctps_jax.ops import depthwise, tiny_maps
 from dctps_jax.ops.costs import Costs
 from dctps_jax.ops.fusion import varying_as
-from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.geometry import Geometry, native_convolution
 from dctps_jax.ops.target import on_cpu
-from dctps_jax.ops.tiny_maps import native_convolution
 from dctps_jax.ops.views import pad_spatial, shifted_views
 from dctps_jax.ops.work import Work
 
@@ -43,7 +42,7 @@ def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
     if looped or depthwise.is_taken(inputs, geometry):
         return _with_manual_gradients(geometry, inputs, varying_as(inputs, kernel))
     if tiny_maps.is_taken(inputs, geometry):
-        return tiny_maps.convolve(geometry, inputs, kernel)
+        return tiny_maps.convolve(inputs, kernel, geometry)
     return plain_convolution(inputs, kernel, geometry)
 
 
@@ -55,7 +54,7 @@ def plain_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) 
         outputs = _fast_convolution(inputs, kernel, geometry)
         if outputs is not None:
             return outputs
-    return native_convolution(geometry, inputs, kernel)
+    return native_convolution(inputs, kernel, geometry)
 
 
 def gradient_of_inputs(

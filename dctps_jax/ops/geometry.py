@@ -1,9 +1,10 @@
-"""The geometry of a convolution: kernel shape, strides, padding and groups."""
+"""The geometry of a convolution: kernel shape, strides, padding and groups; and JAX's own convolution of it."""
 
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax import lax
 
 
@@ -54,3 +55,16 @@ class Geometry(NamedTuple):
         return tuple(
             (width - 1 - low, width - 1 - high) for width, (low, high) in zip(self.size, self.pads, strict=True)
         )
+
+
+def native_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    """Return the convolution of ``inputs [batch, *spatial, in]`` with ``kernel``, by JAX's own operation."""
+    return lax.conv_general_dilated(
+        inputs,
+        kernel,
+        geometry.strides,
+        geometry.pads,
+        dimension_numbers=channels_last(inputs.ndim),
+        feature_group_count=geometry.groups,
+        precision=geometry.precision,
+    )

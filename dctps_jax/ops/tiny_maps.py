@@ -12,9 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from dctps_jax.ops.geometry import Geometry, channels_last
+from dctps_jax.ops.geometry import Geometry, native_convolution
 from dctps_jax.ops.target import platform
 
 # Smaller kernels are reversed in less time than maps.
@@ -34,31 +33,18 @@ def is_taken(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bo
     )
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def convolve(geometry: Geometry, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """Return the convolution of ``inputs [batch, *spatial, in]`` with ``kernel``."""
     spatial = range(1, inputs.ndim - 1)
     mirrored = geometry._replace(pads=tuple(pair[::-1] for pair in geometry.pads))
     kernel = jnp.flip(kernel, range(kernel.ndim - 2))
-    return jnp.flip(native_convolution(mirrored, jnp.flip(inputs, spatial), kernel), spatial)
-
-
-def native_convolution(geometry: Geometry, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return the same as :func:`convolve`, by JAX's own operation."""
-    return lax.conv_general_dilated(
-        inputs,
-        kernel,
-        geometry.strides,
-        geometry.pads,
-        dimension_numbers=channels_last(inputs.ndim),
-        feature_group_count=geometry.groups,
-        precision=geometry.precision,
-    )
+    return jnp.flip(native_convolution(jnp.flip(inputs, spatial), kernel, mirrored), spatial)
 
 
 @convolve.defjvp
 def _jvp(geometry: Geometry, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     """Derivatives are those of the native convolution: JAX's gradient of the inputs reverses the kernel by itself."""
     inputs, kernel = primals
-    moved = native_convolution(geometry, tangents[0], kernel) + native_convolution(geometry, inputs, tangents[1])
-    return convolve(geometry, inputs, kernel), moved
+    moved = native_convolution(tangents[0], kernel, geometry) + native_convolution(inputs, tangents[1], geometry)
+    return convolve(inputs, kernel, geometry), moved

@@ -9,7 +9,7 @@ import pytest
 
 from dctps_jax.ops import tiny_maps
 from dctps_jax.ops.convolution import convolve
-from dctps_jax.ops.geometry import Geometry
+from dctps_jax.ops.geometry import Geometry, native_convolution
 from dctps_jax.ops.target import tracing_for
 from tests.absent_tpu import text_of_program
 from tests.native import jit_unoptimised, native, normal
@@ -85,10 +85,10 @@ def test_which_convolutions_are_mirrored(platform, spatial, changes, is_taken):
         assert tiny_maps.is_taken(jnp.zeros((1, *spatial, 256)), SAME._replace(**changes)) == is_taken
 
 
-@pytest.mark.parametrize("convolution", [tiny_maps.convolve, tiny_maps.native_convolution])
+@pytest.mark.parametrize("convolution", [tiny_maps.convolve, native_convolution])
 def test_no_kernel_is_reversed_and_stored(monkeypatch, convolution):
     """The native convolution shows that it is needed."""
     arguments = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((128, 2, 2, 256), SAME.kernel_shape)]
-    program = text_of_program(monkeypatch, lambda *arrays: convolution(SAME, *arrays), arguments, "tpu")
+    program = text_of_program(monkeypatch, lambda *arrays: convolution(*arrays, SAME), arguments, "tpu")
     is_reversed = re.search(r"= bf16\[3,3,256,256\]\S* reverse\(", program) is not None
-    assert is_reversed == (convolution is tiny_maps.native_convolution)
+    assert is_reversed == (convolution is native_convolution)
