@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,8 @@ def factors_of(geometry):
     return factors
 
 
-def assert_equals_the_native_convolution(spatial, kernel_shape, pads):
+def assert_equals_the_native_convolution(spatial, kernel_shape, pads, is_whole):
+    """``is_whole``: one product takes all channels, as where they are few."""
     geometry = Geometry(kernel_shape, (1,) * len(spatial), pads)
     factors = factors_of(geometry)
 
@@ -65,14 +67,17 @@ def assert_equals_the_native_convolution(spatial, kernel_shape, pads):
         back = transposed_offset_convolution(cotangent, geometry, factors, spatial)
         return (offset_convolution(inputs, geometry, factors), expected), (back, *pull_back(cotangent))
 
-    for found, expected in compute(normal(0, 2, *spatial, kernel_shape[-2])):
+    with patch.object(factored_offset, "MAX_WHOLE", kernel_shape[-2] if is_whole else 0):
+        compared = compute(normal(0, 2, *spatial, kernel_shape[-2]))
+    for found, expected in compared:
         assert found.shape == expected.shape and found.dtype == jnp.float64
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("is_whole", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_equals_the_convolution_with_the_offset(case):
-    assert_equals_the_native_convolution(*CASES[case])
+def test_equals_the_convolution_with_the_offset(case, is_whole):
+    assert_equals_the_native_convolution(*CASES[case], is_whole)
 
 
 def test_the_cases_pad_before_and_after_the_products():
@@ -91,14 +96,15 @@ def test_the_cases_pad_before_and_after_the_products():
     ),
     half=st.integers(1, 3),
     out_features=st.integers(1, 40),
+    is_whole=st.booleans(),
 )
-def test_any_geometry(axes, half, out_features):
+def test_any_geometry(axes, half, out_features, is_whole):
     spatial, size, low, high = zip(*axes, strict=True)
     assume(math.prod(size) > 1)
     # Cropping below nothing is refused by every convolution.
     assume(all(length + sum(pair) >= 0 for length, *pair in zip(spatial, low, high, strict=True)))
     pads = tuple(zip(low, high, strict=True))
-    assert_equals_the_native_convolution(spatial, (*size, 2 * half, out_features), pads)
+    assert_equals_the_native_convolution(spatial, (*size, 2 * half, out_features), pads, is_whole)
 
 
 def largest_array(function, *arguments):
@@ -108,13 +114,15 @@ def largest_array(function, *arguments):
     return max(*computed, *(np.size(const) for const in program.consts))
 
 
-def test_no_array_has_the_size_of_the_kernel():
-    geometry = Geometry((3, 3, 32, 32), (1, 1), ((1, 1), (1, 1)))
-    x = jnp.zeros((1, 2, 2, 32))
+@pytest.mark.parametrize(("channels", "tables"), [(32, 2), (64, 1)])
+def test_no_array_has_the_size_of_the_kernel(channels, tables):
+    geometry = Geometry((3, 3, channels, channels), (1, 1), ((1, 1), (1, 1)))
+    x = jnp.zeros((1, 2, 2, channels))
     factors = factors_of(geometry)
-    assert largest_array(lambda x: offset_convolution(x, geometry, factors), x) <= 32 * 32
-    assert largest_array(lambda x: transposed_offset_convolution(x, geometry, factors, (2, 2)), x) <= 32 * 32
-    assert largest_array(lambda x: with_the_offset(x, geometry), x) == 9 * 32 * 32
+    size = tables * channels * channels
+    assert largest_array(lambda x: offset_convolution(x, geometry, factors), x) <= size
+    assert largest_array(lambda x: transposed_offset_convolution(x, geometry, factors, (2, 2)), x) <= size
+    assert largest_array(lambda x: with_the_offset(x, geometry), x) == 9 * channels * channels
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 2e-6), (jnp.bfloat16, 3e-2)])

@@ -42,6 +42,23 @@ def test_no_page_is_mapped_again():
         assert run(keep=False)[1] > PAGES * 0.9
 
 
+# The flags of a mapping in which Linux was asked for huge pages have "hg".
+FIND_HUGE_PAGES = """
+from pathlib import Path
+from dctps_jax.training.memory import keep_freed_memory
+keep_freed_memory()
+heaps = Path("/proc/self/smaps").read_text().split("[heap]")[1:]
+print(any("hg" in heap.split("VmFlags:")[1].splitlines()[0].split() for heap in heaps))
+"""
+
+
+@pytest.mark.skipif(not HUGE_PAGES.exists(), reason="this system has no huge pages")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_huge_pages_are_asked_for():
+    printed = subprocess.run([sys.executable, "-c", FIND_HUGE_PAGES], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "True"
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] == "glibc", reason="this is glibc")
 def test_another_library_cannot_be_told():
     assert not run(keep=True)[0]
