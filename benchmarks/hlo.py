@@ -224,7 +224,7 @@ def _group(hero: Instruction, opcodes: set[str], frames: list[str]) -> str:
         return "making kernels"  # all layers are called from there; here it is the place itself
     by_place = next((group for group, pattern in PLACES if any(re.search(pattern, f) for f in frames)), "other")
     if hero.opcode in ("convolution", "dot"):
-        if by_place in ("making kernels", "gathers and scatters"):
+        if by_place in ("data and augmentation", "making kernels", "gathers and scatters"):
             return by_place
         labels = re.search(r"dim_labels=(\w+)_(\w+)->", hero.text)
         if "transpose(" not in hero.text:

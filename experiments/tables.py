@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dctps_jax.reports.records import method_name, read_all, read_records
-from experiments import trials
+from experiments import trial_figures
 from experiments.start_figures import name_of
+from experiments.trial_figures import spread
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -33,7 +34,7 @@ def methods() -> str:
     ]
     for (density, method), offsets in sorted(found.items(), key=lambda item: (-item[0][0], item[0][1])):
         dct, none = offsets["dct"], offsets[None]
-        accuracies = [trials.spread([results["test_accuracy_final"] for results in members]) for members in (dct, none)]
+        accuracies = [spread([results["test_accuracy_final"] for results in members]) for members in (dct, none)]
         steps = [members[0]["flops"]["training_step"] for members in (dct, none)]
         operations = [f"{(step['sparse'] + step['offset']) / 1e6:.0f} M" for step in steps]
         stored, sent = (dct[0]["storage_bytes"][what]["this"] for what in ("checkpoint", "gradients"))
@@ -65,7 +66,7 @@ def original() -> str:
                 for record in ours
                 if record.results and (record.config["model.offset"], record.config["pruning.density"]) == settings
             ]
-            cells.append(trials.spread(chosen))
+            cells.append(spread(chosen))
         rows.append(f"| {100 * density:g} % | {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -92,7 +93,7 @@ def loss_at_start() -> str:
 
 def trials_of(name: str) -> str:
     """Return the table of the trials of a network."""
-    return trials.table(trials.read(RESULTS / "slow_start" / f"{name}.jsonl"))
+    return trial_figures.table(trial_figures.read(RESULTS / "slow_start" / f"{name}.jsonl"))
 
 
 if __name__ == "__main__":

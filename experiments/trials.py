@@ -17,7 +17,6 @@ import itertools
 import json
 import math
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -33,13 +32,10 @@ from dctps_jax import compiler_options, data, pruning
 from dctps_jax.data import batches
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.offsets import Offset
-from dctps_jax.reports.figures import add_legend, look_of, new_figure, save_figure
 from dctps_jax.seeds import stream
 from experiments.offsets import DELTA, ORTHOGONAL
 
 BATCH_SIZE, RATE, L2 = 128, 1e-3, 5e-4
-# The table has the accuracy after this epoch, too.
-EARLY = 3
 
 
 class Trial(NamedTuple):
@@ -80,19 +76,6 @@ TRIALS: dict[str, Trial] = {
     "random orthogonal offset": Trial(offset=ORTHOGONAL),
     "delta offset": Trial(offset=DELTA),
 }
-
-
-# The trials that the figure shows.
-DRAWN = (
-    "as in the paper",
-    "α starts at 0.5",
-    "rate of S × 10",
-    "no offset",
-    "no offset, rate of S × 3",
-    "Hadamard offset",
-    "random orthogonal offset",
-    "delta offset",
-)
 
 
 class Images(NamedTuple):
@@ -230,67 +213,6 @@ def runs(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         }
 
 
-def spread(values: list[float]) -> str:
-    """Return mean ± sample deviation, in per cent."""
-    return f"{100 * np.mean(values):.1f}" + (f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
-
-
-Lines = list[dict[str, Any]]
-
-
-def read(file: Path) -> Lines:
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    if len({(line["network"], line["epochs"]) for line in lines}) > 1:
-        raise SystemExit(f"{file} holds runs of several networks or numbers of epochs; give each a file of its own")
-    return lines
-
-
-def by_trial(lines: Lines) -> dict[tuple[str, float], Lines]:
-    found: dict[tuple[str, float], Lines] = defaultdict(list)
-    for line in lines:
-        found[line["trial"], line["density"]].append(line)
-    return found
-
-
-def table(lines: Lines) -> str:
-    """Return the table of the accuracies in per cent: mean ± sample deviation over the seeds."""
-    found = by_trial(lines)
-    densities = sorted({density for _, density in found}, reverse=True)
-    last, early = f"epoch {lines[0]['epochs']}", min(EARLY, lines[0]["epochs"])
-    titles = [f"{100 * density:g} %: epoch {early} | {last} | {last}, test | seeds" for density in densities]
-    rows = ["| change | " + " | ".join(titles) + " |", "| --- |" + " ---: | ---: | ---: | ---: |" * len(densities)]
-    for name in TRIALS:
-        if not any((name, density) in found for density in densities):
-            continue
-        cells = []
-        for density in densities:
-            members = found.get((name, density), [])
-            epochs = ([line["val_accuracy"][epoch] for line in members] for epoch in (early - 1, -1))
-            columns = [*epochs, [line["test_accuracy"] for line in members]]
-            cells += [*(spread(values) if values else "" for values in columns), str(len(members) or "")]
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
-def draw(lines: Lines, output: Path) -> None:
-    """Draw the validation accuracies by epoch of the runs with the first seed, a panel for each density."""
-    found = by_trial([line for line in lines if line["seed"] == lines[0]["seed"]])
-    densities = sorted({density for _, density in found}, reverse=True)
-    title = f"{lines[0]['network']}, seed {lines[0]['seed']}"
-    figure, all_axes = new_figure(1, len(densities), width=4.2 * len(densities), height=4, title=title)
-    for axes, density in zip(all_axes, densities, strict=True):
-        for number, name in enumerate(DRAWN):
-            for line in found.get((name, density), []):
-                values = [100 * value for value in line["val_accuracy"]]
-                axes.plot(range(1, len(values) + 1), values, **look_of(number) | {"marker": None}, label=name)
-        axes.set_title(f"{100 * density:g} % of the weights", fontsize=10)
-        axes.set_xlabel("epoch")
-    all_axes[0].set_ylabel("validation accuracy (%)")
-    handles, labels = all_axes[0].get_legend_handles_labels()
-    add_legend(figure, dict(zip(labels, handles, strict=True)))
-    save_figure(figure, output)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="?", help="cifar10, or an image folder, as for data.name=image_folder")
@@ -304,11 +226,13 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="print the table of these JSON lines, and train nothing")
     parser.add_argument("--draw", type=Path, help="draw these JSON lines, and train nothing")
     arguments = parser.parse_args()
-    if arguments.table:
-        print(table(read(arguments.table)))
-        return
-    if arguments.draw:
-        draw(read(arguments.draw), arguments.draw.with_suffix(".png"))
+    if arguments.table or arguments.draw:
+        from experiments import trial_figures
+
+        if arguments.table:
+            print(trial_figures.table(trial_figures.read(arguments.table)))
+        else:
+            trial_figures.draw(trial_figures.read(arguments.draw), arguments.draw.with_suffix(".png"))
         return
     if not arguments.images or not arguments.file:
         parser.error("IMAGES and FILE are needed")

@@ -43,7 +43,7 @@ def test_augmented_pixels_are_a_crop_of_the_bordered_image():
     assert abs(np.corrcoef(rows, columns)[0, 1]) < 0.1 and abs(np.corrcoef(rows, flips)[0, 1]) < 0.1
 
 
-@pytest.mark.parametrize("shape", [(5, 5, 3), (6, 9, 1)])
+@pytest.mark.parametrize("shape", [(5, 5, 3), (6, 9, 1), (32, 32, 3), (3, 43, 3)])
 def test_a_tpu_makes_the_same_pixels(shape):
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (200, *shape), np.uint8))
     with tracing_for("tpu"):
