@@ -267,6 +267,15 @@ def test_tables_of_results_are_made_from_the_saved_runs():
         assert table in prose("docs/training_dct_networks.md")
 
 
+def test_figures_of_the_examples_are_those_that_they_printed():
+    printed = "".join(file.read_text().replace("%", "") for file in (REPO / "results/examples").iterdir())
+    page = read("docs/own_network.md")
+    figures = re.findall(r"\d+\.\d ± \d+\.\d(?= %)", page) + re.findall(r"(?<=\| )\d+\.\d\d(?= \|)", page)
+    assert len(figures) > 10
+    for figure in figures:
+        assert figure in printed, f"no example printed {figure}"
+
+
 def test_tables_are_made_from_the_saved_figures():
     for table in (tables.table(), tables.table("h100_", tables.DENSITIES[1:])):
         assert len(table.splitlines()) > 3
