@@ -2,6 +2,7 @@
 
 import mmap
 import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -44,8 +45,11 @@ def test_no_page_is_mapped_again():
 
 # The flags of a mapping in which Linux was asked for huge pages have "hg".
 FIND_HUGE_PAGES = """
+import resource
 from pathlib import Path
 from dctps_jax.training.memory import keep_freed_memory
+for limit in {limits}:
+    resource.setrlimit(limit, (2**36, resource.getrlimit(limit)[1]))
 keep_freed_memory()
 heaps = Path("/proc/self/smaps").read_text().split("[heap]")[1:]
 print(any("hg" in heap.split("VmFlags:")[1].splitlines()[0].split() for heap in heaps))
@@ -54,9 +58,13 @@ print(any("hg" in heap.split("VmFlags:")[1].splitlines()[0].split() for heap in 
 
 @pytest.mark.skipif(not HUGE_PAGES.exists(), reason="this system has no huge pages")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
-def test_huge_pages_are_asked_for():
-    printed = subprocess.run([sys.executable, "-c", FIND_HUGE_PAGES], capture_output=True, text=True, check=True).stdout
-    assert printed.strip() == "True"
+@pytest.mark.parametrize("limits", ["[]", "[resource.RLIMIT_AS]", "[resource.RLIMIT_DATA]"])
+def test_huge_pages_are_asked_for_where_memory_has_no_limit(limits):
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        pytest.skip("the tests run under a limit")
+    code = FIND_HUGE_PAGES.format(limits=limits)
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == str(limits == "[]")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] == "glibc", reason="this is glibc")
