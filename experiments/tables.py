@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dctps_jax.reports.records import method_name, read_all, read_records
-from experiments import trial_figures
 from experiments.start_figures import name_of
-from experiments.trial_figures import spread
+from experiments.trial_figures import read, spread, table
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -93,7 +92,7 @@ def loss_at_start() -> str:
 
 def trials_of(name: str) -> str:
     """Return the table of the trials of a network."""
-    return trial_figures.table(trial_figures.read(RESULTS / "slow_start" / f"{name}.jsonl"))
+    return table(read(RESULTS / "slow_start" / f"{name}.jsonl"))
 
 
 if __name__ == "__main__":

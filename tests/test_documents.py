@@ -268,12 +268,27 @@ def test_tables_of_results_are_made_from_the_saved_runs():
 
 
 def test_figures_of_the_examples_are_those_that_they_printed():
-    printed = "".join(file.read_text().replace("%", "") for file in (REPO / "results/examples").iterdir())
-    page = read("docs/own_network.md")
-    figures = re.findall(r"\d+\.\d ± \d+\.\d(?= %)", page) + re.findall(r"(?<=\| )\d+\.\d\d(?= \|)", page)
-    assert len(figures) > 10
-    for figure in figures:
-        assert figure in printed, f"no example printed {figure}"
+    """Each cell of the page's tables of figures stands in a line that begins with the names of its row and column."""
+
+    def bare(text):
+        return re.sub("[`% ]", "", text).lower()
+
+    files = (REPO / "results/examples").glob("*.txt")
+    printed = [bare(line) for file in files for line in file.read_text().splitlines()]
+    number_of_figures = 0
+    for table in re.findall(r"(?:^\|.*\n)+", read("docs/own_network.md"), re.MULTILINE):
+        titles, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+        if titles[0] not in ("Vision Transformer, accuracy", "decoder, perplexity", "trained"):
+            continue
+        for name, *cells in rows:
+            for title, cell in zip(titles[1:], cells, strict=True):
+                begins = name if titles[0] == "trained" else title if title == "all weights" else f"{title}, {name}"
+                assert not cell or any(line.startswith(bare(begins)) and bare(cell) in line for line in printed), begins
+                number_of_figures += bool(cell)
+    assert number_of_figures == 20
+    text = read("docs/own_network.md").replace("\n", " ")
+    accuracies = re.findall(r"\d+\.\d(?= % (?:with the|without|\(one seed))", text)
+    assert len(accuracies) == 3 and all(any(figure in line for line in printed) for figure in accuracies)
 
 
 def test_tables_are_made_from_the_saved_figures():

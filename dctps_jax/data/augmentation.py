@@ -10,7 +10,8 @@ from dctps_jax.ops import target
 from dctps_jax.seeds import stream
 
 CROP_PADDING = 4
-# The width of a TPU's matrix unit: a product of this width is cheaper than choosing among nine shifted images.
+# The width of a TPU v5e's matrix unit. By its compiler's estimate, a product of at most this width is cheaper than
+# choosing among nine shifted images.
 LANES = 128
 
 
@@ -47,6 +48,9 @@ def augment(images: jax.Array, crops: Crops, only_flips: bool = False) -> jax.Ar
     """
     if only_flips:
         return _flip(images, crops.is_flipped)
+    # XLA (JAX 0.10.2) crops by slices in a loop over the images on a TPU v5e: 1.5 million estimated cycles for 128
+    # images of 32 × 32, a quarter of a step of VGG19 (tests/data/test_augmentation.py looks for the loop). Choosing
+    # among shifted images and flipping takes 46,000. With the product for the columns it takes 30,000.
     if target.platform() != "tpu":
         return _flip(_crop_by_slices(images, crops.corners), crops.is_flipped)
     batch, height, width, channels = images.shape
@@ -74,10 +78,6 @@ def _shifted(images: jax.Array, shifts: jax.Array, axis: int, unit: int) -> jax.
     """Return images ``[batch, rows, columns]`` of black and ``images``, shifted by 0 to 8 times ``unit`` along an axis.
 
     A shift of 4 returns the images as they are. Each image is chosen among those that are shifted by each number.
-
-    XLA (JAX 0.10.2) crops by slices in a loop over the images on a TPU v5e: 1.5 million cycles for 128 images of
-    32 × 32, a quarter of a step of VGG19 (``tests/data/test_augmentation.py`` looks for the loop). To choose takes
-    46,000, flips included, and 30,000 with :func:`_columns_by_product`.
     """
     border = [(CROP_PADDING * unit, CROP_PADDING * unit) if dimension == axis else (0, 0) for dimension in range(3)]
     padded, size = jnp.pad(images, border), images.shape[axis]
@@ -97,6 +97,7 @@ def _columns_by_product(rows: jax.Array, crops: Crops, channels: int) -> jax.Arr
     place = np.arange(size)[None]
     mirrored = size - channels - place // channels * channels + place % channels
     source = jnp.where(crops.is_flipped[:, None], mirrored, place)
-    source += channels * (crops.corners[:, 1:] - CROP_PADDING)  # outside of the row: black
-    matrix = place[..., None] == source[:, None]  # [batch, from, to]
+    source += channels * (crops.corners[:, 1:] - CROP_PADDING)
+    # [batch, from, to]. Where the source is outside of the row, no number is one, and the pixel is black.
+    matrix = place[..., None] == source[:, None]
     return jnp.einsum("bhk,bkj->bhj", rows.astype(jnp.bfloat16), matrix.astype(jnp.bfloat16)).astype(rows.dtype)

@@ -49,7 +49,7 @@ EXECUTION: dict[str, Field] = {
     ),
     "execution.keep_memory": Field(
         True,
-        "On a CPU with glibc, keep freed memory, in huge pages; one device computes in the calling thread. Faster.",
+        "On a CPU with glibc: keep freed memory, ask for huge pages, compute in the calling thread. Faster.",
         resume=True,
     ),
 }

@@ -1,8 +1,10 @@
 """Keep freed memory in the process: a step on a CPU allocates and frees the same gigabytes again and again."""
 
 import ctypes
+import os
 import platform
 import resource
+from pathlib import Path
 
 import jax
 
@@ -35,12 +37,11 @@ def keep_freed_memory() -> bool:
 def _advise_huge_pages(libc: ctypes.CDLL) -> None:
     """Let the memory that the process will use next have pages of 2 MiB, which saves time in finding each page.
 
-    Most systems give them to those who ask only. Steps of LeNet, VGG19, ResNet50 and MobileNetV2 take 2 to 3 % less
-    with them. The memory is only reserved: none is used before something is stored there. Where the process has a
-    limit, the reserve would count.
+    On most systems only a program that asks gets them. In turns with the code before, steps of LeNet, VGG19, ResNet50
+    and MobileNetV2 took 2 to 3 % less with them. The memory is only reserved: a page is used when something is stored
+    in it.
     """
-    limits = (resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
-    if any(limit != resource.RLIM_INFINITY for limit in limits):
+    if not _is_reserve_free():
         return
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
@@ -50,3 +51,14 @@ def _advise_huge_pages(libc: ctypes.CDLL) -> None:
         first_page = -(-start // HUGE_PAGE) * HUGE_PAGE
         libc.madvise(first_page, start + ADVISED - first_page, USE_HUGE_PAGES)
         libc.free(start)
+
+
+def _is_reserve_free() -> bool:
+    """Return whether reserved memory counts nowhere, and malloc is glibc's and leaves it untouched."""
+    limits = (resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    if any(limit != resource.RLIM_INFINITY for limit in limits):
+        return False
+    if any(os.environ.get(name) for name in ("LD_PRELOAD", "MALLOC_PERTURB_")):
+        return False
+    overcommit = Path("/proc/sys/vm/overcommit_memory")  # 2: what is reserved counts for the whole system
+    return not (overcommit.exists() and overcommit.read_text().strip() == "2")

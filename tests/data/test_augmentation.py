@@ -43,7 +43,7 @@ def test_augmented_pixels_are_a_crop_of_the_bordered_image():
     assert abs(np.corrcoef(rows, columns)[0, 1]) < 0.1 and abs(np.corrcoef(rows, flips)[0, 1]) < 0.1
 
 
-@pytest.mark.parametrize("shape", [(5, 5, 3), (6, 9, 1), (32, 32, 3), (3, 43, 3)])
+@pytest.mark.parametrize("shape", [(5, 5, 3), (6, 9, 1), (32, 32, 3), (4, 32, 4), (3, 43, 3)])
 def test_a_tpu_makes_the_same_pixels(shape):
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (200, *shape), np.uint8))
     with tracing_for("tpu"):
@@ -58,9 +58,27 @@ def test_crops_drawn_for_several_steps_are_those_of_each():
         jax.tree.map(np.testing.assert_array_equal, alone, jax.tree.map(lambda x, n=number: x[n], together))
 
 
+def test_a_tpu_makes_the_same_numbers_of_others_than_bytes():
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(50, 5, 5, 3)), jnp.float32)
+    with tracing_for("tpu"):
+        on_tpu = augment(images, drawn(50))
+    np.testing.assert_array_equal(on_tpu, augment(images, drawn(50)))
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "is_product"),
+    [(32, jnp.uint8, True), (42, jnp.uint8, True), (43, jnp.uint8, False), (32, jnp.float32, False)],
+)
+def test_a_tpu_takes_a_product_for_small_images_of_bytes(width, dtype, is_product):
+    with tracing_for("tpu"):
+        program = jax.make_jaxpr(augment)(jnp.zeros((2, 4, width, 3), dtype), drawn(2))
+    assert ("dot_general" in str(program)) == is_product
+
+
+@pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("is_on_tpu", [True, False])
-def test_a_tpu_crops_without_a_loop_over_the_images(monkeypatch, is_on_tpu):
+def test_a_tpu_crops_without_a_loop_over_the_images(monkeypatch, is_on_tpu, size):
     """Cropped by slices, its compiler makes a loop of them: the second case shows it."""
-    arguments = jax.ShapeDtypeStruct((128, 32, 32, 3), jnp.uint8), drawn(128)
+    arguments = jax.ShapeDtypeStruct((128, size, size, 3), jnp.uint8), drawn(128)
     program = text_of_program(monkeypatch, augment, arguments, "tpu" if is_on_tpu else "cpu")
     assert (" while(" not in program) == is_on_tpu
