@@ -77,7 +77,7 @@ def assert_equals_the_native_convolution(spatial, kernel_shape, pads, is_whole):
 @pytest.mark.parametrize("is_whole", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_convolution_with_the_offset(case, is_whole):
-    assert_equals_the_native_convolution(*CASES[case], is_whole)
+    assert_equals_the_native_convolution(*CASES[case], is_whole=is_whole)
 
 
 def test_the_cases_pad_before_and_after_the_products():
@@ -104,7 +104,7 @@ def test_any_geometry(axes, half, out_features, is_whole):
     # Cropping below nothing is refused by every convolution.
     assume(all(length + sum(pair) >= 0 for length, *pair in zip(spatial, low, high, strict=True)))
     pads = tuple(zip(low, high, strict=True))
-    assert_equals_the_native_convolution(spatial, (*size, 2 * half, out_features), pads, is_whole)
+    assert_equals_the_native_convolution(spatial, (*size, 2 * half, out_features), pads, is_whole=is_whole)
 
 
 def largest_array(function, *arguments):
