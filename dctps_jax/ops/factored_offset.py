@@ -4,8 +4,8 @@ With the tables of :class:`~dctps_jax.offsets.Factors`,
 ``D[p, c, m] = even_p[p, m]·even_c[c, m] + odd_p[p, m]·odd_c[c, m]``. ``even_c`` is even and ``odd_c`` odd under
 ``c → c_in − 1 − c``. With ``h = c_in / 2``, ``e = x[:h] + reverse(x[h:])`` and ``o = x[:h] − reverse(x[h:])``, two
 products of half the size sum over the channels, ``u = e even_c[:h]`` and ``v = o odd_c[:h]``, and
-``(D∗x)[i] = Σ_p u[i + p] even_p[p] + v[i + p] odd_p[p]``. This is exact for strides of 1. The
-transposed convolution of few channels multiplies twice as often (``MAX_WHOLE``).
+``(D∗x)[i] = Σ_p u[i + p] even_p[p] + v[i + p] odd_p[p]``. This is exact for strides of 1. The transposed
+convolution of few channels multiplies twice as often (``MAX_WHOLE``).
 """
 
 import math
@@ -67,8 +67,8 @@ def transposed_offset_convolution(
     # `einsum`, not a product with a transposed table: the compiler would store the transposed table as well.
     transposed_product = partial(jnp.einsum, "...m,cm->...c", precision=geometry.precision)
     if 2 * len(even) <= MAX_WHOLE:
-        whole = jnp.concatenate([even, odd], axis=1), jnp.concatenate([even, -odd], axis=1)[::-1]
-        return transposed_product(jnp.concatenate([u, v], axis=-1), jnp.concatenate(whole))
+        halves = jnp.concatenate([even, odd], axis=1), jnp.concatenate([even, -odd], axis=1)[::-1]
+        return transposed_product(jnp.concatenate([u, v], axis=-1), jnp.concatenate(halves))
     of_even, of_odd = transposed_product(u, even), transposed_product(v, odd)
     return jnp.concatenate([of_even + of_odd, (of_even - of_odd)[..., ::-1]], axis=-1)
 
