@@ -1,6 +1,7 @@
 """The CPU's own ways of a convolution: equal to the native one, gradients too, and taken where they should be."""
 
 import math
+import re
 from functools import partial
 
 import jax
@@ -106,12 +107,19 @@ def test_gradients_of_native_convolutions(inputs, kernel, strides, padding, grou
 
 
 @pytest.mark.parametrize(
-    ("kernel", "groups"), [((3, 3, 4, 3), 1), ((3, 3, 1, 4), 4), ((1, 1, 4, 3), 1), ((5, 5, 4, 3), 1)]
+    ("kernel", "strides", "groups"),
+    [
+        ((3, 3, 4, 3), (1, 1), 1),
+        ((3, 3, 1, 4), (1, 1), 4),
+        ((1, 1, 4, 3), (1, 1), 1),
+        ((5, 5, 4, 3), (1, 1), 1),
+        ((2, 2, 4, 3), (2, 1), 1),
+    ],
 )
-def test_gradients_have_gradients(kernel, groups):
+def test_gradients_have_gradients(kernel, strides, groups):
     with jax.enable_x64(True):
         inputs, kernel = arrays((2, 5, 6, 4), kernel)
-        geometry = geometry_of(inputs, kernel, (1, 1), "VALID", groups)
+        geometry = geometry_of(inputs, kernel, strides, "VALID", groups)
 
         def twice(convolution, *point):
             """Return a Hessian's product with a direction, forward over reverse and reverse over reverse."""
@@ -161,6 +169,25 @@ def test_without_spatial_dimensions_it_is_a_product():
         inputs, kernel = arrays((3, 4), (4, 5))
         outputs = convolve(inputs, kernel, Geometry(kernel.shape))
         np.testing.assert_allclose(outputs, np.asarray(inputs) @ np.asarray(kernel), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rows", "in_features", "out_features", "factor"),
+    [(16, 8, 4, "outputs"), (16, 4, 8, "inputs"), (4, 8, 4, "inputs")],
+)
+def test_the_smaller_factor_of_a_gradient_is_transposed(rows, in_features, out_features, factor):
+    """A product that contracts the first axis of both factors transposes the one on the left."""
+    inputs, kernel = arrays((rows, 1, 1, in_features), (1, 1, in_features, out_features))
+    geometry = Geometry(kernel.shape, (1, 1), ((0, 0), (0, 0)))
+
+    def gradient(inputs, kernel, cotangent):
+        return jax.vjp(partial(convolve, inputs, geometry=geometry), kernel)[1](cotangent)[0]
+
+    cotangent = jnp.ones((rows, 1, 1, out_features), inputs.dtype)
+    text = jax.jit(gradient).lower(inputs, kernel, cotangent).compile().as_text()
+    made = {"inputs": (in_features, out_features), "outputs": (out_features, in_features)}[factor]
+    found = re.findall(r"= f32\[(\d+),(\d+)\]\S* dot\(", text)
+    assert found == [tuple(map(str, made))]
 
 
 @pytest.mark.parametrize(
