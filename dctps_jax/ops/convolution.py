@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dctps_jax.ops import depthwise, strided, tiny_maps
+from dctps_jax.ops import depthwise, tiny_maps
 from dctps_jax.ops.costs import Costs
 from dctps_jax.ops.fusion import varying_as
 from dctps_jax.ops.geometry import Geometry, native_convolution
@@ -39,17 +39,19 @@ in_loop: ContextVar[bool] = ContextVar("in_loop", default=False)
 def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """Return the convolution of ``inputs [batch, *spatial, in]`` with ``kernel``, or ``inputs @ kernel``."""
     looped = in_loop.get() and _has_gradients_of_one_layout(inputs, geometry)
-    if looped or depthwise.is_taken(inputs, geometry) or strided.is_taken(inputs, geometry):
+    if looped or depthwise.is_taken(inputs, geometry):
         return _with_manual_gradients(geometry, inputs, varying_as(inputs, kernel))
     if tiny_maps.is_taken(inputs, geometry):
         return tiny_maps.convolve(inputs, kernel, geometry)
+    if _transposes_outputs(inputs, geometry):
+        kernel = _with_transposed_gradient(kernel)
     return plain_convolution(inputs, kernel, geometry)
 
 
 def plain_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
     """Return the same as :func:`convolve`, without the gradients by hand that it may attach."""
     if not geometry.size:
-        return _product(inputs, kernel, geometry.precision)
+        return jnp.matmul(inputs, kernel, precision=geometry.precision)
     if on_cpu() and inputs.size:
         outputs = _fast_convolution(inputs, kernel, geometry)
         if outputs is not None:
@@ -68,8 +70,6 @@ def gradient_of_inputs(
         return plain_convolution(gradient, jnp.flip(kernel, range(len(geometry.size))).swapaxes(-1, -2), back)
     if depthwise.is_taken(inputs, geometry):
         return depthwise.gradient_of_inputs(gradient, kernel, geometry, inputs)
-    if strided.is_taken(inputs, geometry):
-        return strided.gradient_of_inputs(gradient, kernel, geometry, inputs)
     return jax.linear_transpose(lambda x: plain_convolution(x, kernel, geometry), inputs)(gradient)[0]
 
 
@@ -176,8 +176,6 @@ def _backward(
     to_inputs = gradient_of_inputs(gradient, kernel, geometry, inputs)
     if geometry.groups > 1:
         return to_inputs, depthwise.gradient_of_kernel(gradient, inputs, geometry)
-    if geometry.largest_stride > 1:
-        return to_inputs, jax.linear_transpose(lambda k: plain_convolution(inputs, k, geometry), kernel)(gradient)[0]
     # A convolution over the batch: channels take the place of images, images that of channels, and the outputs'
     # gradient that of the kernel.
     images, filters = jnp.swapaxes(inputs, 0, -1), jnp.moveaxis(gradient, 0, -2)
@@ -191,22 +189,38 @@ _with_manual_gradients.defvjp(_forward, _backward)
 def _pointwise(inputs: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
     """Multiply the channels of each position by the kernel, all its rows flattened."""
     rows = inputs.reshape(-1, inputs.shape[-1])
-    product = _product(rows, kernel.reshape(-1, kernel.shape[-1]), precision)
+    product = jnp.matmul(rows, kernel.reshape(-1, kernel.shape[-1]), precision=precision)
     return product.reshape(*inputs.shape[:-1], kernel.shape[-1])
 
 
-def _product(inputs: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
-    """Return ``inputs @ kernel``. On a CPU the smaller factor is transposed for the gradient of the kernel.
+def _transposes_outputs(inputs: jax.Array, geometry: Geometry) -> bool:
+    """Return whether the gradient of the kernel is a product that transposes the outputs' gradient, not the inputs.
 
-    XLA (JAX 0.10.2) computes ``∂K = Xᵀ·∂Y`` by transposing X, which is slow where X has more features than ∂Y. The
-    transpose, ``∂Kᵀ = ∂Yᵀ·X``, took 0.6 times as long for 256 and 64 features, and for 1,024 and 256. The barrier keeps
-    XLA from turning it round again. With few rows it does not pay to transpose ∂Kᵀ afterwards.
+    XLA (JAX 0.10.2) computes ``∂K = Xᵀ·∂Y`` by transposing X, which is slow where X has more features than ∂Y.
+    ``∂Kᵀ = ∂Yᵀ·X`` took 0.6 times as long for 256 and 64 features, and for 1,024 and 256. With few rows it does not pay
+    to transpose ∂Kᵀ afterwards. A number of rows that is a symbol of ``jax.export`` is not compared.
     """
-    in_features, out_features = kernel.shape
-    rows = math.prod(inputs.shape[:-1])
-    if on_cpu() and in_features > out_features and rows >= in_features:
-        kernel = lax.optimization_barrier(kernel.T).T
-    return jnp.matmul(inputs, kernel, precision=precision)
+    if not on_cpu() or geometry.groups > 1 or not inputs.size:
+        return False
+    outputs = geometry.output_spatial(inputs.shape[1:-1]) if geometry.size else inputs.shape[1:-1]
+    if geometry.num_positions > 1 and not _is_small_map(outputs):
+        return False
+    rows, in_features = inputs.shape[0] * math.prod(outputs), math.prod(geometry.kernel_shape[:-1])
+    return isinstance(rows, int) and rows >= in_features > geometry.kernel_shape[-1]
+
+
+@jax.custom_jvp
+def _with_transposed_gradient(kernel: jax.Array) -> jax.Array:
+    """Return ``kernel``. The product that is its gradient has its factors exchanged, and is transposed."""
+    return kernel
+
+
+@_with_transposed_gradient.defjvp
+def _transposed_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (kernel,), (tangent,) = primals, tangents
+    # The barrier keeps XLA from turning the product round again.
+    flat = lax.optimization_barrier(tangent.reshape(-1, kernel.shape[-1]).T)
+    return _with_transposed_gradient(kernel), flat.T.reshape(kernel.shape)
 
 
 def _strided(inputs: jax.Array, strides: Sequence[int]) -> jax.Array:

@@ -5,6 +5,7 @@ import re
 from functools import partial
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -114,11 +115,12 @@ def test_gradients_of_native_convolutions(inputs, kernel, strides, padding, grou
         ((1, 1, 4, 3), (1, 1), 1),
         ((5, 5, 4, 3), (1, 1), 1),
         ((2, 2, 4, 3), (2, 1), 1),
+        ((1, 1, 6, 3), (1, 1), 1),
     ],
 )
 def test_gradients_have_gradients(kernel, strides, groups):
     with jax.enable_x64(True):
-        inputs, kernel = arrays((2, 5, 6, 4), kernel)
+        inputs, kernel = arrays((2, 5, 6, groups * kernel[-2]), kernel)
         geometry = geometry_of(inputs, kernel, strides, "VALID", groups)
 
         def twice(convolution, *point):
@@ -162,6 +164,39 @@ def test_the_rest_is_native():
     assert not is_native(inputs, kernel[:1, :1], (1, 1), "SAME", 1)
     with tracing_for("tpu"):
         assert is_native(inputs, kernel[:1, :1], (1, 1), "SAME", 1)
+
+
+@pytest.mark.parametrize("differentiate", ["forward", "reverse", "transpose"])
+def test_products_are_differentiated_in_every_way(differentiate):
+    geometry = Geometry((1, 1, 6, 3), (1, 1), ((0, 0), (0, 0)))
+    with jax.enable_x64(True):
+        inputs, kernel = arrays((2, 4, 5, 6), (1, 1, 6, 3))
+
+        def derivative(convolution):
+            if differentiate == "forward":
+                return jax.jvp(lambda *point: convolution(*point, geometry), (inputs, kernel), (inputs + 1, kernel - 1))
+            if differentiate == "reverse":
+                outputs, pull_back = jax.vjp(lambda *point: convolution(*point, geometry), inputs, kernel)
+                return pull_back(outputs)
+            return jax.linear_transpose(lambda kernel: convolution(inputs, kernel, geometry), kernel)(inputs[..., :3])
+
+        for found, expected in zip(derivative(convolve), derivative(native), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("inputs", "kernel"), [((8,), (8, 4)), ((5, 5, 8), (1, 1, 8, 4)), ((2, 2, 8), (3, 3, 8, 4))])
+def test_a_batch_of_any_size_is_exported(inputs, kernel):
+    """The number of rows is then a symbol, which cannot be compared with the number of features."""
+    kernel = jnp.asarray(normal(0, *kernel), jnp.float32)
+    geometry = Geometry(kernel.shape, (1,) * (kernel.ndim - 2), ((1, 1),) * (kernel.ndim - 2))
+
+    def gradient(inputs):
+        return jax.grad(lambda kernel: convolve(inputs, kernel, geometry).sum())(kernel)
+
+    batch = jax.export.symbolic_shape("batch")
+    exported = jax.export.export(jax.jit(gradient))(jax.ShapeDtypeStruct((*batch, *inputs), jnp.float32))
+    example = jnp.asarray(normal(1, 3, *inputs), jnp.float32)
+    np.testing.assert_allclose(exported.call(example), gradient(example), rtol=1e-5, atol=1e-5)
 
 
 def test_without_spatial_dimensions_it_is_a_product():
