@@ -4,7 +4,7 @@ The figures are in benchmarks/results/.
 
 ``step_NETWORK.json`` (benchmarks/train_step.py) gives a row a network: the dense step in milliseconds, and how many
 times as fast, with which peak memory, a DCT plus Sparse step is; ``h100_step_NETWORK.json`` the same of a GPU. With
-``epyc_layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) the CPU time of a step is taken apart.
+``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) the CPU time of a step is taken apart.
 ``versus_torch_NETWORK.json`` and ``h200_versus_torch_vgg19.json`` (benchmarks/versus_torch.py) have the steps beside
 PyTorch's, ``masked_mlp.json`` (benchmarks/masked_mlp.py) those of a perceptron beside sparse matrices. ``input.json``
 (benchmarks/input.py) has the ways of reading images, and ``tpu_NETWORK.json`` (benchmarks/tpu.py) and
@@ -58,7 +58,7 @@ def profile() -> str:
         "| --- | --- | ---: | ---: | ---: |",
     ]
     for network, name in NETWORKS.items():
-        files = [RESULTS / f"epyc_layers_{network}_{density}.json" for density in DENSITIES[1:]]
+        files = [RESULTS / f"layers_{network}_{density}.json" for density in DENSITIES[1:]]
         if not all(file.exists() for file in files):
             continue
         results = [json.loads(file.read_text()) for file in files]
