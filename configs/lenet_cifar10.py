@@ -5,8 +5,8 @@
 The baseline without offset: ``--config.model.offset=None``. Another density: ``--config.pruning.density=0.001``.
 
 Seen: 31.2 ± 1.5 % of the test images right after 15 epochs (three seeds, results/lenet_cifar10_density/), in about two
-minutes on two CPU cores. 42.1 and 41.2 % after the 200 epochs (two seeds, results/lenet_cifar10_200_epochs/), the
-first in 19 minutes on a busy core. Images re-encoded as JPEG.
+minutes on two CPU cores. 41.3 ± 0.6 % after the 200 epochs (three seeds, results/lenet_cifar10_200_epochs/), one of
+them in 19 minutes on a busy core. Images re-encoded as JPEG.
 """
 
 from dctps_jax import defaults

@@ -3,7 +3,7 @@
 python sweep.py --config configs/lenet_cifar10.py --sweep configs/sweeps/density.py --workdir sweeps/density
 
 results/lenet_cifar10_density/ was made with --config.num_epochs=15. Without it a run has the paper's 200 epochs:
-results/lenet_cifar10_200_epochs/ has them for seed 0, and the four highest densities for seed 1.
+results/lenet_cifar10_200_epochs/ has them.
 """
 
 
