@@ -246,6 +246,31 @@ def test_devices_that_share_a_batch(method, varying):
     assert_same(found, expected[: len(found)])
 
 
+@pytest.mark.parametrize(("method", "case"), [*((method, None) for method in METHODS), ("autodiff", "depthwise")])
+def test_devices_with_weights_of_their_own_share_the_inputs(method, case):
+    layer = Layer(case) if case else layer_for(method)
+    values, alpha = normal(4, 8, *layer.values.shape), normal(5, 8)
+
+    def gradients(values, alpha, inputs):
+        def loss(inputs, values, alpha):
+            return jnp.sum(jnp.sin(layer.apply(method, inputs, values, alpha)))
+
+        return jax.grad(loss, argnums=(0, 1, 2))(inputs, values[0], alpha[0])
+
+    def on_each_device(values, alpha, inputs):
+        of_inputs, of_values, of_alpha = gradients(values, alpha, inputs)
+        return of_inputs, of_values[None], of_alpha[None]
+
+    together, split = PartitionSpec(), PartitionSpec("data")
+    mesh = placement_on(8).replicated.mesh
+    specs = (split, split, together), (together, split, split)
+    shared = jax.shard_map(on_each_device, mesh=mesh, in_specs=specs[0], out_specs=specs[1])
+    of_inputs, *others = jit_unoptimised(shared)(values, alpha, jnp.asarray(layer.inputs))
+    each = [jit_unoptimised(gradients)(values[[i]], alpha[[i]], jnp.asarray(layer.inputs)) for i in range(8)]
+    of_inputs_of_each, *expected = (np.stack(arrays) for arrays in zip(*each, strict=True))
+    assert_same((of_inputs, *others), (of_inputs_of_each.sum(0), *expected))
+
+
 # Whole networks, with the DCT offset, as the plan has them computed.
 NETWORKS = ["resnet18", "vgg11", "mobilenet_v2", "fixup_resnet20"]
 IMAGE_SIZES = {"lenet": 32, "vgg11": 16, "small_vgg": 16}

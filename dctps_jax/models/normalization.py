@@ -9,7 +9,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax.ops.fusion import materialized, varying_as
+from dctps_jax.ops.fusion import materialized, varying_alike
 from dctps_jax.ops.target import on_cpu
 
 
@@ -43,7 +43,7 @@ class BatchNorm(nnx.BatchNorm):
         working = jnp.promote_types(dtype, jnp.float32)
         scale = jnp.ones(x.shape[-1], working) if scale is None else scale.astype(working)
         bias = jnp.zeros(x.shape[-1], working) if bias is None else bias.astype(working)
-        scale, bias = varying_as(x, scale), varying_as(x, bias)
+        x, scale, bias = varying_alike(x, scale, bias)
         results: Any = _normalize(relu, self.epsilon, self.axis_name, dtype, x.astype(dtype), scale, bias)
         outputs, mean, var = results
         for stored, new in ((self.mean, mean), (self.var, var)):

@@ -20,7 +20,7 @@ from jax import lax
 
 from dctps_jax.ops import depthwise, tiny_maps
 from dctps_jax.ops.costs import Costs
-from dctps_jax.ops.fusion import varying_as
+from dctps_jax.ops.fusion import varying_alike
 from dctps_jax.ops.geometry import Geometry, native_convolution
 from dctps_jax.ops.target import on_cpu
 from dctps_jax.ops.views import pad_spatial, shifted_views
@@ -40,7 +40,7 @@ def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
     """Return the convolution of ``inputs [batch, *spatial, in]`` with ``kernel``, or ``inputs @ kernel``."""
     looped = in_loop.get() and _has_gradients_of_one_layout(inputs, geometry)
     if looped or depthwise.is_taken(inputs, geometry):
-        return _with_manual_gradients(geometry, inputs, varying_as(inputs, kernel))
+        return _with_manual_gradients(geometry, *varying_alike(inputs, kernel))
     if tiny_maps.is_taken(inputs, geometry):
         return tiny_maps.convolve(inputs, kernel, geometry)
     if _transposes_outputs(inputs, geometry):

@@ -110,6 +110,17 @@ def varying_as(like: jax.Array, x: Any) -> Any:
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
+def varying_alike(*arrays: Any) -> tuple[Any, ...]:
+    """Return the arrays (or None) as values of each device alone, where one of them is one in a ``shard_map``.
+
+    What has gradients by hand needs them so: each gradient is a value of each device, and so must be what it is for.
+    """
+    for like in arrays:
+        if like is not None:
+            arrays = tuple(varying_as(like, array) for array in arrays)
+    return arrays
+
+
 def _varying_axes(x: Any) -> frozenset[str]:
     kind: Any = jax.typeof(x)
     # JAX 0.10.2 has `manual_axis_type`, other versions have `vma`.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dctps_jax.ops.costs import Costs
-from dctps_jax.ops.fusion import apart_on_tpu, varying_as
+from dctps_jax.ops.fusion import apart_on_tpu, varying_alike
 from dctps_jax.ops.sparse_part import add_at, add_numbers_at
 from dctps_jax.ops.work import Work
 
@@ -79,7 +79,7 @@ def apply_with_gradients(
     support: jax.Array,
 ) -> jax.Array:
     """Return Y by ``method.forward``, to be differentiated by ``method.gradients``."""
-    return _apply(method, work, inputs, varying_as(inputs, values), varying_as(inputs, alpha), support)
+    return _apply(method, work, *varying_alike(inputs, values, alpha), support)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -1,0 +1,17 @@
+"""Eleven ways to choose the weights, three densities, with the DCT offset and without, three seeds each.
+
+python sweep.py --config configs/lenet_cifar10.py --sweep configs/sweeps/comparison.py --workdir sweeps/comparison \\
+    --config.num_epochs=60
+"""
+
+
+def get_sweep():
+    # The seed is the outer loop: a sweep that is stopped has all methods of the first seeds.
+    return [
+        methods | {"seed": (seed,), "pruning.density": (0.1, 0.01, 0.001), "model.offset": ("dct", None)}
+        for seed in (0, 1, 2)
+        for methods in (
+            {"pruning.method": ("epl", "epf", "erk", "magnitude", "snip", "grasp", "synflow", "force")},
+            {"pruning.method": ("epl",), "sparse_training.method": ("rigl", "set", "gmp")},
+        )
+    ]
