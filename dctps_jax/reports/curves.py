@@ -45,10 +45,10 @@ MAX_COLUMNS = 3
 def draw_curves(records: Sequence[Record], output: Path | str) -> None:
     """Draw one line for each setting among the runs and save it as ``output``, with ``.png`` and ``.svg``.
 
-    The colour stands for the density, the kind of line for the offset; without offset it is dashed. Where more than
-    :data:`MAX_FIELDS_IN_LABEL` fields differ, each line has a look of its own, and the name of its run; of lines that
-    lie on one another the lower ones are thicker. Raises
-    :class:`~dctps_jax.errors.UserError` where a run has no epochs yet.
+    The colour stands for the density, the kind of line for the offset; without offset it is dashed. Where all runs have
+    one density, each offset has a colour of its own, too. Where more than :data:`MAX_FIELDS_IN_LABEL` fields differ,
+    each line has a look of its own, and the name of its run; of lines that lie on one another the lower ones are
+    thicker. Raises :class:`~dctps_jax.errors.UserError` where a run has no epochs yet.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -88,21 +88,24 @@ def draw_curves(records: Sequence[Record], output: Path | str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     highest = max(100 * row["val_accuracy"] for record in records for row in record.rows)
     all_axes[0].set_ylim(0, (1 + HEADROOM) * (highest or 100))  # shared by all
-    entries = {
+    handles = {
         label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
+    labels = [looks[setting]["label"] for setting, _ in by_density]
     for axes in all_axes[len(panels) :]:
         axes.remove()
-    add_legend(figure, entries, None if has_names else "weights trained")
+    add_legend(figure, {label: handles[label] for label in labels}, None if has_names else "weights trained")
     save_figure(figure, Path(output))
 
 
 def _looks_of_kernels(densities: Mapping[Setting, float]) -> dict[Setting, dict[str, Any]]:
     ranks, looks = sorted(set(densities.values()), reverse=True), {}
+    offsets = sorted({dict(setting)["model.offset"] for setting in densities}, key=lambda offset: offset or "~")  # None last
     for setting, density in densities.items():
         offset = dict(setting)["model.offset"]
+        rank = ranks.index(density) if len(ranks) > 1 else offsets.index(offset)
         looks[setting] = {
-            "color": COLOURS[ranks.index(density) % len(COLOURS)],
+            "color": COLOURS[rank % len(COLOURS)],
             "linestyle": offset_line(offset),
             "markerfacecolor": "white" if offset is None else None,
             "label": f"{100 * density:.3g} %, {kernel_name(offset, density == 1)}",
