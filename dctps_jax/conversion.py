@@ -13,7 +13,7 @@ from flax import nnx
 from dctps_jax.arguments import check_choice, check_flag, check_model, check_number, names_of, pairs, patterns
 from dctps_jax.errors import UserError
 from dctps_jax.frozen import check_all_plain, freeze_all_but
-from dctps_jax.kernels import KernelLayer, of_each
+from dctps_jax.kernels import KernelLayer
 from dctps_jax.layer_kinds import KINDS, DCTpSEinsum, has_counterpart, kernel_variable, shapes_of
 from dctps_jax.offsets import Offset
 from dctps_jax.partitioning import add_metadata, metadata_of_values, placed_like
@@ -21,7 +21,6 @@ from dctps_jax.prunable import (
     ORDER,
     check_not_normalized,
     check_not_tied,
-    check_stack,
     find_layers,
     prunable_layers,
     replace_layers,
@@ -40,6 +39,7 @@ from dctps_jax.pruning import (
     trains_all_weights,
 )
 from dctps_jax.seeds import as_key
+from dctps_jax.stacks import check_stack, of_each
 from dctps_jax.supports import values_at
 
 CONVERTIBLE = ", ".join(f"nnx.{kind.__name__}" for kind in KINDS if kind is not nnx.Embed)

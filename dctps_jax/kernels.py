@@ -21,8 +21,7 @@ A layer without mask and support trains all weights. D is no state: it follows f
 ``[layers, *kernel_shape]``, positions ``[layers, nnz]``, α ``[layers]``.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -39,8 +38,10 @@ from dctps_jax.ops.cost_model import choose
 from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.methods import apply_kernel
 from dctps_jax.ops.sparse_part import add_at
+from dctps_jax.ops.target import PORTABLE, platform
 from dctps_jax.ops.work import Work
 from dctps_jax.partitioning import SHARDING, add_metadata, metadata_of_values, placed_like, without_metadata
+from dctps_jax.stacks import of_each
 from dctps_jax.supports import check_positions, initial_values, values_at
 
 
@@ -256,46 +257,18 @@ class KernelLayer(nnx.Module):
             outputs += convolve(inputs, self.base[...].astype(inputs.dtype), geometry)
         return outputs
 
-
-def of_each(stack: tuple[int, ...], function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Return a function that applies ``function``, written for one layer, to every layer of a stack."""
-    for _ in stack:
-        function = jax.vmap(function)
-    return function
+    def _multiply(self, inputs: jax.Array, precision: Any) -> jax.Array:
+        """Return ``inputs [..., in] @ K``, of a compact layer by its method."""
+        geometry = Geometry(self.kernel_shape, precision=precision)
+        if self.support is None or platform() == PORTABLE:
+            return self._apply(inputs, geometry)  # with the whole kernel: any axis may be divided among devices
+        outputs = self._apply(inputs.reshape(-1, inputs.shape[-1]), geometry)  # methods take rows
+        return outputs.reshape(*inputs.shape[:-1], self.kernel_shape[-1])
 
 
 def work_of(layer: KernelLayer, inputs: jax.Array, geometry: Geometry) -> Work:
     """Return what a compact layer has to compute.
 
-    It is no method: ``nnx.tabulate`` would take it for one that maps arrays to arrays.
+    A function and no method: ``nnx.tabulate`` would take a method for one that maps arrays to arrays.
     """
     return Work(geometry, inputs.shape, layer.kernel[...].size, layer.offset)
-
-
-def check_one_layer(layer: KernelLayer) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for a stack, and where only some of the variables are stacked."""
-    if layer.stack:
-        raise UserError(
-            f"the layer holds {math.prod(layer.stack)} layers that nnx.vmap has stacked; call them in nnx.scan or "
-            "nnx.vmap"
-        )
-    for name, shape in shapes_of_variables(layer).items():
-        found = getattr(layer, name).get_value().shape
-        if found != shape:
-            kind = type(getattr(layer, name)).__name__
-            raise UserError(
-                f"the layer's {name} has shape {found} where one layer has {shape}; give all variables of a stack the "
-                f"same axis, {kind} like SparseParam, in the nnx.StateAxes of nnx.scan and nnx.vmap"
-            )
-
-
-def shapes_of_variables(layer: KernelLayer) -> dict[str, tuple[int, ...]]:
-    """Return which shape each variable besides the kernel must have, after the axes of a stack, by attribute."""
-    shapes = {
-        "mask": layer.kernel_shape,
-        "support": layer.kernel.get_value().shape[len(layer.stack) :],
-        "alpha": (),
-        "bias": layer.bias_shape,
-        "base": layer.kernel_shape,
-    }
-    return {name: shape for name, shape in shapes.items() if getattr(layer, name) is not None}

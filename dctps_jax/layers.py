@@ -18,9 +18,10 @@ from jax import lax
 
 from dctps_jax.arguments import as_tuple, check_inputs, check_size, check_sizes, is_whole, words
 from dctps_jax.errors import UserError
-from dctps_jax.kernels import KernelLayer, check_one_layer
+from dctps_jax.kernels import KernelLayer
 from dctps_jax.offsets import Offset
 from dctps_jax.ops.geometry import Geometry, channels_last
+from dctps_jax.stacks import check_one_layer
 
 DEFAULT_KERNEL_INIT = nnx.initializers.lecun_normal()  # that of nnx.Conv and nnx.Linear
 PADDINGS = ("SAME", "VALID", "CIRCULAR", "REFLECT", "CAUSAL", "SAME_LOWER")
@@ -79,7 +80,7 @@ class DCTpSConv(KernelLayer):
         bias_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
         check_size(in_features=in_features, out_features=out_features, feature_group_count=feature_group_count)
-        check_sizes(kernel_size=kernel_size)
+        check_kernel_size(kernel_size)
         kernel_size = as_tuple(kernel_size)
         if in_features % feature_group_count or out_features % feature_group_count:
             raise UserError(
@@ -126,28 +127,29 @@ class DCTpSConv(KernelLayer):
         batch_shape = inputs.shape[: inputs.ndim - len(self.kernel_size) - 1]
         inputs = inputs.reshape(math.prod(batch_shape), *inputs.shape[len(batch_shape) :])
         bias = None if self.bias is None else self.bias[...]
-        # What is stored of the kernel determines the common dtype in its place: not every method builds K.
-        inputs, stored, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
-        inputs, padding = self._pad(inputs)
-        geometry = self._geometry(inputs, padding) if out_sharding is None else None
-        if geometry is None:
-            outputs = self._native_convolution(
-                inputs, self.effective_kernel().astype(stored.dtype), padding, out_sharding
-            )
+        if self._needs_native_convolution(inputs) or out_sharding is not None:
+            inputs, kernel, bias = self.promote_dtype((inputs, self.effective_kernel(), bias), dtype=self.dtype)
+            inputs, padding = self._pad(inputs)
+            outputs = self._native_convolution(inputs, kernel, padding, out_sharding)
         else:
-            outputs = self._apply(inputs, geometry)
+            # What is stored of the kernel determines the common dtype in its place: not every method builds K.
+            inputs, _, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
+            inputs, padding = self._pad(inputs)
+            outputs = self._apply(inputs, self._geometry(inputs, padding))
         if bias is not None:
             outputs += jnp.expand_dims(bias, range(outputs.ndim - 1))
         return outputs.reshape(*batch_shape, *outputs.shape[1:])
 
-    def _geometry(self, inputs: jax.Array, padding: Any) -> Geometry | None:
-        """Return the geometry for the methods, or None if only the native convolution can do what is asked."""
+    def _needs_native_convolution(self, inputs: jax.Array) -> bool:
+        """Return whether only the native convolution can do what is asked."""
         dilated = max(*self.input_dilation, *self.kernel_dilation) > 1
         has_custom_function = (
             self.conv_general_dilated is not lax.conv_general_dilated or self.promote_dtype is not dtypes.promote_dtype
         )
-        if dilated or has_custom_function or self.preferred_element_type is not None:
-            return None
+        return dilated or has_custom_function or has_symbol(inputs) or self.preferred_element_type is not None
+
+    def _geometry(self, inputs: jax.Array, padding: Any) -> Geometry:
+        """Return the geometry for the methods."""
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(inputs.shape[1:-1], self.kernel_size, self.strides, padding)
         pads = tuple((low, high) for low, high in padding)
@@ -238,7 +240,7 @@ class DCTpSLinear(KernelLayer):
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """Return ``inputs @ K + bias`` for ``inputs [..., in_features]``."""
         check_one_layer(self)
-        inputs = jnp.asarray(inputs)
+        inputs = jnp.asarray(inputs) if isinstance(inputs, list | tuple) else inputs
         check_inputs(inputs, self.in_features)
         bias = None if self.bias is None else self.bias[...]
         has_custom_function = self.dot_general is not lax.dot_general or self.promote_dtype is not dtypes.promote_dtype
@@ -247,9 +249,7 @@ class DCTpSLinear(KernelLayer):
             outputs = self._native_product(inputs, kernel, out_sharding)
         else:
             inputs, _, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
-            rows = inputs.reshape(-1, inputs.shape[-1])
-            outputs = self._apply(rows, Geometry(self.kernel_shape, precision=self.precision))
-            outputs = outputs.reshape(*inputs.shape[:-1], self.out_features)
+            outputs = self._multiply(inputs, self.precision)
         return outputs if bias is None else outputs + jnp.expand_dims(bias, range(outputs.ndim - 1))
 
     def _native_product(self, inputs: jax.Array, kernel: jax.Array, out_sharding: Any) -> jax.Array:
@@ -273,6 +273,18 @@ class ResidualSum(nnx.Module):
 
     def __call__(self, branch: jax.Array, shortcut: jax.Array) -> jax.Array:
         return branch + shortcut
+
+
+def has_symbol(inputs: jax.Array) -> bool:
+    """Return whether a height or width of ``inputs [batch, *spatial, features]`` is a symbol of ``jax.export``."""
+    return not all(isinstance(size, int) for size in inputs.shape[1:-1])
+
+
+def check_kernel_size(kernel_size: Any) -> None:
+    """Refuse what is no size, and no sequence of sizes, of at least one spatial dimension."""
+    check_sizes(kernel_size=kernel_size)
+    if not as_tuple(kernel_size):
+        raise UserError("kernel_size is (); it must have at least one dimension; a layer without one is DCTpSLinear")
 
 
 def per_dimension(name: str, value: Any, rank: int) -> tuple[int, ...]:

@@ -1,15 +1,16 @@
 """The layers of a network: how they are found, the prunable ones among them, and a copy without masks."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from flax import nnx
 
 from dctps_jax.arguments import check_model, names_of
 from dctps_jax.errors import UserError
-from dctps_jax.kernels import KernelLayer, shapes_of_variables
+from dctps_jax.kernels import KernelLayer
 from dctps_jax.layer_kinds import kernel_variable
+from dctps_jax.stacks import check_variables
 
 # The static attribute of a model that holds the paths of its prunable layers in order of definition.
 ORDER = "dctps_layer_order"
@@ -38,7 +39,7 @@ def prunable_layers(model: Any) -> dict[str, KernelLayer]:
         first.setdefault(id(layer), path)
     check_not_tied(layers, {})
     for path in first.values():
-        _check_stack(path, layers[path])
+        check_variables(path, layers[path])
     order = getattr(model, ORDER, ())
     is_known = set(order) <= set(layers) and {id(layers[path]) for path in order} == set(first)
     return {path: layers[path] for path in (order if is_known else first.values())}
@@ -126,30 +127,6 @@ def check_not_normalized(model: Any, layers: Mapping[str, Any]) -> None:
                 )
 
 
-def check_stack(path: str, stack: Sequence[int], shapes: Mapping[str, tuple[Sequence[int], Sequence[int]]]) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` unless all variables of a stack have its axes before their own.
-
-    ``shapes`` has for each variable its shape and that of one layer.
-    """
-    for name, (found, own) in shapes.items():
-        if tuple(found) != (*stack, *own):
-            raise UserError(
-                f"{path or 'the layer'} has {name} of shape {tuple(found)} where one layer has {tuple(own)}; layers "
-                "that nnx.vmap has stacked can be pruned if the axis of the layers is the first axis of all their "
-                "variables (axis 0 in in_axes, out_axes and nnx.StateAxes)"
-            )
-
-
-def _check_stack(path: str, layer: KernelLayer) -> None:
-    kernel = layer.kernel.get_value().shape  # an abstract array has no items
-    if kernel:  # a kernel that is handed to the network later is a scalar until then
-        own = layer.kernel_shape if layer.support is None else kernel[len(layer.stack) :]
-        found = {
-            name: (getattr(layer, name).get_value().shape, shape) for name, shape in shapes_of_variables(layer).items()
-        }
-        check_stack(path, layer.stack, {"kernel": (kernel, own), **found})
-
-
 def unmasked_copy(model: nnx.Module) -> nnx.Module:
     """Return a copy of ``model`` that trains all weights and computes in the precision of its parameters.
 
@@ -161,6 +138,6 @@ def unmasked_copy(model: nnx.Module) -> nnx.Module:
     for layer in prunable_layers(copy).values():
         layer.set_dense()
     for _, module in nnx.iter_modules(copy):
-        if hasattr(module, "dtype"):
+        if "dtype" in vars(module):
             setattr(module, "dtype", None)  # noqa: B010 (the type of modules does not know it)
     return copy

@@ -37,7 +37,8 @@ def check_positions(
         raise UserError(
             f"a support is a list of integer positions{each}, got {positions.dtype} of shape {positions.shape}"
         )
-    if positions.size and (positions.min() < 0 or positions.max() >= size or (np.diff(positions) <= 0).any()):
+    ascend = (positions[..., :-1] < positions[..., 1:]).all()
+    if positions.size and not (positions.min() >= 0 and positions.max() < size and ascend):
         raise UserError(f"the positions of a support must ascend and lie in [0, {size}), the size of the kernel")
     return jnp.asarray(positions, jnp.int32)
 

@@ -23,6 +23,11 @@ def numpy_init(key, shape, dtype):
     return inputs(shape, dtype, seed=3)
 
 
+def in_quarters(arrays, *, dtype=None, inexact=True):
+    """A `promote_dtype` of a user's own, which rounds kernels and inputs."""
+    return [None if array is None else jnp.round(array * 4) / 4 for array in arrays]
+
+
 FILLED: dict[str, Any] = {"kernel_init": numpy_init, "bias_init": numpy_init}
 
 
@@ -56,6 +61,7 @@ CONVS = [
     ({"kernel_size": (3, 3)}, (2, 1, 3, 6, 7, 4)),  # three of them
     ({"kernel_size": (3, 3)}, (0, 6, 7, 4)),
     ({"kernel_size": (3, 3), "dtype": jnp.bfloat16}, (2, 6, 7, 4)),
+    ({"kernel_size": (3, 3), "promote_dtype": in_quarters}, (2, 6, 7, 4)),
     ({"kernel_size": (3, 3), "param_dtype": jnp.bfloat16}, (2, 6, 7, 4)),
     ({"kernel_size": (3, 3), "dtype": jnp.bfloat16, "preferred_element_type": jnp.float32}, (2, 6, 7, 4)),
 ]
@@ -66,6 +72,7 @@ LINEARS = [
     ({"dtype": jnp.bfloat16}, (3, 4)),
     ({"param_dtype": jnp.bfloat16}, (3, 4)),
     ({"dtype": jnp.bfloat16, "preferred_element_type": jnp.float32}, (3, 4)),
+    ({"promote_dtype": in_quarters}, (3, 4)),
 ]
 CASES = [(nnx.Conv, DCTpSConv, *case) for case in CONVS] + [(nnx.Linear, DCTpSLinear, *case) for case in LINEARS]
 
@@ -305,6 +312,8 @@ def test_split_and_merge_round_trip(offset, mask):
         (lambda: conv(padding=((1, 2, 3), 1)), "a sequence of 2 ints"),
         (lambda: DCTpSLinear(0, 3, rngs=nnx.Rngs(0)), "in_features is 0; it must be a whole number of at least 1"),
         (lambda: DCTpSConv(2, 3, (0, 3), rngs=nnx.Rngs(0)), r"kernel_size is \(0, 3\); every size"),
+        (lambda: DCTpSConv(2, 3, (), rngs=nnx.Rngs(0)), r"kernel_size is \(\); it must have at least one dimension"),
+        (lambda: DCTpSLinear(2, 3, rngs=nnx.Rngs(0))(None), "the inputs have no shape, they are None"),
         (lambda: DCTpSLinear(2, 3, mask=jnp.ones((3, 2), bool), rngs=nnx.Rngs(0)), "mask has shape"),
     ],
 )
@@ -350,6 +359,7 @@ def test_a_support_at_construction_equals_one_set_later():
         ([0, 10**6], "lie in"),
         ([[0, 1]], "list of integer positions"),
         ([0.5], "list of integer positions"),
+        (np.array([5, 3, 5], np.uint32), "ascend"),  # their differences wrap around
     ],
 )
 def test_impossible_supports_are_refused(positions, problem):

@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dctps_jax import DCTpSConv, DCTpSLinear, UserError, convert, dynamic_sparse, to_plain
+from dctps_jax import DCTpSConv, DCTpSConvTranspose, DCTpSLinear, UserError, convert, dynamic_sparse, to_plain
 from dctps_jax.models import create_model
 from dctps_jax.ops.methods import METHODS
 from dctps_jax.ops.target import PORTABLE, tracing_for
@@ -67,6 +67,21 @@ def test_a_mesh_with_explicit_axes(form, method, offset, num_devices):
         np.testing.assert_allclose(found, outputs, rtol=1e-4, atol=1e-5)
         sharded = nnx.grad(loss)(layer, images)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3), sharded, gradients)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_linear_layer_on_a_mesh_whose_inputs_are_divided_along_any_axis(form):
+    layer = DCTpSLinear(4, 8, rngs=nnx.Rngs(0))
+    mask = np.arange(32).reshape(4, 8) % 3 == 0
+    if form != "dense":
+        layer.set_mask(mask) if form == "masked" else layer.set_support(np.flatnonzero(mask))
+    inputs = jax.random.normal(jax.random.key(0), (3, 8, 4))
+    expected = layer(inputs)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        found = layer(jax.device_put(inputs, NamedSharding(mesh, PartitionSpec(None, "data"))))
+        assert jax.typeof(found).sharding.spec[1] == "data"
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -189,6 +204,28 @@ def test_a_program_for_batches_of_any_size(form, offset):
         for count in (1, 8):
             found = program(images).call(IMAGES[:count])
             np.testing.assert_allclose(found, model(IMAGES[:count]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_program_for_images_of_any_size(form, transposed):
+    kind = DCTpSConvTranspose if transposed else DCTpSConv
+    layer = kind(4, 8, (3, 3), strides=2, padding="VALID", rngs=nnx.Rngs(0), **FORMS[form])
+    images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch, height, width"), 4), jnp.float32)
+    program = jax.export.export(jax.jit(layer))(images)
+    np.testing.assert_allclose(program.call(IMAGES), layer(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_a_depthwise_layer_is_differentiated_for_batches_of_any_size():
+    layer = DCTpSConv(4, 4, (3, 3), feature_group_count=4, rngs=nnx.Rngs(0))
+    images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("batch"), *IMAGES.shape[1:]), jnp.float32)
+
+    @jax.jit
+    def gradient(images):
+        return nnx.grad(loss)(nnx.clone(layer), images)["kernel"][...]
+
+    program = jax.export.export(gradient)(images)
+    np.testing.assert_allclose(program.call(IMAGES), gradient(IMAGES), rtol=1e-4)
 
 
 @pytest.mark.parametrize("transform", [lambda function: function, nnx.jit, nnx.remat])

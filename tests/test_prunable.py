@@ -17,6 +17,7 @@ from dctps_jax import (
     DCTpSLinearGeneral,
     UserError,
     convert,
+    unmasked_copy,
 )
 from dctps_jax.prunable import prunable_layers
 from dctps_jax.pruning import allocate, apply_masks, get_masks, prune, random_masks, random_supports
@@ -71,6 +72,19 @@ def test_layers_are_found_in_every_container_in_order_of_definition(form):
     assert list(get_masks(again)) == IN_ORDER
     assert sum(mask.sum() for mask in get_masks(again).values()) == 11 * 16 // 2
     assert all(type(layer) is nnx.Linear for layer in model.layers())  # the model itself is as it was
+
+
+def test_a_copy_that_trains_all_weights_leaves_other_attributes_as_they_are():
+    class Network(nnx.Module):
+        def __init__(self):
+            self.layer = DCTpSLinear(4, 4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+
+        @property
+        def dtype(self):
+            return self.layer.dtype
+
+    copy = unmasked_copy(Network())
+    assert copy.layer.dtype is copy.dtype is None
 
 
 def test_a_pattern_excludes_a_layer_in_a_container():

@@ -112,8 +112,7 @@ class TensorLayer(KernelLayer):
             geometry = Geometry(self.kernel_shape, (1,), ((0, 0),), groups, self.precision)
             outputs = self._apply(inputs.reshape(math.prod(free_sizes), 1, groups * rows), geometry)
         else:
-            geometry = Geometry(self.kernel_shape, precision=self.precision)
-            outputs = self._apply(inputs.reshape(math.prod(free_sizes), rows), geometry)
+            outputs = self._multiply(inputs, self.precision)
         sizes = self.contraction.sizes((*self.contraction.batch, *self.contraction.outputs))
         outputs = outputs.reshape(*free_sizes, columns).reshape(*free_sizes, *sizes)
         made = [*free, *batch, *new]

@@ -12,12 +12,13 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax.arguments import as_tuple, check_inputs, check_size, check_sizes
-from dctps_jax.kernels import KernelLayer, check_one_layer
-from dctps_jax.layers import DEFAULT_KERNEL_INIT, checked_padding, per_dimension
+from dctps_jax.arguments import as_tuple, check_inputs, check_size
+from dctps_jax.kernels import KernelLayer
+from dctps_jax.layers import DEFAULT_KERNEL_INIT, check_kernel_size, checked_padding, has_symbol, per_dimension
 from dctps_jax.offsets import Offset
 from dctps_jax.ops.geometry import Geometry, channels_last
 from dctps_jax.partitioning import unwrapped
+from dctps_jax.stacks import check_one_layer
 
 PADDINGS = ("SAME", "VALID", "CIRCULAR")
 
@@ -63,7 +64,7 @@ class DCTpSConvTranspose(KernelLayer):
         bias_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
         check_size(in_features=in_features, out_features=out_features)
-        check_sizes(kernel_size=kernel_size)
+        check_kernel_size(kernel_size)
         self.in_features = in_features
         self.out_features = out_features
         self.kernel_size = as_tuple(kernel_size)
@@ -115,7 +116,7 @@ class DCTpSConvTranspose(KernelLayer):
         inputs = inputs.reshape(math.prod(batch_shape), *inputs.shape[len(batch_shape) :])
         bias = None if self.bias is None else self.bias[...]
         has_custom_function = self.promote_dtype is not dtypes.promote_dtype or self.preferred_element_type is not None
-        if has_custom_function or max(self.kernel_dilation) > 1:
+        if has_custom_function or has_symbol(inputs) or max(self.kernel_dilation) > 1:
             inputs, kernel, bias = self.promote_dtype((inputs, self.effective_kernel(), bias), dtype=self.dtype)
             outputs = self._native_convolution(inputs, kernel)
         else:

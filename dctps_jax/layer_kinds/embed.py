@@ -12,9 +12,10 @@ from flax.nnx.nn import dtypes
 
 from dctps_jax.arguments import check_inputs, check_size, words
 from dctps_jax.errors import UserError
-from dctps_jax.kernels import KernelLayer, check_one_layer
+from dctps_jax.kernels import KernelLayer
 from dctps_jax.offsets import Offset
 from dctps_jax.ops.geometry import Geometry
+from dctps_jax.stacks import check_one_layer
 
 DEFAULT_EMBED_INIT = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)  # that of nnx.Embed
 
@@ -95,8 +96,7 @@ class DCTpSEmbed(KernelLayer):
             query, kernel = self.promote_dtype((query, self.effective_kernel()), dtype=self.dtype)
             return jnp.dot(query, kernel.T, out_sharding=out_sharding)
         query, _ = self.promote_dtype((query, self.kernel[...]), dtype=self.dtype)
-        outputs = self._apply(query.reshape(-1, self.features), Geometry((self.features, self.num_embeddings)))
-        return outputs.reshape(*query.shape[:-1], self.num_embeddings)
+        return self._apply(query, Geometry((self.features, self.num_embeddings)))
 
     def _apply(self, inputs: jax.Array, geometry: Geometry) -> jax.Array:
         """Return ``inputs @ K.T``, the only product of an embedding."""

@@ -16,10 +16,10 @@ from jax import lax
 
 from dctps_jax.arguments import as_tuple, check_sizes, is_whole, shape_words, words
 from dctps_jax.errors import UserError
-from dctps_jax.kernels import check_one_layer
 from dctps_jax.layer_kinds.contraction import Contraction, TensorLayer, are_divided
 from dctps_jax.layers import DEFAULT_KERNEL_INIT, element_type_of
 from dctps_jax.offsets import Offset
+from dctps_jax.stacks import check_one_layer
 
 
 class DCTpSLinearGeneral(TensorLayer):

@@ -202,10 +202,12 @@ def _transposes_outputs(inputs: jax.Array, geometry: Geometry) -> bool:
     """
     if not on_cpu() or geometry.groups > 1 or not inputs.size:
         return False
-    outputs = geometry.output_spatial(inputs.shape[1:-1]) if geometry.size else inputs.shape[1:-1]
-    if geometry.num_positions > 1 and not _is_small_map(outputs):
-        return False
-    rows, in_features = inputs.shape[0] * math.prod(outputs), math.prod(geometry.kernel_shape[:-1])
+    rows, in_features = math.prod(inputs.shape[:-1]), math.prod(geometry.kernel_shape[:-1])
+    if geometry.size:
+        outputs = geometry.output_spatial(inputs.shape[1:-1])
+        if geometry.num_positions > 1 and not _is_small_map(outputs):
+            return False
+        rows = inputs.shape[0] * math.prod(outputs)
     return isinstance(rows, int) and rows >= in_features > geometry.kernel_shape[-1]
 
 

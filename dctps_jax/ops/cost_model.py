@@ -51,10 +51,10 @@ def predicted_seconds(work: Work, method: str, dtype: Any, platform: str | None 
 def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) -> str:
     """Return the name of the method for a layer: the one that ``setting`` names, or the predicted best one for "auto".
 
-    A method that is not possible is replaced by its fallback. For no inputs, for a batch whose size is a symbol of
-    :mod:`jax.export`, and in a program for every platform, it is "autodiff". "auto" keeps "autodiff" where there is
-    little to gain, and where the costs of the platform and the precision are not known. It takes a method only if that
-    needs no more memory than a layer that trains all weights.
+    A method that is not possible is replaced by its fallback. For no inputs, for complex ones, for a batch whose size
+    is a symbol of :mod:`jax.export`, and in a program for every platform, it is "autodiff". "auto" keeps "autodiff"
+    where there is little to gain, and where the costs of the platform and the precision are not known. It takes a
+    method only if that needs no more memory than a layer that trains all weights.
 
     Raises :class:`~dctps_jax.errors.UserError` for a setting that does not exist.
     """
@@ -64,7 +64,7 @@ def choose(setting: str, work: Work, dtype: Any, platform: str | None = None) ->
         raise UserError(f"the method is {setting!r}; it must be one of: {', '.join(SETTINGS)}")
     platform = platform or target.platform()
     has_every_size = all(isinstance(size, int) and size > 0 for size in work.inputs)
-    if platform == target.PORTABLE or not has_every_size:
+    if platform == target.PORTABLE or not has_every_size or jnp.issubdtype(dtype, jnp.complexfloating):
         return AUTODIFF.name
     if setting != "auto":
         method = METHODS[setting]

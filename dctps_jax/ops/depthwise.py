@@ -71,22 +71,27 @@ def gradient_of_kernel(gradient: jax.Array, inputs: jax.Array, geometry: Geometr
     batch, *outputs, channels = gradient.shape
     parts = list(_parts(outputs, min(MAX_PARTS, max(2, MAX_PRODUCTS // geometry.num_positions))))
     wide = jnp.promote_types(gradient.dtype, jnp.float32)
-    images = _largest_divisor(batch, BLOCK // math.prod(gradient.shape[1:]))
 
-    def sum_block(start: jax.Array) -> jax.Array:
-        block, its_gradient = (lax.dynamic_slice_in_dim(array, start, images) for array in (padded, gradient))
-        views = shifted_views(block, geometry.size, outputs, geometry.strides)
+    def sum_images(inputs: jax.Array, gradient: jax.Array) -> jax.Array:
+        views = shifted_views(inputs, geometry.size, outputs, geometry.strides)
         # Stacked before they are summed: XLA would join the sum of a single view with the additions, and would sum
         # channel by channel again.
-        sums = jnp.stack([add_parts(view, its_gradient) for view in views])
+        sums = jnp.stack([add_parts(view, gradient) for view in views])
         return jnp.sum(sums, axis=range(1, gradient.ndim))
+
+    def sum_block(start: jax.Array) -> jax.Array:
+        return sum_images(*(lax.dynamic_slice_in_dim(array, start, images) for array in (padded, gradient)))
 
     def add_parts(view: jax.Array, gradient: jax.Array) -> jax.Array:
         # Products of slices are computed in one pass, slices of a product in many.
         return functools.reduce(jnp.add, (view[:, *part].astype(wide) * gradient[:, *part] for part in parts))
 
     padded = pad_spatial(inputs, geometry.pads)
-    sums = jnp.sum(lax.map(sum_block, jnp.arange(0, batch, images)), axis=0)
+    if isinstance(batch, int):
+        images = _largest_divisor(batch, BLOCK // math.prod(gradient.shape[1:]))
+        sums = jnp.sum(lax.map(sum_block, jnp.arange(0, batch, images)), axis=0)
+    else:  # a symbol of jax.export
+        sums = sum_images(padded, gradient)
     return sums.reshape(*geometry.size, 1, channels).astype(gradient.dtype)
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from dctps_jax.ops.costs import Costs
 from dctps_jax.ops.fusion import materialized, zero_after
 from dctps_jax.ops.geometry import Geometry
-from dctps_jax.ops.sparse_part import Weights, weights_at
+from dctps_jax.ops.sparse_part import Weights, in_float32, weights_at
 from dctps_jax.ops.views import pad_spatial, shifted_views
 from dctps_jax.ops.work import Work
 
@@ -92,10 +93,12 @@ def _cost_of_pair(work: Work, costs: Costs) -> float:
 
 def _products(seen: jax.Array, across: jax.Array, channels: jax.Array) -> jax.Array:
     """Return ``Σ_n seen[n, i] · across[n, channels[i]]`` over all positions n: the gradient of every value."""
-    products = (seen * _take_channels(across, channels)).reshape(math.prod(seen.shape[:-1]), len(channels))
+    # In float32 at least: in half precision products of small numbers would vanish, and those of large ones overflow.
+    products = in_float32(seen) * in_float32(_take_channels(across, channels))
+    products = products.reshape(math.prod(seen.shape[:-1]), len(channels))
     # A product with ones instead of a sum: its terms are computed in the order of memory, those of a sum value by
-    # value.
-    return jnp.ones(len(products), products.dtype) @ products
+    # value. Its factors are not rounded, on no platform.
+    return jnp.matmul(jnp.ones(len(products), products.dtype), products, precision=lax.Precision.HIGHEST)
 
 
 def seen_by(weights: Weights, inputs: jax.Array, geometry: Geometry) -> jax.Array:

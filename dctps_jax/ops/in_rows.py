@@ -1,14 +1,13 @@
 """The sparse part S one weight after the other, on activations that are laid out in rows: for many weights."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dctps_jax.ops.costs import Costs
 from dctps_jax.ops.rows import SHORT_ROW, Layout, Places, add_rows, inner_rows
-from dctps_jax.ops.sparse_part import weights_at
+from dctps_jax.ops.sparse_part import in_float32, weights_at
 from dctps_jax.ops.work import Work
 
 
@@ -41,24 +40,28 @@ class InRows:
 
     def convolve(self, inputs: jax.Array, values: jax.Array, kept: jax.Array | None = None) -> jax.Array:
         rows = self._rows_of_inputs(inputs, after=inputs) if kept is None else kept
-        sums = add_rows(self.outputs_shape, self.layout.length, _wide(values), rows, self.in_inputs, self.in_outputs)
+        sums = add_rows(
+            self.outputs_shape, self.layout.length, in_float32(values), rows, self.in_inputs, self.in_outputs
+        )
         return self.layout.outputs_of_rows(sums).astype(inputs.dtype)
 
     def gradient_of_values(self, inputs: jax.Array, gradient: jax.Array) -> jax.Array:
-        across = self.layout.rows_of_outputs(_wide(gradient))
+        across = self.layout.rows_of_outputs(in_float32(gradient))
         return self._inner_products(self._rows_of_inputs(inputs, after=gradient), across)
 
     def gradients(
         self, inputs: jax.Array, gradient: jax.Array, values: jax.Array, kept: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        across = self.layout.rows_of_outputs(_wide(gradient))
+        across = self.layout.rows_of_outputs(in_float32(gradient))
         rows = self._rows_of_inputs(inputs, after=gradient) if kept is None else kept
         to_values = self._inner_products(rows, across)
-        sums = add_rows(self.inputs_shape, self.layout.length, _wide(values), across, self.in_outputs, self.in_inputs)
+        sums = add_rows(
+            self.inputs_shape, self.layout.length, in_float32(values), across, self.in_outputs, self.in_inputs
+        )
         return self.layout.inputs_of_rows(sums).astype(inputs.dtype), to_values
 
     def _rows_of_inputs(self, inputs: jax.Array, after: jax.Array) -> jax.Array:
-        return self.layout.rows_of_inputs(_wide(inputs), after)
+        return self.layout.rows_of_inputs(in_float32(inputs), after)
 
     def _inner_products(self, rows: jax.Array, across: jax.Array) -> jax.Array:
         return inner_rows(self.layout.length, rows, across, self.in_inputs, self.in_outputs)
@@ -90,8 +93,3 @@ def _sizes(work: Work) -> tuple[int, int, int]:
 def _loop(positions: int, costs: Costs) -> float:
     """Return the nanoseconds that each weight takes beside the work on its numbers."""
     return costs.loop if positions > SHORT_ROW else 0
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    dtype: Any = jnp.promote_types(x.dtype, jnp.float32)
-    return x.astype(dtype)

@@ -212,7 +212,7 @@ def inner_rows(length: int, inputs: jax.Array, outputs: jax.Array, in_inputs: Pl
         # XLA's CPU backend (JAX 0.10.2) computes a product with ones faster than a sum: `benchmarks/rows.py`
         # times both. It computes a sum of slices in the same pass as the products.
         summed = functools.reduce(jnp.add, pieces) if is_short else pieces
-        return jnp.sum(summed @ jnp.ones(width, pieces.dtype))
+        return jnp.sum(jnp.matmul(summed, jnp.ones(width, pieces.dtype), precision=lax.Precision.HIGHEST))
 
     nnz = len(in_inputs.row)
     if not is_short:

@@ -23,7 +23,7 @@ def shifted_views(
     views = []
     for shifts in itertools.product(*map(range, size)):
         view = [
-            slice(shift, shift + (count - 1) * stride + 1, stride)
+            slice(shift, max(shift, shift + (count - 1) * stride + 1), stride)
             for shift, count, stride in zip(shifts, outputs, strides, strict=True)
         ]
         views.append(inputs[:, *view])

@@ -28,6 +28,8 @@ class Work(NamedTuple):
     @property
     def output_positions(self) -> int:
         """The number of positions of the outputs, of the whole batch."""
+        if not self.geometry.size:
+            return self.input_positions
         return self.inputs[0] * math.prod(self.geometry.output_spatial(self.inputs[1:-1]))
 
     @property

@@ -100,7 +100,7 @@ def draw_curves(records: Sequence[Record], output: Path | str) -> None:
 
 def _looks_of_kernels(densities: Mapping[Setting, float]) -> dict[Setting, dict[str, Any]]:
     ranks, looks = sorted(set(densities.values()), reverse=True), {}
-    offsets = sorted({dict(setting)["model.offset"] for setting in densities}, key=lambda offset: offset or "~")  # None last
+    offsets = sorted({dict(setting)["model.offset"] for setting in densities}, key=lambda name: (name is None, name))
     for setting, density in densities.items():
         offset = dict(setting)["model.offset"]
         rank = ranks.index(density) if len(ranks) > 1 else offsets.index(offset)

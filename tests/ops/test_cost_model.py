@@ -253,6 +253,13 @@ def test_a_compact_layer_is_computed_by_its_method(monkeypatch):
             layer(x)
 
 
+def test_complex_inputs_have_no_fast_transform():
+    work = Work(Geometry((4096, 4096)), (4096, 4096), 100, DCT)
+    assert choose("auto", work, jnp.float32, "cpu").startswith("transform")
+    for setting in ("auto", "transform"):
+        assert choose(setting, work, jnp.complex64, "cpu") == "autodiff"
+
+
 def test_other_layers_have_one_kernel(monkeypatch):
     used = used_methods(monkeypatch)
     layer = DCTpSLinear(4, 6, mask=jnp.ones((4, 6), bool), rngs=nnx.Rngs(0))

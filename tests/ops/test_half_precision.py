@@ -57,6 +57,24 @@ def roundings(method, geometry):
     return layer, layer, 4, layer + 4
 
 
+@pytest.mark.parametrize("method", ["autodiff", "on_support", "on_support_rows", "transform", "transform_rows"])
+@pytest.mark.parametrize(("size", "gradient"), [(1e-4, 1e-4), (300, 300)])
+def test_products_of_float16_numbers_neither_vanish_nor_overflow(method, size, gradient):
+    geometry, rows = CASES["linear, even"][0], 4096
+    work = Work(geometry, (rows, geometry.kernel_shape[0]), NNZ, DCT)
+    signs = np.where(np.arange(rows) % 2, 1, -1 if size > 1 else 1)[:, None]  # large products cancel
+    inputs = jnp.asarray(size * signs * np.ones(work.inputs), jnp.float16)
+    support, values = jnp.arange(NNZ, dtype=jnp.int32), jnp.zeros(NNZ, jnp.float32)
+
+    def outputs(values):
+        return apply_kernel(method, work, inputs, values, jnp.float32(ALPHA), support)
+
+    cotangent = jnp.full((rows, geometry.kernel_shape[-1]), gradient, jnp.float16)
+    (found,) = jax.vjp(outputs, values)[1](cotangent)
+    exact = np.sum(np.asarray(inputs[:, :1], np.float64) * float(cotangent[0, 0]))
+    np.testing.assert_allclose(found, np.full(NNZ, exact), rtol=2e-3, atol=1e-3 * size)
+
+
 @pytest.mark.parametrize("case", LAYERS)
 def test_outputs_and_gradients_of_every_method(case):
     """The error of a number is at most ``m·u / (1 − m·u)`` times the sum of the absolute values of its terms.

@@ -133,6 +133,17 @@ def test_rows_of_half_precision_are_summed_in_single():
     assert gradient.dtype == jnp.float32 and gradient.tolist() == [1000, 1000]  # bfloat16 counts to 256
 
 
+@pytest.mark.parametrize("way", [Gathered, InRows])
+def test_sums_by_a_product_with_ones_are_rounded_on_no_platform(way):
+    """A GPU would multiply in TF32, and a TPU in bfloat16."""
+    geometry, inputs, support, _ = problem("linear", 9)
+    work = Work(geometry, inputs.shape, len(support), None)
+    gradient = np.ones((*inputs.shape[:-1], geometry.kernel_shape[-1]))
+    program = jax.make_jaxpr(lambda *arrays: way(work, jnp.asarray(support)).gradient_of_values(*arrays))
+    text = str(program(inputs, gradient))
+    assert text.count("dot_general[") == text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 1
+
+
 def test_channels_are_gathered_before_they_are_shifted_where_there_are_few_weights():
     # With many weights the shifted channels of a row of the kernel are gathered from, with few never made.
     geometry = Geometry((3, 3, 40, 50), (1, 1), ((1, 1), (1, 1)))

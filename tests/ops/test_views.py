@@ -12,6 +12,11 @@ def test_padding_adds_zeros_or_crops():
     assert pad_spatial(x, ((0, 0), (0, 0))) is x
 
 
+def test_views_of_no_positions_are_empty():
+    views = shifted_views(jnp.zeros((1, 2, 2, 1)), (3, 1), (0, 2), (2, 1))
+    assert [view.shape for view in views] == [(1, 0, 2, 1)] * 3
+
+
 def test_views_are_in_the_order_of_the_kernel():
     x = jnp.arange(20).reshape(1, 4, 5, 1)
     views = shifted_views(x, (2, 3), (2, 2), (2, 1))
