@@ -3,8 +3,8 @@
     python train.py --config configs/lenet_digits.py
     python train.py --config configs/lenet_digits.py --config.model.offset=None
 
-93 % of the test digits are right, and 21 % without the offset. results/lenet_digits/ has ten seeds. Each run takes less
-than half a minute on two CPU cores.
+93.6 % of the test digits are right, and 20.8 % without the offset. Ten seeds: 92.5 ± 1.3 % and 60.9 ± 31.2 %
+(results/lenet_digits/). Each run takes less than half a minute on two CPU cores.
 """
 
 from dctps_jax import defaults

@@ -44,8 +44,30 @@ def code_spans(page):
 
 def links(page):
     """Return the targets of links and images to files, without anchors."""
+    return [file for file, _ in _targets(page) if file]
+
+
+def linked_headings(page):
+    """Return (page, anchor) of the links to headings."""
+    folder = Path(page).parent
+    return [
+        ((REPO / folder / file).resolve().relative_to(REPO).as_posix() if file else page, anchor)
+        for file, anchor in _targets(page)
+        if anchor
+    ]
+
+
+def _targets(page):
     targets = re.findall(r"\]\(([^)\s]+)\)", prose(page))
-    return [target.partition("#")[0] for target in targets if not target.startswith(("http", "#"))]
+    return [target.split("#") if "#" in target else (target, "") for target in targets if not target.startswith("http")]
+
+
+def anchors(page):
+    """Return the anchors that headings have both on GitHub and in the site, which joins hyphens that touch."""
+    headings = re.findall(r"^#+ (.+)$", prose(page).lower(), re.MULTILINE)
+    words = [re.sub(r"[^\w\s-]", "", heading) for heading in headings]
+    on_github = {text.replace(" ", "-") for text in words}
+    return on_github & {re.sub(r"[-\s]+", "-", text.strip()) for text in words}
 
 
 def commands(code):

@@ -40,7 +40,7 @@ from dctps_jax.training.state import create_state
 from dctps_jax.training.step import train_step
 from experiments import tables as results
 from tests.commands import call
-from tests.documents import PAGES, REPO, blocks, code_spans, commands, links, prose, read
+from tests.documents import PAGES, REPO, anchors, blocks, code_spans, commands, linked_headings, links, prose, read
 from tests.small_runs import small_run, train_on_one_device
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
@@ -239,6 +239,12 @@ def test_options_fields_and_paths_in_the_text_exist(page, folder):
 def test_links_lead_to_files(page):
     for target in links(page):
         assert (REPO / page).parent.joinpath(target).exists(), f"{page} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_headings(page):
+    for file, anchor in linked_headings(page):
+        assert anchor in anchors(file), f"{page} links to {file}#{anchor}"
 
 
 def test_the_readme_is_short_and_counts_the_lines_of_the_example():

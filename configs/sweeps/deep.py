@@ -2,7 +2,8 @@
 
 python sweep.py --config configs/resnet18_cifar10.py --sweep configs/sweeps/deep.py --workdir sweeps/deep
 
-results/resnet18_cifar10_deep/ was made with --config.num_epochs=3; without it a run has the paper's 200 epochs.
+Seen: three epochs (--config.num_epochs=3), one seed: 34.9 % with the offset and 46.5 % without at 1 %, 23.4 and 15.0 %
+at 0.1 % (results/resnet18_cifar10_deep/). The 200 epochs of the config: not run.
 """
 
 

@@ -2,7 +2,7 @@
 
 python sweep.py --config configs/lenet_digits.py --sweep configs/sweeps/digits.py --workdir sweeps/digits
 
-results/lenet_digits/ has these twenty runs.
+Seen: 92.5 ± 1.3 % with the offset and 60.9 ± 31.2 % without (results/lenet_digits/).
 """
 
 

@@ -2,6 +2,7 @@ r"""0.01 % of the weights, with the DCT offset and without: for the larger netwo
 
 python sweep.py --config configs/vgg19_cifar10.py --sweep configs/sweeps/lowest_density.py --workdir sweeps/vgg19_lowest
 
+Seen: VGG19, 200 epochs, one seed: 67.2 % with the offset and 10.0 % without, in the last epoch.
 The runs in results/vgg19_cifar10_lowest_density/ were made side by side on one GPU, from a folder of images. The run
 with the offset was stopped after epoch 185 and went on by the same command.
 

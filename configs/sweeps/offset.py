@@ -2,7 +2,8 @@
 
 python sweep.py --config configs/vgg19_cifar10.py --sweep configs/sweeps/offset.py --workdir sweeps/vgg19
 
-results/vgg19_cifar10_offset/ was made with --config.num_epochs=12; without it a run has the paper's 200 epochs.
+Seen: VGG19, 12 epochs (--config.num_epochs=12), one seed: 71.1 % with the offset and 75.7 % without at 1 %, 48.3 and
+55.1 % at 0.1 % (results/vgg19_cifar10_offset/). The 200 epochs of the config: not run.
 """
 
 

@@ -1,5 +1,4 @@
-"""What an operation with a gradient of its own asks of the compiler: stored arrays, in the right order, on every
-device.
+"""Workarounds that make XLA store arrays, order them well and keep few of them; and values of each device alone.
 
 XLA decides by itself what it fuses, what it computes twice and what it keeps from the forward to the backward pass. The
 functions here write programs in which it decides well. Each is a workaround for what XLA's CPU backend does in JAX
@@ -100,7 +99,7 @@ def stored_in_order(x: jax.Array, *axes: int) -> jax.Array:
 
 
 def varying_as(like: jax.Array, x: Any) -> Any:
-    """Return ``x`` (an array or None) as a value of each device alone, where ``like`` is one in a ``shard_map``.
+    """Return ``x`` (an array or None) as varying over the axes of a ``shard_map`` over which ``like`` varies.
 
     JAX then sums the gradient of ``x`` over these devices, as it does for operations without gradients of their own.
     """
@@ -111,9 +110,9 @@ def varying_as(like: jax.Array, x: Any) -> Any:
 
 
 def varying_alike(*arrays: Any) -> tuple[Any, ...]:
-    """Return the arrays (or None) as values of each device alone, where one of them is one in a ``shard_map``.
+    """Return the arrays (or None) as varying over all axes of a ``shard_map`` over which one of them varies.
 
-    What has gradients by hand needs them so: each gradient is a value of each device, and so must be what it is for.
+    An operation with gradients by hand needs them so: each gradient varies, and must do so as its array does.
     """
     for like in arrays:
         if like is not None:

@@ -23,7 +23,7 @@ class OffsetPart(Protocol):
 
     @staticmethod
     def transposed(work: Work, outputs: jax.Array) -> jax.Array:
-        """Return ``Dᵀ∗outputs``: what ``outputs``, as a gradient of ``D∗inputs``, make the gradient of the inputs."""
+        """Return ``Dᵀ∗outputs``: the gradient of the inputs where ``outputs`` is the gradient of ``D∗inputs``."""
         ...
 
     @staticmethod

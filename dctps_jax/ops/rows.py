@@ -27,7 +27,7 @@ SHORT_ROW = 256
 # The products of two short rows are first added up to so many sums, a vector register of AVX-512. With 8 and with 32, a
 # step of `benchmarks/masked_mlp.py` took longer.
 LANES = 16
-# Longer rows than this are never a power of two apart.
+# Longer rows than this get one more piece if they are whole pieces: see `Layout.length`.
 LONG_ROW = 2048
 # From this many rows on, rows are transposed by themselves.
 MANY_ROWS = 2048

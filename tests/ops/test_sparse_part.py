@@ -141,7 +141,7 @@ def test_sums_by_a_product_with_ones_are_rounded_on_no_platform(way):
     gradient = np.ones((*inputs.shape[:-1], geometry.kernel_shape[-1]))
     program = jax.make_jaxpr(lambda *arrays: way(work, jnp.asarray(support)).gradient_of_values(*arrays))
     text = str(program(inputs, gradient))
-    assert text.count("dot_general[") == text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 1
+    assert 0 < text.count("dot_general[") == text.count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
 
 
 def test_channels_are_gathered_before_they_are_shifted_where_there_are_few_weights():
