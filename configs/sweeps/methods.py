@@ -3,7 +3,8 @@
 python sweep.py --config configs/lenet_cifar10.py --sweep configs/sweeps/methods.py --workdir sweeps/methods
 
 Seen: 15 epochs (--config.num_epochs=15), at 1 % between 26.3 % (epf) and 35.5 % (RigL) with the offset
-(results/lenet_cifar10_methods/; docs/results.md has the table), each in 2 to 33 minutes on one or two busy CPU cores. The 200 epochs of the config: not run.
+(results/lenet_cifar10_methods/; docs/results.md has the table), each in 2 to 33 minutes on one or two busy CPU cores.
+The 200 epochs of the config: not run.
 """
 
 
