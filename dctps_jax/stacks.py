@@ -2,14 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 
 from dctps_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from dctps_jax.kernels import KernelLayer
 
 
 def of_each(stack: tuple[int, ...], function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -19,7 +16,7 @@ def of_each(stack: tuple[int, ...], function: Callable[..., jax.Array]) -> Calla
     return function
 
 
-def check_one_layer(layer: "KernelLayer") -> None:
+def check_one_layer(layer: Any) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` for a stack, and where only some of the variables are stacked."""
     if layer.stack:
         raise UserError(
@@ -36,7 +33,7 @@ def check_one_layer(layer: "KernelLayer") -> None:
             )
 
 
-def shapes_of_variables(layer: "KernelLayer") -> dict[str, tuple[int, ...]]:
+def shapes_of_variables(layer: Any) -> dict[str, tuple[int, ...]]:
     """Return which shape each variable besides the kernel must have, after the axes of a stack, by attribute."""
     shapes = {
         "mask": layer.kernel_shape,
@@ -62,7 +59,7 @@ def check_stack(path: str, stack: Sequence[int], shapes: Mapping[str, tuple[Sequ
             )
 
 
-def check_variables(path: str, layer: "KernelLayer") -> None:
+def check_variables(path: str, layer: Any) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` unless all variables of a layer have the axes of its stack first."""
     kernel = layer.kernel.get_value().shape  # an abstract array has no items
     if kernel:  # a kernel that is handed to the network later is a scalar until then

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "dctps_jax"
 # A name is a module or a folder of the package.
 GROUPS = [
     ["errors", "arguments", "field", "own", "seeds", "files", "npz", "command", "losses"],
-    ["offsets", "dct", "ops", "partitioning", "supports", "kernels"],
+    ["offsets", "dct", "ops", "partitioning", "supports", "stacks", "kernels"],
     ["layers", "layer_kinds", "data"],
     ["prunable", "frozen"],
     ["models", "pruning", "conversion", "conversion_table", "torch_compat"],
