@@ -10,9 +10,9 @@ from dctps_jax.ops import target
 
 
 def resolve(config: Any) -> Any:
-    """Return a copy of a config as a run uses it: its references resolved, and ``model.offset`` in one spelling.
+    """Return a copy of a config as a run uses it: its references resolved, and None in one spelling.
 
-    "None" in any case and "" become None; so in every field that takes None.
+    In every field that may be None, "None" in any case and "" become None.
     """
     config = config.copy_and_resolve_references()
     for name, value in list(flat_fields(config)):

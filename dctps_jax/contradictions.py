@@ -180,6 +180,11 @@ def _crop_unusable(config: Any) -> str | None:
     settings = config.data
     if settings.crop == "padded":
         return None
+    if not settings.augment:
+        return (
+            f"config.data.crop is {settings.crop!r} and config.data.augment False; without augmentation nothing is "
+            "cropped at random, leave crop at 'padded'"
+        )
     if settings.image_size == 0:
         return (
             f"config.data.crop is {settings.crop!r} and config.data.image_size 0; give the size that the crops are "
@@ -199,6 +204,15 @@ def _crop_unusable(config: Any) -> str | None:
     return None
 
 
+def _keeps_epochs_after_the_last(config: Any) -> str | None:
+    if max(config.keep_epochs, default=0) > config.num_epochs:
+        return (
+            f"config.keep_epochs is {tuple(config.keep_epochs)} and config.num_epochs {config.num_epochs}; an epoch "
+            "that the run does not have cannot be kept, leave it out or raise num_epochs"
+        )
+    return None
+
+
 CONTRADICTIONS: tuple[Callable[[Any], str | None], ...] = (
     _last_seed_too_large,
     _moments_incomplete,
@@ -214,4 +228,5 @@ CONTRADICTIONS: tuple[Callable[[Any], str | None], ...] = (
     _own_data_missing,
     _optimizer_unusable,
     _crop_unusable,
+    _keeps_epochs_after_the_last,
 )

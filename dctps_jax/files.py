@@ -4,8 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,13 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     data = content.encode() if isinstance(content, str) else content
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with unfinished(Path(temporary)):
-            with os.fdopen(descriptor, "wb") as file:
+        # Not by tempfile, whose files only their owner may read, whatever the umask.
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with unfinished(temporary):
+            with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
             os.replace(temporary, path)
     except OSError as error:
         if DiskFull.is_reason(error):

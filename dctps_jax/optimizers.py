@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from optax import contrib
 
-from dctps_jax.errors import UserError
+from dctps_jax.errors import UserError, first_line
 
 
 class Optimizer(NamedTuple):
@@ -200,11 +200,23 @@ def make_optimizer(
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for an option that an optimiser does not have."""
+    """Raise :class:`~dctps_jax.errors.UserError` for an option that an optimiser does not have or cannot take."""
     for option in options:
         if option not in options_of(name):
             known = ", ".join(options_of(name)) or "none"
             raise UserError(f"optimizer {name!r} has no option {option!r}; its options are: {known}")
+    if not options:
+        return
+    given = {"momentum": 0.9} if takes_momentum(name) else {}
+    try:
+        jax.eval_shape(lambda: _step_of(OPTIMIZERS[name].scale(**given, **options)))
+    except Exception as error:  # optax raises whatever a value makes its arithmetic raise
+        raise UserError(f"optimizer {name!r} cannot take the options {dict(options)}: {first_line(error)}") from error
+
+
+def _step_of(optimizer: optax.GradientTransformation) -> Any:
+    params = {"kernel": jnp.ones((2, 2))}
+    return optimizer.update(params, optimizer.init(params), params)
 
 
 def reduce_on_plateau(settings: Any, steps_per_epoch: int) -> optax.GradientTransformation:

@@ -168,6 +168,26 @@ def test_lists_are_as_good_as_tuples():
     check_config(config_with(execution__layer_methods=(["fc", "auto"],), optimizer__milestones=[1, 2]))
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optimizer__options": (("b1", "x"),)}, "optimizer 'adam' cannot take the options {'b1': 'x'}"),
+        ({"num_epochs": 3, "keep_epochs": (2, 50)}, "config.keep_epochs is (2, 50) and config.num_epochs 3"),
+        (
+            {
+                "data__name": "image_folder",
+                "data__crop": "random_resized",
+                "data__image_size": 8,
+                "data__augment": False,
+            },
+            "config.data.crop is 'random_resized' and config.data.augment False",
+        ),
+    ],
+)
+def test_what_would_have_no_effect_or_fail_later_is_refused(fields, message):
+    assert message in message_of(config_with(**fields))
+
+
 def test_dense_layers():
     assert "config.pruning.dense_layers" in message_of(config_with(pruning__dense_layers=(1,)))
 

@@ -315,7 +315,7 @@ def test_runs_that_cannot_be_exported(runs, tmp_path):
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_the_commands(runs, tmp_path):
+def test_the_commands(runs, tmp_path, monkeypatch):
     model = tmp_path / "model.safetensors"
     done = call(export.main, runs / "dct", "--output", model)
     assert done.code == 0 and done.err == "" and "kB" in done.out
@@ -326,6 +326,8 @@ def test_the_commands(runs, tmp_path):
     done = call(predict.main, model, *images, "--top", "2")
     resized = f"{tmp_path / '0'}\\udce9.png has 50 x 40 pixels and is resized to 32 x 32\n"
     assert done.code == 0 and done.err == resized, done
+    monkeypatch.setattr(predict, "BATCH", 1)
+    assert call(predict.main, model, *images, "--top", "2").out == done.out
     lines = done.out.splitlines()
     assert len(lines) == 2 and lines[0].startswith(f"{tmp_path / '0'}\\udce9.png: ") and lines[0].count("%") == 2
     done = call(predict.main, VERSION_1, images[0])

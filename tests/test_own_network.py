@@ -148,6 +148,9 @@ def floats(dir, image_size):
 def one():
     return 1
 
+def ragged():
+    return ([[1], [1, 2]], [0, 1]), ([[1], [1, 2]], [0, 1])
+
 def of_many(dir, count):
     return 1
 """
@@ -508,6 +511,7 @@ def test_a_network_with_layers_of_its_own_and_images_that_change(capsys):
         ({"network": "mine.networks:Linear", "model__alpha_init": 0.5}, ["model.alpha_init is 0.5", "leave it at 1.0"]),
         ({"network": "lenet", "model__options": (("depth", 3),)}, ["config.model.options", "lenet has none"]),
         ({"images": "mine.images:one"}, ["returns int", "(train_images, train_labels)"]),
+        ({"images": "mine.images:ragged"}, ["returns lists that are no arrays", "(train_images, train_labels)"]),
         ({"images": "mine.images:floats"}, ["train_images is float64 [4, 2, 2, 3]", "uint8"]),
         ({"images": "mine.images:from_one"}, ["class 0 has no training images", "subtract the smallest label"]),
         ({"images": "mine.pictures:load"}, ["config.data.name is 'mine.pictures:load'", "no module"]),

@@ -348,7 +348,8 @@ def test_names_of_experiments_are_all_that_there_are():
     with pytest.raises(UserError, match=r"one of: .*lenet_digits, .*, recipes/modern_cifar10$"):
         find_experiment("--config", "unknown")
     with pytest.raises(
-        UserError, match=r"one of: deep, density, digits, extreme, lowest_density, methods, offset, schedules$"
+        UserError,
+        match=r"one of: comparison, deep, density, digits, extreme, lowest_density, methods, offset, schedules$",
     ):
         find_experiment("--sweep", "unknown", "sweeps")
     assert all(find_experiment("--config", name).is_file() for name in names_in())

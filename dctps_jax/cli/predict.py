@@ -15,6 +15,9 @@ from dctps_jax.data.reading import read_file
 from dctps_jax.errors import UserError
 from dctps_jax.export import Description, read_exported
 
+# So many images are computed at a time.
+BATCH = 256
+
 
 @command("predict.py")
 def main() -> None:
@@ -33,21 +36,23 @@ def main() -> None:
         raise UserError(f"--max-pixels is {arguments.max_pixels}; it must be at least 1")
     description, model = read_exported(arguments.model, arguments.network)
     files = [file for path in arguments.images for file in (images_in(path) if path.is_dir() else [path])]
-    images, changed = [], {}
-    for file in files:
-        image = decode_file(file, arguments.max_pixels)
-        images.append(fitted(image, description))
-        for kind, change in changes(image, description).items():
-            changed.setdefault(kind, f"{file} {change}")  # the first image of each kind stands for all
-    for change in changed.values():
-        print(change, file=sys.stderr)
     if description.dtype not in (None, "float32"):
         print(f"computed in {description.dtype}, as the network was trained", file=sys.stderr)
-    logits = model(description.prepare(jnp.asarray(np.stack(images))))
-    probabilities = np.asarray(jax.nn.softmax(logits.astype(jnp.float32)))
-    for file, row in zip(files, probabilities, strict=True):
-        best = np.argsort(-row)[: arguments.top]
-        print(f"{file}: {', '.join(f'{description.class_names[index]} {row[index]:.1%}' for index in best)}")
+    told: set[str] = set()
+    for start in range(0, len(files), BATCH):
+        images, batch = [], files[start : start + BATCH]
+        for file in batch:
+            image = decode_file(file, arguments.max_pixels)
+            images.append(fitted(image, description))
+            for kind, change in changes(image, description).items():
+                if kind not in told:  # the first image of each kind stands for all
+                    print(f"{file} {change}", file=sys.stderr)
+                told.add(kind)
+        logits = model(description.prepare(jnp.asarray(np.stack(images))))
+        probabilities = np.asarray(jax.nn.softmax(logits.astype(jnp.float32)))
+        for file, row in zip(batch, probabilities, strict=True):
+            best = np.argsort(-row)[: arguments.top]
+            print(f"{file}: {', '.join(f'{description.class_names[index]} {row[index]:.1%}' for index in best)}")
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from absl import app, flags
 from dctps_jax.cli.experiments import find_experiment, names_in
 from dctps_jax.cli.train import CONFIG, parse_flags, workdir_of
 from dctps_jax.command import command
+from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
 from dctps_jax.runs.sweep import Sweep, plan_runs
 
@@ -81,15 +82,22 @@ def load_sweep(name: str) -> Any:
 
 def options_for_all(argv: list[str]) -> list[str]:
     """Return those arguments that are the config and its fields, for ``train.py``."""
-    options, may_be_value = [], False
+    options, is_value = [], False
     for argument in argv[1:]:
         name = argument.lstrip("-").partition("=")[0]
-        is_option = argument.startswith("-")
-        is_config = is_option and (name == "config" or name.startswith(("config.", "noconfig.")))
-        if is_config or (may_be_value and not is_option):
+        is_config = argument.startswith("-") and (name == "config" or name.startswith(("config.", "noconfig.")))
+        if argument.startswith("-") and name == "flagfile":
+            raise UserError("--flagfile is for train.py; give the fields of a sweep's config one by one")
+        if is_value or is_config:
             options.append(argument)
-        may_be_value = is_config and "=" not in argument
+        # A field that is True or False may stand alone: --config.data.augment. The value of others may begin with "-".
+        is_value = not is_value and is_config and "=" not in argument and not _stands_alone(name)
     return options
+
+
+def _stands_alone(name: str) -> bool:
+    field = FIELDS.get(name.removeprefix("config."))
+    return name.startswith("noconfig.") or (field is not None and isinstance(field.default, bool))
 
 
 if __name__ == "__main__":

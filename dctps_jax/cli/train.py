@@ -39,6 +39,8 @@ def main() -> None:
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"there is no argument {argv[1]!r}; options look like --config.seed=1")
+    if CONFIG.value is None and flags.FLAGS["config"].present:
+        raise UserError("--config: get_config() of the file returns None; return the config")
     if CONFIG.value is None:
         raise UserError("give a config: python train.py --config configs/NAME.py; --help names all fields of a config")
     with listen_for_signals(ends_process=True) as signals, together(resolve(CONFIG.value)):
@@ -82,8 +84,9 @@ def parse_flags(argv: list[str], usage: str = USAGE) -> list[str]:
             given, colon, parameter = (value if equals else argv[position + 1]).partition(":")
             file = str(find_experiment("--config", given))
             argv[position : position + (1 if equals else 2)] = [f"--config={file}{colon}{parameter}"]
-        if argument.startswith("-") and name.startswith("config.") and name.removeprefix("config.") not in FIELDS:
-            raise UserError(unknown_field(name.removeprefix("config.")))
+        field = name.removeprefix("no").removeprefix("config.")
+        if argument.startswith("-") and name.startswith(("config.", "noconfig.")) and field not in FIELDS:
+            raise UserError(unknown_field(field))
         if argument.startswith("-") and name.startswith("config.") and (equals or position + 1 < len(argv)):
             _check_tuple(name.removeprefix("config."), value if equals else argv[position + 1])
     try:

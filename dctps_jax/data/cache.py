@@ -242,7 +242,7 @@ def _with_progress(title: str, split: DecodedPart) -> Iterator[np.ndarray]:
 
 
 def _write_array(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterator[np.ndarray]) -> int:
-    """Write a .npy file block by block and returns the CRC-32 of its content."""
+    """Write a .npy file block by block and return the CRC-32 of its content."""
     header = io.BytesIO()
     description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, description)

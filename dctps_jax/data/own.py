@@ -36,8 +36,14 @@ def load_own(path: str, folder: str, image_size: int, seed: int) -> Dataset:
         raise UserError(
             f"{_FIELD} is {path!r}, which returns {type(found).__name__}; it must return {_CONTRACT}"
         ) from error
-    train_images, train_labels = np.asarray(train_images), np.asarray(train_labels)
-    return make_dataset(path, train_images, train_labels, np.asarray(test_images), np.asarray(test_labels))
+    try:
+        parts = (train_images, train_labels, test_images, test_labels)
+        train_images, train_labels, test_images, test_labels = (np.asarray(part) for part in parts)
+    except ValueError as error:  # lists of different lengths
+        raise UserError(
+            f"{_FIELD} is {path!r}, which returns lists that are no arrays; it must return {_CONTRACT}"
+        ) from error
+    return make_dataset(path, train_images, train_labels, test_images, test_labels)
 
 
 def load_npz(path: Path) -> Dataset:
@@ -50,7 +56,7 @@ def load_npz(path: Path) -> Dataset:
     names = [next((name for name in names if name in found), "") for names in _ARRAYS]
     if "" in names:
         raise UserError(f"{path} holds {', '.join(found) or 'nothing'}; it should hold {content}")
-    class_names = tuple(map(str, found["class_names"])) if "class_names" in found else ()
+    class_names = tuple(map(str, np.atleast_1d(found["class_names"]))) if "class_names" in found else ()
     train_images, train_labels, test_images, test_labels = (found[name] for name in names)
     return make_dataset(path.name, train_images, train_labels, test_images, test_labels, class_names)
 

@@ -40,8 +40,10 @@ def find_parquet_folder(options: Options) -> Encoded:
         ParquetImages(paths, [columns[path][0] for path in paths], [columns[path][1] for path in paths])
         for paths in parts
     )
-    names = next((names for _, _, names in columns.values() if names), ())
+    names = _same_names({path: names for path, (_, _, names) in columns.items() if names})
     class_names = _check_labels(options.dir, train.labels, test.labels, names)
+    for images in (train, test):
+        images.labels = images.labels.astype(np.int32)
     digest = digest_of_files(options.dir, files)
 
     def decode() -> Decoded:
@@ -69,9 +71,26 @@ class ParquetImages:
         return f"image {number} in {path}", content
 
 
+def _same_names(names: dict[Path, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the names of the classes, () if no file has any. All files that have some must have the same."""
+    first = next(iter(names), None)
+    for path, other in names.items():
+        if first is not None and other != names[first]:
+            raise UserError(
+                f"{path} and {first} have other names of the classes, or in another order, so that their labels mean "
+                f"different things; {_DOWNLOAD_AGAIN}"
+            )
+    return () if first is None else names[first]
+
+
 def _check_labels(folder: Path, train: np.ndarray, test: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of the classes: their numbers, if they have no `names`."""
+    for part, labels in (("train", train), ("test", test)):
+        if not len(labels):
+            raise UserError(f"{folder} has no image in its {part} files; {_DOWNLOAD_AGAIN}")
     lowest, highest = (int(getattr(np.concatenate([train, test]), bound)()) for bound in ("min", "max"))
+    if highest > np.iinfo(np.int32).max:
+        raise UserError(f"{folder} has the label {highest}, but labels must be numbers of classes; {_DOWNLOAD_AGAIN}")
     if lowest < 0 or (names and highest >= len(names)):
         raise UserError(
             f"{folder} has labels from {lowest} to {highest}, but they must be numbers of classes from 0"
@@ -115,4 +134,4 @@ def _labels(path: Path, column: str) -> np.ndarray:
             "them, or leave them out"
         )
     with parsing(path, _DOWNLOAD_AGAIN):
-        return values.to_numpy().astype(np.int32)
+        return values.to_numpy().astype(np.int64)

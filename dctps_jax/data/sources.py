@@ -92,10 +92,20 @@ def load(
     Raises UserError for an unknown name, a size that the source cannot give, every missing or damaged file, and memory
     that runs out.
     """
+    if channels != 3 and not reads_any_folder(name):
+        raise UserError(
+            f"data.channels is {channels}, but '{name}' keeps its own channels; leave it at 3, it is for folders of "
+            "image files"
+        )
     if is_import_path(name):
         return load_own(name, dir, image_size, seed)
     if name.endswith(".npz"):
-        return load_npz(Path(name).expanduser())
+        if image_size:
+            raise UserError(
+                f"data.image_size is {image_size}, but the images of '{name}' keep their size; leave it at 0, or "
+                "resize them in the file"
+            )
+        return load_npz(_folder("data.name", name))
     if name not in SOURCES:
         hint = did_you_mean(name, SOURCES)
         raise UserError(f"data.name is {name!r}{hint}, but must be one of {', '.join(SOURCES)}")
@@ -141,4 +151,4 @@ def _folder(field: str, value: str) -> Path:
             raise ValueError("it has a NUL byte")
         return Path(value).expanduser()
     except (RuntimeError, ValueError) as error:  # a "~name" of nobody is a RuntimeError
-        raise UserError(f"{field} is {value!r}, which names no folder ({error}); set it to one") from error
+        raise UserError(f"{field} is {value!r}, which is no path ({error}); set it to one") from error

@@ -8,7 +8,7 @@ from dctps_jax.ops import cost_model
 EXECUTION: dict[str, Field] = {
     "execution.form": Field(
         "auto",
-        "How trained weights are stored: dense with a mask, or their values only; `auto`: as takes less memory.",
+        "How trained weights are stored: dense with a mask, or their values only; `auto`: whichever takes less memory.",
         choices=("auto", *pruning.FORMS),
         resume=True,
     ),

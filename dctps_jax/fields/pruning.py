@@ -75,8 +75,8 @@ PRUNING: dict[str, Field] = {
     "pruning.rewind_epoch": Field(
         -1,
         "At least 0: `from_run` prunes the trained weights of that run by magnitude, to `pruning.density`, and trains "
-        "on from its weights after so many epochs (0: from its initial ones). `keep_epochs` of that run must have had "
-        "the epoch. -1: it takes the masks only.",
+        "on from its weights after so many epochs (0: from its initial ones). That run must have kept the epoch "
+        "(`keep_epochs`). -1: it takes the masks only.",
         allowed=at_least(-1),
         needs=(MASKS_OF_RUN,),
         added=True,

@@ -20,8 +20,8 @@ RUN: dict[str, Field] = {
     "num_epochs": Field(200, "Passes over the training images.", allowed=at_least(1), grows=True),
     "steps_per_dispatch": Field(
         0,
-        "Training steps in one call to the device; 0: 1 on a CPU, 50 elsewhere, or as many as 256 MB of images are for "
-        "where they are streamed.",
+        "Training steps in one call to the device; 0: 1 on a CPU, 50 elsewhere, or fewer where the images of 50 steps "
+        "are streamed and exceed 256 MB.",
         allowed=at_least(1, zero="to choose by platform"),
     ),
     "log_every_steps": Field(
@@ -52,7 +52,10 @@ RUN: dict[str, Field] = {
         resume=True,
     ),
     "trackio": Field(
-        False, "Write the metrics for Trackio, too: kept in the run's directory.", added=True, resume=True
+        False,
+        "Write the metrics for Trackio, too: kept in the run's directory, that of the first of several seeds.",
+        added=True,
+        resume=True,
     ),
     # Several processes, see docs/several_hosts.md.
     "distributed.coordinator": Field(

@@ -156,7 +156,8 @@ def write_records(file: Path, records: Iterable[Record]) -> None:
 def is_dense(config: Mapping[str, Any]) -> bool:
     """Return whether a config by dotted field is of a network that trains all weights."""
     method, density = config.get("pruning.method", ""), config.get("pruning.density", 0)
-    return trains_all_weights(method, density, config.get("pruning.layer_densities"))
+    densities = config.get("pruning.layer_densities", ())
+    return trains_all_weights(method, density, () if densities == "[]" else densities)  # records hold lists as texts
 
 
 def has_effect(field: str, config: Mapping[str, Any]) -> bool:

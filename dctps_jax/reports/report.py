@@ -66,7 +66,8 @@ def _line(setting: Setting, members: Sequence[Record], fields: Sequence[str]) ->
     }
     for name in ("test_accuracy_best", "test_accuracy_final"):
         accuracies = [result[name] for result in results if result[name] is not None]
-        line[name], line[f"{name}_std"] = mean_and_std(accuracies) if accuracies else (None, None)
+        # A mean over some of the seeds would pass for one over all.
+        line[name], line[f"{name}_std"] = mean_and_std(accuracies) if len(accuracies) == len(results) else (None, None)
     line["trainable_parameters"] = round(statistics.fmean(result["trainable_parameters"] for result in results))
     line |= _costs(first)
     rows = [row for record in members for row in record.rows]

@@ -62,7 +62,10 @@ def _open_wandb(workdir: Path, config: Any) -> Logger:
 
 
 def _open_trackio(workdir: Path, config: Any) -> Logger:
-    """Trackio: its database lies in the run's directory, unless ``TRACKIO_DIR`` names another one."""
+    """Trackio: its database lies in the run's directory, unless ``TRACKIO_DIR`` names another one.
+
+    Trackio reads that variable once, when it is imported. So the seeds of a run share the database of the first.
+    """
     os.environ.setdefault("TRACKIO_DIR", str(workdir / "trackio"))
     import trackio  # pyright: ignore[reportMissingImports]
 

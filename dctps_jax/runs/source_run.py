@@ -105,7 +105,10 @@ def checkpoint_of_epoch(source: SourceRun, epoch: int, steps_per_epoch: int) -> 
         if source.rewind_epoch >= 0:
             advice = f"it began at epoch {source.rewind_epoch} itself, rewind to that one"
         else:
-            advice = f"train it with --config.keep_epochs='({epoch},)', or rewind to 0, its initial weights"
+            advice = (
+                f"train it in a new directory with --config.keep_epochs='({epoch},)', or rewind to 0, its initial "
+                "weights"
+            )
         raise UserError(
             f"config.pruning.rewind_epoch is {epoch}, and {source.folder} kept no checkpoint of step {step} "
             f"({epoch} · {steps_per_epoch} steps of an epoch; it kept steps "

@@ -1,6 +1,5 @@
 """What a finished run says: its closing line, the mean over seeds, the environment it ran in."""
 
-import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,13 +14,9 @@ from dctps_jax.runs.workdir import write_results
 def last_line(results: dict[str, Any]) -> str:
     """Return the closing line of a run, or of the runs of several seeds."""
     if "seeds" in results:
-        best, std = (results.get(name, math.nan) for name in ("test_accuracy_best", "test_accuracy_best_std"))
-        ema, ema_std = (results.get(f"test_accuracy_ema{end}", math.nan) for end in ("", "_std"))
-        averaged = "" if math.isnan(ema) else f", of averaged weights {ema:.2%} ± {ema_std:.2%}"
-        return (
-            f"{len(results['seeds'])} seeds: test accuracy of the best epoch {best:.2%} ± {std:.2%}, "
-            f"of the last {results['test_accuracy_final']:.2%} ± {results['test_accuracy_final_std']:.2%}{averaged}"
-        )
+        best, final, ema = (_mean(results, f"test_accuracy_{which}") for which in ("best", "final", "ema"))
+        averaged = f", of averaged weights {ema}" if "test_accuracy_ema" in results else ""
+        return f"{len(results['seeds'])} seeds: test accuracy of the best epoch {best}, of the last {final}{averaged}"
     best, ema = results["test_accuracy_best"], results.get("test_accuracy_ema")
     averaged = "" if ema is None else f", {ema:.2%} of averaged weights"
     return (
@@ -31,13 +26,17 @@ def last_line(results: dict[str, Any]) -> str:
     )
 
 
+def _mean(results: dict[str, Any], name: str) -> str:
+    return f"{results[name]:.2%} ± {results[f'{name}_std']:.2%}" if name in results else "unknown"
+
+
 def summarize(runs: list[dict[str, Any]], workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Write and print mean and standard deviation of the runs of several seeds; return what was written."""
     seeds = [results["seed"] for results in runs]
     results: dict[str, Any] = {"seed": seeds[0], "seeds": seeds}
     for name in ("best_val_accuracy", "test_accuracy_best", "test_accuracy_final", "test_accuracy_ema"):
         values = [results[name] for results in runs if results.get(name) is not None]
-        if values:
+        if len(values) == len(runs):  # a mean over some of the seeds would pass for one over all
             results[name], results[f"{name}_std"] = mean_and_std(values)
     for name in ("density", "density_asked", "layer_densities", "trainable_parameters"):
         results[name] = runs[0][name]

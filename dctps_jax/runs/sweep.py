@@ -1,6 +1,7 @@
 """Many runs of one config: a grid over its fields, a directory and a process for each run."""
 
 import contextlib
+import copy
 import itertools
 import json
 import os
@@ -66,7 +67,7 @@ def plan_runs(config: Any, grids: Any) -> list[GridPoint]:
             fields = dict(zip(grid, values, strict=True))
             for field, value in fields.items():
                 check_type(field, value)
-            single = config.copy_and_resolve_references()
+            single = copy.deepcopy(config)  # with its references, which follow the fields that are set
             single.update_from_flattened_dict(fields)
             single = resolve(single)
             check_config(single, check_devices=False)
@@ -142,9 +143,12 @@ def in_existing_folders(points: Sequence[GridPoint], workdir: Path) -> list[Grid
     growing: dict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
     for file in sorted(workdir.glob("*/config.json")):
         name, config = file.parent.name, ADDED_FIELDS | dict(flat_fields(read_config(file.parent)))
-        exact[identity(config)].append((name, config))
-        if not any(part.startswith(tuple(f"{field}=" for field in GROWING_FIELDS)) for part in name.split(",")):
-            growing[name_of_run(config)].append((name, config))
+        grows = not any(part.startswith(tuple(f"{field}=" for field in GROWING_FIELDS)) for part in name.split(","))
+        # A run has the type that it began with in its config, where the sweep may leave it open.
+        for same in (config, config | {"model.dtype": "auto"}):
+            exact[identity(same)].append((name, same))
+            if grows:
+                growing[name_of_run(same)].append((name, same))
     found = []
     for point in points:
         name = point.name
@@ -182,7 +186,7 @@ class Sweep:
         """
         self.points = in_existing_folders(self.points, self.workdir)
         for point in self.points:
-            if (self.workdir / point.name / "results.json").exists():
+            if (self.workdir / point.name / "config.json").exists():
                 check_same(self.workdir / point.name, point.config)
         finished = [point for point in self.points if self._is_finished(point)]
         for point in finished:
@@ -244,6 +248,8 @@ class Sweep:
                     start_new_session=True,
                 )
             self.working[slot] = (point, process, time.monotonic())
+            if self.signal_number is not None:  # it came before the process was known
+                process.terminate()
             return
 
     def _ended(self) -> Iterator[tuple[int, GridPoint]]:

@@ -96,8 +96,21 @@ def make_step_spec(
 def make_optimizer_and_schedule(
     config: Any, steps_per_epoch: int
 ) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
-    """Return the optimiser of ``config.optimizer``, and its learning rate as a function of the step."""
-    options = config.optimizer
+    """Return the optimiser of ``config.optimizer``, and its learning rate as a function of the step.
+
+    Raises :class:`~dctps_jax.errors.UserError` where the run has too few steps for them.
+    """
+    options, num_steps = config.optimizer, config.num_epochs * steps_per_epoch
+    if round(options.warmup_epochs * steps_per_epoch) >= num_steps:
+        raise UserError(
+            f"config.optimizer.warmup_epochs is {options.warmup_epochs}, which are all of the {num_steps} steps of the "
+            "run; warm up for fewer"
+        )
+    if options.accumulate_steps > num_steps:
+        raise UserError(
+            f"config.optimizer.accumulate_steps is {options.accumulate_steps}, and the run has {num_steps} steps, so "
+            "that the parameters would never change; lower it, or train longer"
+        )
     schedule = SCHEDULES[options.schedule](options, steps_per_epoch, config.num_epochs)
     optimizer = make_optimizer(
         options.name,

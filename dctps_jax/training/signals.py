@@ -45,7 +45,7 @@ class NonFiniteLoss(Exception):
         advice = "a smaller config.optimizer.learning_rate usually helps"
         if rate is not None:
             advice = f"start again in another directory with a smaller rate: --config.optimizer.learning_rate={rate:g}"
-        super().__init__(f"{what} not finite at step {step}; checkpoints from before are kept, and {advice}")
+        super().__init__(f"{what} not finite at step {step}; checkpoints from before are kept; {advice}")
 
 
 @contextlib.contextmanager

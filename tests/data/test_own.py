@@ -121,7 +121,8 @@ def test_parquet_files_as_on_the_hub(tmp_path, files):
 
 
 def test_parquet_of_other_columns_and_values(tmp_path):
-    pytest.importorskip("pyarrow")
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
     assert "no file train*.parquet and no parquet file at all" in message("parquet_folder", dir=str(tmp_path))
     write_parquet(tmp_path / "test.parquet")
     write_parquet(tmp_path / "train.parquet", column="fine_label", names=())
@@ -136,6 +137,15 @@ def test_parquet_of_other_columns_and_values(tmp_path):
     assert "has the columns image (struct" in text and "kind (int64)" in text
     write_parquet(tmp_path / "train.parquet", labels=LABELS - 1)
     assert "has labels from -1 to 2" in message("parquet_folder", dir=str(tmp_path))
+    write_parquet(tmp_path / "train.parquet", labels=LABELS + 2**32, names=())
+    write_parquet(tmp_path / "test.parquet", names=())
+    assert "has the label 4294967298" in message("parquet_folder", dir=str(tmp_path))
+    write_parquet(tmp_path / "train.parquet", names=("dog", "cat", "owl"))
+    write_parquet(tmp_path / "test.parquet")
+    assert "have other names of the classes, or in another order" in message("parquet_folder", dir=str(tmp_path))
+    none = pyarrow.parquet.read_table(tmp_path / "test.parquet").slice(0, 0)
+    pyarrow.parquet.write_table(none, tmp_path / "train.parquet")
+    assert "has no image in its train files" in message("parquet_folder", dir=str(tmp_path))
     write_parquet(tmp_path / "train.parquet", images=[*RGB[:5], RGB[5, :3]])
     text = message("parquet_folder", dir=str(tmp_path))
     assert "image 5 in" in text and "4 x 3 and 4 x 5 pixels" in text and "data.image_size" in text

@@ -75,7 +75,7 @@ def test_importing_stays_light():
 @pytest.mark.parametrize("value", ["~nobody-of-this-name/data", "nul\0byte"])
 def test_what_names_no_folder(field, value):
     text = message("image_folder", **{"dir": "somewhere", field: value})
-    assert f"data.{field} is {value!r}, which names no folder" in text
+    assert f"data.{field} is {value!r}, which is no path" in text
 
 
 def test_memory_that_runs_out_is_one_sentence(monkeypatch):

@@ -3,8 +3,9 @@
 import optax
 import pytest
 
+from configs import lenet_digits
 from dctps_jax.optimizers import OPTIMIZERS, Optimizer
-from dctps_jax.reports.records import Record, differing, has_effect, title_of
+from dctps_jax.reports.records import Record, differing, has_effect, method_name, read_records, title_of
 
 
 @pytest.mark.parametrize(("name", "expected"), [("sgd", True), ("nesterov", True), ("adam", False), ("signum", True)])
@@ -27,6 +28,20 @@ def test_momentum_tells_runs_apart_of_each_optimiser_that_takes_it(monkeypatch, 
 def test_a_folder_goes_by_its_name(name, expected):
     assert title_of([{"model.name": "lenet", "data.name": name, "data.dir": "images/birds"}]) == expected
     assert title_of([{"model.name": "lenet", "data.name": name}]) == f"lenet on {name}"
+
+
+@pytest.mark.parametrize("densities", [(), (("conv1", 0.5),)])
+def test_a_dense_network_has_no_method(tmp_path, densities):
+    """Its method has no effect. A layer with a density of its own makes it sparse."""
+    config = lenet_digits.get_config()
+    config.pruning.density, config.pruning.layer_densities = 1.0, densities
+    for method in ("epl", "erk"):
+        config.pruning.method = method
+        (tmp_path / method).mkdir()
+        (tmp_path / method / "config.json").write_text(config.to_json())
+    settings = {record.setting for record in read_records(tmp_path)}
+    assert {method_name(setting) for setting in settings} == ({"epl", "erk"} if densities else {"dense"})
+    assert len(settings) == (2 if densities else 1)
 
 
 def test_a_field_that_was_added_since_a_run_has_the_value_that_it_trained_with():

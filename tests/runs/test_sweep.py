@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -61,10 +62,11 @@ def command(tmp_path):
 
 
 def record_configs(runs, folder):
-    """Do what the child does not: bind the runs' directories to their configs."""
+    """Do what the child does not: bind the runs' directories to their configs, with the type that they compute in."""
     for run in runs:
         (folder / run.name).mkdir(parents=True, exist_ok=True)
-        (folder / run.name / "config.json").write_text(json.dumps(run.config))
+        config = run.config | {"model": run.config["model"] | {"dtype": "float32"}}
+        (folder / run.name / "config.json").write_text(json.dumps(config))
 
 
 def calls(folder):
@@ -104,6 +106,17 @@ def test_what_is_set_for_all_runs():
     given += ["--noconfig.tensorboard", "--config.data.augment", "--jobs", "2"]
     kept = ["--config", "a.py", "--config.num_epochs", "3", "--noconfig.tensorboard", "--config.data.augment"]
     assert sweep.options_for_all(given) == kept
+    negative = ["--config.model.alpha_init", "-0.5", "--config.seed=0"]
+    assert sweep.options_for_all(["sweep.py", *negative]) == negative
+    with pytest.raises(UserError, match="--flagfile is for train"):
+        sweep.options_for_all(["sweep.py", "--flagfile=f"])
+
+
+def test_references_of_a_config_follow_the_fields_of_a_run():
+    config = lenet_digits.get_config()
+    config.eval_batch_size = config.get_ref("batch_size")
+    points = plan_runs(config, {"batch_size": (32, 128)})
+    assert [point.config["eval_batch_size"] for point in points] == [32, 128]
 
 
 def test_files_that_are_no_sweep(tmp_path):
@@ -213,6 +226,15 @@ def test_runs_of_another_config_are_refused(tmp_path, command):
     assert calls(folder / "seed=3") == 1 and not (folder / "seed=4").exists()
 
 
+def test_an_unfinished_run_of_another_config_is_refused_before_any_is_started(tmp_path, command):
+    config, folder = lenet_digits.get_config(), tmp_path / "sweep"
+    record_configs(runs_of({"seed": (4,)}), folder)
+    config.batch_size = 50
+    with pytest.raises(UserError, match="seed=4 belongs to a run with another config: batch_size"):
+        Sweep(plan_runs(config, {"seed": (3, 4)}), command, folder).go()
+    assert not (folder / "seed=3").exists() and calls(folder / "seed=4") == 0
+
+
 def test_finished_runs_that_are_to_grow_are_no_longer_finished(tmp_path, command):
     runs, folder = runs_of({"seed": (3,)}), tmp_path / "sweep"
     record_configs(runs, folder)
@@ -320,3 +342,19 @@ def test_a_signal_is_passed_on(tmp_path, command):
     assert done.signal_number == signal.SIGTERM and not done.failed and not done.working
     assert sorted(child.name for child in folder.iterdir() if (child / "saved").exists()) == ["seed=0", "seed=1"]
     assert not (folder / "seed=3").exists()
+
+
+def test_a_signal_that_comes_while_a_process_is_started_is_passed_on(tmp_path, command, monkeypatch):
+    done = Sweep(runs_of({"seed": (0,)}), [*command, "wait"], tmp_path)
+    popen = subprocess.Popen
+
+    def start(*arguments, **options):
+        process = popen(*arguments, **options)
+        while not (tmp_path / "seed=0" / "ready").exists():
+            time.sleep(0.01)
+        done._stop(signal.SIGTERM, None)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    done.go()
+    assert done.signal_number == signal.SIGTERM and (tmp_path / "seed=0" / "saved").exists()

@@ -156,8 +156,11 @@ def test_names_that_a_checkpoint_cannot_have_are_refused(tmp_path, name, message
 
 def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "x.json"
-    write_json(path, {"a": 1})
-    assert path.read_text().endswith("}\n") and path.stat().st_mode & 0o777 == 0o644
+    for umask, mode in ((0o077, 0o600), (0o022, 0o644)):
+        before = os.umask(umask)
+        write_json(path, {"a": 1})
+        os.umask(before)
+        assert path.read_text().endswith("}\n") and path.stat().st_mode & 0o777 == mode
 
     def killed(*_):
         raise KeyboardInterrupt

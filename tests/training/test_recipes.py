@@ -243,3 +243,17 @@ def test_label_smoothing_changes_the_training_loss_only(tmp_path, plain):
     small_run(tmp_path, checkpoint_every_steps=2, optimizer__label_smoothing=0.5, num_epochs=1)
     assert rows(tmp_path)[0]["train_loss"] != rows(plain)[0]["train_loss"]
     assert rows(tmp_path)[0]["val_loss"] != rows(plain)[0]["val_loss"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("warmup_epochs", 0.99, "warmup_epochs is 0.99, which are all of the 8 steps of the run"),
+        ("accumulate_steps", 9, "accumulate_steps is 9, and the run has 8 steps"),
+    ],
+)
+def test_runs_that_are_too_short_for_their_recipe_are_refused(field, value, message):
+    config = small_config(num_epochs=1)
+    config.optimizer[field] = value
+    with pytest.raises(UserError, match=message):
+        make_optimizer_and_schedule(config, steps_per_epoch=8)
