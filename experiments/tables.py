@@ -1,4 +1,4 @@
-"""Print the tables of docs/paper.md, docs/results.md and docs/training_dct_networks.md.
+"""Print the tables of docs/paper.md, docs/recipes.md, docs/results.md and docs/training_dct_networks.md.
 
     python -m experiments.tables
 
@@ -70,6 +70,20 @@ def original() -> str:
     return "\n".join(rows)
 
 
+def schedules() -> str:
+    """Return the table of learning rates, with averaged weights beside each: accuracy of the last epoch."""
+    rows = ["| schedule | last epoch | averaged weights (0.999) |", "| --- | ---: | ---: |"]
+    names = {"constant": "constant", "cosine": "cosine after 1 epoch of warm-up"}
+    records = read_records(RESULTS / "lenet_cifar10_schedules" / "runs.jsonl")
+    for schedule, name in names.items():
+        found = [record.results for record in records if record.config["optimizer.schedule"] == schedule]
+        cells = [
+            spread([results[f"test_accuracy_{which}"] for results in found if results]) for which in ("final", "ema")
+        ]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def start() -> dict[str, Any]:
     return json.loads((RESULTS / "slow_start" / "start.json").read_text())
 
@@ -96,4 +110,4 @@ def trials_of(name: str) -> str:
 
 
 if __name__ == "__main__":
-    print(original(), methods(), loss_at_start(), trials_of("lenet"), sep="\n\n")
+    print(original(), methods(), schedules(), loss_at_start(), trials_of("lenet"), sep="\n\n")

@@ -2,6 +2,9 @@
 
 python sweep.py --config configs/lenet_cifar10.py --sweep configs/sweeps/schedules.py --workdir sweeps/schedules \
     --config.num_epochs=15 --config.pruning.density=0.01
+
+Seen: 31.1 ± 1.5 % with the constant rate, 20.7 ± 0.2 % with the cosine (results/lenet_cifar10_schedules/), each run in
+4 to 5 minutes on a busy core.
 """
 
 

@@ -1,8 +1,8 @@
 """Draw the validation accuracy of runs by epoch: ``python -m dctps_jax.reports.curves RUN [RUN …] --output FILE``.
 
 Runs that differ in nothing but their seed share a line, the mean of those that are so far, and a band from the lowest
-to the highest. Each method has a panel of its own. Runs that differ in many fields go by their names, with a panel for
-each network and data set.
+to the highest. Each method has a panel of its own, and the dense network is in all of them. Runs that differ in many
+fields go by their names, with a panel for each network and data set.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from dctps_jax.reports.records import (
 )
 
 MAX_COLUMNS = 3
+DENSE = "dense"  # the title of runs that train all weights and differ from the others in nothing else
 
 
 def draw_curves(records: Sequence[Record], output: Path | str) -> None:
@@ -58,7 +59,7 @@ def draw_curves(records: Sequence[Record], output: Path | str) -> None:
     groups = by_setting(records)
     has_names = len(differing(list(groups))) > MAX_FIELDS_IN_LABEL
     titles = _networks(groups) if has_names else panel_titles(list(groups))
-    panels = sorted(set(titles.values()))
+    panels = sorted(set(titles.values()) - {DENSE}) or [DENSE]
     densities = {setting: _density(members) for setting, members in groups.items()}
     looks = _looks_of_runs(groups, densities) if has_names else _looks_of_kernels(densities)
     columns = min(MAX_COLUMNS, len(panels))
@@ -71,7 +72,7 @@ def draw_curves(records: Sequence[Record], output: Path | str) -> None:
     by_density = sorted(groups.items(), key=lambda group: (-densities[group[0]], not dict(group[0])["model.offset"]))
     for number, (axes, panel) in enumerate(zip(all_axes, panels, strict=False)):
         for setting, members in by_density:
-            if titles[setting] != panel:
+            if titles[setting] not in (panel, DENSE):
                 continue
             values = np.full((len(members), max(len(record.rows) for record in members)), np.nan)
             for line, record in zip(values, members, strict=True):
