@@ -12,7 +12,7 @@ from flax import nnx
 
 from dctps_jax.arguments import check_choice, check_flag, check_model, check_number, names_of, pairs, patterns
 from dctps_jax.errors import UserError
-from dctps_jax.frozen import check_all_plain, freeze_all_but
+from dctps_jax.frozen import check_all_plain, freeze_all_but, unfreeze
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.layer_kinds import KINDS, DCTpSEinsum, has_counterpart, kernel_variable, shapes_of
 from dctps_jax.offsets import Offset
@@ -71,14 +71,14 @@ def convert(
     ``density`` is that of all converted kernels together, divided among them by ``method``, at random positions from
     ``key`` (a key of JAX or a seed, by default 0), or chosen by a score, whose ``batch`` and other ``options`` are
     those of :func:`dctps_jax.pruning.prune`, which also has ``dense_layers``, ``layer_densities`` and ``pattern``.
-    Layers whose dotted path matches a pattern of ``exclude`` stay as they are, e.g. ``("head", "blocks.*.norm")``; so
+    Layers whose dotted path matches a pattern of ``exclude`` stay as they are, e.g. ``("head", "blocks.0.*")``; so
     do subclasses, what is in an ``nnx.LoRA``, and an ``nnx.Einsum`` that is no product with a matrix. With an offset S
     starts at zero; with ``offset=None`` at the kept weights of the model. Biases are kept, and the metadata of kernels
     and biases (see :meth:`~dctps_jax.kernels.KernelLayer.set_support`). A layer that occurs twice stays one. Layers
     that ``nnx.vmap`` has stacked stay stacked: each has an α and weights of its own, all have equally many.
 
     ``offset="frozen"`` is for fine-tuning: K = W₀ + M⊙S. The model's own kernel W₀ stays as it is, S starts at zero.
-    All other parameters are frozen, too, but those of layers that ``exclude`` matches and of LoRA:
+    All other parameters are frozen. Those of excluded layers and of LoRA stay trainable.
     :class:`~dctps_jax.kernels.Frozen` variables are no ``nnx.Param``. See :func:`~dctps_jax.export_delta`.
 
     Raises :class:`~dctps_jax.errors.UserError` where there is nothing to convert, for a pattern that matches no layer,
@@ -124,14 +124,15 @@ def convert(
         excluded = [in_copy[path] for path in allocatable if id(in_copy[path]) not in to_convert]
         freeze_all_but(copy, [*map(kernel_variable, layers.values()), *variables_in(excluded)])
     fixed_layers: dict[str, Any] = {"dense_layers": dense_layers, "layer_densities": layer_densities}
-    is_dense = trains_all_weights(method, density, layer_densities)
+    is_pruned = any(isinstance(layer, KernelLayer) and not layer.is_dense for layer in layers.values())
+    is_dense = trains_all_weights(method, density, layer_densities) and not is_pruned
     if is_dense:
         allocate(shapes, density, "uniform", dense_layers=dense_layers, stacks=stacks)  # it checks dense_layers
     if form == "compact" and not is_dense:
         check_not_normalized(copy, layers)
-    # Random supports, without dense kernels.
+    # Random supports, without dense kernels. Where layers have masks already, prune chooses within them.
     supports: dict[str, np.ndarray] = {}
-    if is_random and form == "compact" and not is_dense and not pattern:
+    if is_random and form == "compact" and not (is_dense or is_pruned or pattern):
         counts = allocate(shapes, density, method, **fixed_layers, stacks=stacks)
         supports = random_supports(key, shapes, counts, stacks)
     # The layers with their supports.
@@ -153,10 +154,11 @@ def to_plain(model: nnx.Module) -> Any:
     """Return a copy of ``model`` with the layers of NNX, ``nnx.Conv`` and others, in place of DCT plus Sparse layers.
 
     Their kernels are K = α·D + M⊙S, written out, so that the copy computes the same, and all weights of it are trained.
-    What knows the layers of NNX knows the copy.
+    Programs that know only the layers of NNX work with the copy.
     """
     check_model(model)
     copy: Any = nnx.clone(model)
+    unfreeze(copy)
     copy = replace_layers(copy, {id(layer): _plain(layer) for layer in prunable_layers(copy).values()})
     if hasattr(copy, ORDER):
         delattr(copy, ORDER)
@@ -172,11 +174,8 @@ def _plain(layer: KernelLayer) -> Any:
     kernel = kernel_variable(plain)
     kernel.set_value(of_each(layer.stack, layer.plain_kernel)(layer.effective_kernel()))
     add_metadata(kernel, layer.kernel.get_metadata())
-    if isinstance(layer.bias, nnx.Param):
+    if layer.bias is not None:
         plain.bias = nnx.data(layer.bias)  # the variable itself, which other modules may hold, too
-    elif layer.bias is not None:  # frozen
-        plain.bias.set_value(layer.bias[...])
-        add_metadata(plain.bias, layer.bias.get_metadata())
     return plain
 
 
@@ -209,15 +208,17 @@ def _allocatable(model: nnx.Module, embeddings: bool) -> dict[str, Any]:
 def _first_paths(model: nnx.Module, layers: Mapping[str, Any], exclude: Iterable[str]) -> dict[str, str]:
     """Return the paths of all layers that are allocated, each with the first path of the same layer.
 
-    A layer may occur in several places. Layers that are to be converted are left out where ``exclude`` matches.
+    A layer may occur in several places. Layers that are to be converted are left out where ``exclude`` matches any of
+    their paths.
     """
     convertible = [path for path, layer in layers.items() if not isinstance(layer, KernelLayer)]
-    excluded: set[str] = set()
+    excluded_layers: set[int] = set()  # by identity: a layer may have several paths, and the pattern matches one
     for pattern in patterns("exclude", exclude):
         matching = fnmatch.filter(convertible, pattern)
         if not matching:
             raise UserError(f"exclude: no layer matches {pattern!r}; the layers are: {', '.join(convertible)}")
-        excluded.update(matching)
+        excluded_layers.update(id(layers[path]) for path in matching)
+    excluded = {path for path in convertible if id(layers[path]) in excluded_layers}
     others = {".".join(map(str, path)): module for path, module in nnx.iter_modules(model)}
     check_not_tied({path: layers[path] for path in layers if path not in excluded}, others)
     by_layer: dict[int, str] = {}
@@ -254,7 +255,8 @@ def _converted(
 ) -> KernelLayer:
     """Return the DCT plus Sparse layer for a layer of NNX, compact if there is a support."""
     layer_type = KINDS[type(layer)]
-    same = _same_arguments(layer, layer_type)
+    # The type of the kernel itself: the network may have been cast since the layer was made.
+    same = _same_arguments(layer, layer_type) | {"param_dtype": kernel_variable(layer).get_value().dtype}
     of_one_layer = None if support is None else support[(0,) * len(stack)]
     new = layer_type(**same, **settings, support=of_one_layer, **_zeros_for(type(layer)), rngs=nnx.Rngs(0))
     for variable in (new.kernel, new.support, new.alpha):

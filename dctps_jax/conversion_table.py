@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from dctps_jax.arguments import check_model
-from dctps_jax.kernels import Frozen, KernelLayer
+from dctps_jax.errors import UserError
+from dctps_jax.kernels import Frozen, FrozenAlpha, KernelLayer
 from dctps_jax.layer_kinds import KINDS, has_counterpart
 
 
@@ -47,11 +48,15 @@ def conversion_report(model: nnx.Module) -> Report:
     """Return what :func:`convert` made of each module with parameters: converted, or left, and why.
 
     The α of a layer is one of its parameters, and trained where it is trainable.
+
+    Raises :class:`~dctps_jax.errors.UserError` for a network without parameters.
     """
     check_model(model)
     parameters: dict[tuple[Any, ...], dict[str, nnx.Variable]] = {}
-    for place, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, Frozen))):
+    for place, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, Frozen, FrozenAlpha))):
         parameters.setdefault(tuple(place[:-1]), {})[str(place[-1])] = variable
+    if not any(variable[...].size for found in parameters.values() for variable in found.values()):
+        raise UserError("the network has no parameters, so that there is nothing to report; give one with layers")
     modules = dict(nnx.iter_modules(model))
     loras = [module for module in modules.values() if isinstance(module, nnx.LoRA)]
     wrapped = {id(module) for lora in loras for _, module in nnx.iter_modules(lora)}
@@ -64,7 +69,7 @@ def conversion_report(model: nnx.Module) -> Report:
 def _row(
     place: tuple[Any, ...], module: Any, variables: Mapping[str, nnx.Variable], wrapped: set[int], unconverted: str
 ) -> Row:
-    path, kind = ".".join(map(str, place)), type(module).__name__
+    path, kind = ".".join(map(str, place)), "parameters" if module is None else type(module).__name__
     kernels = ("kernel", "base") if isinstance(module, KernelLayer) else ()
     others = [variable for name, variable in variables.items() if name not in kernels]
     total = sum(variable[...].size for variable in others)

@@ -25,6 +25,12 @@ def freeze_all_but(model: nnx.Module, variables: Iterable[nnx.Variable]) -> None
     )
 
 
+def unfreeze(model: nnx.Module) -> None:
+    """Make the frozen variables of ``model`` parameters again, in place."""
+    variables = [node for _, node in nnx.iter_graph(model) if isinstance(node, Frozen)]
+    replace_layers(model, {id(node): nnx.Param(node.get_value(), **node.get_metadata()) for node in variables})
+
+
 def check_all_plain(layers: Mapping[str, Any]) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` where one of ``layers``, by path, is a DCT plus Sparse layer."""
     for path, layer in layers.items():

@@ -63,7 +63,7 @@ def metadata_of_values(metadata: Mapping[str, Any], num_stack_axes: int) -> dict
 
 
 def add_metadata(variable: nnx.Variable, metadata: Mapping[str, Any]) -> None:
-    """Add metadata of another variable, but for what says how a variable is made."""
+    """Add metadata of another variable. Those that nnx needs to make a variable stay as they are."""
     added = {name: value for name, value in metadata.items() if name not in nnx.Variable.required_metadata}
     if added:
         variable.set_metadata(**added)

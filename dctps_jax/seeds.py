@@ -27,7 +27,8 @@ STREAMS = (
 def as_key(key: Any) -> jax.Array:
     """Return a key of JAX as it is, and ``jax.random.key(key)`` for a seed.
 
-    Raises :class:`~dctps_jax.errors.UserError` for anything else, e.g. several keys.
+    Raises :class:`~dctps_jax.errors.UserError` for anything else, e.g. several keys, or a raw key of another length
+    than those of the default implementation.
     """
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
         if not 0 <= key < 2**32:
@@ -36,7 +37,9 @@ def as_key(key: Any) -> jax.Array:
             return jax.random.key(int(key))
     if isinstance(key, jax.Array | np.ndarray):
         is_new = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        if (is_new and key.ndim == 0) or (key.dtype == jnp.uint32 and key.ndim == 1):
+        if is_new and key.ndim == 0:
+            return jnp.asarray(key)
+        if key.dtype == jnp.uint32 and key.shape == jax.eval_shape(jax.random.PRNGKey, 0).shape:
             return jnp.asarray(key)
     raise UserError(f"key is {words(key)}; it must be one key, e.g. jax.random.key(0), or a seed, e.g. 0")
 

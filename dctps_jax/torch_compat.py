@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dctps_jax.arguments import names_of
 from dctps_jax.errors import UserError, first_line
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
@@ -33,7 +34,8 @@ class _Entry:
 
     def read(self) -> np.ndarray:
         """Return the array, a kernel's whole sparse part whatever its form."""
-        return np.asarray(self.variable[...] if self.layer is None else self.layer.sparse_kernel())
+        array = np.asarray(self.variable[...] if self.layer is None else self.layer.sparse_kernel())
+        return array.astype(np.float32) if array.dtype == jnp.bfloat16 else array  # .npz has no bfloat16
 
     def write(self, array: np.ndarray) -> None:
         if self.layer is not None and self.layer.support is not None:
@@ -56,7 +58,7 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> 
     type and the model's. Where the model has masks the loaded kernels must be zero outside them.
 
     Raises :class:`~dctps_jax.errors.UserError` that lists every missing, unknown and misshapen entry, before anything
-    in the model is changed, and for a model with an offset that the original does not have.
+    in the model is changed, and for a model with an offset, layers or parameters that the original does not have.
     """
     entries = list(_entries(model))
     offsets = dict(_offsets(model))
@@ -95,9 +97,10 @@ def to_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
     :func:`load_state_dict` reads them back.
 
     The offsets are left in (``….dct.weight``, float32), as the original's own checkpoints hold them. Pruned weights are
-    zeros; ``num_batches_tracked`` is left out, which PyTorch allows.
+    zeros; ``num_batches_tracked`` is left out, which PyTorch allows. Arrays in bfloat16 become float32.
 
-    Raises :class:`~dctps_jax.errors.UserError` for a model with an offset that the original does not have.
+    Raises :class:`~dctps_jax.errors.UserError` for a model with an offset, layers or parameters that the original does
+    not have.
     """
     state_dict = {entry.torch_name: entry.to_torch(entry.read()) for entry in _entries(model)}
     return state_dict | {name: offset() for name, offset in _offsets(model)}
@@ -138,7 +141,22 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> 
 
 
 def _entries(model: nnx.Module) -> Iterator[_Entry]:
+    entries = list(_known_entries(model))
+    known = {id(entry.variable) for entry in entries}
+    for path, node in nnx.iter_graph(model):
+        if isinstance(node, nnx.Param) and id(node) not in known:
+            raise UserError(
+                f"{'.'.join(map(str, path))} is a parameter of shape {node.get_value().shape}; the original's "
+                "checkpoints have parameters of DCTpSConv, DCTpSLinear and nnx.BatchNorm, and single numbers"
+            )
+    yield from entries
+
+
+def _known_entries(model: nnx.Module) -> Iterator[_Entry]:
     for path, node in _modules(model):
+        if isinstance(node, KernelLayer) and (node.base is not None or node.stack):
+            found = "has a frozen kernel" if node.base is not None else "holds layers that nnx.vmap has stacked"
+            raise UserError(f"{names_of([path])} {found}, which the original's checkpoints do not know")
         if isinstance(node, DCTpSConv | DCTpSLinear):
             inner = _inner_name(path, node)
             axes = _axes(node)
@@ -157,11 +175,12 @@ def _entries(model: nnx.Module) -> Iterator[_Entry]:
         elif isinstance(node, nnx.BatchNorm):
             for name, torch_name in BATCH_NORM_NAMES.items():
                 variable = getattr(node, name)
-                yield _Entry(f"{path}.{torch_name}", variable, (0,), variable.shape)
+                if variable is not None:  # BatchNorm may have no scale and no bias
+                    yield _Entry(f"{path}.{torch_name}", variable, (0,), variable.shape)
         else:
             # Fixup's scalars hang on the blocks themselves; PyTorch gives them one axis.
             for name, child in vars(node).items():
-                if isinstance(child, nnx.Param):
+                if isinstance(child, nnx.Param) and child.get_value().size == 1:
                     yield _Entry(f"{path}.{name}".lstrip("."), child, (), (1,))
 
 

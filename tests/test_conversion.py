@@ -1,5 +1,7 @@
 """Networks of plain NNX layers become DCT plus Sparse ones, whatever they are nested in."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,17 @@ import optax
 import pytest
 from flax import nnx
 
-from dctps_jax import DCTpSConv, DCTpSLinear, UserError, conversion_report, convert, to_plain
+from dctps_jax import (
+    DCTpSConv,
+    DCTpSLinear,
+    UserError,
+    apply_delta,
+    conversion_report,
+    convert,
+    export_delta,
+    to_plain,
+)
+from dctps_jax.kernels import Frozen
 from dctps_jax.models import prunable_layers
 from dctps_jax.offsets import find_offset
 from dctps_jax.pruning import get_masks
@@ -215,3 +227,64 @@ def test_embeddings_that_share_their_table_are_refused():
     net = nnx.Sequential(table, linear)
     with pytest.raises(UserError, match=r"layers\.[01] and layers\.[01] share a kernel"):
         convert(net, density=0.5, embeddings=True)
+
+
+@pytest.mark.parametrize("form", ["compact", "masked"])
+def test_weights_are_chosen_within_the_masks_that_layers_have(net, form):
+    first = convert(net, density=0.5, exclude="head")
+    before = get_masks(first)
+    after = get_masks(convert(first, density=0.1, form=form))
+    assert all(before[path][after[path]].all() for path in before)
+    with pytest.raises(UserError, match="the masks that the network has keep"):
+        convert(first, density=1.0, form=form)
+
+
+def test_a_frozen_network_becomes_plain_and_is_frozen_again(tmp_path):
+    class Normed(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(4, 3, rngs=rngs)
+            self.norm = nnx.LayerNorm(3, scale_metadata={"note": "kept"}, rngs=rngs)
+
+        def __call__(self, x):
+            return self.norm(self.linear(x))
+
+    inputs = jax.random.normal(jax.random.key(0), (5, 4))
+    plain = to_plain(convert(Normed(nnx.Rngs(0)), density=0.5, offset="frozen"))
+    assert not jax.tree.leaves(nnx.state(plain, Frozen))
+    assert isinstance(plain.norm.scale, nnx.Param) and plain.norm.scale.get_metadata()["note"] == "kept"
+    tuned: Any = convert(plain, density=0.5, offset="frozen")
+    tuned.linear.kernel.set_value(tuned.linear.kernel[...] + 1)
+    export_delta(tuned, tmp_path / "delta")
+    np.testing.assert_allclose(apply_delta(plain, tmp_path / "delta")(inputs), tuned(inputs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("offset", ["dct", None, "frozen"])
+def test_a_layer_in_two_places_is_excluded_by_either_path(net, offset):
+    for path in ("again", "tail.layers.0"):
+        model = convert(net, density=0.5, exclude=path, offset=offset)
+        assert type(model.again) is nnx.Linear and model.again is model.tail.layers[0]
+
+
+@pytest.mark.parametrize("form", ["compact", "masked"])
+@pytest.mark.parametrize("offset", ["dct", None, "frozen"])
+def test_a_network_that_was_cast_keeps_its_type(net, offset, form):
+    def cast(array):
+        return array.astype(jnp.bfloat16) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    nnx.update(net, jax.tree.map(cast, nnx.state(net)))
+    model = convert(net, density=0.5, offset=offset, form=form)
+    assert model(cast(IMAGES)).dtype == net(cast(IMAGES)).dtype == jnp.bfloat16
+
+
+def test_the_report_counts_every_parameter():
+    with pytest.raises(UserError, match="the network has no parameters"):
+        conversion_report(nnx.Sequential(nnx.relu))
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.layer = DCTpSLinear(4, 3, use_bias=False, alpha_trainable=False, rngs=rngs)
+            self.scales = nnx.data({"first": nnx.Param(jnp.ones(2))})
+
+    rows = {row.path: row for row in conversion_report(Net(nnx.Rngs(0))).rows}
+    assert (rows["layer"].parameters, rows["layer"].trained) == (13, 12)
+    assert rows["scales"].kind == "parameters" and rows["scales"].trained == 2

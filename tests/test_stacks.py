@@ -282,6 +282,7 @@ def test_a_network_of_stacks_alone_rounds_down():
     assert allocate({"a": (8, 8)}, 0.332, "uniform", stacks=STACKS) == {"a": 105}  # of 106
     assert allocate({"a": (8, 8), "c": (8, 8)}, 0.1, "epl", stacks={"a": (5,), "c": (3,)}) == {"a": 30, "c": 21}
     assert allocate({"a": (8, 8)}, 1.0, "epl", stacks=STACKS) == {"a": 320}
+    assert allocate({"a": (8, 8), "b": (1, 2)}, 164 / 322, "uniform", stacks=STACKS) == {"a": 160, "b": 2}  # of 164
     with pytest.raises(UserError, match=r"density 0\.01 keeps 3 weights, fewer than the layers of each stack"):
         allocate({"a": (8, 8)}, 0.01, "uniform", stacks=STACKS)
 

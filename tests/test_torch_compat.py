@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dctps_jax import DCTpSLinear, DCTpSLinearGeneral, UserError, dct, torch_compat
+from dctps_jax import DCTpSLinear, DCTpSLinearGeneral, UserError, convert, dct, torch_compat
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.pruning import apply_masks, get_masks
 from dctps_jax.torch_compat import load_state_dict, read_state_dict, to_state_dict, write_state_dict
@@ -131,6 +131,41 @@ def test_other_kinds_of_layers_are_not_the_originals():
     for use in (to_state_dict, lambda model: load_state_dict(model, {})):
         with pytest.raises(UserError, match=r"layers.1 is a DCTpSLinearGeneral; the original's checkpoints are for"):
             use(model)
+
+
+def stacked(rngs):
+    return nnx.vmap(lambda key: DCTpSLinear(2, 2, rngs=nnx.Rngs(key)))(jax.random.split(rngs.params(), 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda rngs: convert(nnx.Linear(2, 2, rngs=rngs), density=0.5, offset="frozen"), "1 has a frozen kernel, w"),
+        (stacked, "1 holds layers that nnx.vmap has stacked, w"),
+        (lambda rngs: nnx.Linear(2, 2, rngs=rngs), r"1\.\w+ is a parameter of shape \(2"),
+        (lambda rngs: nnx.LayerNorm(2, rngs=rngs), r"1\.\w+ is a parameter of shape \(2,\)"),
+        (lambda rngs: nnx.List([nnx.Param(jnp.ones(3))]), r"1\.0 is a parameter of shape \(3,\)"),
+    ],
+)
+def test_what_the_originals_checkpoints_do_not_hold_is_refused(make, message):
+    rngs = nnx.Rngs(0)
+    model = nnx.List([DCTpSLinear(2, 2, rngs=rngs), make(rngs)])
+    for use in (to_state_dict, lambda model: load_state_dict(model, {})):
+        with pytest.raises(UserError, match=message):
+            use(model)
+
+
+def test_batchnorm_without_scale_and_bias():
+    norm = nnx.BatchNorm(3, use_scale=False, use_bias=False, rngs=nnx.Rngs(0))
+    assert list(to_state_dict(nnx.List([norm]))) == ["0.running_mean", "0.running_var"]
+
+
+def test_bfloat16_is_written_as_float32(tmp_path):
+    model = nnx.List([DCTpSLinear(2, 3, param_dtype=jnp.bfloat16, offset=None, rngs=nnx.Rngs(0))])
+    write_state_dict(tmp_path / "net.npz", to_state_dict(model))
+    found = read_state_dict(tmp_path / "net.npz")["0.weight"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found.T, model[0].kernel[...].astype(jnp.float32))
 
 
 def test_num_batches_tracked_is_accepted(model, state_dict):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from flax import nnx
 
-from dctps_jax.accounts.works import works_of
+from dctps_jax.accounts.works import calls_of
 from dctps_jax.prunable import prunable_layers
 
 KINDS: tuple[str, ...] = ("dense", "sparse", "offset")
@@ -29,16 +29,15 @@ def flops_account(
     image: dict[str, int] = dict.fromkeys(KINDS, 0)
     whole = image.copy()
     layers = prunable_layers(model)
-    for path, work, _ in works_of(model, inputs):
-        rows = math.prod(work.geometry.kernel_shape[:-1])
-        columns = work.geometry.kernel_shape[-1]
-        of_offset = 0 if work.offset is None else work.offset.operations(rows, columns)
-        if layers[path].base is not None:
+    for call in calls_of(model, inputs):
+        layer, rows, columns = layers[call.path], math.prod(call.kernel_shape[:-1]), call.kernel_shape[-1]
+        of_offset = 0 if layer.offset is None else layer.offset.operations(rows, columns)
+        if layer.base is not None:
             of_offset = 2 * rows * columns
-        in_training = (training_counts or counts)[path]
+        in_training = (training_counts or counts)[call.path]
         for total, positions, count in (
-            (image, work.output_positions // batch, counts[path]),
-            (whole, work.output_positions, in_training),
+            (image, call.output_positions // batch, counts[call.path]),
+            (whole, call.output_positions, in_training),
         ):
             total["dense"] += 2 * positions * rows * columns
             total["sparse"] += round(2 * positions * count)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from dctps_jax.accounts.aligned import aligned
-from dctps_jax.accounts.works import works_of
+from dctps_jax.accounts.works import calls_of
 from dctps_jax.ops.cost_model import choose, predicted_seconds
 from dctps_jax.ops.methods import METHODS, possible_methods
 from dctps_jax.ops.work import Work
@@ -22,12 +22,12 @@ class Planned(NamedTuple):
 
 
 def planned(model: nnx.Module, inputs: tuple[int, ...]) -> list[Planned]:
-    """Return the compact layers in the order of their use, for inputs of that shape."""
+    """Return the compact layers that a method computes in the order of their use, for inputs of that shape."""
     layers = prunable_layers(model)
     return [
         Planned(path, work, choose(layers[path].method, work, dtype), dtype)
-        for path, work, dtype in works_of(model, inputs)
-        if layers[path].support is not None
+        for path, _, _, work, dtype in calls_of(model, inputs)
+        if work is not None and layers[path].support is not None
     ]
 
 

@@ -71,12 +71,15 @@ def file_bytes(folder: Path) -> int:
 
 
 def _dense(params: Any, kernel_shapes: Mapping[str, tuple[int, ...]], above: tuple[str, ...] = ()) -> Any:
-    """Return the abstract parameters of the dense network: whole kernels, no α."""
+    """Return the abstract parameters of the dense network: whole kernels, no α.
+
+    An α is beside a kernel, also in layers without a support. Another ``alpha`` is a parameter of the user's.
+    """
     dense = {}
     for name, node in params.items():
         if isinstance(node, dict):
             dense[name] = _dense(node, kernel_shapes, (*above, str(name)))
-        elif name != "alpha":
+        elif name != "alpha" or "kernel" not in params:
             shape = kernel_shapes.get(".".join(above), node.shape) if name == "kernel" else node.shape
             dense[name] = jax.ShapeDtypeStruct(shape, node.dtype)
     return dense

@@ -104,8 +104,7 @@ class DCTpSConvTranspose(KernelLayer):
     def plain_kernel(self, kernel: jax.Array) -> jax.Array:
         return _mirrored(kernel) if self.transpose_kernel else kernel
 
-    def own_kernel(self, kernel: jax.Array) -> jax.Array:
-        return _mirrored(kernel) if self.transpose_kernel else kernel
+    own_kernel = plain_kernel  # a kernel that is mirrored twice is the kernel itself
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Return the transposed convolution of ``inputs [*batch, *spatial, in_features]``."""

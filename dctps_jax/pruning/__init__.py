@@ -111,11 +111,12 @@ def prune(
     chooses the N of every M inputs, and at each of several steps as many of M as the schedule says.
 
     Raises :class:`~dctps_jax.errors.UserError` for an unknown method or option, a batch that the network cannot take, a
-    density that keeps nothing, scores that are not finite, fewer scores above 0 than weights to keep, and a pattern
-    that does not fit.
+    density that keeps nothing, scores that are not finite, scores of which the lowest that would be kept is exactly 0,
+    and a pattern that does not fit.
     """
     layers = prunable_layers(model)
     check_density(density, "density")
+    density = float(density)  # not in its own type, e.g. float16, which counts up to 2048 only
     key = as_key(key)
     check_method(method, options)
     dense_layers, layer_densities = patterns("dense_layers", dense_layers), pairs("layer_densities", layer_densities)

@@ -101,7 +101,7 @@ def allocate_counts(
                 "are not stacked: keep them in an nnx.List"
             )
         return pattern_counts(shapes, found, fixed)
-    total = round(density * sum(sizes.values()))
+    total = round(float(density) * sum(sizes.values()))  # not in the density's own type, e.g. float16
     free = {path: sizes[path] for path in sizes if path not in fixed}
     remaining = total - sum(fixed.values())
     if remaining < 0 or remaining > sum(free.values()):
@@ -178,7 +178,7 @@ def fixed_counts(
                 f"dense_layers and layer_densities: no layer matches {pattern!r}; the layers are: {', '.join(sizes)}"
             )
         for path in matching:
-            fixed.setdefault(path, layers[path] * round(density * (sizes[path] // layers[path])))
+            fixed.setdefault(path, layers[path] * round(float(density) * (sizes[path] // layers[path])))
     return fixed
 
 

@@ -77,7 +77,7 @@ class PruningSchedule(NamedTuple):
         return done % self.update_every == 0 and 0 < done <= self.num_updates * self.update_every
 
     def fraction(self, step: int) -> float:
-        """Return what is left of the way to the final density by the update after ``step`` finished steps."""
+        """Return the share of the weights to remove that is still there after the update."""
         return self.left(step + 1)
 
     def left(self, step: int) -> float:

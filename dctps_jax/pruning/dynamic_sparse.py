@@ -5,7 +5,6 @@ gradient of the dense kernels: of all weights, also of those that are not traine
 """
 
 import functools
-import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,25 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.core import Tracer
 
-from dctps_jax.arguments import check_choice, is_number, is_whole, words
+from dctps_jax.arguments import names_of, words
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.prunable import prunable_layers
-from dctps_jax.pruning.dynamic import MOVING, UpdateSchedule, keep_only, move_weights, skip_optimizer_step
+from dctps_jax.pruning.dynamic import keep_only, skip_optimizer_step
+from dctps_jax.pruning.moves import Moves
 from dctps_jax.pruning.sparse_optimizer import (
+    as_tree,
     check_masks_of_tree,
     check_optimizer,
     check_values_of_masks,
     is_none,
     keep_checked,
-)
-from dctps_jax.seeds import as_key
-
-MASKED_GRADIENTS = (
-    "the gradients of a move are zero at all weights that are not trained, so that they say nothing of where weights "
-    "should grow; give the gradients of the dense kernels: those of unmasked_copy(model), or of the whole arrays"
 )
 
 
@@ -47,7 +41,7 @@ class DynamicSparseState(NamedTuple):
 class DynamicSparse(optax.GradientTransformationExtraArgs):
     """An optax transformation with masks that move; :func:`dynamic_sparse` makes it."""
 
-    moves: "Moves"
+    moves: Moves
     inner: optax.GradientTransformationExtraArgs
 
     def is_move(self, step: int) -> bool:
@@ -59,6 +53,8 @@ class DynamicSparse(optax.GradientTransformationExtraArgs):
 
         The masks of the state follow. Weights that were not trained before, and their moments, are zero. The learning
         rate counts the step, the inner optimiser takes none. At a step that is no move, nothing moves.
+
+        Raises :class:`~dctps_jax.errors.UserError` for masks that keep other numbers of weights than at the start.
         """
         if not isinstance(state, DynamicSparseState):
             raise UserError(f"state is {words(state)}; it must be what init, update or move has returned")
@@ -103,7 +99,7 @@ def dynamic_sparse(
 
     def init(params: Any) -> DynamicSparseState:
         check_masks_of_tree(params, masks)
-        booleans = jax.tree.map(lambda mask: jnp.array(mask != 0), masks)
+        booleans = jax.tree.map(lambda mask: jnp.array(mask != 0), as_tree(masks, params))
         return DynamicSparseState(jnp.zeros((), jnp.int32), booleans, inner.init(params))
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, DynamicSparseState]:
@@ -121,7 +117,8 @@ class DynamicSparseOptimizer(nnx.Optimizer):
     ``update(model, gradients)`` is that of ``nnx.Optimizer``. Where ``is_move(step)``, call ``move(model, gradients)``
     instead, with the gradients of ``unmasked_copy(model)``. The other arguments are those of :func:`dynamic_sparse`.
 
-    Raises :class:`~dctps_jax.errors.UserError` for a network without masks, e.g. a compact one.
+    Raises :class:`~dctps_jax.errors.UserError` for a network without masks, e.g. a compact one, and for layers that
+    ``nnx.vmap`` has stacked. ``move`` raises it for a network that was pruned again since.
     """
 
     def __init__(
@@ -138,7 +135,13 @@ class DynamicSparseOptimizer(nnx.Optimizer):
     ):
         check_optimizer("tx", tx)
         _check_filter("wrt", wrt)
-        masks = [np.asarray(layer.mask[...]) for layer in _masked_layers(model).values() if layer.mask is not None]
+        layers = _masked_layers(model)
+        if stacked := [".".join(map(str, path[:-1])) for path, layer in layers.items() if layer.stack]:
+            raise UserError(
+                f"nnx.vmap has stacked {names_of(stacked)}, and weights move within layers that are not stacked; keep "
+                "them in an nnx.List"
+            )
+        masks = [np.asarray(layer.mask[...]) for layer in layers.values() if layer.mask is not None]
         super().__init__(model, tx, wrt=wrt)
         self.moves = Moves.make(masks, method, update_every, end_step, drop_fraction, key)
 
@@ -152,20 +155,19 @@ class DynamicSparseOptimizer(nnx.Optimizer):
         The statistics of BatchNorm stay: they are those of the copy that the gradients come from.
         """
         layers = _masked_layers(model)
-        of_gradients = {".".join(map(str, path)): value for path, value in nnx.to_flat_state(gradients)}
+        of_gradients = dict(nnx.to_flat_state(gradients))
         parts = [
-            (layer.kernel[...], layer.mask[...], jnp.asarray(of_gradients[_kernel_at(path)][...]))
+            (layer.kernel[...], layer.mask[...], jnp.asarray(of_gradients[path][...]))
             for path, layer in layers.items()
             if layer.mask is not None
         ]
         moved = dict(zip(layers, self.moves.apply(self.step[...].astype(jnp.int32), parts), strict=True))
-        kept_at = {_kernel_at(path): kept for path, (_, kept) in moved.items()}
         for path, layer in layers.items():
             assert layer.mask is not None
             layer.kernel.set_value(jnp.where(moved[path][1], layer.kernel[...], 0))
             layer.mask.set_value(moved[path][0])
         params = nnx.as_pure(nnx.state(model, self.wrt))
-        kept = nnx.map_state(lambda path, _: kept_at.get(".".join(map(str, path)), jnp.ones((), bool)), params)
+        kept = nnx.map_state(lambda path, _: moved[path][1] if path in moved else jnp.ones((), bool), params)
         state = skip_optimizer_step(keep_only(self.tx, nnx.as_pure(self.opt_state), kept))
         nnx.update(self.opt_state, nnx.state(state))
         self.step[...] += 1
@@ -178,89 +180,14 @@ def _check_filter(name: str, value: Any) -> None:
         raise UserError(f"{name} is {words(value)}; it must be a filter of nnx, e.g. nnx.Param") from error
 
 
-class Moves:
-    """When weights move, and how many of each masked array: a row of ``drops`` for each move. Compared by identity."""
+def _masked_layers(model: nnx.Module) -> dict[tuple[Any, ...], KernelLayer]:
+    """Return the layers with a mask by the path of their kernel in the states of nnx, in the order of nnx.
 
-    def __init__(self, schedule: UpdateSchedule, drops: np.ndarray, key: jax.Array | None):
-        self.schedule, self.drops, self.key = schedule, drops, key
-
-    @classmethod
-    def make(
-        cls,
-        masks: Sequence[np.ndarray],
-        method: str,
-        update_every: int,
-        end_step: int,
-        drop_fraction: float,
-        key: jax.Array | int | None,
-    ) -> "Moves":
-        """Return the moves of masked arrays; the numbers are those of the trainer."""
-        check_choice("method", method, MOVING)
-        for name, value in (("update_every", update_every), ("end_step", end_step)):
-            if not is_whole(value) or value < 1:
-                raise UserError(f"{name} is {words(value)}; it must be a whole number of at least 1")
-        if not is_number(drop_fraction) or not 0 <= drop_fraction <= 1:
-            raise UserError(f"drop_fraction is {words(drop_fraction)}; it must be from 0 to 1")
-        if method == "set" and key is None:
-            raise UserError("method is 'set', which draws random positions; give it a key, e.g. key=0")
-        if method != "set" and key is not None:
-            raise UserError(f"key is {words(key)}, but method {method!r} draws nothing at random; leave out key")
-        if not masks:
-            raise UserError("there is no mask, so that no weight could move; give a mask to each array that is sparse")
-        schedule = UpdateSchedule(update_every, end_step, drop_fraction)
-        counts, sizes = ({str(n): int(of(mask)) for n, mask in enumerate(masks)} for of in (np.sum, np.size))
-        steps = range(update_every - 1, end_step - 1, update_every)
-        drops = [list(schedule.drop_counts(step, counts, sizes).values()) for step in steps]
-        seeded = None if key is None else as_key(key)
-        return cls(schedule, np.array(drops, np.int32).reshape(len(drops), len(masks)), seeded)
-
-    def apply(self, step: jax.Array, parts: Any) -> list[tuple[jax.Array, jax.Array]]:
-        """Return (new mask, kept) for each (array, mask, gradient), as :func:`move_weights` does."""
-        num_drop = jnp.zeros(self.drops.shape[1], jnp.int32)
-        if len(self.drops):
-            row = jnp.clip((step + 1) // self.schedule.update_every - 1, 0, len(self.drops) - 1)
-            num_drop = jnp.where(self.schedule.is_update(step), jnp.asarray(self.drops)[row], 0)
-        moved, parts = [], list(parts)
-        if self.key is None:
-            _check_dense(num_drop.any(), [(mask, gradient) for _, mask, gradient in parts])
-        for number, (array, mask, gradient) in enumerate(parts):
-            if jnp.shape(gradient) != jnp.shape(array):
-                raise UserError(
-                    f"a gradient has shape {jnp.shape(gradient)}, and its array {jnp.shape(array)}; give the gradients "
-                    "of the dense arrays, in a tree like the parameters"
-                )
-            growth = jnp.abs(gradient)
-            if self.key is not None:
-                growth = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(self.key, step), number), mask.shape)
-            moved.append(move_weights(array, mask, growth, num_drop[number]))
-        return moved
-
-
-def _check_dense(is_move: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array]]) -> None:
-    """Refuse gradients that are zero wherever a mask is False: they say of no new weight whether it should grow.
-
-    In a program that is traced the values are not known yet, and the log has a warning when it runs.
+    A layer may have several paths, and their order of definition is lost where nnx merges the network. A state has one
+    path of each, and one order.
     """
-    if any(jnp.shape(mask) != jnp.shape(gradient) for mask, gradient in parts):
-        return
-    on_mask, off_mask = (
-        jnp.array([jnp.any((gradient != 0) & (mask == is_on)) for mask, gradient in parts]).any()
-        for is_on in (True, False)
-    )
-    is_masked = is_move & on_mask & ~off_mask
-    if isinstance(is_masked, Tracer):
-        jax.debug.callback(_warn_of_masked_gradients, is_masked)
-    elif is_masked and not all(np.asarray(mask).all() for mask, _ in parts):
-        raise UserError(MASKED_GRADIENTS)
-
-
-def _warn_of_masked_gradients(is_masked: Any) -> None:
-    if is_masked:
-        logging.getLogger("dctps_jax").warning(MASKED_GRADIENTS)
-
-
-def _masked_layers(model: nnx.Module) -> dict[str, KernelLayer]:
-    layers = {path: layer for path, layer in prunable_layers(model).items() if layer.mask is not None}
+    masked = {id(layer.kernel): layer for layer in prunable_layers(model).values() if layer.mask is not None}
+    layers = {path: masked[id(node)] for path, node in nnx.iter_graph(model) if id(node) in masked}
     if not layers:
         raise UserError(
             'the model has no layer with a mask, so that no weight could move; make it with form="masked", e.g. '
@@ -269,14 +196,15 @@ def _masked_layers(model: nnx.Module) -> dict[str, KernelLayer]:
     return layers
 
 
-def _kernel_at(path: str) -> str:
-    return f"{path}.kernel" if path else "kernel"
-
-
 def _masked_parts(masks: Any, tree: Any) -> list[Any]:
     """Return the arrays of ``tree`` that have a mask, in the order of the masks."""
     parts: list[Any] = []
-    jax.tree.map(lambda mask, part: None if mask is None else parts.append(part), masks, tree, is_leaf=is_none)
+    jax.tree.map(
+        lambda mask, part: None if mask is None else parts.extend(jax.tree.leaves(part)),  # of a variable its array
+        masks,
+        tree,
+        is_leaf=is_none,
+    )
     return parts
 
 
@@ -285,5 +213,8 @@ def _like(masks: Any, tree: Any, parts: Sequence[jax.Array]) -> Any:
     remaining = iter(parts)
     ones = functools.partial(jax.tree.map, lambda _: jnp.ones((), bool))
     return jax.tree.map(
-        lambda mask, part: ones(part) if mask is None else next(remaining), masks, tree, is_leaf=is_none
+        lambda mask, part: ones(part) if mask is None else jax.tree.map(lambda _: next(remaining), part),
+        masks,
+        tree,
+        is_leaf=is_none,
     )

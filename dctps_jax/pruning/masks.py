@@ -22,7 +22,7 @@ from dctps_jax.arguments import (
     words,
 )
 from dctps_jax.errors import UserError
-from dctps_jax.files import read_json
+from dctps_jax.files import check_target, read_json
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.npz import read_npz, write_npz
 from dctps_jax.prunable import NO_LAYERS, check_not_normalized, prunable_layers
@@ -41,8 +41,8 @@ def apply_masks(
     has the axis of the layers before those of a kernel.
 
     Raises :class:`~dctps_jax.errors.UserError` for a path that is no prunable layer, a mask of another shape or of
-    other values than 0 and 1, an unknown form, and stacked layers that are to be compact with unequal numbers of
-    weights. The model is then unchanged.
+    other values than 0 and 1, an unknown form, and where layers are to be compact, for masks that are traced and for
+    stacked layers with unequal numbers of weights. The model is then unchanged.
     """
     check_choice("form", form, FORMS)
     layers = prunable_layers(model)
@@ -65,6 +65,11 @@ def apply_masks(
             layers[path].set_mask(mask)
         return
     check_not_normalized(model, {path: layers[path] for path in masks})
+    if any(isinstance(mask, Tracer) for mask in masks.values()):
+        raise UserError(
+            "the masks are traced, and a compact layer needs to know before which weights are trained; apply them "
+            'outside of functions that are traced, e.g. by nnx.jit, or use form="masked"'
+        )
     supports = {path: support_of_mask(path, np.asarray(mask), layers[path].stack) for path, mask in masks.items()}
     for path, support in supports.items():
         layers[path].set_support(support)
@@ -79,6 +84,13 @@ def _check_arrays(masks: Any) -> None:
                 f"the mask of {names_of([path])} is {words(mask)}; it must be an array of booleans, True where a "
                 "weight is trained"
             )
+
+
+def _as_booleans(masks: Mapping[str, np.ndarray | jax.Array]) -> dict[str, np.ndarray]:
+    _check_arrays(masks)
+    for path, mask in masks.items():
+        check_zero_or_one(mask, f"the mask of {names_of([path])}")
+    return {path: np.asarray(mask) != 0 for path, mask in masks.items()}
 
 
 def get_masks(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -132,9 +144,14 @@ def support_of_mask(path: str, mask: np.ndarray, stack: Sequence[int] = ()) -> n
 
 
 def save_masks(path: str | Path, masks: Mapping[str, np.ndarray | jax.Array]) -> None:
-    """Write masks by dotted path to an ``.npz`` file. After a crash the file is either whole or as it was before."""
-    _check_arrays(masks)
-    write_npz(as_path("path", path), {name: np.asarray(mask, bool) for name, mask in masks.items()}, compress=True)
+    """Write masks by dotted path to an ``.npz`` file. After a crash the file is either whole or as it was before.
+
+    Raises :class:`~dctps_jax.errors.UserError` for masks of other values than 0 and 1, and where no file can be written
+    to ``path``.
+    """
+    path = as_path("path", path)
+    check_target("path", path)
+    write_npz(path, _as_booleans(masks), compress=True)
 
 
 def load_masks(path: str | Path) -> dict[str, np.ndarray]:
@@ -154,11 +171,13 @@ def load_masks(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def digest_of_masks(masks: Mapping[str, np.ndarray]) -> str:
-    """Return a SHA-256 over the names, shapes and values of masks."""
-    _check_arrays(masks)
+    """Return a SHA-256 over the names, shapes and values of masks.
+
+    Raises :class:`~dctps_jax.errors.UserError` for masks of other values than 0 and 1.
+    """
     sha = hashlib.sha256()
-    for name in sorted(masks):
-        sha.update(f"{name} {masks[name].shape}\n".encode() + np.packbits(masks[name]).tobytes())
+    for name, mask in sorted(_as_booleans(masks).items()):
+        sha.update(f"{name} {mask.shape}\n".encode() + np.packbits(mask).tobytes())
     return sha.hexdigest()
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dctps_jax.arguments import names_of
 from dctps_jax.errors import UserError
 
 Scores = Mapping[str, np.ndarray]
@@ -18,7 +19,7 @@ def top_k_global(scores: Scores, count: int, *, allow_zero: bool = False) -> Mas
     """
     flat = np.concatenate([np.asarray(score).ravel() for score in scores.values()])
     check_finite(scores)
-    kept = _top_k(flat, count, ", ".join(scores) if len(scores) == 1 else "the network", allow_zero)
+    kept = _top_k(flat, count, names_of(scores) if len(scores) == 1 else "the network", allow_zero)
     masks, start = {}, 0
     for path, score in scores.items():
         masks[path] = kept[start : start + score.size].reshape(score.shape)
@@ -57,6 +58,6 @@ def check_finite(scores: Scores) -> None:
     bad = [path for path, score in scores.items() if not np.isfinite(score).all()]
     if bad:
         raise UserError(
-            f"the scores of {len(bad)} of {len(scores)} layers are not finite, first of {bad[0]}: the network's "
-            "outputs or gradients overflow; use normalisation, smaller initial weights, or a random method"
+            f"the scores of {len(bad)} of {len(scores)} layers are not finite, first of {names_of(bad[:1])}: the "
+            "network's outputs or gradients overflow; use normalisation, smaller initial weights, or a random method"
         )

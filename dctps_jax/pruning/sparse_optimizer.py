@@ -27,7 +27,7 @@ def keep_masked(tree: Any, masks: Any) -> Any:
 
 def keep_checked(tree: Any, masks: Any) -> Any:
     """Do as :func:`keep_masked`, with masks whose values were checked before: to read them again takes time."""
-    masks = _as_tree(masks, tree)
+    masks = as_tree(masks, tree)
     _check_fit(tree, masks)
     return jax.tree.map(lambda mask, part: part if mask is None else jnp.where(mask, part, 0), masks, tree,
                         is_leaf=is_none)  # fmt: skip
@@ -83,10 +83,10 @@ def check_values_of_masks(masks: Any) -> None:
 def check_masks_of_tree(tree: Any, masks: Any) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` unless masks fit the arrays of a tree, as :func:`keep_masked` says."""
     check_values_of_masks(masks)
-    _check_fit(tree, _as_tree(masks, tree))
+    _check_fit(tree, as_tree(masks, tree))
 
 
-def _as_tree(masks: Any, tree: Any) -> Any:
+def as_tree(masks: Any, tree: Any) -> Any:
     """Return masks in the containers of a tree where that is an ``nnx.State``, as ``nnx.Optimizer`` has it.
 
     A State takes masks in a State, whose items may be variables, or in dicts.

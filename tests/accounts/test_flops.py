@@ -7,8 +7,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dctps_jax import DCTpSConvTranspose, DCTpSEmbed, DCTpSLinearGeneral, pruning
+from dctps_jax import (
+    DCTpSConv,
+    DCTpSConvTranspose,
+    DCTpSEinsum,
+    DCTpSEmbed,
+    DCTpSLinear,
+    DCTpSLinearGeneral,
+    pruning,
+)
 from dctps_jax.accounts.flops import flops_account
+from dctps_jax.accounts.plan_table import planned
 from dctps_jax.models import create_model, kernel_shapes, prunable_layers
 
 # Output positions an image and size of the kernel of LeNet's layers.
@@ -86,3 +95,26 @@ def test_other_kinds_of_layers():
         "sparse": 2 * (2 + 3 + 14 + 14),
         "offset": 0,
     }
+
+
+def test_layers_that_no_method_computes():
+    wide = {"preferred_element_type": "float32", "offset": None}
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.dilated = DCTpSConv(3, 4, (3,), kernel_dilation=2, padding="VALID", rngs=rngs)
+            self.up = DCTpSConvTranspose(4, 2, (3,), strides=2, padding="VALID", **wide, rngs=rngs)
+            self.general = DCTpSLinearGeneral(2, (2, 3), **wide, rngs=rngs)
+            self.einsum = DCTpSEinsum("...ab,abc->...c", (2, 3, 5), **wide, rngs=rngs)
+            self.linear = DCTpSLinear(5, 7, **wide, rngs=rngs)
+
+        def __call__(self, x):  # [batch, 9, 3]
+            return self.linear(self.einsum(self.general(self.up(self.dilated(x)))))  # 5, then 11 positions
+
+    model = Net(nnx.Rngs(0))
+    for layer in prunable_layers(model).values():
+        layer.set_support(np.arange(2))
+    account = flops_account(model, (4, 9, 3), dict.fromkeys(prunable_layers(model), 2))["inference_of_an_image"]
+    assert account["dense"] == 2 * (5 * 9 * 4 + 11 * (12 * 2 + 2 * 6 + 6 * 5 + 5 * 7))
+    assert account["sparse"] == 2 * 2 * (5 + 4 * 11) and account["offset"] > 0
+    assert planned(model, (4, 9, 3)) == []

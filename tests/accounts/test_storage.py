@@ -1,9 +1,12 @@
 """Bytes of a network in training, counted by hand for LeNet-5."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
+from dctps_jax import DCTpSLinear
 from dctps_jax.accounts.storage import NAMES, file_bytes, num_bytes, storage_account, storage_table
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.optimizers import make_optimizer
@@ -40,3 +43,21 @@ def test_bytes_of_files(tmp_path):
     (tmp_path / "file").write_bytes(bytes(5))
     assert file_bytes(tmp_path) == 15
     assert num_bytes({"a": jax.ShapeDtypeStruct((2, 3), "float32"), "b": jax.ShapeDtypeStruct((), "bool")}) == 25
+
+
+def test_an_alpha_of_the_users_is_a_parameter_of_the_dense_network():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.sparse, self.dense = (DCTpSLinear(4, 4, use_bias=False, rngs=rngs) for _ in range(2))
+            self.slopes = nnx.List([Slope()])
+
+    class Slope(nnx.Module):
+        def __init__(self):
+            self.alpha = nnx.Param(jnp.ones(4))
+
+    model = Net(nnx.Rngs(0))
+    model.sparse.set_support(np.arange(3))
+    optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=False)
+    graphs, state = create_state(model, optimizer)
+    account = storage_account(state, state, graphs.shapes, optimizer)
+    assert account["parameters"] == {"this": 4 * (3 + 1 + 16 + 1 + 4), "dense": 4 * (16 + 16 + 4)}

@@ -4,12 +4,13 @@ import logging
 import math
 
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dctps_jax import UserError
+from dctps_jax import DCTpSLinear, UserError
 from dctps_jax.pruning import ALLOCATIONS, allocate, prune
 from tests import reference_data as reference
 
@@ -193,3 +194,12 @@ def test_empty_layers_are_logged_and_only_those(caplog):
     assert record.getMessage() == (
         "uniform at density 0.0001 leaves 3 of 5 layers without any weight: convs.0, convs.3, fcs.2"
     )
+
+
+def test_a_density_in_half_precision_counts_exactly():
+    shapes, density = {"a": (100, 100), "b": (400, 400)}, np.float16(0.1)
+    for options in ({}, {"layer_densities": {"b": density}}):
+        assert sum(allocate(shapes, density, "uniform", **options).values()) == round(float(density) * 170_000)
+    layer = DCTpSLinear(400, 400, offset=None, rngs=nnx.Rngs(0))
+    for method in ("uniform", "magnitude"):
+        assert prune(layer, method, density, key=0)[""].sum() == round(float(density) * 160_000)

@@ -266,3 +266,73 @@ def test_set_takes_any_gradients():
     optimizer = DynamicSparseOptimizer(layer, optax.sgd(0.1), **options)
     optimizer.move(layer, masked)
     assert int(optimizer.step[...]) == 1
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_layer_under_two_names_moves_as_under_one(is_compiled):
+    class Twice(nnx.Module):
+        def __init__(self, is_shared):
+            self.hidden = DCTpSLinear(6, 6, offset=None, rngs=nnx.Rngs(0))
+            self.first = nnx.List([DCTpSLinear(6, 3, offset=None, rngs=nnx.Rngs(1))])
+            self.again = self.hidden if is_shared else None
+
+        def __call__(self, x):
+            return self.first[0](self.hidden(nnx.relu(self.hidden(x))))
+
+    def move(model, optimizer, inputs):
+        optimizer.move(model, nnx.grad(lambda model: (model(inputs) ** 2).sum())(unmasked_copy(model)))
+
+    layers = []
+    for is_shared in (True, False):
+        model = Twice(is_shared)
+        apply_masks(model, prune(model, "epf", 0.5, key=0))
+        before = [layer.mask[...] for layer in (model.hidden, model.first[0])]
+        optimizer = DynamicSparseOptimizer(model, optax.adam(0.1), update_every=1, end_step=9, drop_fraction=1.0)
+        (nnx.jit(move) if is_compiled else move)(model, optimizer, jax.random.normal(jax.random.key(0), (5, 6)))
+        layers.append((model.hidden, model.first[0]))
+        for layer, mask in zip(layers[-1], before, strict=True):
+            assert (layer.mask[...] != mask).any() and layer.mask[...].sum() == mask.sum()
+            assert not np.asarray(layer.kernel[...])[~np.asarray(layer.mask[...])].any()
+    for one, other in zip(*layers, strict=True):
+        np.testing.assert_array_equal(one.mask[...], other.mask[...])
+
+
+def test_stacks_are_refused():
+    stack = nnx.vmap(lambda key: DCTpSLinear(4, 4, rngs=nnx.Rngs(key)))(jax.random.split(jax.random.key(0), 3))
+    apply_masks(stack, prune(stack, "epl", 0.5, key=0))
+    with pytest.raises(UserError, match=r"nnx.vmap has stacked the network, .*; keep them in an nnx\.List"):
+        DynamicSparseOptimizer(stack, optax.sgd(0.1), end_step=9)
+
+
+def test_a_network_that_was_pruned_since_is_refused():
+    layer, _, dense = masked_layer()
+    optimizer = DynamicSparseOptimizer(layer, optax.sgd(0.1), update_every=1, end_step=9, drop_fraction=1.0)
+    apply_masks(layer, prune(layer, "epl", 0.2, key=0))
+    with pytest.raises(UserError, match="a mask keeps 6 weights, and kept 11 when the optimiser was made; make the"):
+        optimizer.move(layer, dense)
+    params = {"a": jnp.ones((4, 4)), "b": jnp.ones(3)}
+    tree = dynamic_sparse(optax.sgd(0.1), {"a": jnp.eye(4) > 0, "b": None}, update_every=1, end_step=9)
+    state = tree.init(params)
+    with pytest.raises(UserError, match="a mask keeps 1 weights, and kept 4"):
+        tree.move(params, state._replace(masks={"a": jnp.arange(16).reshape(4, 4) == 3, "b": None}), params)
+    with pytest.raises(UserError, match="the network has 2 masks, and had 1"):
+        tree.move(params, state._replace(masks={"a": jnp.eye(4) > 0, "b": jnp.ones(3) > 0}), params)
+
+
+@pytest.mark.parametrize("is_pure", [True, False])
+def test_masks_in_dicts_for_a_state_of_nnx(is_pure):
+    model = nnx.List([nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 3, rngs=nnx.Rngs(1))])
+    masks = {number: {"kernel": np.arange(8) % 4 == 0, "bias": None} for number in (1, 0)}
+    masks[0]["kernel"], masks[1]["kernel"] = np.eye(4) > 0, np.arange(12).reshape(4, 3) % 4 == 0
+    params = nnx.state(model, nnx.Param)
+    params = nnx.as_pure(params) if is_pure else params
+    optimizer = dynamic_sparse(optax.adam(0.1), masks, update_every=1, end_step=9, drop_fraction=1.0)
+    params = keep_masked(params, masks)
+    gradients = jax.tree.map(lambda array: jnp.arange(1.0, array.size + 1).reshape(array.shape), params)
+    after, state = jax.jit(optimizer.move)(gradients, optimizer.init(params), params)
+    assert jax.tree.structure(after) == jax.tree.structure(params)
+    for number in (0, 1):
+        mask = np.asarray(state.masks[number]["kernel"])
+        assert mask.sum() == masks[number]["kernel"].sum() and (mask != masks[number]["kernel"]).any()
+    updates, _ = optimizer.update(gradients, state, after)
+    assert jax.tree.structure(optax.apply_updates(after, updates)) == jax.tree.structure(params)

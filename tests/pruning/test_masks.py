@@ -8,7 +8,17 @@ from flax import nnx
 
 from dctps_jax import Mask, UserError
 from dctps_jax.models import create_model, prunable_layers
-from dctps_jax.pruning import apply_masks, get_masks, load_masks, load_run_masks, prune, save_masks
+from dctps_jax.npz import read_npz, write_npz
+from dctps_jax.pruning import (
+    apply_masks,
+    digest_of_masks,
+    get_masks,
+    load_masks,
+    load_run_masks,
+    prune,
+    save_masks,
+)
+from dctps_jax.pruning.selection import top_k_global
 
 
 @pytest.fixture
@@ -114,3 +124,47 @@ def test_arrays_that_are_no_masks_are_refused(tmp_path):
         load_masks(tmp_path / "weights.npz")
     with pytest.raises(UserError, match="is a file; name the directory"):
         load_run_masks(tmp_path / "weights.npz")
+
+
+def test_only_masks_are_kept_in_a_file_and_only_where_there_is_a_folder(tmp_path):
+    with pytest.raises(UserError, match="the mask of fc has other values than 0 and 1"):
+        save_masks(tmp_path / "masks.npz", {"fc": np.full(3, 0.5)})
+    with pytest.raises(UserError, match=r"path is .*none.masks\.npz, but .* is no directory"):
+        save_masks(tmp_path / "none" / "masks.npz", {"fc": np.ones(3, bool)})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_arrays_of_any_name_are_the_bytes_that_numpy_writes(tmp_path, compress):
+    path, save = tmp_path / "arrays.npz", np.savez_compressed if compress else np.savez
+    arrays = {"layer1.0.conv": np.arange(6.0).reshape(2, 3), "b": np.array(3, np.int8)}
+    save(tmp_path / "numpy.npz", **arrays)
+    write_npz(path, arrays, compress=compress)
+    assert path.read_bytes() == (tmp_path / "numpy.npz").read_bytes()
+    write_npz(path, {"file": np.arange(3), "allow_pickle": np.arange(4)}, compress=compress)
+    found = read_npz(path, "arrays")
+    assert list(found) == ["file", "allow_pickle"] and found["file"].tolist() == [0, 1, 2]
+
+
+def test_the_digest_of_masks_depends_on_what_they_keep_alone():
+    mask = np.arange(12).reshape(3, 4) % 5 == 0
+    digest = digest_of_masks({"b": mask, "a": mask.T})
+    assert digest == "6257a9e72717e7f7a6d56a88b76b08685fb578d084e716cdc934e6402b316377"
+    for kind in (np.float32, np.int64, jnp.asarray):
+        assert digest_of_masks({"a": mask.T, "b": kind(mask)}) == digest
+    with pytest.raises(UserError, match="the mask of a has other values than 0 and 1"):
+        digest_of_masks({"a": np.full(3, 0.5)})
+
+
+def test_traced_masks_make_no_compact_layer(model):
+    mask, before = np.ones((82, 10), bool), kernels(model)
+    with pytest.raises(UserError, match=r'the masks are traced, .* use form="masked"'):
+        jax.jit(lambda mask: apply_masks(model, {"fcs.2": mask}, "compact"))(mask)
+    for path, kernel in kernels(model).items():
+        np.testing.assert_array_equal(kernel, before[path])
+
+
+@pytest.mark.parametrize("score", [0.0, np.nan])
+def test_scores_of_a_layer_that_is_the_whole_network(score):
+    with pytest.raises(UserError, match="of the network"):
+        top_k_global({"": np.full(4, score)}, 2)

@@ -5,6 +5,7 @@ import time
 import tracemalloc
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,6 +16,7 @@ from dctps_jax import DCTpSLinear, UserError, seeds
 from dctps_jax.models import create_model, prunable_layers
 from dctps_jax.pruning import ALLOCATIONS, allocate, prune, random_masks
 from dctps_jax.pruning.random import random_support
+from dctps_jax.seeds import as_key
 
 KEY = jax.random.key(5)
 
@@ -154,3 +156,9 @@ def test_a_network_without_masks_costs_no_more_memory_than_its_new_masks():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2.5 * size  # a list of all positions takes 8 bytes a weight
+
+
+def test_a_raw_key_of_another_length_is_refused():
+    with pytest.raises(UserError, match=r"key is an array of uint32 of shape \(3,\); it must be one key"):
+        as_key(jnp.zeros(3, jnp.uint32))
+    assert as_key(jnp.zeros(2, jnp.uint32)).shape == (2,)
