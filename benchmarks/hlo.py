@@ -135,7 +135,7 @@ class Program:
             if is_view or instruction.opcode in FREE or instruction.opcode.endswith("-done"):
                 continue
             cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.text)
-            inner = self._inner(instruction)
+            inner = self._inner(computation, instruction)
             products = [(name, op) for name, op in inner if op.opcode in ("convolution", "dot")]
             hero = products[0][1] if products else instruction
             frames = self.frames(hero.text) or outer
@@ -171,25 +171,54 @@ class Program:
             places.append(place)
         return places
 
-    def _inner(self, instruction: Instruction) -> list[tuple[str, Instruction]]:
-        """Return an instruction and what is fused into it, with the names of the computations."""
+    def _inner(self, computation: str, instruction: Instruction) -> list[tuple[str, Instruction]]:
+        """Return an instruction of a computation and what is fused into it, with the names of the computations."""
         if instruction.opcode != "fusion":
-            return [(self.entry, instruction)]
+            return [(computation, instruction)]
         (name,) = _called(instruction.text)
-        return [
-            pair
-            for inner in self.computations[name].values()
-            for pair in (self._inner(inner) if inner.opcode == "fusion" else [(name, inner)])
-        ]
+        return [pair for inner in self.computations[name].values() for pair in self._inner(name, inner)]
 
     def _flops(self, computation: str, product: Instruction) -> float:
-        kernel = self.computations[computation].get(product.operands[1])
-        labels = re.search(r"dim_labels=\w+_(\w+)->", product.text)
-        if kernel is None or labels is None:
+        """Return the FLOPs of a convolution, without products with padding and with zeros between the inputs."""
+        inputs, kernel = (self.computations[computation].get(name) for name in product.operands[:2])
+        labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", product.text)
+        if inputs is None or kernel is None or labels is None:
             return 0.0
-        sizes = [int(size) for size in re.findall(r"\[([\d,]*)\]", kernel.type)[0].split(",")]
-        outputs = re.findall(r"\[([\d,]*)\]", product.type)[0]
-        return 2.0 * math.prod(map(int, outputs.split(","))) * math.prod(sizes) / sizes[labels[1].index("o")]
+        sizes = [
+            dict(zip(names, map(int, re.findall(r"\[([\d,]*)\]", of.type)[0].split(",")), strict=True))
+            for names, of in zip(labels.groups(), (inputs, kernel, product), strict=True)
+        ]
+        spatial = sorted(set(labels[2]) - {"i", "o"})
+        positions = (
+            _products_along(sizes[0][axis], sizes[1][axis], sizes[2][axis], window)
+            for axis, window in zip(spatial, _windows(product.text, len(spatial)), strict=True)
+        )
+        return 2.0 * sizes[2]["b"] * sizes[2]["f"] * sizes[1]["i"] * math.prod(positions)
+
+
+class Window(NamedTuple):
+    """How a convolution moves over one spatial axis."""
+
+    stride: int = 1
+    low: int = 0  # padding before the first input
+    lhs_dilate: int = 1
+    rhs_dilate: int = 1
+
+
+def _windows(text: str, rank: int) -> list[Window]:
+    """Return the windows of a convolution's spatial axes, in their order."""
+    found = re.search(r"window=\{([^}]*)\}", text)
+    fields = dict(field.split("=") for field in found[1].split()) if found else {}
+    axes = {name: fields[name].split("x") for name in ("stride", "pad", "lhs_dilate", "rhs_dilate") if name in fields}
+    axes["low"] = [both.split("_")[0] for both in axes.pop("pad", [])]
+    return [Window(**{name: int(values[axis]) for name, values in axes.items() if values}) for axis in range(rank)]
+
+
+def _products_along(inputs: int, kernel: int, outputs: int, window: Window) -> int:
+    """Return how many pairs of an output and a place of the kernel meet an input along a spatial axis."""
+    starts = (output * window.stride - window.low for output in range(outputs))
+    places = [start + number * window.rhs_dilate for start in starts for number in range(kernel)]
+    return sum(place % window.lhs_dilate == 0 and 0 <= place < inputs * window.lhs_dilate for place in places)
 
 
 def _called(text: str) -> list[str]:

@@ -27,7 +27,7 @@ def account_of(network: str, density: float, num_classes: int) -> Account:
         rngs=nnx.Rngs(0),
         supports=pruning.random_supports(jax.random.key(0), shapes, pruning.allocate(shapes, density, "epl")),
     )
-    optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=network.startswith("fixup"))
+    optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=models.is_fixup(network))
     graphs, state = create_state(model, optimizer)
     return storage_account(state, state, graphs.shapes, optimizer)
 

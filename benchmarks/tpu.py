@@ -28,8 +28,9 @@ from flax import nnx
 from hlo import Operation, Program
 from jax.experimental import topologies
 from record import describe_run, save
-from train_step import build
+from train_step import build, case_parts
 
+from dctps_jax import models
 from dctps_jax.config import resolve
 from dctps_jax.data import Dataset
 from dctps_jax.data.batches import ExamplesInRows, Normalization, Subset
@@ -77,9 +78,9 @@ class Case(NamedTuple):
 
 def case_of_network(name: str, arguments: argparse.Namespace, placement: Placement) -> Case:
     """Return the case of a network on images that lie on the devices."""
-    network, offset, density, form, method = [*name.split(":"), "compact", "auto"][:5]
+    network, offset, density, form, method = case_parts(name)
     model = build(network, None if offset == "none" else offset, float(density), form, method, arguments)
-    optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=network.startswith("fixup"))
+    optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=models.is_fixup(network))
     shape, count, moving = (arguments.image_size, arguments.image_size, 3), arguments.images, arguments.sparse_training
     spec = StepSpec(
         batch_size=arguments.batch_size,

@@ -36,11 +36,10 @@ class Case:
     """One network in training on random images; ``run`` takes a dispatch and waits for it."""
 
     def __init__(self, name: str, arguments: argparse.Namespace):
-        given = name.split(":")
-        network, offset, density, form, method = given + ["compact", "auto"][len(given) - 3 :]
+        network, offset, density, form, method = case_parts(name)
         self.name = name
         model = build(network, None if offset == "none" else offset, float(density), form, method, arguments)
-        optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=network.startswith("fixup"))
+        optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=models.is_fixup(network))
         rng = np.random.default_rng(0)
         count, size = 10 * arguments.batch_size, arguments.image_size
         images = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
@@ -95,6 +94,12 @@ class Times(NamedTuple):
 
     wall: float
     cpu: float
+
+
+def case_parts(name: str) -> list[str]:
+    """Return network, offset, density, form and method of a case. The last two may be left out."""
+    given = name.split(":")
+    return given + ["compact", "auto"][len(given) - 3 :]
 
 
 def build(network: str, offset: str | None, density: float, form: str, method: str, arguments: Any) -> nnx.Module:

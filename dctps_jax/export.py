@@ -8,7 +8,6 @@ for CPU, CUDA and TPU, too.
 import argparse
 import contextlib
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from dctps_jax.arguments import check_choice
 from dctps_jax.command import command
 from dctps_jax.errors import UserError
 from dctps_jax.exported_file import (
@@ -50,7 +50,7 @@ SECTIONS = ("params", "batch_stats", "supports", "frozen")
 PLATFORMS = ("cpu", "cuda", "tpu")
 # What messages call the setting that names the function of a network of the user's own.
 OPTION = "--network"
-logger = logging.getLogger("dctps_jax")
+CHECKPOINTS = ("best", "latest", "ema")
 
 
 def export_run(run: Path | str, output: Path | str, checkpoint: str = "best", network: str | None = None) -> Path:
@@ -60,13 +60,14 @@ def export_run(run: Path | str, output: Path | str, checkpoint: str = "best", ne
     averaged weights of the latest one. ``network`` is the import path of the function that built a network of the
     user's own. With it the network is built first, to find out whether it is still what was trained.
 
-    Raises :class:`~dctps_jax.errors.UserError` where the run is not finished, is of an older version, or has no sound
-    checkpoint, the network has changed, or the file cannot be written.
+    Raises :class:`~dctps_jax.errors.UserError` for another checkpoint, where the run is not finished, is of an older
+    version, or has no sound checkpoint, where the network has changed, and where the file cannot be written.
     """
     from safetensors.numpy import save
 
     run, output = Path(run), Path(output)
     check_target("--output", output)
+    check_choice("checkpoint", checkpoint, CHECKPOINTS)
     if not is_printable(str(run.absolute())):
         raise UserError(f"{run} has a name that is no UTF-8; Orbax reads no checkpoints there, rename it")
     config, results = read_config(run), read_results(run)
@@ -246,7 +247,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="directory of a finished run")
     parser.add_argument("--output", type=Path, required=True, help="file to write, e.g. model.safetensors")
     parser.add_argument(
-        "--checkpoint", choices=("best", "latest", "ema"), default="best", help="best on validation, last, or averages"
+        "--checkpoint", choices=CHECKPOINTS, default="best", help="best on validation, last, or averages"
     )
     parser.add_argument(
         "--network", help="function that built a network of your own; --stablehlo and a check of its code call it"

@@ -7,6 +7,7 @@ The figures are in results/. It runs in a checkout of the project.
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,30 @@ def original() -> str:
             cells.append(spread(chosen))
         rows.append(f"| {100 * density:g} % | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def comparison() -> str:
+    """Return the table of methods on LeNet-5 after 60 epochs: accuracy of the last, and operations of a step."""
+    found: dict[tuple[str, float, str | None], list[dict[str, Any]]] = defaultdict(list)
+    for record in read_records(RESULTS / "lenet_cifar10_comparison" / "runs.jsonl"):
+        if record.results:
+            key = method_name(record.setting), record.config["pruning.density"], record.config["model.offset"]
+            found[key].append(record.results)
+    columns = [
+        (density, offset) for density in sorted({key[1] for key in found}, reverse=True) for offset in ("dct", None)
+    ]
+    titles = [f"{100 * density:g} %, {'DCT offset' if offset else 'no offset'}" for density, offset in columns]
+    rows = [f"| method | {' | '.join(titles)} | operations of a step |", "| --- |" + " ---: |" * (len(columns) + 1)]
+    for method in sorted({key[0] for key in found}):
+        cells = [found.get((method, *column), []) for column in columns]
+        accuracies = [spread([results["test_accuracy_final"] for results in cell]) if cell else "" for cell in cells]
+        rows.append(f"| {method} | {' | '.join(accuracies)} | {_operations(cells)} |")
+    return "\n".join(rows)
+
+
+def _operations(cells: Iterable[Sequence[dict[str, Any]]]) -> str:
+    steps = [cell[0]["flops"]["training_step"] for cell in cells if cell]
+    return ", ".join(f"{(step['sparse'] + step['offset']) / 1e6:.0f} M" for step in steps)
 
 
 def schedules() -> str:

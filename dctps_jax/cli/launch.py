@@ -6,6 +6,7 @@ Each process gets the options after ``--``, which are those of ``dctps-train``, 
 """
 
 import argparse
+import itertools
 import os
 import signal
 import socket
@@ -74,7 +75,7 @@ def launch(num_processes: int, num_devices: int, options: Sequence[str]) -> int:
     with tempfile.TemporaryFile() as unheard:
         outputs = [None] + [unheard] * (num_processes - 1)
         processes.extend(start_processes(outputs, num_devices, options))
-        for number in stops:
+        for number in tuple(stops):  # what came before the processes were known; pass_on adds to the list
             pass_on(number, None)
         codes = wait_for_all(processes)
         if codes[0] < 0 or "Traceback" in _text_of(unheard):
@@ -147,10 +148,11 @@ def _devices_of_all(num_processes: int, num_devices: int) -> list[dict[str, str]
 
 def _gpus() -> list[str]:
     """Return the NVIDIA GPUs that JAX would use, as ``CUDA_VISIBLE_DEVICES`` names them."""
-    if os.environ.get("JAX_PLATFORMS", "cuda").split(",")[0] not in ("cuda", "gpu"):
+    if (os.environ.get("JAX_PLATFORMS") or "cuda").split(",")[0] not in ("cuda", "gpu"):
         return []
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in visible.split(",") if name]
+        # A negative number hides itself and all GPUs after it.
+        return list(itertools.takewhile(lambda name: name and not name.startswith("-"), visible.split(",")))
     names = sorted(int(name[6:]) for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdecimal())
     return [str(number) for number in range(len(names))]
 

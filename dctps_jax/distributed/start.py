@@ -112,16 +112,15 @@ def the_relay() -> Relay | None:
 def find_cluster(settings: Any) -> Cluster | None:
     """Return the processes that a config names, or that JAX detects where it asks for it; None for a process alone."""
     coordinator, num_processes, process_id = settings.coordinator, settings.num_processes, settings.process_id
-    if coordinator == "auto":
-        return _detected()
-    if coordinator == "":
+    if coordinator in ("", "auto"):
         for name, value, default in (("num_processes", num_processes, 0), ("process_id", process_id, -1)):
             if value != default:
                 raise UserError(
-                    f"config.distributed.{name} is {value}, but config.distributed.coordinator is empty; give it the "
-                    "host:port at which process 0 is to listen, or 'auto' on a cluster that JAX knows"
+                    f"config.distributed.{name} is {value}, but config.distributed.coordinator is {coordinator!r}; "
+                    "give it the host:port at which process 0 is to listen, or leave both numbers out with 'auto' on a "
+                    "cluster that JAX knows"
                 )
-        return None
+        return _detected() if coordinator == "auto" else None
     if num_processes < 1 or not 0 <= process_id < num_processes:
         raise UserError(
             f"config.distributed.num_processes is {num_processes} and config.distributed.process_id {process_id}; with "

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dctps_jax.arguments import as_tuple, check_choice, check_flag, check_size, check_sizes, is_whole, words
 from dctps_jax.data.dataset import Size, height_and_width
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.kernels import KernelLayer
@@ -97,8 +98,13 @@ def create_model(
     Raises :class:`~dctps_jax.errors.UserError` for a name, option or size that does not exist, listing what there is.
     """
     constructor = _find_network(name, num_classes, options)
-    if init not in INITIALIZERS:
-        raise UserError(f"there is no initialiser {init!r}; choose one of: {', '.join(INITIALIZERS)}")
+    check_choice("init", init, tuple(INITIALIZERS))
+    check_flag("remat", remat)
+    if not is_whole(min_loop) or min_loop < 0:
+        raise UserError(f"min_loop is {words(min_loop)}; it must be a whole number of at least 1, or 0 for never")
+    check_sizes(image_size=image_size)
+    if len(as_tuple(image_size)) > 2:
+        raise UserError(f"image_size is {image_size}; it must be one number, or (height, width)")
     smallest = getattr(constructor, "func", constructor).MIN_IMAGE_SIZE
     if min(height_and_width(image_size)) < smallest:
         raise UserError(f"image_size is {image_size}; {name} needs images of at least {smallest}×{smallest}")
@@ -192,13 +198,13 @@ def _find_network(name: str, num_classes: int, options: Mapping[str, Any]) -> An
         if option not in own_options:
             parameters = inspect.signature(create_model).parameters.values()
             shared = [parameter.name for parameter in parameters if parameter.default is not parameter.empty]
-            raise UserError(f"{name} has no option {option!r}; its options are: {', '.join((*shared, *own_options))}")
-    if num_classes < 1:
-        raise UserError(f"num_classes is {num_classes}; a network needs at least one class")
-    if options.get("width", 1) < 1:
-        raise UserError(f"width is {options['width']}; it must be at least 1")
-    if options.get("stem", "cifar") not in STEMS:
-        raise UserError(f"stem is {options['stem']!r}; it must be one of: {', '.join(STEMS)}")
+            of_all = f"; create_model has these for all networks: {', '.join(shared)}"
+            raise UserError(
+                f"{name} has no option {option!r}; its options are: {', '.join(own_options) or 'none'}{of_all}"
+            )
+    check_size(num_classes=num_classes, width=options.get("width", 1))
+    check_choice("stem", options.get("stem", "cifar"), STEMS)
+    check_flag("stable", options.get("stable", False))
     return MODELS[name]
 
 

@@ -10,7 +10,7 @@ from flax.nnx.nn import dtypes
 from jax import lax
 
 from dctps_jax.ops.fusion import materialized, varying_alike
-from dctps_jax.ops.target import on_cpu
+from dctps_jax.ops.target import PORTABLE, on_cpu, platform
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -32,7 +32,7 @@ class BatchNorm(nnx.BatchNorm):
         if use_running_average is None:
             use_running_average = self.use_running_average
         by_hand = self.use_fast_variance and self.axis in (-1, x.ndim - 1) and x.shape[-1] == self.num_features
-        by_hand = by_hand and self.axis_index_groups is None and mask is None
+        by_hand = by_hand and self.axis_index_groups is None and mask is None and platform() != PORTABLE
         if use_running_average is not False or not by_hand or self.promote_dtype is not dtypes.promote_dtype:
             outputs = super().__call__(x, use_running_average, mask=mask)
             return nnx.relu(outputs) if relu else outputs

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from dctps_jax.arguments import is_whole
+
 
 class Factors(Protocol):
     """An offset of one kernel shape, written as two products of small tables.
@@ -49,9 +51,9 @@ class Transform(Protocol):
 
 
 def check_sizes(label: str, n_in: int, n_out: int) -> None:
-    """Raise ``ValueError`` where an offset has no row or no column."""
-    if n_in < 1 or n_out < 1:
-        raise ValueError(f"a {label} matrix needs at least one row and one column, got {n_in} × {n_out}")
+    """Raise ``ValueError`` where an offset has no row or no column, or no whole number of them."""
+    if not (is_whole(n_in) and is_whole(n_out)) or n_in < 1 or n_out < 1:
+        raise ValueError(f"a {label} matrix needs whole numbers of rows and columns, at least 1, got {n_in} × {n_out}")
 
 
 def no_factors(shape: Sequence[int]) -> None:

@@ -51,3 +51,40 @@ def test_a_loop_counts_as_often_as_it_goes_round(hlo, limit, note, rounds):
         return
     cycles = {operation.opcode: operation.cycles for operation in program.operations()}
     assert cycles["negate"] == 100 * rounds
+
+
+CONVOLUTION = """
+%body (carry: f32[2,4,4,8]) -> f32[2,8,8,16] {
+  %x = f32[2,4,4,8] parameter(0)
+  %k = f32[3,3,8,16] parameter(1)
+  ROOT %y = f32[2,SIZE,SIZE,16] convolution(%x, %k), window={WINDOW}, dim_labels=b01f_01io->b01f
+}
+
+%condition (state: f32[2,4,4,8]) -> pred[] {
+  %limit = s32[] constant(3)
+  %count = s32[] parameter(0)
+  ROOT %goes_on = pred[] compare(%count, %limit), direction=LT
+}
+
+ENTRY %main (x: f32[2,4,4,8]) -> f32[2,8,8,16] {
+  %x = f32[2,4,4,8] parameter(0)
+  ROOT %loop = f32[2,8,8,16] while(%x), condition=%condition, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "along"),
+    [
+        (2, "size=3x3", 2 * 3),
+        (4, "size=3x3 pad=1_1x1_1", 4 * 3 - 2),
+        (2, "size=3x3 stride=2x2 pad=0_1x0_1", 2 * 3 - 1),
+        (7, "size=3x3 pad=1_1x1_1 lhs_dilate=2x2", 10),  # 4 outputs see one input, 3 see two
+        (4, "size=3x3 pad=2_2x2_2 rhs_dilate=2x2", 8),  # each output sees two of four inputs
+    ],
+)
+def test_products_with_padding_and_with_zeros_between_inputs_are_no_flops(hlo, size, window, along):
+    """Of a convolution in the body of a loop, too."""
+    program = hlo.Program(CONVOLUTION.replace("SIZE", str(size)).replace("WINDOW", window))
+    (convolution,) = [operation for operation in program.operations() if operation.opcode == "convolution"]
+    assert convolution.flops == 3 * 2 * 2 * 8 * 16 * along**2

@@ -143,10 +143,10 @@ def test_program_of_a_large_kernel_holds_only_small_tables():
 @pytest.mark.parametrize("sizes", [(0, 3), (3, 0), (-1, 3), (0, 0)])
 def test_empty_sizes_are_refused(sizes):
     for function in (lambda: dct.dct_matrix(*sizes), lambda: dct.conv_kernel((1, 1, *sizes))):
-        with pytest.raises(ValueError, match="at least one row and one column"):
+        with pytest.raises(ValueError, match="whole numbers of rows and columns, at least 1"):
             function()
 
 
 def test_empty_large_kernel_is_refused():
-    with pytest.raises(ValueError, match="at least one row"):
+    with pytest.raises(ValueError, match="at least 1"):
         dct.offset_kernel((0, 10**6))

@@ -64,7 +64,7 @@ def test_a_large_kernel_is_no_constant_of_the_program():
 @pytest.mark.parametrize("sizes", [(0, 3), (3, 0)])
 def test_empty_sizes_are_refused(sizes):
     for make in (hadamard_matrix, lambda *sizes: hadamard_kernel(sizes)):
-        with pytest.raises(ValueError, match="at least one row and one column"):
+        with pytest.raises(ValueError, match="whole numbers of rows and columns, at least 1"):
             make(*sizes)
 
 
