@@ -1,10 +1,11 @@
 """Images a second that are read for training on ImageNet: ``python benchmarks/input.py --save input``.
 
 JPEG files of 500×375 pixels are decoded, cropped at random, resized to 224 pixels and put into batches, each way in a
-process of its own, on all cores:
+process of its own. They compare on a machine of two cores:
 
 - ``pil``: two threads of Pillow alone, with the crops of this package, which go nowhere;
-- ``streamed``: the windows that a run is given, on the device; ``streamed_processes``: with two processes that decode;
+- ``streamed``: the windows that a run is given, on the device, with a thread for each core, at most 16;
+  ``streamed_processes``: with two processes that decode;
 - ``torch``: PyTorch's DataLoader with torchvision's ImageFolder and RandomResizedCrop, with two workers.
 
 ``memory`` is the resident memory of a process that streams an epoch of small images, at each tenth of it. Needs the

@@ -236,7 +236,7 @@ def scipy_csr(problem: Problem) -> Train:
         for index, matrix in enumerate(matrices):
             outputs = matrix.T @ seen[-1]
             seen.append(np.maximum(outputs, 0) if index < len(matrices) - 1 else outputs)
-        logits = seen.pop() - seen[-1].max(initial=0)
+        logits = seen.pop()
         exponentials = np.exp(logits - logits.max(0))
         chances = exponentials / exponentials.sum(0)
         loss = -np.log(chances[labels, np.arange(BATCH_SIZE)]).mean()

@@ -2,8 +2,7 @@
 
 What is computed and exchanged in a step is read from ``results/tpu_resnet50_imagenet.json`` (benchmarks/tpu.py), a
 program compiled for 16 chips. What the chips and their networks do are published figures, but for messages between
-pods, which are assumed.
-Nothing here is measured on a TPU.
+pods, which are assumed. Nothing here is measured on a TPU.
 """
 
 import argparse

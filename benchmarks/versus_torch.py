@@ -2,9 +2,9 @@
 
 Variants of each network, each in a process of its own, all on random images that stay on the device:
 
-- PyTorch dense: contiguous in float32 (TF32 on a GPU); on a CPU also channels_last, without and with ``torch.compile``;
-on
-  a GPU also autocast to bfloat16, channels_last and ``torch.compile``, without and with CUDA graphs;
+- PyTorch dense: contiguous in float32 (TF32 on a GPU); on a CPU also channels_last, without and with
+  ``torch.compile``; on a GPU also autocast to bfloat16, channels_last and ``torch.compile``, without and with CUDA
+  graphs;
 - PyTorch with DCT layers as the original code computes them (``torch_networks.py``);
 - this package, dense and with the DCT offset at ``--densities``, in ``--dtypes``.
 

@@ -107,6 +107,20 @@ def test_forward_mode_in_a_program_for_every_platform(form):
                 np.testing.assert_allclose(tangents, same(IMAGES) - same(0 * IMAGES), rtol=1e-4, atol=1e-4)
 
 
+def test_forward_mode_in_a_program_for_every_platform_while_a_network_trains():
+    model = create_model("resnet18", num_classes=3, offset="dct", width=4, rngs=nnx.Rngs(0))
+    images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
+    graph, state = nnx.split(model)
+
+    def logits(images):
+        return nnx.merge(graph, nnx.to_pure_dict(state))(images)  # BatchNorm changes variables of this trace
+
+    with tracing_for(PORTABLE):
+        _, tangents = jax.jit(lambda x: jax.jvp(logits, (x,), (x,)))(images)
+        gradient = jax.jit(jax.grad(lambda x: logits(x).sum()))(images)
+    np.testing.assert_allclose(tangents.sum(), (gradient * images).sum(), rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("offset", ["dct", None])
 def test_no_images(method, offset):

@@ -10,7 +10,8 @@ from flax import nnx
 
 from dctps_jax.ops.convolution import in_loop
 
-# A loop needs the arrays of its blocks in one piece, copied in every step: up to so many bytes a block this is nothing.
+# A loop copies the arrays of its blocks into one piece in each step. Up to so many bytes a block that costs next to
+# nothing.
 MAX_LOOPED_BYTES = 2**20
 
 

@@ -1,4 +1,4 @@
-"""MobileNetV2 for small images (Sandler et al. 2018): ReLU instead of ReLU6, strides of 1 in the first two stages."""
+"""MobileNetV2 for small images (Sandler et al. 2018): ReLU, not ReLU6; stride 1 in the stem and the second stage."""
 
 import jax
 from flax import nnx
