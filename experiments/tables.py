@@ -135,4 +135,4 @@ def trials_of(name: str) -> str:
 
 
 if __name__ == "__main__":
-    print(original(), methods(), schedules(), loss_at_start(), trials_of("lenet"), sep="\n\n")
+    print(original(), methods(), comparison(), schedules(), loss_at_start(), trials_of("lenet"), sep="\n\n")

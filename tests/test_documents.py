@@ -268,6 +268,7 @@ def test_the_table_of_scores_is_that_of_the_package():
 def test_tables_of_results_are_made_from_the_saved_runs():
     assert results.original() in prose("docs/paper.md")
     assert results.methods() in prose("docs/results.md")
+    assert results.comparison() in prose("docs/results.md")
     assert results.schedules() in prose("docs/recipes.md")
     for table in (results.loss_at_start(), results.trials_of("lenet")):
         assert len(table.splitlines()) > 10
