@@ -28,6 +28,7 @@ def in_quarters(arrays, *, dtype=None, inexact=True):
     return [None if array is None else jnp.round(array * 4) / 4 for array in arrays]
 
 
+NOTHING: Any = None  # no type may know that it is not allowed
 FILLED: dict[str, Any] = {"kernel_init": numpy_init, "bias_init": numpy_init}
 
 
@@ -313,7 +314,7 @@ def test_split_and_merge_round_trip(offset, mask):
         (lambda: DCTpSLinear(0, 3, rngs=nnx.Rngs(0)), "in_features is 0; it must be a whole number of at least 1"),
         (lambda: DCTpSConv(2, 3, (0, 3), rngs=nnx.Rngs(0)), r"kernel_size is \(0, 3\); every size"),
         (lambda: DCTpSConv(2, 3, (), rngs=nnx.Rngs(0)), r"kernel_size is \(\); it must have at least one dimension"),
-        (lambda: DCTpSLinear(2, 3, rngs=nnx.Rngs(0))(None), "the inputs have no shape, they are None"),
+        (lambda: DCTpSLinear(2, 3, rngs=nnx.Rngs(0))(NOTHING), "the inputs have no shape, they are None"),
         (lambda: DCTpSLinear(2, 3, mask=jnp.ones((3, 2), bool), rngs=nnx.Rngs(0)), "mask has shape"),
     ],
 )

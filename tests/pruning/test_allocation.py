@@ -2,6 +2,7 @@
 
 import logging
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -197,9 +198,11 @@ def test_empty_layers_are_logged_and_only_those(caplog):
 
 
 def test_a_density_in_half_precision_counts_exactly():
-    shapes, density = {"a": (100, 100), "b": (400, 400)}, np.float16(0.1)
-    for options in ({}, {"layer_densities": {"b": density}}):
-        assert sum(allocate(shapes, density, "uniform", **options).values()) == round(float(density) * 170_000)
+    density: Any = np.float16(0.1)
+    shapes = {"a": (100, 100), "b": (400, 400)}
+    for densities in ({}, {"b": density}):
+        counts = allocate(shapes, density, "uniform", layer_densities=densities)
+        assert sum(counts.values()) == round(float(density) * 170_000)
     layer = DCTpSLinear(400, 400, offset=None, rngs=nnx.Rngs(0))
     for method in ("uniform", "magnitude"):
         assert prune(layer, method, density, key=0)[""].sum() == round(float(density) * 160_000)

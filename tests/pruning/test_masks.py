@@ -150,8 +150,8 @@ def test_the_digest_of_masks_depends_on_what_they_keep_alone():
     mask = np.arange(12).reshape(3, 4) % 5 == 0
     digest = digest_of_masks({"b": mask, "a": mask.T})
     assert digest == "6257a9e72717e7f7a6d56a88b76b08685fb578d084e716cdc934e6402b316377"
-    for kind in (np.float32, np.int64, jnp.asarray):
-        assert digest_of_masks({"a": mask.T, "b": kind(mask)}) == digest
+    for dtype in (np.float32, np.int64):
+        assert digest_of_masks({"a": mask.T, "b": mask.astype(dtype)}) == digest
     with pytest.raises(UserError, match="the mask of a has other values than 0 and 1"):
         digest_of_masks({"a": np.full(3, 0.5)})
 
