@@ -116,9 +116,9 @@ def find_cluster(settings: Any) -> Cluster | None:
         for name, value, default in (("num_processes", num_processes, 0), ("process_id", process_id, -1)):
             if value != default:
                 raise UserError(
-                    f"config.distributed.{name} is {value}, but config.distributed.coordinator is {coordinator!r}; "
-                    "give it the host:port at which process 0 is to listen, or leave both numbers out with 'auto' on a "
-                    "cluster that JAX knows"
+                    f"config.distributed.{name} is {value}, but config.distributed.coordinator is "
+                    f"{coordinator or 'empty'}; give it the host:port at which process 0 is to listen, or leave both "
+                    "numbers out with 'auto' on a cluster that JAX knows"
                 )
         return _detected() if coordinator == "auto" else None
     if num_processes < 1 or not 0 <= process_id < num_processes:

@@ -35,6 +35,7 @@ CONFIG = ("--config", "configs/lenet_digits.py")
         ),
         ("a:1", 2, -1, "num_processes is 2 and config.distributed.process_id -1; with "),
         ("a:1", 2, 2, "num_processes is 2 and config.distributed.process_id 2; with "),
+        ("auto", 4, -1, "num_processes is 4, but config.distributed.coordinator is auto; give it the host:port"),
         ("auto", 0, -1, "is 'auto', but JAX finds no cluster here (no TPU pod, Slurm, Open MPI or Kubernetes); give "),
         (
             "host",
