@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dctps_jax.precision import in_float32
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Return ``-log softmax(logits)[label]``, the loss of training, in float32 or a wider type.
 
     ``labels`` may be the probabilities of the classes, too: then it is the mean over them.
     """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = in_float32(logits)
     if jnp.issubdtype(labels.dtype, jnp.floating):
         chex.assert_equal_shape((logits, labels))
         return optax.losses.softmax_cross_entropy(logits, labels)

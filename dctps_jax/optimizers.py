@@ -98,19 +98,20 @@ def warmed_up(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
     return lambda step: schedule(step) * jnp.minimum(1, (step + 1) / warmup_steps)
 
 
-def _warmup_steps(settings: Any, steps_per_epoch: int) -> int:
+def warmup_steps_of(settings: Any, steps_per_epoch: int) -> int:
+    """Return how many steps the warm-up of ``config.optimizer`` takes."""
     return round(settings.warmup_epochs * steps_per_epoch)
 
 
 def milestones(settings: Any, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:
     """Return :func:`learning_rate_schedule` for the fields of ``config.optimizer``, after a warm-up."""
     schedule = learning_rate_schedule(settings.learning_rate, settings.milestones, settings.decay_rate, steps_per_epoch)
-    return warmed_up(schedule, _warmup_steps(settings, steps_per_epoch))
+    return warmed_up(schedule, warmup_steps_of(settings, steps_per_epoch))
 
 
 def constant(settings: Any, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:
     """Return one rate for all steps, after a warm-up."""
-    return warmed_up(optax.constant_schedule(settings.learning_rate), _warmup_steps(settings, steps_per_epoch))
+    return warmed_up(optax.constant_schedule(settings.learning_rate), warmup_steps_of(settings, steps_per_epoch))
 
 
 def cosine(settings: Any, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:
@@ -118,7 +119,7 @@ def cosine(settings: Any, steps_per_epoch: int, num_epochs: int) -> optax.Schedu
 
     Loshchilov & Hutter 2017, without restarts.
     """
-    warmup_steps = _warmup_steps(settings, steps_per_epoch)
+    warmup_steps = warmup_steps_of(settings, steps_per_epoch)
     falling = optax.cosine_decay_schedule(settings.learning_rate, num_epochs * steps_per_epoch - warmup_steps)
     return warmed_up(lambda step: falling(jnp.maximum(step - warmup_steps, 0)), warmup_steps)
 

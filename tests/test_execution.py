@@ -266,7 +266,8 @@ def test_devices_with_weights_of_their_own_share_the_inputs(method, case):
     specs = (split, split, together), (together, split, split)
     shared = jax.shard_map(on_each_device, mesh=mesh, in_specs=specs[0], out_specs=specs[1])
     of_inputs, *others = jit_unoptimised(shared)(values, alpha, jnp.asarray(layer.inputs))
-    each = [jit_unoptimised(gradients)(values[[i]], alpha[[i]], jnp.asarray(layer.inputs)) for i in range(8)]
+    alone = jit_unoptimised(gradients)
+    each = [alone(values[[i]], alpha[[i]], jnp.asarray(layer.inputs)) for i in range(8)]
     of_inputs_of_each, *expected = (np.stack(arrays) for arrays in zip(*each, strict=True))
     assert_same((of_inputs, *others), (of_inputs_of_each.sum(0), *expected))
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dctps_jax.offsets.dct_angles import angles, column_scale
+from dctps_jax.precision import in_float32
 
 # A Fourier transform is fast if its length has no other prime factors.
 PRIMES = (2, 3, 5, 7)
@@ -36,7 +37,7 @@ class DctTransform(NamedTuple):
         return max(self.n_in, self.n_out)
 
     def product(self, inputs: jax.Array) -> jax.Array:
-        x, half = _wide(inputs), self.length // 2
+        x, half = in_float32(inputs), self.length // 2
         zeros = jnp.zeros((*x.shape[:-1], self.length - self.n_in), x.dtype)
         ordered = jnp.concatenate([x[..., ::2], zeros, x[..., 1::2][..., ::-1]], axis=-1)
         low = min(self.n_out, half + 1)
@@ -49,7 +50,7 @@ class DctTransform(NamedTuple):
         return outputs.astype(inputs.dtype)
 
     def transposed(self, outputs: jax.Array) -> jax.Array:
-        y, half = _wide(outputs), self.length // 2
+        y, half = in_float32(outputs), self.length // 2
         low = min(self.n_out, half + 1)
         # The inverse transform divides by N, and it counts the first and the middle number once, the others twice.
         counted = np.where(np.isin(np.arange(low), (0, half)), self.length, self.length / 2)
@@ -88,7 +89,3 @@ def dct_transform(n_in: int, n_out: int) -> DctTransform | None:
         while rest % prime == 0:
             rest //= prime
     return DctTransform(n_in, n_out) if rest == 1 else None
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

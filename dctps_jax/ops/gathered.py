@@ -15,9 +15,10 @@ from jax import lax
 from dctps_jax.ops.costs import Costs
 from dctps_jax.ops.fusion import materialized, zero_after
 from dctps_jax.ops.geometry import Geometry
-from dctps_jax.ops.sparse_part import Weights, in_float32, weights_at
+from dctps_jax.ops.sparse_part import Weights, weights_at
 from dctps_jax.ops.views import pad_spatial, shifted_views
 from dctps_jax.ops.work import Work
+from dctps_jax.precision import in_float32
 
 # A processor computes this many numbers at once. Lists of fewer weights than MAX_FILLED are filled up to whole vectors.
 VECTOR, MAX_FILLED = 8, 64

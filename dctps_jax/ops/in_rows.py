@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from dctps_jax.ops.costs import Costs
 from dctps_jax.ops.rows import SHORT_ROW, Layout, Places, add_rows, inner_rows
-from dctps_jax.ops.sparse_part import in_float32, weights_at
+from dctps_jax.ops.sparse_part import weights_at
 from dctps_jax.ops.work import Work
+from dctps_jax.precision import in_float32
 
 
 class InRows:

@@ -75,11 +75,6 @@ def weights_at(support: jax.Array, geometry: Geometry) -> Weights:
     return Weights(rows // in_features, rows % in_features + group * in_features, target)
 
 
-def in_float32(x: jax.Array) -> jax.Array:
-    """Return ``x`` in float32, or in its dtype where that is wider."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 @jax.custom_jvp
 def add_at(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
     """Return ``array`` with ``values``, in its dtype, added at the ascending ``positions`` of the flattened array."""

@@ -12,7 +12,7 @@ from dctps_jax import data, models
 from dctps_jax.data.batches import Normalization, Subset, normalization_of
 from dctps_jax.data.regularization import Regularization
 from dctps_jax.errors import UserError
-from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau
+from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau, warmup_steps_of
 from dctps_jax.own import as_options
 from dctps_jax.pruning.dynamic import UpdateSchedule, update_schedule
 from dctps_jax.training.step_spec import LOSS_SCALES, StepSpec, default_steps_per_dispatch
@@ -101,7 +101,7 @@ def make_optimizer_and_schedule(
     Raises :class:`~dctps_jax.errors.UserError` where the run has too few steps for them.
     """
     options, num_steps = config.optimizer, config.num_epochs * steps_per_epoch
-    if round(options.warmup_epochs * steps_per_epoch) >= num_steps:
+    if warmup_steps_of(options, steps_per_epoch) >= num_steps:
         raise UserError(
             f"config.optimizer.warmup_epochs is {options.warmup_epochs}, which are all of the {num_steps} steps of the "
             "run; warm up for fewer"
