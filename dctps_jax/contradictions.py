@@ -137,11 +137,15 @@ def _own_network_unusable(config: Any) -> str | None:
 def _optimizer_unusable(config: Any) -> str | None:
     settings = config.optimizer
     check_options_of_optimizer(settings.name, as_options(settings.options))
-    if settings.name == "muon" and (config.pruning.density < 1 or config.pruning.method == "from_run"):
-        return (
-            f"config.optimizer.name is 'muon' and config.pruning.density {config.pruning.density}; muon orthogonalises "
-            "whole matrices, so it is for dense networks: choose density 1.0 or another optimiser"
-        )
+    if settings.name == "muon":
+        is_muon = "config.optimizer.name is 'muon', which orthogonalises whole matrices and is for dense networks"
+        if config.pruning.method == "from_run":
+            return f"{is_muon}, but config.pruning.method is 'from_run'; choose another optimiser"
+        if config.pruning.density < 1:
+            return (
+                f"{is_muon}, but config.pruning.density is {config.pruning.density}; choose density 1.0 or another "
+                "optimiser"
+            )
     if settings.warmup_epochs >= config.num_epochs:
         return (
             f"config.optimizer.warmup_epochs is {settings.warmup_epochs} and config.num_epochs {config.num_epochs}; "

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from optax import contrib
 
+from dctps_jax.arguments import check_choice
 from dctps_jax.errors import UserError, first_line
 
 
@@ -183,6 +184,7 @@ def make_optimizer(
     if name not in OPTIMIZERS:
         raise UserError(f"there is no optimizer {name!r}; choose one of: {', '.join(OPTIMIZERS)}")
     check_options(name, options)
+    check_choice("decay", decay, DECAYS)
     scale, decoupled = OPTIMIZERS[name]
     given = {"momentum": momentum} if takes_momentum(name) else {}
     decayed = optax.add_decayed_weights(weight_decay, mask=None if decay == "all" else _is_kernel)

@@ -204,6 +204,7 @@ EINSUM = DCTpSEinsum("nta,ab->ntb", (4, 6), rngs=nnx.Rngs(0))
         (lambda: dctps_jax.DCTpSLinear(4, 8, rngs=0), "rngs is 0; it must be an nnx.Rngs"),
         (lambda: random_pattern_supports(0, SHAPES, "", 0.5), "pattern is ''; it must be \"N:M\""),
         (lambda: linear(param_dtype=jnp.int8), "param_dtype is the class int8; it must be a type of floating-point"),
+        (lambda: DCTpSEmbed(4, 8, param_dtype="foo", rngs=nnx.Rngs(0)), "param_dtype is 'foo'; it must be a type of"),
         (lambda: linear(param_dtype=None), "param_dtype is None; it must be a type of floating-point"),
         (
             lambda: linear(dtype="bf16"),

@@ -21,9 +21,10 @@ def flops_account(
 
     A multiply-add counts as two. ``dense``: every layer by its whole kernel. ``sparse``: by its ``counts`` trained
     weights alone; in training by ``training_counts``, their mean over all steps, where they change. ``offset``: what
-    α·D, as :class:`dctps_jax.offsets.Offset` counts it, or a frozen kernel adds to the sparse operations at each output
-    position. A training step takes three passes: forward, to the inputs and to the weights. Not counted are α's
-    gradient, which is an inner product, BatchNorm, activations and the optimiser.
+    α·D or a frozen kernel adds to the sparse operations at each output position. A product with D takes the fewest
+    operations known, see :class:`dctps_jax.offsets.Offset`: each group of a grouped layer is transformed by itself. A
+    training step takes three passes: forward, to the inputs and to the weights. BatchNorm, activations, the optimiser
+    and α's gradient, an inner product, are not counted.
     """
     batch = inputs[0]
     image: dict[str, int] = dict.fromkeys(KINDS, 0)
@@ -31,9 +32,12 @@ def flops_account(
     layers = prunable_layers(model)
     for call in calls_of(model, inputs):
         layer, rows, columns = layers[call.path], math.prod(call.kernel_shape[:-1]), call.kernel_shape[-1]
-        of_offset = 0 if layer.offset is None else layer.offset.operations(rows, columns)
         if layer.base is not None:
-            of_offset = 2 * rows * columns
+            of_offset = 2.0 * rows * columns
+        elif layer.offset is not None:
+            of_offset = min(2.0 * rows * columns, call.groups * layer.offset.operations(rows, columns))
+        else:
+            of_offset = 0.0
         in_training = (training_counts or counts)[call.path]
         for total, positions, count in (
             (image, call.output_positions // batch, counts[call.path]),

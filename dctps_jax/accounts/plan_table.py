@@ -25,9 +25,9 @@ def planned(model: nnx.Module, inputs: tuple[int, ...]) -> list[Planned]:
     """Return the compact layers that a method computes in the order of their use, for inputs of that shape."""
     layers = prunable_layers(model)
     return [
-        Planned(path, work, choose(layers[path].method, work, dtype), dtype)
-        for path, _, _, work, dtype in calls_of(model, inputs)
-        if work is not None and layers[path].support is not None
+        Planned(call.path, call.work, choose(layers[call.path].method, call.work, call.dtype), call.dtype)
+        for call in calls_of(model, inputs)
+        if call.work is not None and layers[call.path].support is not None
     ]
 
 

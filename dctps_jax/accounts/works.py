@@ -13,20 +13,22 @@ from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.work import Work
 from dctps_jax.prunable import prunable_layers
 
-# What a layer calls in place of a method, where only JAX's own operation can do what it has to.
+# The functions that a layer calls when only JAX's own operation can compute it.
 NATIVE = ("_native_convolution", "_native_product", "_native_einsum")
 
 
 class Call(NamedTuple):
     """A use of a layer: its kernel, the positions of the outputs of the whole batch, and what a method has to compute.
 
-    ``work`` and ``dtype``, that of the inputs, are None where the layer calls JAX's own operation. The ``nnz`` of a
-    layer that is not compact is the size of its kernel.
+    Each of the ``groups`` of output channels sees inputs of its own. ``dtype`` is the dtype of the inputs. ``work`` and
+    ``dtype`` are None if the layer uses JAX's own operation. The ``nnz`` of a layer that is not compact is the size of
+    its kernel.
     """
 
     path: str
     kernel_shape: tuple[int, ...]
     output_positions: int
+    groups: int
     work: Work | None = None
     dtype: Any = None
 
@@ -44,12 +46,12 @@ def calls_of(model: nnx.Module, inputs: tuple[int, ...]) -> list[Call]:
 
     def record(path: str, layer: Any, inputs: jax.Array, geometry: Geometry) -> jax.Array:
         work = work_of(layer, inputs, geometry)
-        calls.append(Call(path, geometry.kernel_shape, work.output_positions, work, inputs.dtype))
+        calls.append(Call(path, geometry.kernel_shape, work.output_positions, geometry.groups, work, inputs.dtype))
         return type(layer)._apply(layer, inputs, geometry)
 
     def record_native(path: str, layer: Any, name: str, *arguments: Any) -> jax.Array:
         outputs = getattr(type(layer), name)(layer, *arguments)
-        calls.append(Call(path, layer.kernel_shape, outputs.size // layer.kernel_shape[-1]))
+        calls.append(Call(path, layer.kernel_shape, outputs.size // layer.kernel_shape[-1], _groups_of(layer)))
         return outputs
 
     graph, state = nnx.split(copy)
@@ -65,3 +67,8 @@ def calls_of(model: nnx.Module, inputs: tuple[int, ...]) -> list[Call]:
 
     jax.eval_shape(call, state, jax.ShapeDtypeStruct(inputs, jnp.float32))
     return calls
+
+
+def _groups_of(layer: Any) -> int:
+    contraction = getattr(layer, "contraction", None)
+    return getattr(layer, "feature_group_count", 1) if contraction is None else contraction.groups

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from flax.nnx.nn import dtypes
 
-from dctps_jax.arguments import check_inputs, check_size, words
+from dctps_jax.arguments import check_dtype, check_inputs, check_size, words
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.offsets import Offset
@@ -48,6 +48,7 @@ class DCTpSEmbed(KernelLayer):
         embedding_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
         check_size(num_embeddings=num_embeddings, features=features)
+        check_dtype("param_dtype", param_dtype)
         self.num_embeddings = num_embeddings
         self.features = features
         self.dtype = dtype or jnp.dtype(param_dtype)

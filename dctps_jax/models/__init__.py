@@ -103,6 +103,7 @@ def create_model(
     if not is_whole(min_loop) or min_loop < 0:
         raise UserError(f"min_loop is {words(min_loop)}; it must be a whole number of at least 1, or 0 for never")
     check_sizes(image_size=image_size)
+    image_size = tuple(image_size) if isinstance(image_size, list) else image_size
     if len(as_tuple(image_size)) > 2:
         raise UserError(f"image_size is {image_size}; it must be one number, or (height, width)")
     smallest = getattr(constructor, "func", constructor).MIN_IMAGE_SIZE

@@ -206,7 +206,9 @@ def read_saved(folder: Path, kind: str, config: dict[str, Any] | None = None, st
     try:
         content = read_checkpoint(folder / kind / str(step))
     except Damaged as damage:
-        raise UserError(f"{folder / kind} is damaged ({damage}); take another checkpoint or run") from damage
+        raise UserError(
+            f"{folder / kind / str(step)} is damaged ({damage}); take another checkpoint or run"
+        ) from damage
     saved = Saved(step, *content)
     _check_run(saved, folder / kind, config)
     return saved

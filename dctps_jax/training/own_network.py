@@ -96,10 +96,10 @@ def describe_program(
 def change_of_program(known: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Return how a network has changed, given two results of :func:`describe_program`; None where nothing tells.
 
-    Programs of different versions of the packages are not compared: JAX may print the same program in another way.
-    Shapes always are, but descriptions of before have none.
+    Shapes are always compared. Programs of different versions of the packages are not: JAX may print the same program
+    in another way.
     """
-    if SHAPES in known and (changes := change_of_shapes(known[SHAPES], now[SHAPES])):
+    if changes := change_of_shapes(known[SHAPES], now[SHAPES]):
         return changes
     versions = now.keys() - {"digest", SHAPES}
     is_comparable = all(known.get(name) == now[name] for name in versions)

@@ -1,11 +1,13 @@
 """Theoretical operations, counted by hand."""
 
 import math
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from flax.nnx.nn import dtypes
 
 from dctps_jax import (
     DCTpSConv,
@@ -72,6 +74,30 @@ def test_depthwise_layers_count_a_group_s_inputs_only():
     whole = {path: math.prod(layer.kernel_shape) for path, layer in layers.items()}
     account = flops_account(model, (1, 32, 32, 3), whole)["inference_of_an_image"]
     assert account["dense"] == account["sparse"]
+
+
+def own_types(values, dtype=None):
+    return dtypes.promote_dtype(values, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs", "expected"),
+    [
+        (partial(DCTpSConv, 96, 96, (3, 3), feature_group_count=96), (1, 6, 6, 96), 36 * 2 * 9 * 96),
+        (partial(DCTpSConv, 64, 64, (3, 3), feature_group_count=2), (1, 6, 6, 64), 36 * 2 * 2 * 288 * math.log2(288)),
+        (
+            partial(DCTpSConv, 64, 64, (1, 1), feature_group_count=2, promote_dtype=own_types),
+            (1, 6, 6, 64),
+            36 * 2 * 2 * 64 * math.log2(64),
+        ),
+        (partial(DCTpSEinsum, "bgi,gio->bgo", (96, 4, 4)), (1, 96, 4), 2 * 4 * 4 * 96),
+    ],
+    ids=["depthwise", "two groups", "JAX's own convolution", "batch axes"],
+)
+def test_each_group_transforms_inputs_of_its_own(make, inputs, expected):
+    model = nnx.Sequential(make(rngs=nnx.Rngs(0)))
+    account = flops_account(model, inputs, dict.fromkeys(prunable_layers(model), 0))
+    assert account["inference_of_an_image"]["offset"] == round(expected)
 
 
 def test_other_kinds_of_layers():

@@ -393,3 +393,13 @@ def test_mistakes_are_named(name, options, message):
 def test_the_smallest_image_works(name):
     model = abstract(name)
     assert output(model, model.MIN_IMAGE_SIZE).shape == (2, 10)
+
+
+def test_the_size_of_images_may_be_a_list():
+    graphs = [
+        nnx.graphdef(
+            nnx.eval_shape(lambda size=size: create_model("lenet", num_classes=10, image_size=size, rngs=nnx.Rngs(0)))
+        )
+        for size in ([32, 40], (32, 40))
+    ]
+    assert graphs[0] == graphs[1]

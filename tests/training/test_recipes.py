@@ -168,7 +168,11 @@ def test_optimizers_of_optax(name):
     [
         ({"optimizer__options": (("b3", 0.5),)}, ["'adam' has no option 'b3'", "b1, b2, eps"]),
         ({"optimizer__options": (("momentum", 0.5),), "optimizer__name": "sgd"}, ["'sgd' has no option 'momentum'"]),
-        ({"optimizer__name": "muon"}, ["'muon'", "dense networks", "density 1.0"]),
+        ({"optimizer__name": "muon"}, ["'muon'", "dense networks", "config.pruning.density is 0.", "density 1.0"]),
+        (
+            {"optimizer__name": "muon", "pruning__method": "from_run", "pruning__density": 1.0, "pruning__run": "there"},
+            ["'muon'", "config.pruning.method is 'from_run'; choose another optimiser"],
+        ),
         ({"optimizer__warmup_epochs": 2.0}, ["config.optimizer.warmup_epochs is 2.0", "config.num_epochs 2"]),
     ],
 )
@@ -177,6 +181,13 @@ def test_mistakes(fields, parts):
         check_config(small_config(**fields))
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_a_decay_that_does_not_exist():
+    with pytest.raises(
+        UserError, match=r"decay is 'kernel' \(did you mean 'kernels'\?\); it must be one of: all, kernels"
+    ):
+        make_optimizer("adam", 0.1, momentum=0.9, weight_decay=0.1, fixup=False, decay="kernel")
 
 
 def test_options_are_those_of_optax():
