@@ -170,7 +170,7 @@ def test_optimizers_of_optax(name):
         ({"optimizer__options": (("momentum", 0.5),), "optimizer__name": "sgd"}, ["'sgd' has no option 'momentum'"]),
         ({"optimizer__name": "muon"}, ["'muon'", "dense networks", "config.pruning.density is 0.", "density 1.0"]),
         (
-            {"optimizer__name": "muon", "pruning__method": "from_run", "pruning__density": 1.0, "pruning__run": "there"},
+            {"optimizer__name": "muon", "pruning__method": "from_run", "pruning__run": "there"},
             ["'muon'", "config.pruning.method is 'from_run'; choose another optimiser"],
         ),
         ({"optimizer__warmup_epochs": 2.0}, ["config.optimizer.warmup_epochs is 2.0", "config.num_epochs 2"]),
