@@ -9,7 +9,7 @@ import pytest
 
 from dctps_jax import data
 from dctps_jax.errors import UserError
-from dctps_jax.training import train_seed
+from dctps_jax.training import seed_data
 from tests.killed_runs import Kill, copy_unfinished, kill_at
 from tests.small_runs import assert_same_end, small_run
 
@@ -128,8 +128,8 @@ def test_damaged_description_that_no_checkpoint_knows_is_named(plain, tmp_path, 
 
 def test_another_split_is_refused(plain, tmp_path, monkeypatch):
     workdir = copy_unfinished(plain, tmp_path / "run")
-    split = train_seed.split_training
-    monkeypatch.setattr(train_seed, "split_training", lambda count, fraction, seed: split(count, fraction, 1))
+    split = seed_data.split_training
+    monkeypatch.setattr(seed_data, "split_training", lambda count, fraction, seed: split(count, fraction, 1))
     with pytest.raises(UserError, match="other data: the split into images to train on and to validate on;"):
         small_run(workdir, checkpoint_every_steps=2)
 
