@@ -1,8 +1,8 @@
 """What devices exchange in a training step: ``python benchmarks/collectives.py resnet50:none:1 resnet50:dct:0.001``.
 
-A case is written as for ``train_step.py``. Its training program is compiled for eight devices that the CPU pretends to
-have, and the exchanges are read out of the program: how many there are, and the bytes of what each device gives. With
-``--save NAME`` the figures are written to benchmarks/results/NAME.json.
+A case is written as for ``train_step.py``. The script compiles its training program for eight devices that the CPU
+pretends to have. From the program it reads how many exchanges there are, and how many bytes each device sends. ``--save
+NAME`` writes the figures to benchmarks/results/NAME.json.
 """
 
 import argparse

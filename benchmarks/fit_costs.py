@@ -2,11 +2,11 @@
 
 The files are results of ``benchmarks/layers.py`` or ``tpu_layers.py``, all of one machine. A predicted time is a sum of
 counts times costs, so the costs follow by non-negative least squares of the relative errors. The fit starts from a file
-of ``dctps_jax/ops/costs/``. Costs that the measured layers do not determine, and those that the start lists as
-``by_hand``, keep their values; ``--fit`` names others instead. Printed are the costs before and after with their
-residuals. ``--output FILE`` writes the fitted ones as such a file, with machine, versions, date and residuals.
-``--keep`` fits nothing: it prints and writes the residuals of the start alone. Needs the package installed, or
-``PYTHONPATH=.``.
+of ``dctps_jax/ops/costs/``. It changes the costs that ``--fit`` names, by default all that the start does not list as
+``by_hand``. Costs that the measured layers do not determine keep their values. The script prints the costs before and
+after, and their residuals. ``--output FILE`` writes the fitted costs as such a file, with machine, versions, date and
+residuals. With ``--keep`` nothing is fitted: the script prints and writes the residuals of the start. Needs the package
+installed, or ``PYTHONPATH=.``.
 """
 
 import argparse
@@ -41,8 +41,8 @@ class Sample(NamedTuple):
 def read_results(files: Iterable[Path]) -> tuple[list[Sample], dict[str, Any]]:
     """Return the samples of all files, and their machine, versions, platform and dates.
 
-    Raises :class:`~dctps_jax.errors.UserError` for a file that is none of ``layers.py`` or is of another machine than
-    the first.
+    Raises :class:`~dctps_jax.errors.UserError` for a file that is not a result of ``layers.py``, or that comes from
+    another machine than the first file.
     """
     samples: list[Sample] = []
     origin: dict[str, Any] = {}
@@ -84,7 +84,7 @@ def read_results(files: Iterable[Path]) -> tuple[list[Sample], dict[str, Any]]:
 
 
 def read_start(path: Path) -> dict[str, Any]:
-    """Return the content of a file of costs; one that is missing or something else is a UserError."""
+    """Return the content of a file of costs; raise UserError if it is missing or holds something else."""
     try:
         file = json.loads(path.read_text())
         Costs(**file["nanoseconds"])
@@ -121,7 +121,8 @@ def counts_of(samples: Sequence[Sample]) -> np.ndarray:
 def fitted(samples: Sequence[Sample], start: Costs, names: Sequence[str]) -> tuple[Costs, list[str]]:
     """Return the costs with ``names`` fitted, and those among ``names`` that the samples do not determine.
 
-    Minimised is the sum of the squares of ``predicted / measured − 1``. The others keep their values of ``start``.
+    The fit minimises the sum of the squares of ``predicted / measured − 1``. All other costs keep their values of
+    ``start``.
     """
     relative = counts_of(samples) / (1e9 * np.array([[sample.seconds] for sample in samples]))
     scale = np.linalg.norm(relative, axis=0)
@@ -135,11 +136,11 @@ def fitted(samples: Sequence[Sample], start: Costs, names: Sequence[str]) -> tup
 
 
 def residuals(samples: Sequence[Sample], costs: Costs) -> dict[str, Any]:
-    """Return how far predictions are from the samples, and what their choices lose.
+    """Return how far predictions are from the samples, and how much time choices by prediction lose.
 
-    Of all samples and of each method: their number, the root of the mean square of ``predicted / measured − 1``, and
-    the median of its size. ``regret``: how much longer the methods with the least predicted times take than the fastest
-    ones, in the sum over the layers of the files.
+    For all samples and for each method: their number, the root mean square of ``predicted / measured − 1``, and the
+    median of its absolute value. ``regret``: how much longer the methods with the least predicted times take than the
+    fastest ones, summed over the layers of the files.
     """
     predicted = 1e-9 * counts_of(samples) @ np.array(costs)
     seconds = np.array([sample.seconds for sample in samples])
@@ -177,7 +178,7 @@ def main() -> None:
         "--start", type=Path, help="file of costs to start from; by default the package's of the platform"
     )
     parser.add_argument("--fit", nargs="+", choices=Costs._fields[:-1], help="costs to fit")
-    parser.add_argument("--keep", action="store_true", help="fit nothing; residuals of the start alone")
+    parser.add_argument("--keep", action="store_true", help="fit nothing; print the residuals of the start")
     parser.add_argument("--output", type=Path, help="file to write the costs to")
     arguments = parser.parse_args()
     try:

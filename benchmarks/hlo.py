@@ -1,8 +1,8 @@
 """What a program compiled for a TPU does, read from its text: cycles, bytes and FLOPs of each operation, and its place.
 
-The TPU's compiler writes its estimate of the cycles beside most operations. They are the compiler's, not measured. It
-writes none beside native gathers and scatters, some changes of layout, and kernels in Pallas: what it leaves out is
-marked, since a sum of cycles says nothing of it.
+The TPU's compiler writes an estimate of the cycles beside most operations. These are estimates, not measured times. It
+writes none beside native gathers and scatters, some changes of layout, and kernels in Pallas. Such operations are
+marked, since a sum of cycles does not include them.
 """
 
 import math
@@ -10,13 +10,14 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# A result of fewer bytes is passed over where operations without an estimate are listed.
+# # Operations without an estimate are listed only if their results have at least this many bytes.
 SMALL = 4096
 BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Not executed, or counted by what they call.
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call")
-# The group of an operation by the innermost file and function that it comes from, after what its opcode says.
+# # Groups of operations. The group of an operation is the first one whose pattern matches a file and function that it
+# comes from, unless its opcode decides.
 PLACES = (
     ("data and augmentation", r"data/batches\.py"),
     ("optimiser", r"optax/|dctps_jax/optimizers\.py|apply_updates"),

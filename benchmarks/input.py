@@ -1,15 +1,15 @@
 """Images a second that are read for training on ImageNet: ``python benchmarks/input.py --save input``.
 
-JPEG files of 500×375 pixels are decoded, cropped at random, resized to 224 pixels and put into batches, each way in a
-process of its own. They compare on a machine of two cores:
+JPEG files of 500×375 pixels are decoded, cropped at random, resized to 224 pixels and put into batches. Each way of
+doing this runs in a process of its own. On a machine of two cores, these ways are compared:
 
-- ``pil``: two threads of Pillow alone, with the crops of this package, which go nowhere;
-- ``streamed``: the windows that a run is given, on the device, with a thread for each core, at most 16;
-  ``streamed_processes``: with two processes that decode;
+- ``pil``: two threads of Pillow, with the crops of this package; the crops are thrown away;
+- ``streamed``: the windows of a run, on the device, with a thread for each core, at most 16; ``streamed_processes``:
+  the same with two processes that decode;
 - ``torch``: PyTorch's DataLoader with torchvision's ImageFolder and RandomResizedCrop, with two workers.
 
-``memory`` is the resident memory of a process that streams an epoch of small images, at each tenth of it. Needs the
-package installed, or ``PYTHONPATH=.``; ``torch`` needs torchvision, and is left out where there is none.
+``memory`` is the resident memory of a process that streams an epoch of small images, after each tenth of the epoch.
+Needs the package installed, or ``PYTHONPATH=.``; ``torch`` needs torchvision, and is left out if that is missing.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import numpy as np
 
 WAYS = ("pil", "streamed", "streamed_processes", "torch", "memory")
 CORES = 2
-_REPEATS = 100  # of the files in an epoch: ImageNet's is long, and begins with the start of the processes that decode
+_REPEATS = 100  # of the files in an epoch: ImageNet's epochs are long, so the start of the processes hardly counts
 
 
 def write_images(folder: Path, count: int, width: int, height: int) -> None:

@@ -2,9 +2,9 @@
 
     python benchmarks/kills.py --kills 20 --signals 10 --save kills
 
-Each disturbance is SIGKILL or SIGTERM to the first process, to the second or to both, at a random moment from its start
-on. The same command then goes on. Where a run ends before all disturbances came, another one begins. Needs the package
-installed, or ``PYTHONPATH=.``.
+Each disturbance sends SIGKILL or SIGTERM to the first process, to the second or to both, at a random moment after the
+start. Then the same command resumes the run. If a run ends before all disturbances have come, another run begins. Needs
+the package installed, or ``PYTHONPATH=.``.
 """
 
 import argparse
@@ -51,7 +51,10 @@ class Ended(NamedTuple):
 
 
 def start_once(workdir: Path, disturbance: Disturbance | None, after: float, in_training: bool) -> Ended:
-    """Start the run in ``workdir``; disturb it ``after`` seconds, counted from its first row where ``in_training``."""
+    """Start the run in ``workdir`` and disturb it after ``after`` seconds.
+
+    ``in_training`` counts them from the line that says that the programs are compiled, not from the start.
+    """
     with contextlib.ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.NamedTemporaryFile("w+")) for _ in range(2)]
         processes = start_processes(outputs, 2, (*OPTIONS, f"--workdir={workdir}"))
@@ -74,9 +77,9 @@ def start_once(workdir: Path, disturbance: Disturbance | None, after: float, in_
 def is_right(ended: Ended, disturbance: Disturbance, workdir: Path) -> bool:
     """Return whether all processes that were not killed left with the same code, and with one that fits.
 
-    After SIGKILL that is 69, or 143 where a process still waited for the killed one to join it. After SIGTERM it is
-    143, or SIGTERM itself in the first and last moments of Python. It is 0 where the run ended before. Then SIGTERM may
-    find one process that ends and another one that has ended.
+    The code after SIGKILL is 69, or 143 if a process still waited for the killed one to join. The code after SIGTERM is
+    143, or SIGTERM itself in the first and last moments of Python. The code is 0 if the run ended before. SIGTERM may
+    then meet one process that is ending and another one that has ended.
     """
     codes = [143 if code == -signal.SIGTERM else code for code in ended.codes]
     left = {code for code in codes if code != -signal.SIGKILL}
@@ -88,7 +91,7 @@ def is_right(ended: Ended, disturbance: Disturbance, workdir: Path) -> bool:
 
 
 def content(workdir: Path) -> tuple[Any, ...]:
-    """Return what has to be equal: the arrays of the last checkpoint, the rows but for their speed."""
+    """Return what has to be equal: the arrays of the last checkpoint, and the rows without their speeds."""
     newest = max(int(entry.name) for entry in (workdir / "checkpoints" / "latest").iterdir())
     arrays = read_checkpoint(workdir / "checkpoints" / "latest" / str(newest)).arrays
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

@@ -3,11 +3,11 @@
 Instead of a network, ``linear:1024x1024,2048x512`` names linear layers by inputs and outputs, each with that density.
 
 For each distinct layer it times, in turns, the layer of a dense network and each method that can compute the compact
-layer. Beside the times of the methods stand the predicted times, and a star marks the method that "auto" chooses. The
-dense layer and the chosen method are taken apart, too: the forward pass, the gradient of the inputs and the gradient of
-what is trained, each alone. The last lines add up the layers of the network and compare the chosen methods with the
-best ones: the regret. With ``--save NAME`` the figures are written to benchmarks/results/NAME.json, which
-``fit_costs.py`` reads. Needs the package installed, or ``PYTHONPATH=.``.
+layer. Predicted times stand beside the times of the methods, and a star marks the method that "auto" chooses. For the
+dense layer and the chosen method, these are also timed alone: the forward pass, the gradient of the inputs, and the
+gradient of what is trained. The last lines add up the layers of the network and compare the chosen methods with the
+best ones: the regret. ``--save NAME`` writes the figures to benchmarks/results/NAME.json, which ``fit_costs.py`` reads.
+Needs the package installed, or ``PYTHONPATH=.``.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def arguments_of(work: Work, method: str) -> tuple[Any, ...]:
         trained: Any = 0.1 * jax.random.normal(keys[1], shape)
     else:
         trained = 0.1 * jax.random.normal(keys[1], (work.nnz,)), None if work.offset is None else jnp.float32(1)
-    # By NumPy, which draws a few of many numbers without putting all of them in an order.
+    # # NumPy draws a few of many numbers without shuffling all of them.
     drawn = np.random.default_rng(0).choice(math.prod(shape), work.nnz, replace=False)
     support = jnp.asarray(np.sort(drawn), jnp.int32)
     outputs = (work.inputs[0], *work.geometry.output_spatial(work.inputs[1:-1]), shape[-1])
@@ -156,7 +156,7 @@ def measure(programs: dict[Program, Callable[..., Any]], repeats: int) -> dict[P
 
 
 def describe_layer(work: Work, count: int) -> dict[str, Any]:
-    """Return what a result says of a layer, from which fit_costs.py makes its work again."""
+    """Return the description of a layer in a result; fit_costs.py makes the layer's work from it."""
     return {
         "layers": count,
         "kernel": list(work.geometry.kernel_shape),
@@ -168,7 +168,7 @@ def describe_layer(work: Work, count: int) -> dict[str, Any]:
 
 
 def figures_of(work: Work, count: int, programs: dict[Program, Callable[..., Any]], repeats: int) -> dict[str, Any]:
-    """Return what was measured of a layer and what was predicted, in seconds."""
+    """Return the measured and the predicted seconds of a layer."""
     best = measure({name: program for name, program in programs.items() if name[0] == work}, repeats)
     seconds = {(method, operation): least.cost for (_, method, operation), least in best.items()}
     wall = {(method, operation): least.wall for (_, method, operation), least in best.items()}
@@ -213,7 +213,7 @@ def table(layers: list[dict[str, Any]]) -> str:
 
 
 def against_dense(layers: list[dict[str, Any]]) -> str:
-    """Return the wall times of the forward pass and of all of the dense layers and of the chosen methods, as text."""
+    """Return the wall times of the dense layers and of the chosen methods, forward pass and whole step, as text."""
     lines = []
     for layer in layers:
         dense, chosen = (layer[f"{label}_wall"] for label in APART)

@@ -9,11 +9,12 @@ with momentum on random images; all variants begin with the same weights and see
 - ``torch_csr``: PyTorch, sparse CSR matrices, gradients by ``torch.sparse.sampled_addmm``;
 - ``scipy_csr``: SciPy's CSR matrices and NumPy.
 
-Each has a process of its own, one after the other, in ``--turns``. Reported are the seconds of an epoch of ``--steps``
-steps (minimum over the turns) and what the process holds after it in memory, without the library and the images. The
-package takes 50 steps a call, as ``train.py`` does with ``--config.steps_per_dispatch=50``. The program fails if the
-variants' losses differ. Needs PyTorch and SciPy (``pip install -e '.[versus]'``) and the package installed, or
-``PYTHONPATH=.``. With ``--save NAME`` the figures are written to benchmarks/results/NAME.json.
+Each variant has a process of its own. The processes run one after the other, in ``--turns``. The script prints the
+seconds of an epoch of ``--steps`` steps (minimum over the turns) and the memory that the process holds after the epoch,
+without the library and the images. The package takes 50 steps a call, as ``train.py`` does with
+``--config.steps_per_dispatch=50``. The program fails if the variants' losses differ. Needs PyTorch and SciPy (``pip
+install -e '.[versus]'``) and the package installed, or ``PYTHONPATH=.``. ``--save NAME`` writes the figures to
+benchmarks/results/NAME.json.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def make_problem(density: float) -> Problem:
     return Problem(layers, images, rng.integers(0, SIZES[-1], NUM_IMAGES).astype(np.int32))
 
 
-# Takes the steps of these numbers, and returns the loss of the last one.
+# # A function that takes the steps with these numbers and returns the loss of the last one.
 Train = Callable[[range], float]
 
 
@@ -255,7 +256,7 @@ def scipy_csr(problem: Problem) -> Train:
 
 
 VARIANTS = {function.__name__: function for function in (package, torch_masks, torch_csr, scipy_csr)}
-# What each needs. To import it is not counted as memory of the network.
+# # The module that each variant imports. Its import does not count as memory of the network.
 LIBRARIES = {"package": "dctps_jax", "torch_masks": "torch", "torch_csr": "torch", "scipy_csr": "scipy.sparse"}
 
 
@@ -275,7 +276,7 @@ def measure(variant: str, density: float, steps: int) -> dict[str, Any]:
 
 
 def resident_megabytes() -> float:
-    """Return what this process has in memory; of Linux only."""
+    """Return the megabytes that this process holds in memory (Linux only)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 

@@ -1,8 +1,8 @@
 """Time pruning at initialisation: ``python benchmarks/prune.py resnet50 --batch_size 128``.
 
-Each method prunes once in a process of its own, so that its peak memory is its own: that of the process (resident),
-beside what it held with the network built and the batch in place. Seconds are those of the whole call, compilation
-included, and those of choosing the highest scores over all layers. Needs the package installed, or ``PYTHONPATH=.``.
+Each method prunes once in a process of its own. Its peak memory is the peak of this process (resident), printed beside
+what the process held once the network was built and the batch was in place. There are two times: of the whole call,
+with compilation, and of choosing the highest scores over all layers. Needs the package installed, or ``PYTHONPATH=.``.
 """
 
 import argparse

@@ -23,14 +23,14 @@ def describe_run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def save(name: str, result: dict[str, Any]) -> None:
-    """Write ``benchmarks/results/NAME.json``; nothing where there is no name."""
+    """Write ``benchmarks/results/NAME.json``; do nothing if the name is empty."""
     if name:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def processor() -> str:
-    """Return the name of the processor, where the system says it."""
+    """Return the name of the processor, if the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
     names = (
         [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]

@@ -1,10 +1,10 @@
-"""Time what is computed for a weight in rows, in several ways side by side: ``python benchmarks/rows.py``.
+"""Time several ways of computing the rows of each weight, side by side: ``python benchmarks/rows.py``.
 
-`dctps_jax.ops.rows` adds a row to another one for each weight, or takes an inner product of two. Printed are
-nanoseconds a weight, the minimum of all turns:
+For each weight, ``dctps_jax.ops.rows`` adds a row to another one, or takes an inner product of two rows. The script
+prints nanoseconds a weight, the minimum of all turns:
 
-- `add_rows`, and a loop that adds whole rows of any length;
-- `inner_rows`, and two loops over single weights: one adds products up by a product with ones, one by ``jnp.sum``.
+- ``add_rows``, and a loop that adds whole rows of any length;
+- ``inner_rows``, and two loops over single weights: one sums products by a product with ones, one by ``jnp.sum``.
 
 Needs the package installed, or ``PYTHONPATH=.``.
 """

@@ -1,8 +1,8 @@
 """Predict how training scales over TPU v5e chips: ``python benchmarks/scaling.py``. See docs/scaling.md.
 
-What is computed and exchanged in a step is read from ``results/tpu_resnet50_imagenet.json`` (benchmarks/tpu.py), a
-program compiled for 16 chips. What the chips and their networks do are published figures, but for messages between
-pods, which are assumed. Nothing here is measured on a TPU.
+The FLOPs and bytes of a step come from ``results/tpu_resnet50_imagenet.json`` (benchmarks/tpu.py), a program compiled
+for 16 chips. The speeds of the chips and their networks are published figures, but the times of messages between pods
+are assumed. Nothing here is measured on a TPU.
 """
 
 import argparse
@@ -19,19 +19,22 @@ POD_CHIPS = 256
 
 
 class Latency(NamedTuple):
-    """What messages take, in seconds: a hop to the next chip, and a message from one pod to another."""
+    """The time of a message, in seconds: over one hop to the next chip, and from one pod to another."""
 
     hop: float
     pod: float
 
 
-# Of a hop 1 µs in theory, and 8 µs measured for three: Austin et al. 2025, "How to Scale Your Model", chapter 3. No
-# figure is published of messages between pods; these are assumed.
+# # A hop takes 1 µs in theory, and 8 µs were measured for three hops: Austin et al. 2025, "How to Scale Your Model",
+# chapter 3. No figure is published for messages between pods; these are assumed.
 LATENCIES = (Latency(1e-6, 20e-6), Latency(8e-6 / 3, 100e-6))
 
 
 class Slice(NamedTuple):
-    """Chips on a square of links; several squares of 16 × 16 are pods. Only a side of 16 is closed to a ring."""
+    """Chips on a square of links; several squares of 16 × 16 are pods.
+
+    The links along a side form a ring only if the side has 16 chips.
+    """
 
     chips: int
 
@@ -57,10 +60,10 @@ class Slice(NamedTuple):
 def exchange_seconds(num_bytes: float, slice_: Slice, latency: Latency) -> float:
     """Return the seconds that all chips take to sum an array of ``num_bytes``.
 
-    Within a pod it takes what its links take for the bytes or for the hops, whichever is longer. Then the pods sum
-    what they have: each sends and receives all of it but its own share, twice.
+    Within a pod the time is that of the bytes or that of the hops, whichever is longer. Then the pods sum their
+    results: each sends and receives everything except its own share, twice.
     """
-    rate = ALL_REDUCE_BYTES if slice_.is_ring else ALL_REDUCE_BYTES / 2  # a side that is no ring carries half as much
+    rate = ALL_REDUCE_BYTES if slice_.is_ring else ALL_REDUCE_BYTES / 2  # without rings, half as much
     seconds = max(2 * num_bytes / rate, slice_.hops * latency.hop)
     if slice_.pods > 1:
         between = 2 * (slice_.pods - 1) / slice_.pods * num_bytes / POD_BYTES
@@ -69,7 +72,7 @@ def exchange_seconds(num_bytes: float, slice_: Slice, latency: Latency) -> float
 
 
 class Step(NamedTuple):
-    """The seconds of a training step: nothing is computed while something is exchanged."""
+    """The seconds of a training step. Computing and exchanging do not overlap."""
 
     compute: float
     gradients: float

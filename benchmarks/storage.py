@@ -1,8 +1,8 @@
 """What training stores and sends, in bytes: ``python benchmarks/storage.py resnet50 vgg19 --densities 0.01 0.001``.
 
-For each network and density: parameters, positions, Adam's state, gradients that a device sends in a step and a
-checkpoint before compression, beside the dense network's. Nothing is trained. With ``--save NAME`` the bytes are
-written to benchmarks/results/NAME.json, too. Needs the package installed, or ``PYTHONPATH=.``.
+For each network and density the script prints the bytes of parameters, positions, Adam's state, the gradients that a
+device sends in a step, and a checkpoint before compression, beside the dense network's. Nothing is trained. ``--save
+NAME`` also writes the bytes to benchmarks/results/NAME.json. Needs the package installed, or ``PYTHONPATH=.``.
 """
 
 import argparse

@@ -2,13 +2,13 @@
 
 The figures are in benchmarks/results/.
 
-``step_NETWORK.json`` (benchmarks/train_step.py) gives a row a network: the dense step in milliseconds, and how many
-times as fast, with which peak memory, a DCT plus Sparse step is; ``h100_step_NETWORK.json`` the same of a GPU. With
-``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) the CPU time of a step is taken apart.
+``step_NETWORK.json`` (benchmarks/train_step.py) gives one row for each network: the dense step in milliseconds, the
+speed-up of a DCT plus Sparse step, and its peak memory. ``h100_step_NETWORK.json`` gives the same for a GPU.
+``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) gives the parts of a step's CPU time.
 ``versus_torch_NETWORK.json`` and ``h200_versus_torch_vgg19.json`` (benchmarks/versus_torch.py) have the steps beside
-PyTorch's, ``masked_mlp.json`` (benchmarks/masked_mlp.py) those of a perceptron beside sparse matrices. ``input.json``
-(benchmarks/input.py) has the ways of reading images, and ``tpu_NETWORK.json`` (benchmarks/tpu.py) and
-``v5e_layers_NETWORK_DENSITY_DTYPE.json`` (benchmarks/tpu_layers.py) what a TPU's compiler estimates.
+PyTorch's. ``masked_mlp.json`` (benchmarks/masked_mlp.py) has the steps of a perceptron beside sparse matrices.
+``input.json`` (benchmarks/input.py) has the ways of reading images. ``tpu_NETWORK.json`` (benchmarks/tpu.py) and
+``v5e_layers_NETWORK_DENSITY_DTYPE.json`` (benchmarks/tpu_layers.py) have the estimates of a TPU's compiler.
 """
 
 import json
@@ -29,7 +29,7 @@ OPERATIONS = ("forward", "inputs", "trained")
 
 
 def table(prefix: str = "", densities: Sequence[str] = DENSITIES) -> str:
-    """Return the table of steps as Markdown: of the CPU, or of the machine whose results have ``prefix``."""
+    """Return the table of steps as Markdown. The results are those of the CPU, or those whose names have ``prefix``."""
     names = [f"{100 * float(density):g} %" for density in densities]
     lines = [
         f"| network, batch | dense, ms a step | {' | '.join(names)} | peak memory, 0.1 % : dense |",
@@ -52,7 +52,7 @@ def table(prefix: str = "", densities: Sequence[str] = DENSITIES) -> str:
 
 
 def profile() -> str:
-    """Return the table of what the layers' CPU time is spent on as Markdown, in milliseconds."""
+    """Return the parts of the layers' CPU time as a Markdown table, in milliseconds."""
     lines = [
         "| network, batch | | dense | 0.1 % | 0.01 % |",
         "| --- | --- | ---: | ---: | ---: |",

@@ -214,6 +214,6 @@ def build(network: str, num_classes: int, density: float | None) -> nn.Module:
 
 
 def num_trainable(model: nn.Module) -> int:
-    """Return how many numbers are trained: masked weights are not."""
+    """Return how many numbers are trained. Masked weights do not count."""
     masked = sum(int((layer.mask == 0).sum()) for layer in model.modules() if isinstance(layer, OffsetLayer))
     return sum(parameter.numel() for parameter in model.parameters()) - masked

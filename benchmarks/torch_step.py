@@ -78,5 +78,5 @@ class TorchSteps:
         return (time.perf_counter() - started) / self.steps
 
     def peak_bytes(self) -> int:
-        """Return the most memory that the steps held on a GPU; 0 on a CPU, where PyTorch doesn't count it."""
+        """Return the most memory that the steps held on a GPU; 0 on a CPU, where PyTorch does not count memory."""
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0

@@ -1,12 +1,11 @@
 """Compile training programs for a TPU that is not there: ``python benchmarks/tpu.py vgg19:none:1 vgg19:dct:0.001``.
 
-A case is written as for ``train_step.py``. Its network may be a config, e.g. configs/resnet50_imagenet.py:none:1; then
-batch and optimiser are those of the config, and the images are streamed. The program is the one of a run: a
-dispatch of ``--steps_per_dispatch`` steps, or the step that moves weights with ``--sparse_training``. Printed are the
-cycles that the TPU's compiler estimates for a step, in all and by group, what bounds each group, the largest
-operations, and what lies in memory. These are estimates of a compiler, not measured times. Needs
-``pip install -e '.[tpu]'`` and no TPU. With ``--save NAME`` the figures are written to
-benchmarks/results/tpu_NAME.json, too.
+A case is written as for ``train_step.py``. Its network may be a config, e.g. configs/resnet50_imagenet.py:none:1. Batch
+size and optimiser then come from the config, and the images are streamed. The program is the one of a run: a dispatch
+of ``--steps_per_dispatch`` steps, or the step that moves weights with ``--sparse_training``. The script prints the
+cycles that the TPU's compiler estimates for a step, in all and by group, the bound of each group, the largest
+operations, and the memory. These are estimates of a compiler, not measured times. Needs ``pip install -e '.[tpu]'`` and
+no TPU. ``--save NAME`` also writes the figures to benchmarks/results/tpu_NAME.json.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-# Before JAX is imported: this machine's own devices are its CPU's, and no TPU is asked for its place in a pod.
+# # Set before JAX is imported: JAX uses the CPU of this machine, and no TPU is asked for its place in a pod.
 for variable, value in (("JAX_PLATFORMS", "cpu"), ("TPU_SKIP_MDS_QUERY", "1"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")):
     os.environ.setdefault(variable, value)
 
@@ -107,7 +106,7 @@ def case_of_config(name: str, arguments: argparse.Namespace, placement: Placemen
     config.model.dtype = arguments.dtype
     config = resolve(config)
     shape = arguments.images, config.data.image_size, config.data.image_size, 3
-    # Arrays of any length that take no memory.
+    # # Arrays of any length that take no memory.
     images, labels = np.broadcast_to(np.uint8(0), shape), np.broadcast_to(np.int32(0), shape[:1])
     names = tuple(f"class {number}" for number in range(arguments.num_classes))
     dataset = Dataset("images", images, labels, images, labels, names)
@@ -140,7 +139,7 @@ def compile_case(name: str, devices: list[Any], arguments: argparse.Namespace) -
 
 
 def figures_of(name: str, compiled: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the figures of a compiled program, of a step: its cycles by group, the largest operations, its memory."""
+    """Return the figures of a step of a compiled program: cycles by group, the largest operations, memory."""
     program, chip = Program(compiled.as_text()), CHIPS[arguments.chip]
     steps = arguments.steps_per_dispatch if arguments.sparse_training == "static" else 1
     operations, memory = program.operations(), compiled.memory_analysis()
@@ -174,12 +173,12 @@ def figures_of(name: str, compiled: Any, arguments: argparse.Namespace) -> dict[
 
 
 def summary(operations: list[Operation], chip: Chip, steps: int) -> dict[str, Any]:
-    """Return the cycles of a group, and which of its bounds is the nearest: matrix unit, memory or vector unit."""
+    """Return the cycles of a group, and its nearest bound: matrix unit, memory or vector unit."""
     counts = ((operation.cycles or 0, operation.flops, operation.bytes) for operation in operations)
     cycles, flops, moved = (sum(of_all) / steps for of_all in zip(*counts, strict=True))
     shares = {"matrix unit": flops / chip.flops, "memory": moved / chip.bytes}
     bound = max(shares, key=lambda unit: shares[unit])
-    # What neither of them explains is the vector unit's, or latency.
+    # # Time that neither of them explains is the vector unit's, or latency.
     return {
         "megacycles": cycles / 1e6,
         "bound": bound if shares[bound] > cycles / 2 else "vector unit",

@@ -1,10 +1,10 @@
 """Estimate each method on each layer for a TPU that is not there: ``python benchmarks/tpu_layers.py vgg19 0.001``.
 
-As ``layers.py``, but nothing is run: each method is compiled for the TPU, forward pass and gradients in one program,
-and its time is the sum of the cycles that the compiler estimates. Gathers and scatters of single numbers have no
-estimate, so that the methods that use them take longer than printed; the number of operations without an estimate
-stands in brackets. Needs ``pip install -e '.[tpu]'`` and no TPU. ``fit_costs.py`` reads what ``--save NAME`` writes to
-benchmarks/results/NAME.json.
+Like ``layers.py``, but nothing runs. Each method is compiled for the TPU, forward pass and gradients in one program.
+Its time is the sum of the cycles that the compiler estimates. Gathers and scatters of single numbers have no estimate,
+so methods that use them take longer than printed. The number of operations without an estimate stands in brackets.
+Needs ``pip install -e '.[tpu]'`` and no TPU. ``--save NAME`` writes the figures to benchmarks/results/NAME.json, which
+``fit_costs.py`` reads.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def compile_layer(work: Work, method: str, dtype: Any, device: Any) -> Any:
 
 
 def figures_of(work: Work, count: int, methods: Sequence[str], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what is estimated for a layer and what is predicted, in seconds."""
+    """Return the estimated and the predicted seconds of a layer."""
     chip, (device,) = CHIPS[arguments.chip], chips(arguments.chip, 1)
     dtype = jnp.dtype(arguments.dtype)
     seconds, without_estimate = {}, {}

@@ -1,12 +1,12 @@
 """Time training steps side by side: ``python benchmarks/train_step.py resnet50:none:1 resnet50:dct:0.001``.
 
-A case is NETWORK:OFFSET:DENSITY, NETWORK:OFFSET:DENSITY:FORM or NETWORK:OFFSET:DENSITY:FORM:METHOD, with the forms
-"compact" (the default) and "masked" and the methods of ``config.execution.method``. All cases are compiled first; then
-their steps take turns, so that what else the machine does falls on all of them. Reported are the compile time, minimum
-and median of the wall seconds a step, the least CPU seconds, the bytes of parameters and optimiser, the bytes that the
-step holds at its peak (its arguments and temporaries, as the compiler allocates them), and the ratio of the minima to
-the first case's. With ``--save NAME`` the figures are written to benchmarks/results/NAME.json, too. Needs the package
-installed, or ``PYTHONPATH=.``.
+A case is NETWORK:OFFSET:DENSITY, NETWORK:OFFSET:DENSITY:FORM or NETWORK:OFFSET:DENSITY:FORM:METHOD. The forms are
+"compact" (the default) and "masked", the methods those of ``config.execution.method``. All cases are compiled first.
+Then their steps take turns, so that other work on the machine slows all of them alike. The script prints the compile
+time, minimum and median of the wall seconds a step, the least CPU seconds, the bytes of parameters and optimiser, the
+bytes that the step holds at its peak (its arguments and temporaries, as the compiler allocates them), and the ratio of
+the minima to the first case's. ``--save NAME`` also writes the figures to benchmarks/results/NAME.json. Needs the
+package installed, or ``PYTHONPATH=.``.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from dctps_jax.training.step_spec import StepSpec, default_steps_per_dispatch
 
 
 class Case:
-    """One network in training on random images; ``run`` takes a dispatch and waits for it."""
+    """One network in training on random images; ``run`` makes one dispatch and waits for it."""
 
     def __init__(self, name: str, arguments: argparse.Namespace):
         network, offset, density, form, method = case_parts(name)

@@ -1,6 +1,6 @@
 """Time training steps of this package and of PyTorch: ``python benchmarks/versus_torch.py resnet50 vgg19``.
 
-Variants of each network, each in a process of its own, all on random images that stay on the device:
+The variants of each network, each in a process of its own, all on random images that stay on the device:
 
 - PyTorch dense: contiguous in float32 (TF32 on a GPU); on a CPU also channels_last, without and with
   ``torch.compile``; on a GPU also autocast to bfloat16, channels_last and ``torch.compile``, without and with CUDA
@@ -9,11 +9,11 @@ Variants of each network, each in a process of its own, all on random images tha
 - this package, dense and with the DCT offset at ``--densities``, in ``--dtypes``.
 
 All train with Adam (0.001, L2 of 5e-4), random crops and flips. The processes of a network compile first,
-``--compile_jobs`` at once; then their steps take turns, so that what else the machine does falls on all of them. On a
-CPU all have the same ``--threads`` processors. Reported are milliseconds a step (minimum and median; a GPU is waited
-for after 50 steps), the peak memory of a step (PyTorch on a CPU: of the process), and the compile seconds (PyTorch: of
-the first step). With ``--save NAME`` the figures so far are in benchmarks/results/NAME.json after every turn. Needs
-PyTorch (``pip install -e '.[versus]'``) and the package installed, or ``PYTHONPATH=.``.
+``--compile_jobs`` at once. Then their steps take turns, so that other work on the machine slows all of them alike. On a
+CPU all have the same ``--threads`` processors. The script prints milliseconds a step (minimum and median; it waits for
+a GPU after every 50 steps), the peak memory of a step (PyTorch on a CPU: of the process), and the compile seconds
+(PyTorch: of the first step). With ``--save NAME``, benchmarks/results/NAME.json has the figures so far after every
+turn. Needs PyTorch (``pip install -e '.[versus]'``) and the package installed, or ``PYTHONPATH=.``.
 """
 
 import argparse
@@ -91,7 +91,7 @@ class PackageSteps:
 
 
 def work(pipe: Any, network: str, variant: Variant, options: argparse.Namespace) -> None:
-    """Make a variant ready, then take steps for as many seconds as asked, until told to leave."""
+    """Make a variant ready, then take steps for as many seconds as asked, until the parent process says to stop."""
     try:
         if options.platform == "cpu" and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
@@ -115,7 +115,7 @@ def work(pipe: Any, network: str, variant: Variant, options: argparse.Namespace)
 
 
 class Worker:
-    """The process of a variant, and what it has answered: ``figures`` is the case in the saved file."""
+    """The process of a variant, and its answers so far: ``figures`` is the case in the saved file."""
 
     def __init__(self, network: str, variant: Variant, options: argparse.Namespace, compile_limit: float):
         self.deadline = time.perf_counter() + compile_limit
@@ -128,7 +128,7 @@ class Worker:
         self.figures: dict[str, Any] = {"network": network, "case": variant.name, "library": variant.library}
 
     def receive(self, timeout: float) -> None:
-        """Take up the next answer; a process that fails, dies or takes too long is out of the comparison."""
+        """Read the next answer; a process that fails, dies or takes too long leaves the comparison."""
         try:
             answer = self.pipe.recv() if self.pipe.poll(timeout) else {"error": f"no answer within {timeout:.0f} s"}
         except (EOFError, ConnectionError):
@@ -195,7 +195,7 @@ def compare(network: str, options: argparse.Namespace, arguments: argparse.Names
 
 
 def check_trainable(workers: list[Worker]) -> None:
-    """Networks of the same density have to train equally many numbers in both libraries."""
+    """Check that networks of the same density train equally many numbers in both libraries."""
     for density in {worker.variant.density for worker in workers}:
         same = [worker.figures for worker in workers if worker.variant.density == density]
         counts = {figures["trainable"] for figures in same if "trainable" in figures}

@@ -3,20 +3,20 @@
     python -m experiments.start cifar10 --save start.json
     python -m experiments.start --draw start.json
 
-The first command measures, on CIFAR-10 or on an image folder, as for ``data.name=image_folder``. The second draws what
-was measured beside the file. It runs in a checkout of the project.
+The first command measures, on CIFAR-10 or on an image folder, as for ``data.name=image_folder``. The second draws the
+measured figures and writes them beside the file. Both run in a checkout of the project.
 
-Before the first step, for networks of several depths and widths, with the DCT offset and without. S is zero with the
-offset, and without it all weights of the dense network are there:
+Before the first step, it measures networks of several depths and widths, with the DCT offset and without. With the
+offset S is zero. Without it all weights of the dense network are there:
 
 - ``loss``: the mean cross-entropy of 256 training images, with the statistics of the batch in BatchNorm. A network
   that knows nothing has ln(classes);
-- ``class 0``: the share of the images that it takes for class 0, and the mean of the ten ``logits``;
-- ``likeness`` of the inputs of each layer: the mean cosine between two images. At 1 all images look alike to it.
+- ``class 0``: the share of the images that the network takes for class 0, and the mean of the ten ``logits``;
+- ``likeness`` of the inputs of each layer: the mean cosine between two images. At 1 all images look alike to the layer.
 
-While a network learns, by Adam (0.001) with L2 of 5e-4, in batches of 128 without augmentation, at steps 0, 1, 2, 4, …:
-the loss and accuracy of 512 training images; of each layer the norms of α·D and S, and those of the loss's gradients
-for α and S; the norm of the gradient of the scales of all BatchNorms together.
+While a network learns, by Adam (0.001) with L2 of 5e-4, in batches of 128 without augmentation, it measures at steps 0,
+1, 2, 4, …: the loss and accuracy of 512 training images; for each layer the norms of α·D and S, and of the loss's
+gradients for α and S; the norm of the gradient of the scales of all BatchNorms together.
 """
 
 import argparse
@@ -112,7 +112,7 @@ def at_start(network: str, options: dict[str, Any], offset: str | None, batch: B
 
 
 def norms_of(layers: dict[str, Any], gradients: Any) -> list[dict[str, float]]:
-    """Return for each layer the norms of α·D and S, and of their gradients, from a model of gradients."""
+    """Return for each layer the norms of α·D and S, and of their gradients, from a model that holds the gradients."""
     rows = []
     for path, layer in layers.items():
         other = gradients[path]
@@ -132,7 +132,7 @@ def steps_to_look_at(steps: int) -> Iterator[int]:
 def early(
     network: str, density: float, offset: str | None, steps: int, images: np.ndarray, labels: np.ndarray
 ) -> dict[str, Any]:
-    """Train a network for some steps and return what it looks like after 0, 1, 2, 4, … of them."""
+    """Train a network for some steps and return the figures after 0, 1, 2, 4, … of them."""
     model: Any = create_model(network, num_classes=10, offset=offset, rngs=nnx.Rngs(0))
     shapes = {path: layer.kernel_shape for path, layer in prunable_layers(model).items()}
     masks = pruning.random_masks(jax.random.key(0), shapes, pruning.allocate(shapes, density, "epl"))

@@ -67,7 +67,7 @@ def draw_likeness(cases: list[dict[str, Any]], output: Path) -> None:
 
 
 def draw_early(cases: list[dict[str, Any]], output: Path) -> None:
-    """Draw loss, norms and gradients of the networks with offset while they begin to learn; a column for each."""
+    """Draw loss, norms and gradients of the networks with offset while they begin to learn, one column for each."""
     columns = [case for case in cases if case["offset"]]
     figure, all_axes = new_figure(
         3, len(columns), width=3.6 * len(columns), height=8, title="The first steps", sharey=False

@@ -2,7 +2,7 @@
 
     python -m experiments.tables
 
-The figures are in results/. It runs in a checkout of the project.
+The figures are in results/. The script runs in a checkout of the project.
 """
 
 import json

@@ -4,12 +4,12 @@
     python -m experiments.trials --table lenet.jsonl
     python -m experiments.trials --draw lenet.jsonl
 
-The first command trains a network in the ways of `TRIALS`, at each density and with each seed, by the protocol of the
+The first command trains a network in the ways of ``TRIALS``, at each density and with each seed, by the protocol of the
 paper (Adam of 0.001, L2 of 5e-4, batches of 128, crops and flips, positions by EPL), on CIFAR-10 or on an image folder.
-All 21 ways take four hours on two CPU cores. It adds a line to FILE for each run, and leaves out the runs that FILE
-has: the same command goes on where it stopped. ``--shard 0 2`` and ``--shard 1 2`` share the runs between two
-processes. The split into training and validation is that of seed 0 in all runs. The second command prints the table,
-the third draws the accuracies by epoch beside the file.
+All 21 ways take four hours on two CPU cores. The command adds a line to FILE for each run, and leaves out the runs that
+FILE has already. So the same command goes on where it stopped. ``--shard 0 2`` and ``--shard 1 2`` share the runs
+between two processes. All runs split training and validation images by seed 0. The second command prints the table. The
+third draws the accuracies by epoch and writes the figure beside the file.
 """
 
 import argparse
