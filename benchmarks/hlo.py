@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# # Operations without an estimate are listed only if their results have at least this many bytes.
+# Operations without an estimate are listed only if their results have at least this many bytes.
 SMALL = 4096
 BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Not executed, or counted by what they call.
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call")
-# # Groups of operations. The group of an operation is the first one whose pattern matches a file and function that it
+# Groups of operations. The group of an operation is the first one whose pattern matches a file and function that it
 # comes from, unless its opcode decides.
 PLACES = (
     ("data and augmentation", r"data/batches\.py"),

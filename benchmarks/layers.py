@@ -105,7 +105,7 @@ def arguments_of(work: Work, method: str) -> tuple[Any, ...]:
         trained: Any = 0.1 * jax.random.normal(keys[1], shape)
     else:
         trained = 0.1 * jax.random.normal(keys[1], (work.nnz,)), None if work.offset is None else jnp.float32(1)
-    # # NumPy draws a few of many numbers without shuffling all of them.
+    # NumPy draws a few of many numbers without shuffling all of them.
     drawn = np.random.default_rng(0).choice(math.prod(shape), work.nnz, replace=False)
     support = jnp.asarray(np.sort(drawn), jnp.int32)
     outputs = (work.inputs[0], *work.geometry.output_spatial(work.inputs[1:-1]), shape[-1])

@@ -73,7 +73,7 @@ def make_problem(density: float) -> Problem:
     return Problem(layers, images, rng.integers(0, SIZES[-1], NUM_IMAGES).astype(np.int32))
 
 
-# # A function that takes the steps with these numbers and returns the loss of the last one.
+# A function that takes the steps with these numbers and returns the loss of the last one.
 Train = Callable[[range], float]
 
 
@@ -256,7 +256,7 @@ def scipy_csr(problem: Problem) -> Train:
 
 
 VARIANTS = {function.__name__: function for function in (package, torch_masks, torch_csr, scipy_csr)}
-# # The module that each variant imports. Its import does not count as memory of the network.
+# The module that each variant imports. Its import does not count as memory of the network.
 LIBRARIES = {"package": "dctps_jax", "torch_masks": "torch", "torch_csr": "torch", "scipy_csr": "scipy.sparse"}
 
 

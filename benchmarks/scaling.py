@@ -25,7 +25,7 @@ class Latency(NamedTuple):
     pod: float
 
 
-# # A hop takes 1 µs in theory, and 8 µs were measured for three hops: Austin et al. 2025, "How to Scale Your Model",
+# A hop takes 1 µs in theory, and 8 µs were measured for three hops: Austin et al. 2025, "How to Scale Your Model",
 # chapter 3. No figure is published for messages between pods; these are assumed.
 LATENCIES = (Latency(1e-6, 20e-6), Latency(8e-6 / 3, 100e-6))
 

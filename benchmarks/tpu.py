@@ -16,7 +16,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-# # Set before JAX is imported: JAX uses the CPU of this machine, and no TPU is asked for its place in a pod.
+# Set before JAX is imported: JAX uses the CPU of this machine, and no TPU is asked for its place in a pod.
 for variable, value in (("JAX_PLATFORMS", "cpu"), ("TPU_SKIP_MDS_QUERY", "1"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")):
     os.environ.setdefault(variable, value)
 
@@ -106,7 +106,7 @@ def case_of_config(name: str, arguments: argparse.Namespace, placement: Placemen
     config.model.dtype = arguments.dtype
     config = resolve(config)
     shape = arguments.images, config.data.image_size, config.data.image_size, 3
-    # # Arrays of any length that take no memory.
+    # Arrays of any length that take no memory.
     images, labels = np.broadcast_to(np.uint8(0), shape), np.broadcast_to(np.int32(0), shape[:1])
     names = tuple(f"class {number}" for number in range(arguments.num_classes))
     dataset = Dataset("images", images, labels, images, labels, names)
@@ -178,7 +178,7 @@ def summary(operations: list[Operation], chip: Chip, steps: int) -> dict[str, An
     cycles, flops, moved = (sum(of_all) / steps for of_all in zip(*counts, strict=True))
     shares = {"matrix unit": flops / chip.flops, "memory": moved / chip.bytes}
     bound = max(shares, key=lambda unit: shares[unit])
-    # # Time that neither of them explains is the vector unit's, or latency.
+    # Time that neither of them explains is the vector unit's, or latency.
     return {
         "megacycles": cycles / 1e6,
         "bound": bound if shares[bound] > cycles / 2 else "vector unit",

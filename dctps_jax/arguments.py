@@ -1,6 +1,6 @@
-"""Checks of arguments: one of an obviously wrong type is one sentence that names it, and no traceback.
+"""Checks of arguments: for an argument of a wrong type they raise one sentence that names it.
 
-Each check raises :class:`~dctps_jax.errors.UserError`, or returns the argument in the type that its reader needs.
+Each check raises :class:`~dctps_jax.errors.UserError`, or returns the argument in the type that its caller needs.
 """
 
 import math
@@ -30,7 +30,7 @@ def words(value: Any) -> str:
 
 
 def check_model(model: Any, name: str = "model") -> None:
-    """Refuse what is no network, e.g. its class."""
+    """Raise UserError unless ``model`` is a network; a common mistake is to give its class."""
     if isinstance(model, type):
         raise UserError(
             f"{name} is the class {model.__name__}; give a network that it makes, e.g. "
@@ -57,7 +57,7 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is one real number; True and False are none. The number of a tracer is not known."""
+    """Return whether a value is one real number; True and False do not count. A traced number does."""
     if isinstance(value, jax.Array | np.ndarray):
         return value.ndim == 0 and (
             jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
@@ -75,14 +75,14 @@ def is_whole(value: Any) -> bool:
 
 
 def check_size(**sizes: Any) -> None:
-    """Refuse what is no whole number of at least 1."""
+    """Raise UserError unless every value is a whole number of at least 1."""
     for name, value in sizes.items():
         if not is_whole(value) or value < 1:
             raise UserError(f"{name} is {words(value)}; it must be a whole number of at least 1")
 
 
 def check_sizes(**sizes: Any) -> None:
-    """Refuse what is no whole number of at least 1 and no sequence of such numbers."""
+    """Raise UserError unless every value is a whole number of at least 1, or a sequence of such numbers."""
     for name, value in sizes.items():
         if not all(is_whole(size) and size >= 1 for size in as_tuple(value)):
             raise UserError(f"{name} is {words(value)}; every size must be a whole number of at least 1")
@@ -119,13 +119,13 @@ def pairs(name: str, value: Any) -> dict[str, Any]:
 
 
 def check_by_path(name: str, value: Any, what: str) -> None:
-    """Refuse what is no mapping by dotted path; ``what`` are its values."""
+    """Raise UserError unless ``value`` is a mapping by dotted path; ``what`` describes its values in the message."""
     if not isinstance(value, Mapping) or not all(isinstance(path, str) for path in value):
         raise UserError(f"{name} is {words(value)}; it must be a dict of {what} by the layers' dotted paths")
 
 
 def check_dtype(name: str, value: Any, is_optional: bool = False) -> None:
-    """Refuse what is no type of floating-point numbers, real or complex; None where it is optional."""
+    """Raise UserError unless ``value`` is a type of real or complex floating-point numbers, or None if optional."""
     if value is None and is_optional:
         return
     try:
@@ -144,7 +144,7 @@ def shape_words(inputs: Any) -> str:
 
 
 def check_inputs(inputs: Any, features: int, num_axes: int = 1) -> None:
-    """Refuse what is no array with ``features`` numbers in its last axis and at least ``num_axes`` axes."""
+    """Raise UserError unless ``inputs`` has ``features`` numbers in its last axis and at least ``num_axes`` axes."""
     if not hasattr(inputs, "shape") or len(inputs.shape) < num_axes or inputs.shape[-1] != features:
         axes = "" if num_axes == 1 else f" and at least {num_axes} axes"
         raise UserError(
@@ -154,7 +154,7 @@ def check_inputs(inputs: Any, features: int, num_axes: int = 1) -> None:
 
 
 def check_shapes(name: str, value: Any) -> None:
-    """Refuse what is no mapping from paths to shapes."""
+    """Raise UserError unless ``value`` is a mapping from paths to shapes."""
     check_by_path(name, value, "shapes")
     for path, shape in value.items():
         check_shape(f"{name}: the shape of {path!r}", shape)
@@ -166,7 +166,7 @@ def check_shape(name: str, shape: Any) -> None:
 
 
 def as_array(name: str, value: Any, what: str) -> np.ndarray | jax.Array:
-    """Return an array, or nested lists of numbers as one; ``what`` says what they should be."""
+    """Return an array; nested lists of numbers become one. ``what`` says in the message what it should be."""
     try:
         array = value if isinstance(value, jax.Array) else np.asarray(value)
     except ValueError:  # lists of different lengths
@@ -177,7 +177,7 @@ def as_array(name: str, value: Any, what: str) -> np.ndarray | jax.Array:
 
 
 def check_zero_or_one(mask: Any, name: str = "the mask") -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for a mask of other values; those of a traced one are not known."""
+    """Raise UserError for a mask with other values than 0 and 1. The values of a traced mask cannot be checked."""
     if mask.dtype != bool and not isinstance(mask, Tracer) and not np.isin(np.asarray(mask), (0, 1)).all():
         raise UserError(f"{name} has other values than 0 and 1; give booleans, True where a weight is trained")
 

@@ -1,6 +1,6 @@
-"""How every program of the command line ends: what a user can mend is one sentence and an exit code, no traceback.
+"""How every program of the command line ends: a mistake of the user gives one sentence and an exit code, no traceback.
 
-docs/troubleshooting.md lists the exit codes. ``DCTPS_DEBUG=1`` in the environment prints the traceback before the
+docs/troubleshooting.md lists the exit codes. ``DCTPS_DEBUG=1`` in the environment also prints the traceback, before the
 sentence. An exception that is a mistake of this package always shows its traceback.
 """
 
@@ -23,7 +23,7 @@ from dctps_jax.files import remove_unfinished
 
 STOPPED, PIPE_CLOSED = 130, 141
 
-# What the system, XLA and TensorStore say in exceptions whose type does not tell.
+# What the system, XLA and TensorStore say in exceptions whose type does not tell the cause.
 FULL_DISK = ("No space left on device", "Disk quota exceeded")
 LIMITS = (
     "RESOURCE_EXHAUSTED",
@@ -49,7 +49,7 @@ LAST_CALLS: list[Callable[[int, str], None]] = []
 
 
 def end_process(exit_code: int, message: str) -> NoReturn:
-    """Print one line, remove files that are half written, and end the process without unwinding it."""
+    """Print one line, remove files that are half written, and end the process without unwinding the stack."""
     say(message)
     remove_unfinished()
     for call in LAST_CALLS:
@@ -65,10 +65,10 @@ def say(message: str) -> None:
 
 @contextlib.contextmanager
 def command(program: str) -> Iterator[None]:
-    """Run the body of a program, as a block or a decorator: where it fails, end it with one line, ``program: message``.
+    """Run the body of a program, as a block or a decorator. If it fails, end it with one line, ``program: message``.
 
-    File names that are no UTF-8 are printed with escapes, and the package's warnings as one line each. Lines appear as
-    they are printed, in a pipe or a file, too.
+    File names that are not UTF-8 are printed with escapes. Each warning of the package takes one line. Output appears
+    line by line, also in a pipe or a file.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -91,7 +91,7 @@ def command(program: str) -> Iterator[None]:
                 raise
             if debugs:
                 traceback.print_exception(error)
-            else:  # what event loops and coroutines print when the exception, and they with it, are deleted
+            else:  # event loops and coroutines print when they are deleted with the exception
                 sys.unraisablehook = lambda _: None
                 warnings.simplefilter("ignore")
             with contextlib.suppress(OSError):
@@ -101,7 +101,7 @@ def command(program: str) -> Iterator[None]:
 
 
 def sentence(error: BaseException) -> tuple[str, int] | None:
-    """Return what to tell the user of an exception, and the exit code; None for a mistake of this package."""
+    """Return the sentence for the user and the exit code of an exception; None for a mistake of this package."""
     if (exit_code := getattr(error, "exit_code", None)) is not None:
         reason = sentence(error.__cause__) if isinstance(error.__cause__, OSError) else None
         return str(error), reason[1] if reason and exit_code == UserError.exit_code else exit_code
@@ -142,7 +142,7 @@ def _plain_warnings() -> Iterator[None]:
     logger, handler = logging.getLogger("dctps_jax"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("warning: %(message)s"))
     before, logger.propagate = (logger.propagate, logger.level), False
-    # A level of its own: absl's app.run lowers that of the root logger, which would swallow the warnings.
+    # This logger has a level of its own: absl's app.run changes the root logger's, which would hide the warnings.
     logger.setLevel(logging.WARNING)
     logger.addHandler(handler)
     try:
@@ -158,7 +158,7 @@ def _flush() -> None:
 
 
 def _drop_output() -> None:
-    """Have the interpreter, which flushes at its end, find nothing that it cannot write."""
+    """Redirect what cannot be written, so that the interpreter's flush at its end does not fail."""
     try:
         _flush()
     except OSError:

@@ -22,10 +22,10 @@ def resolve(config: Any) -> Any:
 
 
 def check_config(config: Any, check_devices: bool = True) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for the first field or value that cannot work, with what is allowed.
+    """Raise :class:`~dctps_jax.errors.UserError` for the first field or value that cannot work; say what is allowed.
 
-    The config stays as it is; :func:`resolve` makes one that a run can use. With ``check_devices=False`` JAX is not
-    asked for its devices: on some platforms they would then belong to this process.
+    The config stays unchanged; :func:`resolve` makes one that a run can use. ``check_devices=False`` does not ask JAX
+    for its devices: on some platforms that would reserve them for this process.
     """
     check_names(config)
     values = dict(flat_fields(config))
@@ -43,7 +43,7 @@ def check_config(config: Any, check_devices: bool = True) -> None:
 def check_all_is_read(config: Any) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` for a setting of pruning that the chosen methods do not read.
 
-    ``pruning.density`` may be set with ``from_run``, which takes the masks of a run whatever it is.
+    ``pruning.density`` may be set with ``from_run``, which takes the masks of a run whatever their density.
     """
     values = dict(flat_fields(config))
     for name, field in FIELDS.items():
@@ -72,7 +72,7 @@ def check_names(config: Any) -> None:
 
 
 def check_value(name: str, value: Any) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` where a field cannot have a value, whatever the other fields are."""
+    """Raise :class:`~dctps_jax.errors.UserError` for a value that a field can never have, whatever the other fields."""
     check_type(name, value)
     field = FIELDS[name]
     if value is None:
@@ -99,9 +99,9 @@ def check_type(name: str, value: Any) -> None:
 
 
 def unknown_field(name: str) -> str:
-    """Return what to say of a field that does not exist."""
+    """Return the message for a field that does not exist."""
     if name == "multi_host":
-        return "config.multi_host is gone; config.distributed.coordinator='auto' has JAX find the processes"
+        return "config.multi_host is gone; with config.distributed.coordinator='auto' JAX finds the processes"
     return f"there is no field config.{name}{did_you_mean(name, FIELDS)}; docs/configuration.md has them all"
 
 

@@ -1,7 +1,7 @@
 """Fields of a config that contradict each other. Each function returns the sentence for the user, or None.
 
-Some raise :class:`~dctps_jax.errors.UserError` themselves, out of what they call. To add one, write a function and put
-it into :data:`CONTRADICTIONS`.
+Functions that they call may raise :class:`~dctps_jax.errors.UserError` themselves. To add a check, write a function and
+put it into :data:`CONTRADICTIONS`.
 """
 
 import math

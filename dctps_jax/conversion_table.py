@@ -45,9 +45,9 @@ class Report(NamedTuple):
 
 
 def conversion_report(model: nnx.Module) -> Report:
-    """Return what :func:`convert` made of each module with parameters: converted, or left, and why.
+    """Return for each module with parameters whether :func:`convert` converted it, and why.
 
-    The α of a layer is one of its parameters, and trained where it is trainable.
+    The α of a layer is one of its parameters, and counts as trained if it is trainable.
 
     Raises :class:`~dctps_jax.errors.UserError` for a network without parameters.
     """
@@ -56,7 +56,7 @@ def conversion_report(model: nnx.Module) -> Report:
     for place, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, Frozen, FrozenAlpha))):
         parameters.setdefault(tuple(place[:-1]), {})[str(place[-1])] = variable
     if not any(variable[...].size for found in parameters.values() for variable in found.values()):
-        raise UserError("the network has no parameters, so that there is nothing to report; give one with layers")
+        raise UserError("the network has no parameters, so there is nothing to report; give one with layers")
     modules = dict(nnx.iter_modules(model))
     loras = [module for module in modules.values() if isinstance(module, nnx.LoRA)]
     wrapped = {id(module) for lora in loras for _, module in nnx.iter_modules(lora)}

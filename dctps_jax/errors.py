@@ -1,4 +1,4 @@
-"""The exceptions that stand for a mistake the user can mend."""
+"""The exceptions for mistakes that the user can correct."""
 
 import contextlib
 import difflib
@@ -19,15 +19,15 @@ class UserError(ValueError):
 
 
 def did_you_mean(name: object, names: Iterable[str]) -> str:
-    """Return what to add to a message about an unknown name: the closest of ``names`` in brackets, or nothing."""
+    """Return the closest of ``names`` in brackets, to add to a message about an unknown name, or ""."""
     close = difflib.get_close_matches(str(name), list(names), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its kind where it has none.
+    """Return the first line of an error's text, or its kind if it has no text.
 
-    At most 200 characters: errors of zipfile hold pieces of a damaged file.
+    It is cut after 200 characters: errors of zipfile hold pieces of a damaged file.
     """
     line = next(iter(str(error).splitlines()), type(error).__name__)
     return line if len(line) <= 200 else f"{line[:200]} …"
@@ -36,7 +36,7 @@ def first_line(error: BaseException) -> str:
 # The exit code of a process that ran out of memory, threads or file handles.
 OUT_OF_MEMORY = 71
 
-# Why the system opens no file: a limit of the process, or its own.
+# Error numbers for too many open files: in the process, or in the whole system.
 SPENT_HANDLES = (errno.EMFILE, errno.ENFILE)
 
 

@@ -1,8 +1,8 @@
 """Ship a run as one small file: ``python -m dctps_jax.export RUN --output FILE``.
 
-The file is safetensors: the trained weights with their positions, α, BatchNorm and biases; no kernel, no optimiser.
-What it takes to build the network again stands in its metadata. ``--stablehlo FILE`` writes the network as a program
-for CPU, CUDA and TPU, too.
+The file is safetensors: the trained weights with their positions, α, BatchNorm and biases, but no kernel and no
+optimiser state. Its metadata say how to build the network again. ``--stablehlo FILE`` also writes the network as a
+program for CPU, CUDA and TPU.
 """
 
 import argparse
@@ -48,7 +48,7 @@ from dctps_jax.training.sparse_model import build_model
 
 SECTIONS = ("params", "batch_stats", "supports", "frozen")
 PLATFORMS = ("cpu", "cuda", "tpu")
-# What messages call the setting that names the function of a network of the user's own.
+# The setting that names the function of a user's own network, as messages call it.
 OPTION = "--network"
 CHECKPOINTS = ("best", "latest", "ema")
 
@@ -56,12 +56,12 @@ CHECKPOINTS = ("best", "latest", "ema")
 def export_run(run: Path | str, output: Path | str, checkpoint: str = "best", network: str | None = None) -> Path:
     """Write the network of a finished run to a safetensors file, whole or not at all; return the run's directory.
 
-    Of several seeds it is the one that was best on validation. ``checkpoint`` is "best", "latest", or "ema": the
-    averaged weights of the latest one. ``network`` is the import path of the function that built a network of the
-    user's own. With it the network is built first, to find out whether it is still what was trained.
+    Of several seeds, it exports the one that was best on validation. ``checkpoint`` is "best", "latest", or "ema": the
+    averaged weights of the latest checkpoint. ``network`` is the import path of the function that built a network of
+    the user's own. With it the network is built first, to check that it is still the one that was trained.
 
-    Raises :class:`~dctps_jax.errors.UserError` for another checkpoint, where the run is not finished, is of an older
-    version, or has no sound checkpoint, where the network has changed, and where the file cannot be written.
+    Raises :class:`~dctps_jax.errors.UserError` for another name of a checkpoint, for a run that is not finished, is of
+    an older version, or has no sound checkpoint, for a network that has changed, and if the file cannot be written.
     """
     from safetensors.numpy import save
 
@@ -118,40 +118,40 @@ def export_run(run: Path | str, output: Path | str, checkpoint: str = "best", ne
 
 
 def best_seed(run: Path) -> Path:
-    """Return the directory, below that of several seeds, of the seed that was best on validation."""
+    """Return the directory of the best seed on validation, below the directory of several seeds."""
     seeds = {folder: read_results(folder)["best_val_accuracy"] for folder in sorted(run.glob("seed_*"))}
     return max(seeds, key=lambda folder: seeds[folder])
 
 
 def describe_exported(file: Path | str) -> Description:
-    """Return what an exported file says of its network; errors as :func:`load_exported`."""
+    """Return the description in an exported file; it raises the errors of :func:`load_exported`."""
     return read_exported_file(Path(file))[0]
 
 
 def load_exported(file: Path | str, network: str | None = None) -> nnx.Module:
     """Return the network of an exported file. Its logits are ``model(describe_exported(file).prepare(images))``.
 
-    Its layers are compact. ``network`` is the import path of the function that built a network of the user's own: the
-    file only names it, and what a file names is not called unasked.
+    Its layers are compact. ``network`` is the import path of the function that built a network of the user's own. The
+    file names that function, but a function that only the file names is never called.
 
     Raises :class:`~dctps_jax.errors.UserError` for a file that is missing, truncated, damaged, foreign or of a newer
-    version, and for a ``network`` that computes something else than the network of the run did. One of format version 1
-    comes with a warning: only its weights can be verified.
+    version, and for a ``network`` that computes something else than the network of the run. A file of format version 1
+    gives a warning: only its weights can be verified.
     """
     return read_exported(file, network)[1]
 
 
 def read_exported(file: Path | str, network: str | None = None) -> tuple[Description, nnx.Module]:
-    """Return both of :func:`describe_exported` and :func:`load_exported`, reading the file once."""
+    """Return the results of :func:`describe_exported` and :func:`load_exported`, reading the file once."""
     description, tensors = read_exported_file(Path(file))
     return description, _build(Path(file), description, tensors, network)
 
 
 def check_network_option(source: Path, named: str, network: str | None) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` where ``network`` is not given for a network of the user's own.
+    """Raise :class:`~dctps_jax.errors.UserError` if ``network`` is missing for a network of the user's own.
 
-    ``named`` is what ``source``, a file or a run, calls its network. It also raises where ``network`` is given for a
-    network of the package.
+    ``named`` is the name of the network in ``source``, a file or a run. The function also raises if ``network`` is
+    given for a network of the package.
     """
     if is_import_path(named) and network is None:
         raise UserError(
@@ -213,10 +213,10 @@ def _refuse_change(file: Path, network: str, change: str | None) -> None:
 
 
 def export_stablehlo(file: Path | str, output: Path | str, network: str | None = None) -> None:
-    """Write an exported network as serialised StableHLO: uint8 images, any number of them → logits in float32.
+    """Write an exported network as serialised StableHLO: any number of uint8 images → logits in float32.
 
-    One program for CPU, CUDA and TPU; ``jax.export.deserialize`` reads it. Raises
-    :class:`~dctps_jax.errors.UserError` as :func:`load_exported`, and where a network of the user's own only takes
+    One program serves CPU, CUDA and TPU; ``jax.export.deserialize`` reads it. Raises the errors of
+    :func:`load_exported`, and :class:`~dctps_jax.errors.UserError` for a network of the user's own that only takes
     batches of a known size.
     """
     from jax import export

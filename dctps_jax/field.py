@@ -1,4 +1,4 @@
-"""How a field of the config is declared, and how fields are read by dotted name."""
+"""How a field of the config is declared, and how code reads fields by dotted name."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ TYPES: dict[type, tuple[tuple[type, ...], str]] = {
 
 
 class Allowed(NamedTuple):
-    """Which values of its type a field takes: a test, and words for it that follow "it must be"."""
+    """Which values of its type a field takes: a test, and words that complete the sentence "it must be …"."""
 
     test: Callable[[Any], bool]
     words: str
@@ -33,8 +33,8 @@ class Need(NamedTuple):
 class ByStep(NamedTuple):
     """What a field sets for each training step.
 
-    - ``values``: (config, steps of an epoch, number of steps) → the values for so many steps from the first one on.
-    - ``words``: what the values are, in words that follow "another".
+    - ``values``: (config, steps of an epoch, number of steps) → the values of this many first steps.
+    - ``words``: what the values are, in words that complete "another …".
     """
 
     values: Callable[[Any, int, int], np.ndarray]
@@ -49,13 +49,13 @@ class Field:
     - ``help``: what the field does, in one line.
     - ``choices``: the names that the field takes, usually the keys of a registry.
     - ``renamed``: names of earlier versions, each with its present name.
-    - ``allowed``: which values the field takes; besides the names, where it has a list of them.
-    - ``optional``: the field takes None, too.
-    - ``added``: configs of earlier versions lack the field; its default is assumed for them.
-    - ``needs``: what other fields must be for this one to have an effect: one of them, if there are any.
+    - ``allowed``: a rule for the value. A field with ``choices`` takes a choice or a value that passes the rule.
+    - ``optional``: the field also takes None.
+    - ``added``: configs of earlier versions lack the field; they get its default.
+    - ``needs``: the field has an effect only if one of these conditions on other fields holds; empty: always.
     - ``resume``: a resumed run may change the field: it does not change the results, or changes them by rounding only.
-    - ``grows``: a resumed or finished run may change the field. It then goes on as if it had been started so, or is
-      refused where it could not.
+    - ``grows``: a resumed or finished run may change the field. The run continues exactly as if it had started with the
+      new value; if that is impossible, the command is refused.
     - ``by_step``: what the field sets for each step, where that may depend on ``num_epochs``. A run may change
       ``num_epochs`` only if this stays the same for the steps that it has taken.
     """
@@ -74,11 +74,11 @@ class Field:
 
     @property
     def type_words(self) -> str:
-        """What values the field takes by their type, in words that follow "it must be"."""
+        """Return which types of values the field takes, in words that complete "it must be …"."""
         return TYPES[type(self.default)][1] + (" or None" if self.optional else "")
 
     def has_type(self, value: Any) -> bool:
-        """Return whether a value is of the field's type. True and False are no numbers."""
+        """Return whether a value is of the field's type. True and False do not count as numbers."""
         if value is None:
             return self.optional
         types = TYPES[type(self.default)][0]
@@ -86,7 +86,7 @@ class Field:
 
 
 def at_least(low: int, zero: str = "") -> Allowed:
-    """Return the rule "at least ``low``"; ``zero`` says what 0 means, where 0 is allowed, too."""
+    """Return the rule "at least ``low``". With ``zero``, 0 is allowed as well, and ``zero`` says what it means."""
     words = f"at least {low}" + (f", or 0 {zero}" if zero else "")
     return Allowed(lambda value: value >= low or (zero != "" and value == 0), words)
 
@@ -101,7 +101,7 @@ def flat_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def find_field(values: Any, name: str) -> tuple[Any, bool]:
-    """Return the value of a dotted field of a JSON object, nested or by dotted name, and whether there is one."""
+    """Return the value of a dotted field of a JSON object, nested or flat, and whether the object has the field."""
     if isinstance(values, dict) and name in values:
         return values[name], True
     for part in name.split("."):

@@ -1,4 +1,4 @@
-"""Read files and JSON. Write files whole or not at all, also where a signal ends the process. Print any file name."""
+"""Read files and JSON, write files whole or not at all, also if a signal ends the process, and print any file name."""
 
 import contextlib
 import hashlib
@@ -17,9 +17,9 @@ _unfinished: set[Path] = set()
 
 @contextlib.contextmanager
 def unfinished(path: Path) -> Iterator[Path]:
-    """Remember a temporary file or folder inside the block, and remove it where the block raises.
+    """Remember a temporary file or folder inside the block, and remove it if the block raises.
 
-    A process that a signal ends does not unwind; it calls :func:`remove_unfinished`.
+    A process that a signal ends does not unwind its stack; it calls :func:`remove_unfinished`.
     """
     _unfinished.add(path)
     try:
@@ -45,13 +45,13 @@ def _remove(path: Path) -> None:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name, to the disk, then rename it.
+    """Write a file under a temporary name, flush it to the disk, then rename it.
 
     Raises :class:`~dctps_jax.errors.DiskFull`, or an ``OSError`` that names ``path``.
     """
     data = content.encode() if isinstance(content, str) else content
     try:
-        # Not by tempfile, whose files only their owner may read, whatever the umask.
+        # tempfile would make files that only their owner may read, whatever the umask.
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         with unfinished(temporary):
             with temporary.open("xb") as file:
@@ -66,7 +66,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def check_target(option: str, path: Path) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` where no file can be written to ``path``, the value of ``option``."""
+    """Raise :class:`~dctps_jax.errors.UserError` if no file can be written to ``path``, the value of ``option``."""
     if path.is_dir():
         raise UserError(f"{option} is {path}, which is a directory; name a file")
     if not path.absolute().parent.is_dir():
@@ -76,7 +76,7 @@ def check_target(option: str, path: Path) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the value of a JSON text; whatever is wrong with it is a ``ValueError``."""
+    """Return the value of a JSON text; every mistake in it raises ``ValueError``."""
     try:
         return json.loads(text.decode() if isinstance(text, bytes) else text)
     except RecursionError as error:
@@ -84,15 +84,15 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def digest_of(value: Any) -> str:
-    """Return a SHA-256 of a JSON value, whatever the order of its keys."""
+    """Return a SHA-256 of a JSON value. The order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def read_file(path: Path) -> bytes:
     """Return the content of a file of a run.
 
-    Raises :class:`~dctps_jax.errors.UserError` for one that cannot be read, and for what is no file: a pipe would hang.
-    ``OSError`` where the process has too many files open: nothing is wrong with this one then.
+    Raises :class:`~dctps_jax.errors.UserError` if it cannot be read, or is not a regular file: reading a pipe would
+    hang. Raises ``OSError`` if the process has too many files open: then nothing is wrong with this file.
     """
     try:
         if path.exists() and not path.is_file():
@@ -105,7 +105,7 @@ def read_file(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; a damaged one is a :class:`~dctps_jax.errors.UserError` that names it."""
+    """Read a JSON file; raise :class:`~dctps_jax.errors.UserError`, which names it, if it is missing or damaged."""
     if not path.exists():
         raise UserError(f"{path} does not exist; give the directory of a run")
     try:
@@ -117,10 +117,10 @@ def read_json(path: Path) -> Any:
 
 
 def is_printable(text: str) -> bool:
-    """Return whether a text has no escapes for bytes that are no UTF-8, as names of files may."""
+    """Return whether a text is free of the escapes that Python puts for bytes of file names that are not UTF-8."""
     return printable(text) == text
 
 
 def printable(text: str) -> str:
-    """Return a text with escapes for what is no UTF-8, as names of files may hold: reports and figures can take it."""
+    """Return a text that reports and figures can print: bytes of file names that are not UTF-8 become escapes."""
     return text.encode(errors="backslashreplace").decode()

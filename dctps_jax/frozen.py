@@ -1,4 +1,4 @@
-"""Networks whose own trained kernels are the fixed part, K = W₀ + M⊙S: what is frozen besides the kernels."""
+"""Networks with K = W₀ + M⊙S, whose own trained kernels are the fixed part: which other variables are frozen."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def frozen(variable: nnx.Variable) -> Frozen:
 
 
 def freeze_all_but(model: nnx.Module, variables: Iterable[nnx.Variable]) -> None:
-    """Freeze the parameters of ``model`` in place, but for ``variables`` and those of S and of LoRA."""
+    """Freeze the parameters of ``model`` in place, except ``variables`` and the parameters of S and of LoRA."""
     kept = set(map(id, variables))
     parameters = [node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.Param) and id(node) not in kept]
     replace_layers(

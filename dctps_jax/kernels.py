@@ -1,8 +1,8 @@
-"""The kernel of a layer, ``K = α·D + M⊙S``: what is trained of it, in which form it is stored, and the sum.
+"""The kernel of a layer, ``K = α·D + M⊙S``: its trained part, the two forms in which it is stored, and the sum.
 
 The sparse part M⊙S, S for short, is stored *masked*, as a dense array beside a boolean mask, or *compact*, as its
-trained values beside their positions. Both are the same function of the trained weights, with the same gradients. A
-compact layer stores no array of its kernel's size. The type of a variable says what its numbers are:
+trained values beside their positions. Both forms are the same function of the trained weights, with the same gradients.
+A compact layer stores no array of its kernel's size. The type of a variable says what its numbers are:
 
 ====================  =======================================================================
 ``SparseParam``       S, trainable, an ``nnx.Param``: of the kernel's shape, or compact ``[nnz]``
@@ -13,7 +13,7 @@ compact layer stores no array of its kernel's size. The type of a variable says 
 ``Frozen``            W₀, a kernel that stays as it is, in layers with ``K = W₀ + M⊙S``
 ====================  =======================================================================
 
-A layer without mask and support trains all weights. D is no state: it follows from the kernel's shape
+A layer without mask and support trains all weights. D is not stored: it follows from the kernel's shape
 (:mod:`dctps_jax.offsets`).
 
 ``nnx.vmap`` over a constructor makes a stack: one module whose variables hold many layers of the same shape, which
@@ -62,18 +62,18 @@ class Alpha(nnx.Param):
 
 
 class FrozenAlpha(nnx.Variable):
-    """The scalar α of a layer where it keeps its initial value."""
+    """The scalar α of a layer that keeps its initial value."""
 
 
 class Frozen(nnx.Variable):
-    """An array that training leaves as it is: the kernel W₀ that S is added to, or another former parameter."""
+    """An array that training does not change: the kernel W₀ that S is added to, or another former parameter."""
 
 
 class KernelLayer(nnx.Module):
     """What all layers share: the parameters of ``K = α·D + S``, their two forms, and their sum.
 
-    ``method`` says how a compact layer is computed. It is a name in :data:`dctps_jax.ops.methods.METHODS`, or "auto"
-    for the one that :mod:`dctps_jax.ops.cost_model` chooses.
+    ``method`` says how a compact layer is computed. It is a name in :data:`dctps_jax.ops.methods.METHODS`, or "auto",
+    for which :mod:`dctps_jax.ops.cost_model` chooses a method.
     """
 
     dtype: Any
@@ -150,8 +150,8 @@ class KernelLayer(nnx.Module):
     def set_mask(self, mask: jax.Array | np.ndarray) -> None:
         """Train only the weights where ``mask`` (boolean, of the kernel's shape) is True. The others become zero.
 
-        The layer is then masked, whatever it was before. For a stack, the mask has the stack's axes before those of the
-        kernel. It is divided among devices as the kernel is.
+        The layer is then masked, whatever form it had before. For a stack, the mask has the stack's axes before the
+        axes of the kernel. It is divided among devices like the kernel.
         """
         mask = jnp.asarray(as_array("the mask", mask, "an array of booleans"))
         if mask.shape != (*self.stack, *self.kernel_shape):
@@ -169,9 +169,9 @@ class KernelLayer(nnx.Module):
     def set_support(self, positions: jax.Array | np.ndarray) -> None:
         """Train only the weights at the ascending ``positions`` of the flattened kernel. Keep only their values.
 
-        The layer is then compact, whatever it was before. For a stack, ``positions`` is ``[*stack, nnz]``. The values
-        are divided among devices as the layers of a stack are; the values of one layer lie on every device, also where
-        ``nnx.with_partitioning`` divides the kernel.
+        The layer is then compact, whatever form it had before. For a stack, ``positions`` is ``[*stack, nnz]``, and the
+        values are divided among devices like the layers of the stack. The values of a single layer lie whole on every
+        device, even if ``nnx.with_partitioning`` divides the kernel.
         """
         support = check_positions(positions, self.kernel_shape, self.stack)
         metadata = metadata_of_values(self.kernel.get_metadata(), len(self.stack))
@@ -203,8 +203,8 @@ class KernelLayer(nnx.Module):
             scatter = partial(add_at, jnp.zeros(self.kernel_shape, kernel.dtype))
             return of_each(self.stack, scatter)(self.support[...], kernel)
         if self.mask is not None:
-            # `where`, not a product: its transpose gives pruned weights a gradient of exactly zero, also when the
-            # incoming gradient is not finite (0 · NaN is NaN), so that S and its optimiser state stay zero there.
+            # `where`, not a product: its transpose gives pruned weights a gradient of exactly zero even if the incoming
+            # gradient is not finite (0 · NaN is NaN). So S and its optimiser state stay zero there.
             return jnp.where(self.mask[...], kernel, 0)
         return kernel
 
@@ -243,7 +243,7 @@ class KernelLayer(nnx.Module):
         return kernel
 
     def _apply(self, inputs: jax.Array, geometry: Geometry) -> jax.Array:
-        """Return the convolution of ``inputs [batch, *spatial, in]``, of a compact layer by its method."""
+        """Return the convolution of ``inputs [batch, *spatial, in]``. A compact layer uses its method."""
         if self.support is None:
             return convolve(inputs, self.effective_kernel().astype(inputs.dtype), geometry)
         work = work_of(self, inputs, geometry)
@@ -253,12 +253,12 @@ class KernelLayer(nnx.Module):
         alpha = None if self.alpha is None else self.alpha[...]
         outputs = apply_kernel(method, work, inputs, self.kernel[...], alpha, self.support[...])
         if self.base is not None:
-            # W₀ has no gradient. With its part apart, no array of the kernel's size is computed for S.
+            # W₀ has no gradient. Computed apart from S, it needs no array of the kernel's size for S.
             outputs += convolve(inputs, self.base[...].astype(inputs.dtype), geometry)
         return outputs
 
     def _multiply(self, inputs: jax.Array, precision: Any) -> jax.Array:
-        """Return ``inputs [..., in] @ K``, of a compact layer by its method."""
+        """Return ``inputs [..., in] @ K``. A compact layer uses its method."""
         geometry = Geometry(self.kernel_shape, precision=precision)
         if self.support is None or platform() == PORTABLE:
             return self._apply(inputs, geometry)  # with the whole kernel: any axis may be divided among devices
@@ -269,6 +269,6 @@ class KernelLayer(nnx.Module):
 def work_of(layer: KernelLayer, inputs: jax.Array, geometry: Geometry) -> Work:
     """Return what a compact layer has to compute.
 
-    A function and no method: ``nnx.tabulate`` would take a method for one that maps arrays to arrays.
+    This is a function, not a method: ``nnx.tabulate`` would take a method for one that maps arrays to arrays.
     """
     return Work(geometry, inputs.shape, layer.kernel[...].size, layer.offset)

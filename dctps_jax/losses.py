@@ -14,7 +14,8 @@ from dctps_jax.precision import in_float32
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Return ``-log softmax(logits)[label]``, the loss of training, in float32 or a wider type.
 
-    ``labels`` may be the probabilities of the classes, too: then it is the mean over them.
+    ``labels`` may also be the probabilities of the classes. The loss is then the mean over the classes, weighted by
+    them.
     """
     logits = in_float32(logits)
     if jnp.issubdtype(labels.dtype, jnp.floating):
@@ -27,7 +28,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def nll_logits(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Return ``-logits[label]``.
 
-    The original's scores use it: they call PyTorch's ``F.nll_loss`` without a softmax. It exists to reproduce them.
+    The original's scores call PyTorch's ``F.nll_loss`` without a softmax. This loss exists to reproduce them.
     """
     _check_shapes(logits, labels)
     return -jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]

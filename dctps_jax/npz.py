@@ -1,4 +1,4 @@
-"""Read and write `.npz` files: whole files only, and one sentence where one is damaged or foreign."""
+"""Read and write ``.npz`` files: whole files only, and one sentence if a file is damaged or foreign."""
 
 import io
 import zipfile
@@ -12,7 +12,7 @@ from dctps_jax.files import write_whole
 
 
 def read_npz(path: Path, content: str) -> dict[str, np.ndarray]:
-    """Return the arrays of a file; a missing, damaged or foreign one is a :class:`~dctps_jax.errors.UserError`.
+    """Return the arrays of a file; raise :class:`~dctps_jax.errors.UserError` if it is missing, damaged or foreign.
 
     ``content`` says in the message what the file should hold.
     """
@@ -32,9 +32,9 @@ def read_npz(path: Path, content: str) -> dict[str, np.ndarray]:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compress: bool = False) -> None:
-    """Write arrays to a file, whole or not at all. The same arrays are the same bytes.
+    """Write arrays to a file, whole or not at all. The same arrays give the same bytes.
 
-    Not by ``np.savez``, which takes the names as arguments, and has arguments of its own, e.g. ``file``.
+    ``np.savez`` would not do: it takes the names as arguments, and has arguments of its own, e.g. ``file``.
     """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED) as archive:

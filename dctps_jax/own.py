@@ -17,7 +17,7 @@ from dctps_jax.field import Allowed
 
 
 def is_import_path(name: Any) -> bool:
-    """Return whether ``name`` is written as the import path of a function: a module, a colon, a name in it."""
+    """Return whether ``name`` is written as an import path of a function: a module, a colon, a name in the module."""
     return isinstance(name, str) and re.fullmatch(r"(?!\d)\w+(\.(?!\d)\w+)*:(?!\d)\w+(\.(?!\d)\w+)*", name) is not None
 
 
@@ -34,7 +34,7 @@ def is_sequence(value: Any) -> bool:
 
 
 def as_options(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs of a config as arguments, with tuples for the lists that JSON has."""
+    """Return the pairs of a config as arguments. The lists that JSON has become tuples."""
 
     def as_tuples(value: Any) -> Any:
         return tuple(map(as_tuples, value)) if is_sequence(value) else value
@@ -43,9 +43,9 @@ def as_options(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def find_function(field: str, path: str) -> Callable[..., Any]:
-    """Import the function that a config field names; the folder that the program was started in is looked in, too.
+    """Import the function that a config field names. The folder where the program was started is searched as well.
 
-    Raises :class:`~dctps_jax.errors.UserError` where there is none, and where its module cannot be imported.
+    Raises :class:`~dctps_jax.errors.UserError` if there is no such function, or its module cannot be imported.
     """
     module_name, _, name = path.partition(":")
     folder = os.getcwd()
@@ -71,12 +71,12 @@ def find_function(field: str, path: str) -> Callable[..., Any]:
 
 
 def call(field: str, path: str, offered: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
-    """Call a function of the user's with those of the arguments ``offered`` that it takes, and with all ``options``.
+    """Call a user's function. Pass all ``options``, and each argument of ``offered`` that its signature names.
 
-    ``options`` are those of a network, from the config; None for a function that has none.
+    ``options`` are the options of a network in the config; None for other functions.
 
-    Raises :class:`~dctps_jax.errors.UserError` for an option that it does not take, for an argument that it needs and
-    nobody gives, and where it fails.
+    Raises :class:`~dctps_jax.errors.UserError` for an option that the function does not take, for an argument that it
+    needs and does not get, and if it fails.
     """
     function = find_function(field, path)
     given = {**offered, **(options or {})}
@@ -85,8 +85,8 @@ def call(field: str, path: str, offered: Mapping[str, Any], options: Mapping[str
         if is_needed(parameter) and (parameter.name not in given or parameter.kind is parameter.POSITIONAL_ONLY):
             remedy = "a default value" if options is None else "a default value, or a value in config.model.options"
             raise UserError(
-                f"{field} is {path!r}, whose argument {parameter.name!r} gets no value; a function is called by name "
-                f"with those of {', '.join(offered)} that it takes: give {parameter.name!r} {remedy}"
+                f"{field} is {path!r}, whose argument {parameter.name!r} gets no value; the function is called by "
+                f"name, with {', '.join(offered)} only: give {parameter.name!r} {remedy}"
             )
     taken = {name: value for name, value in given.items() if accepted is None or name in accepted}
     with blaming(f"{field} is {path!r}, which fails", path):
@@ -94,7 +94,7 @@ def call(field: str, path: str, offered: Mapping[str, Any], options: Mapping[str
 
 
 def check_options(field: str, path: str, options: Iterable[str]) -> list[str] | None:
-    """Return the names of the arguments that a function takes, None for any; an option that is none is a UserError."""
+    """Return the names of a function's arguments, or None if it takes any. Raise UserError for an option it lacks."""
     parameters = _parameters(find_function(field, path))
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
@@ -113,7 +113,7 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
         return list(inspect.signature(function).parameters.values())
     if function.__init__ is object.__init__:
         return []
-    # nnx hides the arguments of a class behind those of its metaclass. The first one is self.
+    # nnx hides the arguments of a class behind the arguments of its metaclass. The first one is self.
     return list(inspect.signature(function.__init__).parameters.values())[1:]
 
 
@@ -125,7 +125,7 @@ def is_needed(parameter: inspect.Parameter) -> bool:
 
 @contextlib.contextmanager
 def blaming(what: str, path: str) -> Iterator[None]:
-    """Inside, an error of the user's code becomes a UserError: ``what``, and the line of the user's that led to it.
+    """Inside, an error in the user's code becomes a UserError: ``what``, and the user's line that caused it.
 
     ``path`` is the import path of the function that is called.
     """
@@ -142,7 +142,7 @@ def blaming(what: str, path: str) -> Iterator[None]:
 
 
 def _place(error: Exception, path: str) -> tuple[str | None, int | None]:
-    """Return file and line of an error: the last ones in code of the user's, else those where it was raised."""
+    """Return file and line of an error: the last ones in the user's code, or else the place where it was raised."""
     if isinstance(error, SyntaxError):
         return error.filename, error.lineno
     frames = [(frame.f_code.co_filename, line, frame) for frame, line in traceback.walk_tb(error.__traceback__)]

@@ -1,6 +1,6 @@
-"""How arrays are divided among devices: what becomes of this metadata when a layer changes its form.
+"""The metadata that say how arrays are divided among devices, and what a change of a layer's form does to them.
 
-A user gives it by ``nnx.with_partitioning``.
+Users set them by ``nnx.with_partitioning``.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 # The metadata of a variable that say how its array is divided among devices.
 SHARDING = ("out_sharding", "sharding_rules", "mesh")
-# All names under which nnx takes the first of them.
+# All names that nnx takes for the first of them.
 OUT_SHARDING = ("out_sharding", "sharding", "sharding_names")
 HOOKS = ("on_set_value", "on_get_value", "on_create_value", "on_add_axis", "on_remove_axis")
 
@@ -21,9 +21,9 @@ HOOKS = ("on_set_value", "on_get_value", "on_create_value", "on_add_axis", "on_r
 def without_metadata(
     init: nnx.Initializer, key: jax.Array, kernel_shape: tuple[int, ...], dtype: Any
 ) -> tuple[nnx.Initializer, dict[str, Any]]:
-    """Return an initialiser that returns an array, and the metadata of one that ``nnx.with_partitioning`` has wrapped.
+    """Return an initialiser that returns an array, and the metadata that ``nnx.with_partitioning`` gave to ``init``.
 
-    An initialiser that wraps another one is traced. Nothing is computed.
+    An initialiser that wraps another one is traced, which computes nothing.
     """
     metadata: dict[str, Any] = {}
     if not hasattr(init, "__wrapped__"):
@@ -39,7 +39,7 @@ def without_metadata(
 
 
 def unwrapped(value: Any) -> tuple[jax.Array, dict[str, Any]]:
-    """Return what an initialiser returned as an array, and the metadata that ``nnx.with_partitioning`` gave it."""
+    """Return what an initialiser returned as an array, and its metadata from ``nnx.with_partitioning``."""
     if not isinstance(value, nnx.VariableMetadata):
         return value, {}
     hooks = {name: getattr(value, name) for name in HOOKS if getattr(value, name)}
@@ -49,7 +49,7 @@ def unwrapped(value: Any) -> tuple[jax.Array, dict[str, Any]]:
 def metadata_of_values(metadata: Mapping[str, Any], num_stack_axes: int) -> dict[str, Any]:
     """Return the metadata of a kernel for its compact values.
 
-    How the kernel's own axes are divided among devices is left out: the one axis of the values is none of them.
+    The division of the kernel's own axes among devices is left out: the values have one axis, which is not one of them.
     """
     changed = dict(metadata)
     for name in OUT_SHARDING:
@@ -63,13 +63,13 @@ def metadata_of_values(metadata: Mapping[str, Any], num_stack_axes: int) -> dict
 
 
 def add_metadata(variable: nnx.Variable, metadata: Mapping[str, Any]) -> None:
-    """Add metadata of another variable. Those that nnx needs to make a variable stay as they are."""
+    """Add the metadata of another variable, except those that nnx needs to make a variable."""
     added = {name: value for name, value in metadata.items() if name not in nnx.Variable.required_metadata}
     if added:
         variable.set_metadata(**added)
 
 
 def placed_like(array: jax.Array, other: jax.Array) -> jax.Array:
-    """Return ``array`` divided among devices as ``other`` of the same shape is."""
+    """Return ``array`` divided among devices like ``other``, which has the same shape."""
     is_divided = not isinstance(other, Tracer) and len(other.devices()) > 1
     return jax.device_put(array, other.sharding) if is_divided else array

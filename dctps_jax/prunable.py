@@ -1,4 +1,4 @@
-"""The layers of a network: how they are found, the prunable ones among them, and a copy without masks."""
+"""Find the layers of a network and the prunable ones among them; copy a network without masks."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,14 +23,14 @@ NO_LAYERS = (
 def prunable_layers(model: Any) -> dict[str, KernelLayer]:
     """Return the prunable layers of ``model`` by dotted path, e.g. ``"layer1.0.conv1"``, in order of definition.
 
-    A layer that occurs in several places goes by the first of them. ``nnx.merge`` sorts attributes by name, so the
-    order of definition is lost there; a model that carries it in the static attribute :data:`ORDER` (as
-    :func:`dctps_jax.models.create_model` and :func:`dctps_jax.convert` set it) keeps it.
+    A layer that occurs in several places has the path of the first one. ``nnx.merge`` sorts attributes by name, so the
+    order of definition is lost there. A model with the static attribute :data:`ORDER` keeps the order.
+    :func:`dctps_jax.models.create_model` and :func:`dctps_jax.convert` set it.
 
     Layers that ``nnx.vmap`` has stacked are one entry (see :attr:`~dctps_jax.kernels.KernelLayer.stack`).
 
-    Raises :class:`~dctps_jax.errors.UserError` for layers that share a kernel, and for a stack along another axis than
-    the first, and for what is no network.
+    Raises :class:`~dctps_jax.errors.UserError` for layers that share a kernel, for a stack along another axis than the
+    first, and for an object that is not a network.
     """
     check_model(model)
     layers = dict(find_layers(model, lambda node: isinstance(node, KernelLayer)))
@@ -48,10 +48,10 @@ def prunable_layers(model: Any) -> dict[str, KernelLayer]:
 def find_layers(
     node: Any, is_layer: Callable[[Any], bool], path: tuple[Any, ...] = (), above: frozenset[int] = frozenset()
 ) -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, layer) of all layers of a network, in order of definition, wherever they occur.
+    """Yield (dotted path, layer) for every occurrence of a layer in a network, in order of definition.
 
     Layers are found in modules, in other ``nnx.Pytree`` objects, and in the lists, tuples and dicts that these hold.
-    ``above`` are the objects on the way down: one that holds itself is not entered twice.
+    ``above`` are the objects on the way down: an object that holds itself is not entered twice.
     """
     if is_layer(node):
         yield ".".join(map(str, path)), node
@@ -61,7 +61,7 @@ def find_layers(
 
 
 def replace_layers(node: Any, new: Mapping[int, Any], above: frozenset[int] = frozenset()) -> Any:
-    """Return ``node`` with other layers in place of those whose ``id`` is a key of ``new``. Modules change in place."""
+    """Return ``node`` with a layer replaced if its ``id`` is a key of ``new``. Modules change in place."""
     if id(node) in new:
         return new[id(node)]
     if id(node) in above:
@@ -93,7 +93,7 @@ def _children(node: Any) -> Mapping[Any, Any]:
 
 
 def check_not_tied(layers: Mapping[str, Any], others: Mapping[str, Any]) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` where a layer's kernel is a variable of another module, too."""
+    """Raise :class:`~dctps_jax.errors.UserError` if a layer's kernel is also a variable of another module."""
     owners: dict[int, list[tuple[str, Any]]] = defaultdict(list)
     for path, module in (*layers.items(), *others.items()):
         for variable in variables_in([module]):
@@ -113,9 +113,9 @@ def variables_in(modules: Iterable[Any]) -> list[nnx.Variable]:
 
 
 def check_not_normalized(model: Any, layers: Mapping[str, Any]) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` where a layer that is to be compact is in a wrapper of its kernel.
+    """Raise :class:`~dctps_jax.errors.UserError` if a layer that will be compact is in a wrapper that normalises it.
 
-    ``nnx.SpectralNorm`` and ``nnx.WeightNorm`` normalise arrays of a kernel's shape. They pass over a list of values.
+    ``nnx.SpectralNorm`` and ``nnx.WeightNorm`` normalise arrays of a kernel's shape, and pass over a list of values.
     """
     paths = {id(layer): path for path, layer in layers.items()}
     for _, module in nnx.iter_modules(model):
@@ -130,7 +130,7 @@ def check_not_normalized(model: Any, layers: Mapping[str, Any]) -> None:
 def unmasked_copy(model: nnx.Module) -> nnx.Module:
     """Return a copy of ``model`` that trains all weights and computes in the precision of its parameters.
 
-    The copy shares the arrays of ``model`` where a layer has no mask and no support.
+    The copy shares the arrays of layers without mask and support.
     """
     check_model(model)
     graph, state = nnx.split(model)

@@ -1,4 +1,4 @@
-"""Files of safetensors, and the digest that tells whether one is as it was written."""
+"""Read safetensors files, and compute the digest that shows whether a file is as it was written."""
 
 import hashlib
 import json
@@ -14,11 +14,11 @@ from dctps_jax.runs.packing import digest
 def read_safetensors(file: Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return tensors and metadata of a file that exists.
 
-    Raises :class:`~dctps_jax.errors.UserError`, which ends in ``remedy``, for a foreign or truncated file.
+    Raises :class:`~dctps_jax.errors.UserError`, which ends with ``remedy``, for a foreign or truncated file.
     """
     from safetensors import safe_open
 
-    file.open("rb").close()  # safetensors calls every file that it cannot open one that does not exist
+    file.open("rb").close()  # safetensors reports any file that it cannot open as missing
     try:
         with safe_open(file, framework="numpy") as opened:
             metadata = opened.metadata() or {}
@@ -30,6 +30,6 @@ def read_safetensors(file: Path, remedy: str) -> tuple[dict[str, np.ndarray], di
 
 
 def digest_of_file(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """Return a SHA-256 over the tensors and all metadata but the digest itself."""
+    """Return a SHA-256 over the tensors and all metadata except the digest itself."""
     header = {name: text for name, text in metadata.items() if name != "digest"}
     return hashlib.sha256(json.dumps([digest(tensors), header], sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,7 @@ import numpy as np
 from dctps_jax.arguments import words
 from dctps_jax.errors import UserError
 
-# What a run draws, each from a stream of its own. New names come last: a stream is found by its place.
+# What a run draws, each from a stream of its own. The position gives the stream, so new names come last.
 STREAMS = (
     "init",  # initial weights
     "masks",  # random positions
@@ -27,8 +27,8 @@ STREAMS = (
 def as_key(key: Any) -> jax.Array:
     """Return a key of JAX as it is, and ``jax.random.key(key)`` for a seed.
 
-    Raises :class:`~dctps_jax.errors.UserError` for anything else, e.g. several keys, or a raw key of another length
-    than those of the default implementation.
+    Raises :class:`~dctps_jax.errors.UserError` for anything else, e.g. several keys, or a raw key whose length does not
+    fit the default implementation.
     """
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
         if not 0 <= key < 2**32:
@@ -47,8 +47,8 @@ def as_key(key: Any) -> jax.Array:
 def stream(seed: int | jax.Array, name: str) -> jax.Array:
     """Return the key of one of the :data:`STREAMS` of a run.
 
-    ``seed`` is that of the run, or the key ``jax.random.key(seed)``: a program that is called with the key serves all
-    seeds. Everything random is ``fold_in`` of one of these with a step, epoch or position, so that a run is a function
-    of its config and seed and resuming needs no generator state.
+    ``seed`` is the seed of the run, or the key ``jax.random.key(seed)``: a program that takes the key as an argument
+    serves all seeds. Every random number follows from ``fold_in`` of a stream with a step, epoch or position. So a run
+    is a function of its config and seed, and resuming needs no state of a generator.
     """
     return jax.random.fold_in(jax.random.key(seed) if isinstance(seed, int) else seed, STREAMS.index(name))

@@ -10,14 +10,14 @@ from dctps_jax.errors import UserError
 
 
 def of_each(stack: tuple[int, ...], function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Return a function that applies ``function``, written for one layer, to every layer of a stack."""
+    """Return a function that applies ``function``, which is written for one layer, to every layer of a stack."""
     for _ in stack:
         function = jax.vmap(function)
     return function
 
 
 def check_one_layer(layer: Any) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for a stack, and where only some of the variables are stacked."""
+    """Raise :class:`~dctps_jax.errors.UserError` for a stack, and for a layer with only some variables stacked."""
     if layer.stack:
         raise UserError(
             f"the layer holds {math.prod(layer.stack)} layers that nnx.vmap has stacked; call them in nnx.scan or "
@@ -28,13 +28,13 @@ def check_one_layer(layer: Any) -> None:
         if found != shape:
             kind = type(getattr(layer, name)).__name__
             raise UserError(
-                f"the layer's {name} has shape {found} where one layer has {shape}; give all variables of a stack the "
-                f"same axis, {kind} like SparseParam, in the nnx.StateAxes of nnx.scan and nnx.vmap"
+                f"the layer's {name} has shape {found} where one layer has {shape}; in the nnx.StateAxes of nnx.scan "
+                f"and nnx.vmap, give {kind} the same axis as SparseParam"
             )
 
 
 def shapes_of_variables(layer: Any) -> dict[str, tuple[int, ...]]:
-    """Return which shape each variable besides the kernel must have, after the axes of a stack, by attribute."""
+    """Return by attribute the shape of each variable besides the kernel in one layer, without the axes of a stack."""
     shapes = {
         "mask": layer.kernel_shape,
         "support": layer.kernel.get_value().shape[len(layer.stack) :],
@@ -48,7 +48,7 @@ def shapes_of_variables(layer: Any) -> dict[str, tuple[int, ...]]:
 def check_stack(path: str, stack: Sequence[int], shapes: Mapping[str, tuple[Sequence[int], Sequence[int]]]) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` unless all variables of a stack have its axes before their own.
 
-    ``shapes`` has for each variable its shape and that of one layer.
+    ``shapes`` has for each variable its shape and its shape in one layer.
     """
     for name, (found, own) in shapes.items():
         if tuple(found) != (*stack, *own):

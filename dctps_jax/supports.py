@@ -1,4 +1,4 @@
-"""The positions of a compact layer's weights in its flattened kernel: their checks, and the weights there."""
+"""The positions of a compact layer's weights in its flattened kernel: check them, and read the weights there."""
 
 import math
 from typing import Any
@@ -56,7 +56,7 @@ def initial_values(
 ) -> jax.Array:
     """Return the weights of an initial kernel at ``positions``.
 
-    The whole kernel exists only while they are read. It is never made if the weights start at zero.
+    The whole kernel exists only while these weights are read. It is never made if the weights start at zero.
     """
     if init is nnx.initializers.zeros:
         return jnp.zeros(positions.shape, dtype)

@@ -1,4 +1,4 @@
-"""The original PyTorch code's checkpoints, in and out: its names, its layouts (OIHW kernels, transposed matrices)."""
+"""Read and write checkpoints of the original PyTorch code: its names and layouts (OIHW, transposed matrices)."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ BATCH_NORM_NAMES = {"scale": "weight", "bias": "bias", "mean": "running_mean", "
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """One array of the original: its name there, where it lives here, and the axes that bring it into our layout."""
+    """One array of the original: its name there, its variable here, and the axes that bring it into our layout."""
 
     torch_name: str
     variable: nnx.Variable
@@ -33,7 +33,7 @@ class _Entry:
     layer: KernelLayer | None = None
 
     def read(self) -> np.ndarray:
-        """Return the array, a kernel's whole sparse part whatever its form."""
+        """Return the array; for a kernel of any form, its whole sparse part."""
         array = np.asarray(self.variable[...] if self.layer is None else self.layer.sparse_kernel())
         return array.astype(np.float32) if array.dtype == jnp.bfloat16 else array  # .npz has no bfloat16
 
@@ -50,15 +50,15 @@ class _Entry:
 
 
 def load_state_dict(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Fill ``model`` with the arrays of a state dict of the original network of the same kind and offset.
+    """Fill ``model`` with the arrays of a state dict of the same network with the same offset in the original code.
 
-    Names and layouts are the original's: ``layer1.0.conv1.weight`` OIHW without offset, ``layer1.0.conv1.conv.weight``,
-    ``.scaling`` (α) and, optionally, ``.dct.weight`` (D, only compared) with one; BatchNorm's ``weight``, ``bias``,
-    ``running_mean``, ``running_var`` (``num_batches_tracked`` is ignored). Values keep the wider of their own float
-    type and the model's. Where the model has masks the loaded kernels must be zero outside them.
+    Names and layouts are the original's. Without offset: ``layer1.0.conv1.weight``, OIHW. With an offset:
+    ``layer1.0.conv1.conv.weight``, ``.scaling`` (α) and, optionally, ``.dct.weight`` (D, only compared). BatchNorm:
+    ``weight``, ``bias``, ``running_mean``, ``running_var`` (``num_batches_tracked`` is ignored). Values get the wider
+    of their own float type and the model's. If the model has masks, the loaded kernels must be zero outside them.
 
-    Raises :class:`~dctps_jax.errors.UserError` that lists every missing, unknown and misshapen entry, before anything
-    in the model is changed, and for a model with an offset, layers or parameters that the original does not have.
+    Raises :class:`~dctps_jax.errors.UserError`, before anything in the model is changed, with a list of every missing,
+    unknown and misshapen entry, and for a model with an offset, layers or parameters that the original does not have.
     """
     entries = list(_entries(model))
     offsets = dict(_offsets(model))
@@ -86,7 +86,7 @@ def load_state_dict(model: nnx.Module, state_dict: Mapping[str, np.ndarray]) -> 
         raise UserError("the state dict does not fit the model: " + "; ".join(problems))
     for entry in entries:
         array = entry.from_torch(loaded[entry.torch_name])
-        # Without x64 the original's float64 αs become float32 here, which is asked for rather than warned of.
+        # Without x64 the original's float64 αs become float32 here, on purpose and without a warning.
         dtype = jax.dtypes.canonicalize_dtype(jnp.promote_types(entry.variable.dtype, array.dtype))
         entry.write(array.astype(dtype))
 
@@ -96,8 +96,8 @@ def to_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
 
     :func:`load_state_dict` reads them back.
 
-    The offsets are left in (``….dct.weight``, float32), as the original's own checkpoints hold them. Pruned weights are
-    zeros; ``num_batches_tracked`` is left out, which PyTorch allows. Arrays in bfloat16 become float32.
+    The offsets are included (``….dct.weight``, float32), as in the original's own checkpoints. Pruned weights are
+    zeros. ``num_batches_tracked`` is left out, which PyTorch allows. Arrays in bfloat16 become float32.
 
     Raises :class:`~dctps_jax.errors.UserError` for a model with an offset, layers or parameters that the original does
     not have.
@@ -109,7 +109,7 @@ def to_state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """Read a state dict from an ``.npz`` file, or with PyTorch from a ``.pt``, ``.pth`` or ``.model`` file.
 
-    Raises :class:`~dctps_jax.errors.UserError` where the file is missing, damaged or no state dict.
+    Raises :class:`~dctps_jax.errors.UserError` if the file is missing, damaged or not a state dict.
     """
     path = Path(path)
     if path.suffix == ".npz":
@@ -185,7 +185,7 @@ def _known_entries(model: nnx.Module) -> Iterator[_Entry]:
 
 
 def _offsets(model: nnx.Module):
-    """Yield the name of every stored offset with a function that makes it, so that few exist at a time."""
+    """Yield the name of every stored offset and a function that makes it, so that few offsets exist at a time."""
     for path, node in _modules(model):
         if isinstance(node, DCTpSConv | DCTpSLinear) and node.offset is not None:
             if node.offset.torch_name is None:
@@ -219,13 +219,13 @@ def _modules(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
 
 
 def _inner_name(path: str, layer: DCTpSConv | DCTpSLinear) -> str:
-    """The original wraps an ordinary layer in each DCT layer, under one of two names."""
+    """Return the name of the ordinary layer that the original wraps in each DCT layer, one of two names."""
     if layer.offset is None:
         return path
     return f"{path}.conv" if isinstance(layer, DCTpSConv) else f"{path}.linear"
 
 
 def _axes(layer: DCTpSConv | DCTpSLinear) -> tuple[int, ...]:
-    """Axes that bring a PyTorch kernel into our layout: OIHW to HWIO, or (out, in) to (in, out)."""
+    """Return the axes that bring a PyTorch kernel into our layout: OIHW to HWIO, or (out, in) to (in, out)."""
     rank = len(layer.kernel_shape)
     return (*range(2, rank), 1, 0)

@@ -495,7 +495,7 @@ def test_a_network_with_layers_of_its_own_and_images_that_change(capsys):
         ),
         (
             {"images": "mine.images:of_many"},
-            ["argument 'count' gets no value; ", "dir, image_size, seed that it takes"],
+            ["argument 'count' gets no value; ", "with dir, image_size, seed only"],
         ),
         ({"network": "mine.networks:features"}, ["returns [2, 6, 4, 3] for images of shape [2, 6, 4, 1]", "[2, 2]"]),
         ({"network": "mine.networks:Deep"}, ["whose blocks is 2 layers stacked by nnx.vmap", "nnx.List"]),

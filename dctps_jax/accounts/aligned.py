@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Return one line a row, its columns two spaces apart: the first ``left`` flush left, the others flush right."""
+    """Return one line a row, with columns two spaces apart: the first ``left`` flush left, the others flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -26,10 +26,10 @@ def storage_account(
 ) -> Account:
     """Return the bytes of ``state`` by kind, each ``{"this": …, "dense": …}``.
 
-    ``state`` and ``stored`` are training states, as they train and as checkpoints hold them; ``kernel_shapes`` those of
-    the layers with a support. The dense network has no α, no support, and trains all weights with the same optimiser.
-    The gradients are what each device sends in a step of data-parallel training: one number for each parameter. A
-    checkpoint is counted before compression.
+    ``state`` is a training state in its form for training, ``stored`` the same in its form for checkpoints.
+    ``kernel_shapes`` are the kernel shapes of the layers with a support. The dense network has no α, no support, and
+    trains all weights with the same optimiser. The gradients are what each device sends in a step of data-parallel
+    training: one number for each parameter. A checkpoint is counted before compression.
     """
     dense_params = _dense(state.params, kernel_shapes)
     dense_state = jax.eval_shape(optimizer.init, dense_params)
@@ -73,7 +73,7 @@ def file_bytes(folder: Path) -> int:
 def _dense(params: Any, kernel_shapes: Mapping[str, tuple[int, ...]], above: tuple[str, ...] = ()) -> Any:
     """Return the abstract parameters of the dense network: whole kernels, no α.
 
-    An α is beside a kernel, also in layers without a support. Another ``alpha`` is a parameter of the user's.
+    An α lies beside a kernel, also in layers without a support. Any other ``alpha`` is a parameter of the user's.
     """
     dense = {}
     for name, node in params.items():

@@ -40,8 +40,9 @@ All fields are checked before anything is compiled or written. Path patterns are
 every layer whose path begins with `layer1.`; a run prints the paths.
 
 A run's directory belongs to one config. The command that resumes a run may change the fields marked "yes" under
-*resume*: they do not change the results, or change them by rounding only. It may raise those marked "grows", also when
-the run is finished. The run then [goes on as if it had been started so](experiments.md#runs-that-grow).
+*resume*: they do not change the results, or change them by rounding only. It may raise the fields marked "grows", also
+when the run is finished. The run then
+[goes on as if it had started with the new value](experiments.md#runs-that-grow).
 """
 
 

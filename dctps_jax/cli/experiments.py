@@ -19,8 +19,8 @@ LONGEST_NAME = 120  # bytes of a directory's name
 def find_experiment(option: str, name: str, subfolder: str = "") -> Path:
     """Return the file that ``name`` stands for: ``configs/resnet50_cifar100.py`` or ``resnet50_cifar100``.
 
-    A path comes first. ``option`` names the flag in the message of the :class:`~dctps_jax.errors.UserError`, raised
-    where there is no such file.
+    An existing path comes first. Raises :class:`~dctps_jax.errors.UserError` if there is no such file; ``option`` is
+    the name of the flag in its message.
     """
     folders = [folder / subfolder for folder in FOLDERS]
     for path in (Path(name), *(folder / f"{name}.py" for folder in folders)):
@@ -30,18 +30,18 @@ def find_experiment(option: str, name: str, subfolder: str = "") -> Path:
 
 
 def names_in(subfolder: str = "") -> list[str]:
-    """Return the names of the experiments that the package brings, recipes last, or of its sweeps."""
+    """Return the names of the package's sweeps, or of its experiments, recipes last."""
     names = {path.stem for folder in FOLDERS for path in (folder / subfolder).glob("[!_]*.py")}
     recipes = [] if subfolder else [f"recipes/{name}" for name in names_in("recipes")]
     return sorted(names) + recipes
 
 
 def default_workdir(root: str, files: Sequence[str], overrides: Mapping[str, Any], config: Any) -> Path:
-    """Return the directory of a run, or of a sweep, whose command names none: the same for the same command.
+    """Return the directory of a run or a sweep whose command names none. The same command gets the same directory.
 
-    It is called after the experiment's ``files`` and the fields that the command sets, without those that a resumed run
-    may change. A name that is long is cut, and ends with a digest of the whole. A directory that an earlier version
-    made keeps its name.
+    The name of the directory joins the names of the experiment's ``files`` and the fields that the command sets,
+    without those that a resumed run may change. A long name is cut and ends with a digest of the whole name. A
+    directory that an earlier version made keeps its name.
     """
     free = free_fields(dict(flat_fields(config)))
     fields = {field: value for field, value in overrides.items() if field not in free}

@@ -2,7 +2,7 @@
 
     dctps-launch --processes 2 -- --config lenet_digits --workdir runs/two
 
-Each process gets the options after ``--``, which are those of ``dctps-train``, and its place among the others.
+Each process gets the options after ``--``, which are options of ``dctps-train``, and its place among the others.
 """
 
 import argparse
@@ -21,8 +21,8 @@ from dctps_jax.command import command
 from dctps_jax.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# How long the other processes may go on once one of them has failed, in seconds, before they are stopped, and how long
-# after that before they are killed.
+# After one process has failed, the others may go on for this many seconds before they are stopped, and then for this
+# many seconds before they are killed.
 PATIENCE_SECONDS, KILL_SECONDS = 40, 10
 USAGE = "dctps-launch --processes N [--devices M] -- --config configs/NAME.py [--workdir DIR] [--config.FIELD=VALUE …]"
 
@@ -75,7 +75,7 @@ def launch(num_processes: int, num_devices: int, options: Sequence[str]) -> int:
     with tempfile.TemporaryFile() as unheard:
         outputs = [None] + [unheard] * (num_processes - 1)
         processes.extend(start_processes(outputs, num_devices, options))
-        for number in tuple(stops):  # what came before the processes were known; pass_on adds to the list
+        for number in tuple(stops):  # signals from before the processes were known; pass_on adds to the list
             pass_on(number, None)
         codes = wait_for_all(processes)
         if codes[0] < 0 or "Traceback" in _text_of(unheard):
@@ -87,7 +87,10 @@ def launch(num_processes: int, num_devices: int, options: Sequence[str]) -> int:
 def start_processes(
     outputs: Sequence[IO[Any] | int | None], num_devices: int, options: Sequence[str]
 ) -> list[subprocess.Popen[Any]]:
-    """Start a process of ``dctps-train`` for each of ``outputs``, where it prints: a file, or None for this one's."""
+    """Start a process of ``dctps-train`` for each of ``outputs``.
+
+    An output is the file that the process prints to, or None to print where this process prints.
+    """
     port, count = _free_port(), len(outputs)
     processes = []
     for index, (output, devices) in enumerate(zip(outputs, _devices_of_all(count, num_devices), strict=True)):
@@ -111,7 +114,7 @@ def start_processes(
 def wait_for_all(processes: Sequence[subprocess.Popen[Any]]) -> list[int]:
     """Wait for all processes; return their exit codes.
 
-    Where one fails, the others leave. Those that do not, since they still wait for it to join them, are stopped.
+    If one fails, the others leave. Those that do not leave, because they still wait for it to join, are stopped.
     """
     codes: list[int | None] = [None]
     while None in codes and not any(codes):

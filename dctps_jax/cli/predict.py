@@ -15,7 +15,7 @@ from dctps_jax.data.reading import read_file
 from dctps_jax.errors import UserError
 from dctps_jax.export import Description, read_exported
 
-# So many images are computed at a time.
+# This many images are computed at a time.
 BATCH = 256
 
 
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the image files below a folder; none is a UserError."""
+    """Return the image files below a folder; raise UserError if there are none."""
     files = sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
         raise UserError(f"{folder} holds no image; it may hold files of {', '.join(SUFFIXES)}")
@@ -76,7 +76,7 @@ def fitted(image: np.ndarray, description: Description) -> np.ndarray:
 
 
 def changes(image: np.ndarray, description: Description) -> dict[str, str]:
-    """Return what :func:`fitted` changes in an image: sentences without the image's name, by kind."""
+    """Return what :func:`fitted` changes in an image, by kind: sentences without the name of the image."""
     height, width, channels = description.shape
     found = {}
     if image.shape[:2] != (height, width):

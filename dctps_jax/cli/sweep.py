@@ -81,7 +81,7 @@ def load_sweep(name: str) -> Any:
 
 
 def options_for_all(argv: list[str]) -> list[str]:
-    """Return those arguments that are the config and its fields, for ``train.py``."""
+    """Return the arguments that set the config and its fields, for ``train.py``."""
     options, is_value = [], False
     for argument in argv[1:]:
         name = argument.lstrip("-").partition("=")[0]

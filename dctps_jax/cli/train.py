@@ -32,7 +32,7 @@ def main() -> None:
         with command("train.py"):
             app.run(_main, flags_parser=parse_flags)
     finally:
-        # The outcome is told. One more Ctrl-C, while the interpreter is taken down, must not change the exit code.
+        # The outcome is printed. Another Ctrl-C, while the interpreter shuts down, must not change the exit code.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -48,9 +48,9 @@ def _main(argv: list[str]) -> None:
 
 
 def workdir_of(root: str, *files: str) -> Path:
-    """Return the directory of the command line; where there is none, print and return the one for its experiment.
+    """Return the directory that the command names; if it names none, print and return one made from the experiment.
 
-    ``files`` are those of the experiment besides the config.
+    ``files`` are the files of the experiment besides the config.
     """
     if WORKDIR.value:
         return Path(WORKDIR.value)
@@ -70,7 +70,7 @@ def print_help(usage: str) -> NoReturn:
 
 
 def parse_flags(argv: list[str], usage: str = USAGE) -> list[str]:
-    """Parse the command line and load the config file; a mistake in them is one sentence, not a traceback."""
+    """Parse the command line and load the config file; report a mistake in one sentence, without a traceback."""
     file, argv = "", list(argv)
     if any(argument in ("-h", "-help", "--help") for argument in argv):
         print_help(usage)
@@ -107,12 +107,12 @@ def parse_flags(argv: list[str], usage: str = USAGE) -> list[str]:
 
 
 def _fields_called(name: str) -> list[str]:
-    """Return the fields of the config by that name, or by that last part of it: "density" is "pruning.density"."""
+    """Return the fields of the config with this name or this last part: "density" gives "pruning.density"."""
     return [field for field in FIELDS if field == name or field.endswith(f".{name}")]
 
 
 def _check_tuple(name: str, value: str) -> None:
-    """Refuse a value without brackets for a field that is a tuple: ml_collections takes 5 for (5,)."""
+    """Raise UserError for a tuple that is written without brackets: ml_collections takes 5 for (5,)."""
     if isinstance(FIELDS[name].default, tuple) and not value.strip().startswith(("(", "[")):
         element = value if value.replace(".", "").isdigit() else repr(value)
         raise UserError(f'config.{name} is {value!r}; it must be a tuple: "--config.{name}=({element},)"')

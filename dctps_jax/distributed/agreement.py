@@ -1,4 +1,4 @@
-"""What the processes of a run agree on. With one process each function returns what it was given.
+"""What the processes of a run agree on. With one process each function returns the value that it was given.
 
 All processes call these functions in the same order.
 """
@@ -19,24 +19,24 @@ from jax.experimental import multihost_utils
 from dctps_jax.distributed import store
 from dctps_jax.errors import UserError
 
-# How long a file of process 0 may take to appear to the others, in seconds: network file systems remember that there
-# was none.
+# How long a file of process 0 may take to appear to the others, in seconds. Network file systems cache the answer that
+# a file does not exist.
 FILE_SECONDS = 10
-# Arrays are sent in parts of at most so many bytes, each of which is on every device for a moment.
+# Arrays are sent in parts of at most this many bytes. Every device holds a part for a moment.
 PART_BYTES = 1 << 26
 
 _calls = itertools.count()
 
 
 def is_first() -> bool:
-    """Return whether this is process 0, which alone reads and writes the files of a run, decides and prints."""
+    """Return whether this is process 0. It alone reads and writes the files of a run, decides and prints."""
     return jax.process_index() == 0
 
 
 def on_first(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what ``function(*arguments)``, called in process 0 only, returns: a JSON value.
+    """Call ``function(*arguments)`` in process 0 only, and return its result, a JSON value, in all processes.
 
-    Where it raises, process 0 leaves, and the others with it: :mod:`dctps_jax.distributed.watch`.
+    If it raises, process 0 leaves, and the others leave with it: :mod:`dctps_jax.distributed.watch`.
     """
     if jax.process_count() == 1:
         return function(*arguments)
@@ -49,7 +49,7 @@ def on_first(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """Return the JSON values of all processes, by their number."""
+    """Return the JSON values of all processes, in the order of their numbers."""
     if jax.process_count() == 1:
         return [value]
     key = f"gather/{next(_calls)}"
@@ -58,9 +58,9 @@ def gather(value: Any) -> list[Any]:
 
 
 def check_equal(what: str, advice: str, function: Callable[..., Any], *arguments: Any) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` in all processes unless ``function(*arguments)`` is equal in all.
+    """Raise :class:`~dctps_jax.errors.UserError` in all processes if ``function(*arguments)`` differs in any.
 
-    It returns a JSON value. A process alone does not call it.
+    The function returns a JSON value. A single process does not call it.
     """
     if jax.process_count() == 1:
         return
@@ -72,7 +72,7 @@ def check_equal(what: str, advice: str, function: Callable[..., Any], *arguments
 
 
 def _difference(value: Any, first: Any) -> str:
-    """Return the first item in which two dicts differ, as an insertion, or nothing for other values."""
+    """Return the first item in which two dicts differ, in brackets for a message; "" for other values."""
     if not isinstance(value, dict) or not isinstance(first, dict):
         return ""
     name = next(name for name in (*first, *value) if value.get(name) != first.get(name))
@@ -81,7 +81,7 @@ def _difference(value: Any, first: Any) -> str:
 
 
 def arrays_of_first(arrays: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
-    """Return the arrays of process 0 by name, in all processes; the others give None."""
+    """Return the arrays of process 0 by name, in all processes. The other processes pass None."""
     described = on_first(lambda: [(name, array.shape, str(array.dtype)) for name, array in (arrays or {}).items()])
     if arrays is not None:
         sent = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays.values())
@@ -105,7 +105,7 @@ def _send(data: np.ndarray) -> np.ndarray:
 def check_shared(folder: Path) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` in all processes unless ``folder`` is the same directory for all.
 
-    Process 0 writes a file that the others look for.
+    Process 0 writes a file, and the others look for it.
     """
     if jax.process_count() == 1:
         return
@@ -137,10 +137,10 @@ def _appears(file: Path) -> bool:
 
 
 class Stop:
-    """Has all processes stop at the same step when one of them is asked to.
+    """Make all processes stop at the same step when one of them is asked to stop.
 
-    Each call exchanges the answers of all devices. It returns what the call before found, so that no process waits for
-    the step that is under way.
+    Each call exchanges the answers of all devices. It returns the result of the previous call, so that no process waits
+    for the step that is under way.
     """
 
     def __init__(self, sharding: jax.sharding.NamedSharding):
@@ -151,9 +151,9 @@ class Stop:
         self._before: jax.Array | None = None
 
     def agreed(self, number: int | None, now: bool = False) -> int | None:
-        """Return the number of a signal that a process has got, None if none has; ``number`` is that of this process.
+        """Return the number of a signal that any process has got, or None; ``number`` is the signal of this process.
 
-        With ``now`` the answer is that of this call.
+        With ``now`` the function waits for the answer of this call.
         """
         if jax.process_count() == 1:
             return number

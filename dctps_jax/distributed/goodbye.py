@@ -1,6 +1,6 @@
 """Bound how long a process waits for the others after its run, when it ends.
 
-JAX 0.10.2 then waits for all processes, for minutes where one was killed after the run had ended
+At its end JAX 0.10.2 waits for all processes, for minutes if one was killed after the run had ended
 (tests/distributed/test_goodbye.py).
 """
 
@@ -15,16 +15,16 @@ import jax
 
 # The longest that JAX may wait for the others.
 LEAVE_SECONDS = 10.0
-# The code that a process ends with; another one than 0 where all have left for one reason.
+# The exit code of the process; it is not 0 if all processes have left for one reason.
 exit_code = 0
 
 
 def bound() -> None:
-    """Have a process that ends go without the others, once it has waited for :data:`LEAVE_SECONDS`."""
+    """Let a process that ends wait for the others for :data:`LEAVE_SECONDS` at most."""
     is_ending = threading.Event()
-    # No thread can be started any more when Python ends.
+    # Python cannot start a thread any more while it ends.
     threading.Thread(target=_go_alone, args=(is_ending,), name="goodbye", daemon=True).start()
-    # Called before what JAX has registered, which waits.
+    # Called before JAX's own handler, which waits.
     atexit.register(is_ending.set)
 
 

@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 
 def place(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Return a copy of ``array`` that lives as ``sharding`` says; each process has the same array.
+    """Return a copy of ``array`` placed by ``sharding``. Each process has the same array.
 
     ``device_put`` would compare the arrays of all processes, which takes seconds for the images of a data set.
     """
@@ -34,7 +34,7 @@ def _whole_here(array: Any) -> Any:
 
 
 def whole_on_host(array: Any) -> np.ndarray:
-    """Return the numbers of an array that may be divided among the devices of all processes; all of them call it."""
+    """Return a whole array that may be divided among the devices of all processes. All processes call this."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable and not array.is_fully_replicated:
         return multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)

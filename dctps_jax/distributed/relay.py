@@ -1,7 +1,7 @@
-"""A relay between JAX's client and process 0, inside of the client's process.
+"""A relay between JAX's client and process 0, inside the client's process.
 
-When process 0 ends, JAX's client (0.10.2) aborts its own process at once, with a stack trace of 40 lines, and no Python
-runs before that. The relay keeps the client's connection open, so that the client notices nothing, and tells the
+When process 0 ends, JAX's client (0.10.2) aborts its own process at once, with a stack trace of 40 lines and before any
+Python can run. The relay keeps the client's connection open, so the client notices nothing. The relay tells the
 process, which can then end in its own way.
 """
 
@@ -14,10 +14,10 @@ BLOCK = 1 << 16
 
 
 class Relay:
-    """Passes on what comes to :attr:`address`, a port of this machine, to ``host:port``, and back.
+    """Passes data on between :attr:`address`, a port of this machine, and ``host:port``, in both directions.
 
-    Until :attr:`on_lost` is set, a connection that ``host`` closes is closed here, too, and the client tries again.
-    Later it is left open, and ``on_lost`` is called.
+    Until :attr:`on_lost` is set, a connection that ``host`` closes is closed here as well, and the client tries again.
+    Later the relay leaves such a connection open and calls ``on_lost``.
     """
 
     def __init__(self, address: str):
@@ -45,7 +45,7 @@ class Relay:
 
 
 class _Connection:
-    """A connection of the client, and the one that it is passed on to."""
+    """A connection of the client, and the connection to process 0 that belongs to it."""
 
     def __init__(self, client: socket.socket, target: socket.socket, relay: Relay):
         self._client, self._target, self._relay = client, target, relay
@@ -68,7 +68,7 @@ class _Connection:
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
-    """Pass on what comes from ``source`` until one of the two ends."""
+    """Pass on the data of ``source`` until one of the two ends."""
     with contextlib.suppress(OSError):
         while block := source.recv(BLOCK):
             sink.sendall(block)

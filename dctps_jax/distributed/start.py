@@ -15,9 +15,9 @@ from dctps_jax.distributed import goodbye
 from dctps_jax.distributed.relay import Relay
 from dctps_jax.errors import UserError, first_line
 
-# The longest that processes wait for each other at the start, in seconds.
+# Processes wait this many seconds for each other at the start, at most.
 JOIN_SECONDS = 300
-# After how long a process says that it waits.
+# After this many seconds a process prints that it waits.
 SAY_SECONDS = 10
 
 
@@ -36,8 +36,8 @@ _relay: Relay | None = None
 def start(settings: Any) -> None:
     """Join this process to the others, unless it is alone or has joined them.
 
-    ``settings`` is ``config.distributed``. Raises :class:`~dctps_jax.errors.UserError` where something is missing, and
-    where the others don't come within :data:`JOIN_SECONDS`.
+    ``settings`` is ``config.distributed``. Raises :class:`~dctps_jax.errors.UserError` if something is missing, or if
+    the others do not come within :data:`JOIN_SECONDS`.
     """
     global _relay
     for name in ("coordinator", "num_processes", "process_id"):
@@ -74,9 +74,9 @@ def start(settings: Any) -> None:
 
 
 def _check_port(address: str) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` where process 0 cannot listen.
+    """Raise :class:`~dctps_jax.errors.UserError` if process 0 cannot listen at its port.
 
-    JAX 0.10.2 ends by a segmentation fault there, see ``test_a_port_that_is_used_is_one_sentence``.
+    JAX 0.10.2 would end by a segmentation fault, see ``test_a_port_that_is_used_is_one_sentence``.
     """
     port = int(address.rpartition(":")[2])
     with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:
@@ -91,7 +91,7 @@ def _check_port(address: str) -> None:
 
 
 def _wait(cluster: Cluster, has_joined: threading.Event) -> None:
-    """Say after a while that this process waits, and end it before JAX aborts it."""
+    """Print after a while that this process waits, and end it before JAX aborts it."""
     me = f"process {cluster.process_id} of {cluster.num_processes}"
     if has_joined.wait(SAY_SECONDS):
         return
@@ -105,12 +105,12 @@ def _wait(cluster: Cluster, has_joined: threading.Event) -> None:
 
 
 def the_relay() -> Relay | None:
-    """Return the relay between this process and process 0; None in process 0, and where another program joined them."""
+    """Return the relay between this process and process 0; None in process 0, or if another program joined them."""
     return _relay
 
 
 def find_cluster(settings: Any) -> Cluster | None:
-    """Return the processes that a config names, or that JAX detects where it asks for it; None for a process alone."""
+    """Return the processes that a config names, or that JAX detects if it asks for that; None for a single process."""
     coordinator, num_processes, process_id = settings.coordinator, settings.num_processes, settings.process_id
     if coordinator in ("", "auto"):
         for name, value, default in (("num_processes", num_processes, 0), ("process_id", process_id, -1)):

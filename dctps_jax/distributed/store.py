@@ -1,7 +1,7 @@
 """Texts that all processes share: the key-value store of JAX's distributed runtime, which lives in process 0.
 
-JAX has no public name for its client (0.10.2). Where process 0 does not answer, calls wait without end: whoever calls
-is ended by :mod:`dctps_jax.distributed.watch`.
+JAX has no public name for its client (0.10.2). If process 0 does not answer, calls wait forever;
+:mod:`dctps_jax.distributed.watch` then ends the process that waits.
 """
 
 from typing import Any

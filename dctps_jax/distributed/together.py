@@ -26,7 +26,7 @@ from dctps_jax.field import flat_fields
 from dctps_jax.files import digest_of
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
-# The fields that each host may have a value of its own for. The images themselves are compared when they are read.
+# The fields that may differ between hosts. The images themselves are compared when they are read.
 FIELDS_OF_A_HOST = ("distributed.coordinator", "distributed.process_id", "data.dir", "data.cache_dir")
 
 _is_open = False
@@ -38,12 +38,12 @@ def together(config: Any) -> Iterator[None]:
     """Join the processes that ``config.distributed`` names; hold them together until the block ends.
 
     - All have the same config and the same versions, or all leave.
-    - A process that leaves alone, by an exception, a signal or a kill, takes the others with it: with its exit code and
+    - A process that leaves alone, by an exception, a signal or a kill, makes the others leave: with its exit code and
       one sentence each.
     - Only process 0 prints. What the others print goes to the file that :func:`log_into` names.
 
-    Raises :class:`~dctps_jax.errors.UserError` where they cannot join, or differ. With one process, or inside of
-    another such block, it does nothing.
+    Raises :class:`~dctps_jax.errors.UserError` if they cannot join, or differ. With one process, or inside another such
+    block, it does nothing.
     """
     check_names(config)
     start(config.distributed)
@@ -74,19 +74,19 @@ def _opened() -> Iterator[None]:
 
 
 def log_into(workdir: Path) -> None:
-    """Have a process that does not print write to ``host_N.log`` in ``workdir``, also what it would have printed."""
+    """Send the output of a process that does not print to ``host_N.log`` in ``workdir``, with its earlier output."""
     if _log is not None:
         _log.open(workdir / f"host_{jax.process_index()}.log")
 
 
 class HostLog(io.TextIOBase):
-    """What a process prints that should not: kept in memory until there is a file."""
+    """The output of a process that does not print. It is kept in memory until there is a file."""
 
     def __init__(self) -> None:
         self._file: io.TextIOBase = io.StringIO()
 
     def open(self, path: Path) -> None:
-        """Go on in a file; once only."""
+        """Write to a file from now on; can be called once."""
         if isinstance(self._file, io.StringIO):
             before, self._file = self._file.getvalue(), path.open("a", buffering=1, errors="backslashreplace")
             self._file.write(before)
@@ -140,7 +140,7 @@ def _digest_of_code() -> str:
 
 
 def _leave(watch: Watch, error: BaseException) -> None:
-    """Tell the others how this process leaves, and have it end without JAX's own good-bye, which waits for them."""
+    """Tell the others how this process leaves, and end it without JAX's own good-bye, which waits for them."""
     if getattr(error, "is_agreed", False):
         message, code = _told(error)
         watch.leave_together(code, message)

@@ -1,9 +1,9 @@
 """End this process when another one of its run has ended early or does not answer any more.
 
-JAX would wait for it for minutes, in an operation that needs all processes, and then abort.
+Without this, JAX would wait for it for minutes, in an operation that needs all processes, and then abort.
 
-Each process writes a beat a second to the store, and process 0 looks at all of them. A process that leaves writes why:
-its departure. The others see it, and leave with the same exit code.
+Each process writes a beat a second to the store, and process 0 looks at all beats. A process that leaves writes a
+departure, which says why. The others read it and leave with the same exit code.
 """
 
 import itertools
@@ -21,11 +21,11 @@ from dctps_jax.distributed.relay import Relay
 # The exit code where a process is gone: EX_UNAVAILABLE of sysexits.h.
 GONE = 69
 BEAT_SECONDS = 1.0
-# A process without a beat for so long is gone.
+# A process whose last beat is this many seconds old is gone.
 PATIENCE_SECONDS = 20.0
-# … where an operation of all processes has failed already.
+# … if an operation of all processes has failed already.
 SHORT_PATIENCE_SECONDS = 6.0
-# What a process may take to find out by itself why another one leaves, and process 0 to wait for the others.
+# How long a process waits for another one's reason before it leaves, and process 0 for the others, in seconds.
 GRACE_SECONDS = 3.0
 
 # Runs of a program, one after the other, each with texts of its own in the store.
@@ -45,11 +45,11 @@ class Watch:
 
     def __init__(self, process: int, num_processes: int, relay: Relay | None):
         self.process, self._relay = process, relay
-        # The names of the processes' hosts, by number, as soon as they are known.
+        # The names of the processes' hosts by number, once they are known.
         self.hosts = ["a host unknown so far"] * num_processes
         self._run = next(_runs)
         self._patience, self._left, self._ending = PATIENCE_SECONDS, threading.Event(), threading.Lock()
-        # Process 0 watches all others; they watch process 0, which answers as the store.
+        # Process 0 watches all others. They watch process 0, which answers as the store.
         watched = range(1, num_processes) if process == 0 else range(1)
         self._beats: dict[int, tuple[str, float]] = {process: ("", time.monotonic()) for process in watched}
         self._departures: dict[int, Departure] = {}
@@ -62,20 +62,20 @@ class Watch:
             threading.Thread(target=function, name="watch", daemon=True).start()
 
     def leave_together(self, code: int, message: str) -> None:
-        """Leave at a place of the program where all processes do; process 0, which has the store, does last."""
+        """Leave at a place of the program where all processes leave. Process 0 leaves last, since it has the store."""
         self._depart(code, message, is_agreed=True)
         while self.process == 0 and not self._are_all_gone():
             time.sleep(0.05)
         self._end_watch()
 
     def leave_alone(self, code: int, message: str) -> None:
-        """Have the others leave with this process, and with its exit code and message."""
-        self._ending.acquire()  # never returns where another thread ends the process
+        """Make the others leave with this process, with its exit code and message."""
+        self._ending.acquire()  # never returns if another thread ends the process
         self._depart_alone(code, message)
         self._end_watch()
 
     def wait_for_reason(self) -> None:
-        """Wait for a while, after an operation of all processes failed: if one of them is gone, this one is ended."""
+        """After an operation of all processes has failed, wait for a while; end this process if another one is gone."""
         self._patience = SHORT_PATIENCE_SECONDS
         time.sleep(SHORT_PATIENCE_SECONDS + GRACE_SECONDS + 2 * BEAT_SECONDS)
 
@@ -134,7 +134,7 @@ class Watch:
                     self._miss(process)
 
     def _follow(self, process: int) -> None:
-        """End this process as another one has left."""
+        """End this process because another one has left."""
         code, message, _ = self._departures[process]
         self._end(code, message if code == GONE else f"process {process} on {self.hosts[process]}: {message}")
 
@@ -160,7 +160,7 @@ class Watch:
 
     def _last_call(self, code: int, message: str) -> None:
         """Tell the others when :func:`~dctps_jax.command.end_process` ends this process."""
-        if 0 in self._departures and self.process > 0:  # and the store with it
+        if 0 in self._departures and self.process > 0:  # the store has left with it
             return
         told = threading.Thread(target=self._depart_alone, args=(code, message), daemon=True)
         told.start()

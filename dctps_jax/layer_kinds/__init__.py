@@ -1,4 +1,4 @@
-"""Layers with ``K = α·D + S`` besides convolutions and linear layers, and the layers of NNX that each stands in for."""
+"""Layers with ``K = α·D + S`` besides convolutions and linear layers, and the NNX layers that they replace."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ KINDS: dict[type[nnx.Module], Any] = {
 
 
 def has_counterpart(layer: Any) -> bool:
-    """Return whether a layer of NNX can be written as one with a matrix; subclasses may compute something else."""
+    """Return whether a layer of NNX has a counterpart here. Subclasses have none: they may compute something else."""
     if type(layer) is nnx.Einsum:
         return einsum.contraction_of(layer.einsum_str, layer.kernel_shape) is not None
     return type(layer) in KINDS
@@ -62,5 +62,5 @@ def shapes_of(layer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def kernel_variable(layer: Any) -> nnx.Variable:
-    """Return the kernel of a layer, which ``nnx.Embed`` calls its embedding."""
+    """Return the kernel variable of a layer; ``nnx.Embed`` calls it the embedding."""
     return layer.embedding if isinstance(layer, nnx.Embed) else layer.kernel

@@ -16,11 +16,11 @@ from dctps_jax.partitioning import unwrapped
 
 
 class Contraction(NamedTuple):
-    """The axes of a tensor of weights by what the product with the inputs does with them.
+    """The axes of a tensor of weights, grouped by their role in the product with the inputs.
 
-    ``inputs`` are summed over, ``outputs`` are new in the outputs, and ``batch`` are in both: each of its items is a
-    product of its own. Without batch axes the matrix has shape ``(inputs, outputs)``. With them it is the kernel of a
-    grouped convolution of one position, ``(1, inputs, batch · outputs)``.
+    ``inputs`` are summed over, ``outputs`` are new axes of the outputs, and ``batch`` axes are in both: each of their
+    items is a product of its own. Without batch axes the matrix has shape ``(inputs, outputs)``. With them it is the
+    kernel of a grouped convolution of one position, ``(1, inputs, batch · outputs)``.
     """
 
     shape: tuple[int, ...]
@@ -51,10 +51,10 @@ class Contraction(NamedTuple):
         return jnp.transpose(matrix.reshape(self.sizes(order)), np.argsort(order).tolist())
 
     def initializer(self, init: nnx.Initializer, shape: Sequence[int]) -> nnx.Initializer:
-        """Return the initialiser of the matrix that draws the tensor by ``init``, which is asked for ``shape``."""
+        """Return an initialiser of the matrix: it calls ``init`` for ``shape``, the shape of the tensor."""
         if init is nnx.initializers.zeros:
             return init  # the kernel of a compact layer is then never made
-        # The metadata of a tensor are left out: its axes are not those of the matrix.
+        # The metadata of the tensor are left out: its axes are not the axes of the matrix.
         return lambda key, _, dtype: self.matrix(unwrapped(init(key, tuple(shape), dtype))[0].reshape(self.shape))
 
 
@@ -65,7 +65,7 @@ def are_divided(inputs: jax.Array, axes: Iterable[int]) -> bool:
 
 
 class TensorLayer(KernelLayer):
-    """What layers with a tensor of weights share: they keep it as a matrix, and compute as a linear layer does."""
+    """A layer with a tensor of weights. It keeps the tensor as a matrix, and computes as a linear layer does."""
 
     contraction: Contraction
     precision: Any
@@ -83,9 +83,9 @@ class TensorLayer(KernelLayer):
         kernel_labels: Sequence[Hashable],
         output_labels: Sequence[Hashable],
     ) -> jax.Array:
-        """Return the product of inputs and kernel whose axes are labelled as in an einsum.
+        """Return the product of inputs and kernel; their axes are labelled as in an einsum.
 
-        Raises :class:`~dctps_jax.errors.UserError` for inputs of other sizes: as a matrix, the kernel might fit.
+        Raises :class:`~dctps_jax.errors.UserError` for inputs of other sizes: the matrix might fit them by accident.
         """
         sizes_of_kernel = dict(zip(kernel_labels, self.contraction.shape, strict=True))
         for axis, label in enumerate(input_labels):
@@ -100,13 +100,14 @@ class TensorLayer(KernelLayer):
         )
         alone = [label for label in input_labels if label not in kernel_labels]
         free = [label for label in alone if label in output_labels]
-        # What is only in the inputs is summed over: the product is linear.
+        # Axes that only the inputs have are summed over first: the product is linear.
         inputs = inputs.sum([axis for axis, label in enumerate(input_labels) if label in alone and label not in free])
         labels = [label for label in input_labels if label in kernel_labels or label in free]
         inputs = jnp.transpose(inputs, [labels.index(label) for label in (*free, *batch, *contracted)])
         free_sizes = inputs.shape[: len(free)]
         groups, (rows, columns) = self.contraction.groups, self.kernel_shape[-2:]
-        # Features and other axes are merged and divided apart: on a mesh with explicit axes JAX refuses both at once.
+        # Features and other axes are merged and divided in two steps: on a mesh with explicit axes JAX refuses both at
+        # once.
         inputs = inputs.reshape(*free_sizes, groups * rows)
         if groups > 1:
             geometry = Geometry(self.kernel_shape, (1,), ((0, 0),), groups, self.precision)

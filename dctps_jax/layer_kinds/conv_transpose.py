@@ -26,12 +26,12 @@ PADDINGS = ("SAME", "VALID", "CIRCULAR")
 class DCTpSConvTranspose(KernelLayer):
     """Transposed convolution with ``K = α·D + S``; a drop-in for ``nnx.ConvTranspose``.
 
-    All arguments of ``nnx.ConvTranspose`` are there under their names; ``offset``, ``alpha_init``,
-    ``alpha_trainable``, ``kernel_init``, ``mask`` and ``support`` as in :class:`~dctps_jax.DCTpSConv`.
+    It has all arguments of ``nnx.ConvTranspose`` under their names. ``offset``, ``alpha_init``, ``alpha_trainable``,
+    ``kernel_init``, ``mask`` and ``support`` are as in :class:`~dctps_jax.DCTpSConv`.
 
-    The layer is a convolution of inputs that have ``strides - 1`` zeros between their pixels. The kernel is that of
-    this convolution, ``(*kernel_size, in_features, out_features)``, also with ``transpose_kernel``, where
-    ``nnx.ConvTranspose`` stores it mirrored and with its last two axes swapped.
+    The layer is a convolution of inputs with ``strides - 1`` zeros between their pixels. Its kernel is the kernel of
+    this convolution, ``(*kernel_size, in_features, out_features)``, also with ``transpose_kernel``. With that argument
+    ``nnx.ConvTranspose`` stores the kernel mirrored and with its last two axes swapped.
 
     Raises :class:`~dctps_jax.errors.UserError` for a padding that ``nnx.ConvTranspose`` does not know.
     """
@@ -95,7 +95,7 @@ class DCTpSConvTranspose(KernelLayer):
         )
 
     def _initializer(self, init: nnx.Initializer) -> nnx.Initializer:
-        """Return the initialiser of the kernel that draws the one that ``nnx.ConvTranspose`` would store."""
+        """Return an initialiser of the kernel that draws the kernel which ``nnx.ConvTranspose`` would store."""
         if not self.transpose_kernel or init is nnx.initializers.zeros:
             return init
         shape = (*self.kernel_size, self.out_features, self.in_features)
@@ -120,7 +120,7 @@ class DCTpSConvTranspose(KernelLayer):
             outputs = self._native_convolution(inputs, kernel)
         else:
             inputs, _, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
-            # With the zeros written out it is a convolution as any other, so that every method can compute it.
+            # With the zeros written out it is an ordinary convolution, so that every method can compute it.
             widths = [(low, high, stride - 1) for (low, high), stride in zip(self._pads(), self.strides, strict=True)]
             spread = lax.pad(inputs, jnp.zeros((), inputs.dtype), [(0, 0, 0), *widths, (0, 0, 0)])
             geometry = Geometry(self.kernel_shape, (1,) * rank, ((0, 0),) * rank, precision=self.precision)
@@ -162,7 +162,7 @@ class DCTpSConvTranspose(KernelLayer):
 
 
 def kernel_shape_of(layer: Any) -> tuple[int, ...]:
-    """Return the shape of the kernel that stands in for that of an ``nnx.ConvTranspose``."""
+    """Return the kernel shape of the counterpart of an ``nnx.ConvTranspose``."""
     return (*layer.kernel_size, layer.in_features, layer.out_features)
 
 
@@ -174,8 +174,8 @@ def _mirrored(kernel: jax.Array) -> jax.Array:
 def _wrapped(outputs: jax.Array, periods: Sequence[int], is_transpose: bool) -> jax.Array:
     """Return the outputs of a "VALID" transposed convolution wrapped around each spatial dimension, and summed.
 
-    The zeros that fill them up to whole periods are divided as in ``nnx.ConvTranspose``, so that the inputs keep their
-    places.
+    Zeros fill the outputs up to whole periods. They are divided as in ``nnx.ConvTranspose``, so that the inputs keep
+    their places.
     """
     for axis, period in enumerate(periods, start=1):
         missing = -(outputs.shape[axis] - period) % (2 * period)

@@ -23,13 +23,13 @@ from dctps_jax.stacks import check_one_layer
 class DCTpSEinsum(TensorLayer):
     """An einsum of inputs and ``K = α·D + S``; a drop-in for ``nnx.Einsum``.
 
-    All arguments of ``nnx.Einsum`` are there under their names; ``offset``, ``alpha_init``, ``alpha_trainable``,
-    ``kernel_init``, ``mask`` and ``support`` as in :class:`~dctps_jax.DCTpSConv`. The kernel is a matrix. Its rows are
-    the axes that are summed over, its columns those that are in the outputs, in the order of ``kernel_shape``. With
-    axes that are in inputs and outputs, too, it is ``(1, rows, their sizes · columns)``. A call with another
-    ``einsum_str`` is computed by the whole kernel.
+    It has all arguments of ``nnx.Einsum`` under their names. ``offset``, ``alpha_init``, ``alpha_trainable``,
+    ``kernel_init``, ``mask`` and ``support`` are as in :class:`~dctps_jax.DCTpSConv`. The kernel is a matrix. Its rows
+    are the axes that are summed over, its columns the axes that are in the outputs, in the order of ``kernel_shape``.
+    If some axes are in inputs and outputs, too, it has shape ``(1, rows, their sizes · columns)``. A call with another
+    ``einsum_str`` is computed with the whole kernel.
 
-    Raises :class:`~dctps_jax.errors.UserError` for an ``einsum_str`` that is no product with a matrix: see
+    Raises :class:`~dctps_jax.errors.UserError` for an ``einsum_str`` that is not a product with a matrix: see
     :func:`contraction_of`.
     """
 
@@ -121,10 +121,10 @@ class DCTpSEinsum(TensorLayer):
 
 
 def contraction_of(einsum_str: str, shape: Sequence[int]) -> Contraction | None:
-    """Return the axes of the kernel of an einsum, or None where it is no product of inputs with a matrix.
+    """Return the axes of the kernel of an einsum, or None if the einsum is not a product of inputs with a matrix.
 
-    It is none where an operand repeats a letter, where a letter of the kernel is neither in the inputs nor in the
-    outputs, where no letter is summed over, and where the kernel has an ellipsis.
+    It is not such a product if an operand repeats a letter, if a letter of the kernel is neither in the inputs nor in
+    the outputs, if no letter is summed over, or if the kernel has an ellipsis.
     """
     operands, arrow, outputs = einsum_str.replace(" ", "").partition("->")
     inputs, comma, kernel = operands.partition(",")
@@ -147,7 +147,7 @@ def contraction_of(einsum_str: str, shape: Sequence[int]) -> Contraction | None:
 
 
 def check_num_axes(inputs: Any, einsum: str) -> None:
-    """Refuse inputs with another number of axes than an einsum has letters for."""
+    """Raise UserError for inputs whose number of axes does not fit the letters of an einsum."""
     letters = einsum.partition(",")[0]
     least, has_ellipsis = len(letters.replace("...", "")), "..." in letters
     if not hasattr(inputs, "ndim") or inputs.ndim < least or (inputs.ndim > least and not has_ellipsis):
@@ -158,7 +158,7 @@ def check_num_axes(inputs: Any, einsum: str) -> None:
 
 
 def _labels(einsum: str, rank: int) -> tuple[str, str, str]:
-    """Return the letters of inputs, kernel and outputs, an ellipsis written out for inputs of ``rank`` axes."""
+    """Return the letters of inputs, kernel and outputs; an ellipsis is written out for inputs of ``rank`` axes."""
     operands, _, outputs = einsum.partition("->")
     inputs, _, kernel = operands.partition(",")
     unused = [letter for letter in string.ascii_letters if letter not in einsum]

@@ -17,17 +17,17 @@ from dctps_jax.offsets import Offset
 from dctps_jax.ops.geometry import Geometry
 from dctps_jax.stacks import check_one_layer
 
-DEFAULT_EMBED_INIT = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)  # that of nnx.Embed
+DEFAULT_EMBED_INIT = nnx.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)  # the default of nnx.Embed
 
 
 class DCTpSEmbed(KernelLayer):
     """Look up rows of ``K = α·D + S``; a drop-in for ``nnx.Embed``.
 
-    All arguments of ``nnx.Embed`` are there under their names; ``offset``, ``alpha_init``, ``alpha_trainable``,
-    ``mask`` and ``support`` as in :class:`~dctps_jax.DCTpSConv`. ``embedding_init`` initialises S where there is no
-    offset. The kernel has shape ``(num_embeddings, features)``.
+    It has all arguments of ``nnx.Embed`` under their names. ``offset``, ``alpha_init``, ``alpha_trainable``, ``mask``
+    and ``support`` are as in :class:`~dctps_jax.DCTpSConv`. ``embedding_init`` initialises S if there is no offset. The
+    kernel has shape ``(num_embeddings, features)``.
 
-    A layer is computed by its whole kernel in every form: ``method`` is "autodiff".
+    Every form computes with the whole kernel: ``method`` is "autodiff".
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class DCTpSEmbed(KernelLayer):
 
     @property
     def embedding(self) -> jax.Array:
-        """K, by the name that ``nnx.Embed`` has for it."""
+        """K, under the name that ``nnx.Embed`` gives it."""
         return self.effective_kernel()
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """Return the rows of K that ``inputs``, integers of any shape, name: ``[*inputs.shape, features]``."""
+        """Return the rows of K at ``inputs``, integers of any shape: ``[*inputs.shape, features]``."""
         check_one_layer(self)
         if not hasattr(inputs, "dtype") or not jnp.issubdtype(inputs.dtype, jnp.integer):
             raise UserError(f"the inputs of an embedding are {words(inputs)}; they must be an array of integers")

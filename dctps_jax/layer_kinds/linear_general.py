@@ -25,12 +25,12 @@ from dctps_jax.stacks import check_one_layer
 class DCTpSLinearGeneral(TensorLayer):
     """Multiply several axes by ``K = α·D + S``; a drop-in for ``nnx.LinearGeneral``.
 
-    All arguments of ``nnx.LinearGeneral`` are there under their names; ``offset``, ``alpha_init``,
-    ``alpha_trainable``, ``kernel_init``, ``mask`` and ``support`` as in :class:`~dctps_jax.DCTpSConv`. The kernel is a
-    matrix of shape ``(∏ in_features, ∏ out_features)``. With batch axes it is ``(1, ∏ in_features, ∏ batch sizes ·
-    ∏ out_features)``.
+    It has all arguments of ``nnx.LinearGeneral`` under their names. ``offset``, ``alpha_init``, ``alpha_trainable``,
+    ``kernel_init``, ``mask`` and ``support`` are as in :class:`~dctps_jax.DCTpSConv`. The kernel is a matrix of shape
+    ``(∏ in_features, ∏ out_features)``. With batch axes it has shape ``(1, ∏ in_features, ∏ batch sizes · ∏
+    out_features)``.
 
-    Raises :class:`~dctps_jax.errors.UserError` where ``in_features`` and ``axis`` differ in length, and for batch axes
+    Raises :class:`~dctps_jax.errors.UserError` if ``in_features`` and ``axis`` differ in length, and for batch axes
     that are not the first ones.
     """
 
@@ -102,7 +102,7 @@ class DCTpSLinearGeneral(TensorLayer):
         )
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """Return the product over the axes ``axis``: batch axes first, then those left of the inputs, then new ones."""
+        """Return the product over the axes ``axis``: batch axes first, then other axes of the inputs, then new ones."""
         check_one_layer(self)
         check_axes(inputs, (*self.axis, *self.batch_axis))
         axes = _positive(self.axis, inputs.ndim)
@@ -150,7 +150,7 @@ def contraction_of(layer: Any) -> Contraction:
 
 
 def _flat_bias(init: nnx.Initializer, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> Any:
-    """Return a bias that ``init`` draws as one list, as nnx does, with its metadata where it has any."""
+    """Return a bias with its metadata, if it has any; ``init`` draws it as one list, as nnx does."""
     bias: Any = init(key, (math.prod(shape),), dtype)
     if not isinstance(bias, nnx.VariableMetadata):
         return bias.reshape(shape)
@@ -159,7 +159,7 @@ def _flat_bias(init: nnx.Initializer, key: jax.Array, shape: tuple[int, ...], dt
 
 
 def check_axes(inputs: Any, axes: tuple[Any, ...]) -> None:
-    """Refuse inputs that do not have every one of ``axes``, each of them once."""
+    """Raise UserError for inputs that do not have every one of ``axes``, each of them once."""
     rank = getattr(inputs, "ndim", 0)
     if not all(-rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) < len(axes):
         raise UserError(
@@ -168,5 +168,5 @@ def check_axes(inputs: Any, axes: tuple[Any, ...]) -> None:
 
 
 def _positive(axes: Any, rank: int) -> tuple[int, ...]:
-    """Return axes counted from the first one, in ascending order as nnx takes them."""
+    """Return the axes counted from the first one, in ascending order, as nnx takes them."""
     return tuple(sorted(axis % rank for axis in axes))
