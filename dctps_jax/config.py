@@ -101,7 +101,7 @@ def check_type(name: str, value: Any) -> None:
 def unknown_field(name: str) -> str:
     """Return the message for a field that does not exist."""
     if name == "multi_host":
-        return "config.multi_host is gone; with config.distributed.coordinator='auto' JAX finds the processes"
+        return "config.multi_host is gone; config.distributed.coordinator='auto' makes JAX find the processes"
     return f"there is no field config.{name}{did_you_mean(name, FIELDS)}; docs/configuration.md has them all"
 
 

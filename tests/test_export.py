@@ -350,7 +350,7 @@ def test_the_commands(runs, tmp_path, monkeypatch):
     assert_one_sentence(call(predict.main, model, images[0], "--top", "0"), "predict.py", "--top is 0")
     (tmp_path / "eps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
     done = call(predict.main, model, tmp_path / "eps.png")
-    assert_one_sentence(done, "predict.py", "eps.png cannot be read as an image (it is none of PNG")
+    assert_one_sentence(done, "predict.py", "eps.png cannot be read as an image (not one of PNG")
     (tmp_path / "device.png").symlink_to("/dev/zero")
     done = call(predict.main, model, tmp_path / "device.png")
     assert_one_sentence(done, "predict.py", "device.png cannot be read (it is a device, not a regular file)")

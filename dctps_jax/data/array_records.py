@@ -1,6 +1,6 @@
-"""Images and labels in array_record files, by row: those of TFDS, and plain ones, which this module defines.
+"""Images and labels in array_record files, by row: TFDS's records, and plain records, which this module defines.
 
-A plain record is the label, four bytes, little-endian, and then the image file:
+A plain record is the label, four bytes, little-endian, followed by the image file:
 
     writer = array_record.python.array_record_module.ArrayRecordWriter("train.array_record", "group_size:1")
     writer.write(label.to_bytes(4, "little") + Path("image.jpg").read_bytes())
@@ -32,10 +32,11 @@ def load_array_record_folder(options: Options) -> Dataset:
 
 
 def find_array_record_folder(options: Options) -> Encoded:
-    """Find the plain array_record files below `options.dir`, see `dctps_jax.data.shards.shards_of`.
+    """Find the plain array_record files below ``options.dir``, see ``dctps_jax.data.shards.shards_of``.
 
-    The classes are called as the lines of `classes.txt`, or else by their numbers. The labels of all records are read
-    once and kept in the user's cache. Raises UserError for missing or damaged files, and labels out of range.
+    The lines of ``classes.txt`` name the classes; without that file they are called by their numbers. The labels of all
+    records are read once and kept in the user's cache. Raises UserError for missing or damaged files, and for labels
+    out of range.
     """
     parts = {part: shards_of(options.dir, part, "array_record") for part in ("train", "test")}
     files = [path for paths in parts.values() for path in paths]
@@ -58,10 +59,10 @@ def _parse(record: bytes) -> tuple[bytes, int]:
 
 
 class ArrayRecords:
-    """The image files and labels in array_record files; `parse` takes them out of a record.
+    """The image files and labels in array_record files; ``parse`` takes them out of a record.
 
-    The labels are read with the records, all of them at the first time, and if there are many kept in the user's cache
-    as `kept_as`. `lengths` are the numbers of records in each file.
+    The labels lie in the records. The first use reads all of them. If there are many, they are kept in the user's cache
+    as ``kept_as``. ``lengths`` are the numbers of records in each file.
     """
 
     def __init__(self, paths: Sequence[Path], parse: Callable[[bytes], tuple[bytes, int]], kept_as: str, advice: str):
@@ -102,7 +103,7 @@ class ArrayRecords:
                 labels = read_npz(path, "labels")["labels"]
                 if labels.shape == (len(self),) and labels.dtype == np.int32:
                     return labels
-        print(f"reading the labels of {self.paths[0].parent} once, which are kept in {path}")
+        print(f"reading the labels of {self.paths[0].parent} once; they are kept in {path}")
         labels = self._read_labels()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_npz(path, {"labels": labels})

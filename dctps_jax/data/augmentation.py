@@ -16,10 +16,10 @@ LANES = 128
 
 
 class Crops(NamedTuple):
-    """What is drawn for each image of a batch.
+    """The random numbers of each image of a batch.
 
-    ``corners`` are the first row and column of the crop, int32 ``[batch, 2]``; ``is_flipped`` says whether left and
-    right are exchanged, ``[batch]``.
+    ``corners`` are the first row and column of the crop, int32 ``[batch, 2]``; ``is_flipped`` says whether to exchange
+    left and right, ``[batch]``.
     """
 
     corners: jax.Array
@@ -27,7 +27,7 @@ class Crops(NamedTuple):
 
 
 def draw_crops(step: jax.Array, *, key: jax.Array, batch_size: int) -> Crops:
-    """Return the crops of a training step: a function of the run's ``key`` and the step."""
+    """Return the crops of a training step, which depend on the run's ``key`` and the step only."""
     crop_key, flip_key = jax.random.split(jax.random.fold_in(stream(key, "augment"), step))
     corners = jax.random.randint(crop_key, (batch_size, 2), 0, 2 * CROP_PADDING + 1)
     return Crops(corners, jax.random.bernoulli(flip_key, shape=(batch_size,)))
@@ -36,7 +36,7 @@ def draw_crops(step: jax.Array, *, key: jax.Array, batch_size: int) -> Crops:
 def draw_crops_of_steps(first: jax.Array, count: int, *, key: jax.Array, batch_size: int) -> Crops:
     """Return the crops of ``count`` steps from ``first`` on, along a new first axis.
 
-    To draw takes twenty small operations. Each takes a TPU or GPU as long for many steps as for one.
+    Drawing takes twenty small operations. On a TPU or GPU each takes as long for one step as for many.
     """
     return jax.vmap(lambda step: draw_crops(step, key=key, batch_size=batch_size))(first + jnp.arange(count))
 
@@ -50,7 +50,7 @@ def augment(images: jax.Array, crops: Crops, only_flips: bool = False) -> jax.Ar
         return _flip(images, crops.is_flipped)
     # XLA (JAX 0.10.2) crops by slices in a loop over the images on a TPU v5e: 1.5 million estimated cycles for 128
     # images of 32 × 32, a quarter of a step of VGG19 (tests/data/test_augmentation.py looks for the loop). Choosing
-    # among shifted images and flipping takes 46,000. With the product for the columns it takes 30,000.
+    # among shifted images and flipping takes 46,000 cycles. With the product for the columns it takes 30,000.
     if target.platform() != "tpu":
         return _flip(_crop_by_slices(images, crops.corners), crops.is_flipped)
     batch, height, width, channels = images.shape
@@ -75,9 +75,10 @@ def _crop_by_slices(images: jax.Array, corners: jax.Array) -> jax.Array:
 
 
 def _shifted(images: jax.Array, shifts: jax.Array, axis: int, unit: int) -> jax.Array:
-    """Return images ``[batch, rows, columns]`` of black and ``images``, shifted by 0 to 8 times ``unit`` along an axis.
+    """Crop images ``[batch, rows, columns]`` along ``axis`` out of a border of four black units of ``unit`` numbers.
 
-    A shift of 4 returns the images as they are. Each image is chosen among those that are shifted by each number.
+    The crop of an image begins ``shifts`` units, 0 to 8, after the start of the border. At 4 the image stays as it is.
+    Each crop is chosen among the crops at all nine places.
     """
     border = [(CROP_PADDING * unit, CROP_PADDING * unit) if dimension == axis else (0, 0) for dimension in range(3)]
     padded, size = jnp.pad(images, border), images.shape[axis]
@@ -98,6 +99,6 @@ def _columns_by_product(rows: jax.Array, crops: Crops, channels: int) -> jax.Arr
     mirrored = size - channels - place // channels * channels + place % channels
     source = jnp.where(crops.is_flipped[:, None], mirrored, place)
     source += channels * (crops.corners[:, 1:] - CROP_PADDING)
-    # [batch, from, to]. Where the source is outside of the row, no number is one, and the pixel is black.
+    # [batch, from, to]. A source outside of the row gets no one, so its pixel is black.
     matrix = place[..., None] == source[:, None]
     return jnp.einsum("bhk,bkj->bhj", rows.astype(jnp.bfloat16), matrix.astype(jnp.bfloat16)).astype(rows.dtype)

@@ -1,4 +1,7 @@
-"""Batches made on the device: the whole data set lives there as uint8, everything random is keyed by seed and step."""
+"""Make training and evaluation batches on the device.
+
+The images lie there whole, or come in windows of some steps. All random choices follow from the seed and the step.
+"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -32,13 +35,13 @@ class Examples(NamedTuple):
         return ExamplesInRows(self.images.reshape(len(self.images), -1), self.labels, self.images.shape[1:])
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Yield all images, some at a time."""
+        """Yield all images in blocks."""
         for start in range(0, len(self.labels), _BLOCK):
             yield np.asarray(self.images[start : start + _BLOCK])
 
 
 class Subset(NamedTuple):
-    """The images and labels in some rows of a data set. They are read, or decoded, when they are asked for."""
+    """The images and labels in some rows of a data set. They are read or decoded when they are needed."""
 
     images: np.ndarray | FileImages
     all_labels: np.ndarray
@@ -49,29 +52,29 @@ class Subset(NamedTuple):
         return self.all_labels[self.rows]
 
     def at(self, numbers: np.ndarray, epoch: int | None = None) -> Examples:
-        """Return some of the subset, as they are trained on in an ``epoch`` where one is given."""
+        """Return some images of the subset; with an ``epoch``, as that epoch trains on them."""
         rows = self.rows[numbers]
         images = self.images if epoch is None else as_trained_on(self.images, epoch)
         return Examples(images[rows], self.all_labels[rows])
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Yield all images of the subset, some at a time."""
+        """Yield all images of the subset in blocks."""
         for start in range(0, len(self.rows), _BLOCK):
             yield self.images[self.rows[start : start + _BLOCK]]
 
 
 def as_trained_on(images: Any, epoch: int) -> Any:
-    """Return images as they are trained on in an epoch: files may be cropped in another way in each."""
+    """Return images as an epoch trains on them: files may be cropped in another way in each epoch."""
     return images.in_epoch(epoch) if isinstance(images, FileImages) else images
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ExamplesInRows:
-    """Examples as they lie on the devices: each image is a row of pixels, uint8 ``[n, height · width · channels]``.
+    """Examples as they lie on the devices: each image is a row of numbers, uint8 ``[n, height · width · channels]``.
 
-    On a TPU, XLA (JAX 0.10.2) picks rows as they lie. To pick from four dimensions it copies the whole data set into
-    another layout in each dispatch, which takes four times its memory (``tests/benchmarks/test_tpu.py``).
+    On a TPU, XLA (JAX 0.10.2) picks rows where they lie. To pick from four dimensions, it copies the whole data set
+    into another layout in each dispatch, which takes four times the memory (``tests/benchmarks/test_tpu.py``).
     """
 
     pixels: jax.Array | np.ndarray
@@ -85,7 +88,7 @@ class ExamplesInRows:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """The examples of some steps, in the order in which they are taken.
+    """The examples of some steps, in the order in which the steps take them.
 
     ``pixels`` is uint8 ``[steps, batch, height · width · channels]``, ``labels`` int32 ``[steps, batch]``.
     """
@@ -101,7 +104,7 @@ class Window:
 
 
 class Normalization(NamedTuple):
-    """Mean and standard deviation a channel, of pixels scaled to [0, 1]."""
+    """Mean and standard deviation of each channel, for pixels scaled to [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -111,20 +114,20 @@ def split_training(count: int, train_fraction: float, seed: int) -> tuple[np.nda
     """Split ``count`` images at random, by seed, into rows to train on and rows to validate on.
 
     ``round(count · train_fraction)`` rows are for training. Both arrays ascend, so that a memory-mapped file is read
-    front to back.
+    from front to back.
     """
     num_train = round(count * train_fraction)
     if not 0 < num_train < count:
         raise UserError(
-            f"data.train_fraction is {train_fraction}, which leaves {num_train} of {count} images for training; both "
-            "training and validation need at least one"
+            f"config.data.train_fraction is {train_fraction}, which leaves {num_train} of {count} images for training; "
+            "both training and validation need at least one"
         )
     shuffled = np.asarray(jax.random.permutation(stream(seed, "split"), count))
     return np.sort(shuffled[:num_train]), np.sort(shuffled[num_train:])
 
 
 def normalization_of(dataset: Dataset, train: Examples | Subset) -> Normalization:
-    """Return the data set's published mean and deviation, or those of the training split where it has none."""
+    """Return the data set's published mean and deviation; if it has none, compute them from the training split."""
     if dataset.mean is not None and dataset.std is not None:
         return Normalization(dataset.mean, dataset.std)
     # Counts of the 256 pixel values give exact moments without a float copy of the images.
@@ -139,7 +142,7 @@ def normalization_of(dataset: Dataset, train: Examples | Subset) -> Normalizatio
         for middle, count in zip(mean, counts, strict=True)
     ]
     if min(std) < 1e-6:
-        raise UserError(f"the training images of data.name={dataset.name!r} are constant in a channel; check the files")
+        raise UserError(f"the training images of {dataset.name!r} are constant in a channel; check the files")
     return Normalization(tuple(mean), tuple(std))
 
 
@@ -152,7 +155,7 @@ _permutation = jax.jit(jax.random.permutation, static_argnums=1)
 
 
 def normalize(images: jax.Array, normalization: Normalization) -> jax.Array:
-    """Turn uint8 images into float32 with zero mean and unit deviation a channel."""
+    """Turn uint8 images into float32 with zero mean and unit deviation in each channel."""
     mean, std = (jnp.asarray(moment, jnp.float32)[None, None, None] for moment in normalization)
     return (images.astype(jnp.float32) / 255 - mean) / std
 
@@ -173,9 +176,9 @@ def training_batch(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the normalised images and labels of one step.
 
-    ``epoch_rows`` has the rows of ``train`` in the order of the step's epoch; a window has its images in this order
-    already. It begins where the steps of the epoch are a multiple of its own. ``crops`` are those of the step, where
-    they are drawn already; with ``only_flips`` images are not cropped again.
+    ``epoch_rows`` has the rows of ``train`` in the order of the step's epoch. A window has its images in this order
+    already; it begins at a step of the epoch that is a multiple of the window's length. ``crops`` are the crops of the
+    step, if they are drawn already. With ``only_flips`` images are not cropped again.
     """
     position = step % steps_per_epoch
     if isinstance(train, Window):
@@ -198,7 +201,7 @@ def training_batch(
 def evaluation_batch(
     data: Examples | ExamplesInRows, rows: jax.Array, start: jax.Array, *, batch_size: int
 ) -> tuple[Examples, jax.Array]:
-    """Return the images of ``data`` at ``rows[start:]``, as many as a batch has, and which of them are valid.
+    """Return a batch of the images of ``data`` at ``rows[start:]``, and which of them are valid.
 
     A last partial batch is filled up with images that are not valid.
     """
@@ -221,5 +224,5 @@ def make_batch(
     images, labels = jnp.asarray(picked.images), jnp.asarray(picked.labels)
     if augmented:
         images = augment(images, crops or draw_crops(step, key=key, batch_size=len(images)), only_flips)
-    # Stored: otherwise XLA (JAX 0.10.2) augments them again in every operation that reads them, see ops/fusion.py.
+    # Stored, since XLA (JAX 0.10.2) would augment them again in every operation that reads them: see ops/fusion.py.
     return materialized(blank_out(normalize(images, normalization), step, key, regularization)), labels

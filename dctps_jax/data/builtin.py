@@ -10,9 +10,9 @@ _SIZE = 32
 def load_digits(options: Options) -> Dataset:
     """Read scikit-learn's 1,797 hand-written digits as 32 × 32 RGB images: 1,437 to train on and 360 to test.
 
-    The 8 × 8 originals (0 to 16) are scaled to 0 to 255, enlarged bilinearly and copied into three equal channels.
-    The test part is the same in every run: with all images in the order of their labels, every fifth one, so that
-    each digit has its share. `mean` and `std` are None.
+    The 8 × 8 originals (0 to 16) are scaled to 0 to 255, enlarged bilinearly and copied into three equal channels. The
+    test part is the same in every run: every fifth image in the order of the labels, so that each digit has its share.
+    ``mean`` and ``std`` are None.
     """
     from PIL import Image
     from sklearn import datasets
@@ -30,10 +30,10 @@ def load_digits(options: Options) -> Dataset:
 
 
 def make_synthetic(options: Options) -> Dataset:
-    """Make 2,048 training and 512 test images of random pixels with random labels, always the same ones.
+    """Make 2,048 training and 512 test images of random pixels with random labels, the same at every call.
 
-    There is nothing to learn in them: they are for measuring speed. `options.image_size` sets their size in pixels
-    (0: 32). `mean` and `std` are None.
+    There is nothing to learn in them: they are for measuring speed. ``options.image_size`` sets their size in pixels
+    (0: 32). ``mean`` and ``std`` are None.
     """
     size = options.image_size or _SIZE
     random = np.random.default_rng(0)

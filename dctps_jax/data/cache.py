@@ -1,10 +1,9 @@
-"""Decoded copies of image sets on disk, so that only the first run has to decode.
+"""Decoded copies of image sets on disk, so that only the first run has to decode the images.
 
-A copy is the folder `<name>-<stamp of the source>` with four .npy files and meta.json. It is written under a
-temporary name next to its final one and renamed when it is whole, so that a killed run leaves no half copy, and of two
-runs that decode at once the second takes the first one's. Every load checks the CRC-32 of each file: enough against
-disks that fail and copies that were cut short, and the fastest digest at hand (about 2 GB/s). The images are
-memory-mapped, read-only.
+A copy is the folder ``<name>-<stamp of the source>`` with four .npy files and meta.json. It is written under a
+temporary name next to its final name and renamed when it is whole. So a killed run leaves no half copy, and if two runs
+decode at once, the second takes the copy of the first. Every load checks the CRC-32 of each file. That detects failing
+disks and truncated copies, and is the fastest digest at hand (about 2 GB/s). The images are memory-mapped, read-only.
 """
 
 import contextlib
@@ -40,26 +39,26 @@ _ARRAYS = (
 )
 _MAX_META_BYTES = 2**26
 _STALE_SECONDS = 24 * 3600
-# What the system says of a file that is gone or no file; everything else is no damage, and the copy is kept.
+# Errors of the system for a missing file, or something that is not a file. Other errors are not damage: the copy stays.
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EINVAL)
 
 
 class _DamagedError(Exception):
-    """A decoded copy that is not what was written; the message names the file."""
+    """A decoded copy that differs from what was written; the message names the file."""
 
 
 def cached(name: str, source: Path, stamp: str, options: Options, decode: Callable[[], Decoded]) -> Arrays:
-    """Return train images, train labels, test images, test labels and class names, decoding only where it has to.
+    """Return train images, train labels, test images, test labels and class names; decode only if there is no copy.
 
-    `stamp` stands for the content of `source`. The copy goes below `options.cache_dir`, or else below
+    ``stamp`` stands for the content of ``source``. The copy goes below ``options.cache_dir``, or else below
     dctps_jax/decoded in the user's cache, and its place is printed. A damaged copy is reported in a warning, removed
     and made again.
 
-    Raises DiskFull where there is no room for the copy, UserError where it cannot be written or read for another
-    reason, and whatever `decode` raises.
+    Raises DiskFull if there is no room for the copy, UserError if it cannot be written or read for another reason, and
+    whatever ``decode`` raises.
     """
     folders = [root / f"{name}-{stamp[:12]}" for root in _roots(options)]
-    # More than one round only where another process removes or damages the copy under our hands.
+    # A second round is only needed if another process removes or damages the copy at this moment.
     for _ in range(3):
         for folder in folders:
             if folder.is_dir():
@@ -68,21 +67,23 @@ def cached(name: str, source: Path, stamp: str, options: Options, decode: Callab
                 except _DamagedError as damage:
                     logger.warning("%s; the decoded copy is made again from %s", damage, source)
                     shutil.rmtree(folder, ignore_errors=True)
-        print(f"decoding {source} once into {folders[0]} (data.cache_dir)")
+        print(f"decoding {source} once into {folders[0]} (config.data.cache_dir)")
         decoded = decode()
         try:
             _write(folders[0], name, source, decoded, options.dir)
         except OSError as error:
             raise _unwritable(folders[0], source, decoded.num_bytes, error) from error
-    raise UserError(f"{folders[0]} is damaged after it was written; set data.cache_dir to a folder on another disk")
+    raise UserError(
+        f"{folders[0]} is damaged after it was written; set config.data.cache_dir to a folder on another disk"
+    )
 
 
 def cached_without_source(name: str, options: Options) -> Arrays | None:
-    """Return the decoded copy of a source `name` that once lay in `options.dir`; None where there is not just one.
+    """Return the decoded copy of a source that once lay in ``options.dir``; None if there is none or more than one.
 
-    Raises UserError where the copy is damaged.
+    Raises UserError if the copy is damaged.
     """
-    # A root may serve several folders: the copy of another one, perhaps a subset, must not be taken for this one's.
+    # A root may serve several folders. The copy of another folder, perhaps of a subset, must not be taken for this one.
     copies = [
         meta.parent
         for root in _roots(options)
@@ -96,19 +97,19 @@ def cached_without_source(name: str, options: Options) -> Arrays | None:
         return _read(copies[0])
     except _DamagedError as damage:
         raise UserError(
-            f"{damage}, and there is nothing in {options.dir} (data.dir) to make it again from; put the source of "
-            f"'{name}' there, or remove {copies[0]}"
+            f"{damage}, and there is nothing in {options.dir} (config.data.dir) to make it again from; put the source "
+            f"of '{name}' there, or remove {copies[0]}"
         ) from damage
 
 
 def _unwritable(folder: Path, source: Path, num_bytes: int, error: OSError) -> UserError:
-    """The error for a decoded copy of `num_bytes` that cannot be written."""
+    """Return the error for a decoded copy of ``num_bytes`` that cannot be written."""
     if DiskFull.is_reason(error):
         return DiskFull(
             f"the decoded copy of {source} needs {num_bytes:,} bytes in {folder.parent}, which has no room for them "
-            f"({error.strerror}); make room there, or set data.cache_dir to a folder on another disk."
+            f"({error.strerror}); make room there, or set config.data.cache_dir to a folder on another disk"
         )
-    reason, advice = f"{error.strerror or error}", "set data.cache_dir to a folder that can be written to"
+    reason, advice = f"{error.strerror or error}", "set config.data.cache_dir to a folder that can be written to"
     if is_file := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
         reason = f"{is_file} is a file"
     if error.errno in SPENT_HANDLES:
@@ -117,7 +118,7 @@ def _unwritable(folder: Path, source: Path, num_bytes: int, error: OSError) -> U
 
 
 def _roots(options: Options) -> list[Path]:
-    """The folders in which copies may lie, the one for new copies first.
+    """Return the folders in which copies may lie, the one for new copies first.
 
     Version 0.1.0 wrote them beside the images.
     """
@@ -126,7 +127,7 @@ def _roots(options: Options) -> list[Path]:
 
 
 def _source_dir(folder: Path) -> str | None:
-    """The `data.dir` that a copy was made from; None where its meta.json is damaged."""
+    """Return the ``data.dir`` that a copy was made from; None if its meta.json is damaged."""
     try:
         return _read_meta(folder)["source_dir"]
     except _DamagedError:
@@ -145,7 +146,7 @@ def _read_meta(folder: Path) -> dict:
         is_whole = all(isinstance(meta.get(field), kind) for field, kind in kinds.items())
         if not is_whole or not all(isinstance(name, str) for name in meta["class_names"]):
             raise ValueError("its fields are others")
-        if meta.get("folder", folder.name) != folder.name:  # copies of version 0.1.0 do not say
+        if meta.get("folder", folder.name) != folder.name:  # copies of version 0.1.0 do not have it
             raise ValueError(f"it is of {meta['folder']}, the copy of another source")
         return meta
 
@@ -168,14 +169,14 @@ def _read(folder: Path) -> Arrays:
 
 @contextlib.contextmanager
 def _finding_damage(path: Path) -> Iterator[None]:
-    """Tell damage from what the system does not allow right now: then the copy may be sound, and must be kept."""
+    """Tell damage from a refusal of the system. After a refusal the copy may be sound, so it must be kept."""
     try:
         yield
     except MemoryError:
         raise
     except Exception as error:  # on damaged files, json and numpy raise errors of many types
         if isinstance(error, OSError) and error.errno not in _DAMAGE:
-            advice = "make it readable, or set data.cache_dir to another folder"
+            advice = "make it readable, or set config.data.cache_dir to another folder"
             raise unreadable(path, error, advice) from error
         state = "missing" if isinstance(error, FileNotFoundError) else "damaged"
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -183,7 +184,7 @@ def _finding_damage(path: Path) -> Iterator[None]:
 
 
 def _write(folder: Path, name: str, source: Path, decoded: Decoded, source_dir: Path) -> None:
-    """Write a copy that appears under the name `folder` only when it is whole."""
+    """Write a copy that appears under the name ``folder`` only when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
     with unfinished(folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp") as draft:
@@ -215,13 +216,13 @@ def _write(folder: Path, name: str, source: Path, decoded: Decoded, source_dir: 
         except OSError:
             if not folder.is_dir():
                 raise
-            # Another process was faster (a folder that is not empty is never replaced): then its copy is taken.
+            # Another process was faster: its copy is taken. (A folder that is not empty is never replaced.)
             shutil.rmtree(draft, ignore_errors=True)
         _sync_folder(folder.parent)
 
 
 def _remove_stale(folder: Path) -> None:
-    """Remove the drafts of `folder` that killed runs left behind. A younger one may still be at work."""
+    """Remove the drafts of ``folder`` that killed runs left. Young drafts stay: another run may be writing them."""
     for draft in folder.parent.glob(f".{folder.name}.*.tmp"):
         try:
             is_stale = time.time() - draft.stat().st_mtime > _STALE_SECONDS
@@ -271,7 +272,7 @@ def _meta_crc(meta: dict) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlast a power failure."""
+    """Flush a folder to the disk, so that the names in it survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -26,7 +26,7 @@ _MAX_TEXT_BYTES = 2**16
 _MAX_OTHER_BYTES = 2**20  # of an archive: its headers, padding and a readme
 _DOWNLOAD_AGAIN = "remove it and download it again"
 
-# Turns the files of an archive, read from a place, into those of the binary one.
+# A function that turns the files of an archive, read from a place, into the files of the binary archive.
 _Convert = Callable[[dict[str, bytes], Path], dict[str, bytes]]
 
 
@@ -56,7 +56,7 @@ class _Layout:
 
     @property
     def max_bytes(self) -> dict[str, int]:
-        """How long each file may be: as in the official archive."""
+        """Return how long each file may be: as long as in the official archive."""
         return {
             **dict.fromkeys(self.train_files, self.train_records * self.record_bytes),
             self.test_file: self.test_records * self.record_bytes,
@@ -65,12 +65,12 @@ class _Layout:
 
     @property
     def python_files(self) -> dict[str, str]:
-        """The names of the binary files, by those of the python archive."""
+        """Return the names of the binary files by their names in the python archive."""
         return {**{Path(file).stem: file for file in self.files[:-1]}, self.python_names: self.names_file}
 
     @property
     def max_python_bytes(self) -> dict[str, int]:
-        """How long each file of the python archive may be: it has a name for each image, too."""
+        """Return how long each file of the python archive may be. It also has a name for each image."""
         limits = self.max_bytes
         return {name: limits[file] // 8 * 9 + _MAX_TEXT_BYTES for name, file in self.python_files.items()}
 
@@ -110,14 +110,14 @@ _LAYOUTS = {
 
 
 def load_cifar(name: str, options: Options) -> Dataset:
-    """Read CIFAR (`name` is cifar10 or cifar100, the latter with its fine labels): 32 × 32 RGB images.
+    """Read CIFAR: 32 × 32 RGB images. ``name`` is "cifar10", or "cifar100", which is read with its fine labels.
 
-    Taken is the first of these that `options.dir` has: a TFDS directory in array_record format, the official binary
-    archive, its extracted folder, the same for Python, a decoded copy of an earlier run. Otherwise the binary archive
-    is downloaded. It may hold fewer records than the official one. `mean` and `std` are those in common use for the
-    training images.
+    The function reads the first of these that ``options.dir`` holds: a TFDS directory in array_record format, the
+    official binary archive, its extracted folder, the same for Python, a decoded copy of an earlier run. If there is
+    none, it downloads the binary archive. An archive may hold fewer records than the official one. ``mean`` and ``std``
+    are the values in common use for the training images.
 
-    Raises UserError where nothing is found and nothing can be downloaded, and for a damaged file.
+    Raises UserError if nothing is found and nothing can be downloaded, and for a damaged file.
     """
     layout = _LAYOUTS[name]
     arrays = _from_tfds(name, layout, options) or _from_binary(name, layout, options)
@@ -175,7 +175,7 @@ def _from_binary(name: str, layout: _Layout, options: Options) -> Arrays:
 
 
 def _find_extracted(parent: Path, name: str, files: Iterable[str]) -> Path | None:
-    """The folder extracted from the archive: `parent`/`name`, or `parent` itself. It may lack some of the files."""
+    """Return the folder extracted from the archive: ``parent``/``name``, or ``parent``. Files may be missing in it."""
     for folder in (parent / name, parent):
         if any((folder / file).is_file() for file in files):
             return folder
@@ -203,14 +203,14 @@ def _read_archive(path: Path, folder: str, limits: dict[str, int]) -> dict[str, 
                 opened = archive.extractfile(member)
                 assert opened is not None
                 contents[file] = opened.read()
-        # tarfile stops at its end stamp; the checksum of gzip comes after it and is checked on reading to the end.
+        # tarfile stops at its end stamp. The checksum of gzip comes after it, and only reading to the end checks it.
         while stream.read(1 << 20):
             pass
     return contents
 
 
 class _LimitedGzip(gzip.GzipFile):
-    """A file that may unpack to at most `limit` bytes: tarfile keeps all metadata in memory, e.g. long names."""
+    """A file that may unpack to at most ``limit`` bytes: tarfile keeps all metadata in memory, e.g. long names."""
 
     def __init__(self, path: Path, limit: int):
         super().__init__(path)

@@ -1,8 +1,8 @@
-"""The python archives of CIFAR: pickles of dictionaries, read without the power of pickles to call anything.
+"""The python archives of CIFAR: pickles of dictionaries, read by an unpickler that cannot call other code.
 
-An unpickler finds three names only, and gives classes of this module for them: a pickle can make arrays of bytes and
-built-in containers, and nothing else. numpy's own functions are not among them, since a forged type or array would make
-them read memory that is not theirs.
+The unpickler knows three names only, and maps them to classes of this module. So a pickle can make arrays of bytes and
+built-in containers, and nothing else. numpy's own functions are excluded, since a forged type or array would make them
+read memory outside of the array.
 """
 
 import io
@@ -42,7 +42,7 @@ class _Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in the old format of Python 2."""
+    """Return bytes as Python 3 writes them in the old format of Python 2."""
     return text.encode("latin1")
 
 
@@ -63,9 +63,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def unpickle(content: bytes, where: Path, advice: str) -> dict[str, Any]:
-    """Return the dictionary that a file of the archive holds, with arrays of bytes, lists and texts in it.
+    """Return the dictionary in a file of the archive, which holds arrays of bytes, lists and texts.
 
-    Raises UserError, which ends with `advice`, for what is no such dictionary, or asks for anything to be called.
+    Raises UserError, which ends with ``advice``, if the file holds something else, or asks for any other call.
     """
     with parsing(where, advice):
         found = _Unpickler(io.BytesIO(content), encoding="latin1").load()
@@ -76,10 +76,10 @@ def unpickle(content: bytes, where: Path, advice: str) -> dict[str, Any]:
 
 
 def as_binary(contents: dict[str, bytes], source: Path, label_keys: tuple[str, ...], advice: str) -> dict[str, bytes]:
-    """Return the files of a python archive as those of the binary one, by the same names without their endings.
+    """Return the files of a python archive as files of the binary one, by the same names without their endings.
 
-    `label_keys` are the names of the labels of an image, in the order in which the binary records have them; a list of
-    the names of classes goes by the last of them. Raises UserError for a file that is no batch of images.
+    ``label_keys`` are the names of an image's labels, in the order of the binary records. The last of them also gives
+    the name of the list of classes. Raises UserError for a file that is not a batch of images.
     """
     binary = {}
     for file, content in contents.items():

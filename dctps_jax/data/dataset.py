@@ -1,4 +1,4 @@
-"""What every data source is asked for and hands over: `Options`, `Decoded` while it is read, `Dataset`."""
+"""What every data source takes and returns: ``Options``, ``Decoded`` while it is read, ``Dataset``."""
 
 import functools
 import hashlib
@@ -14,20 +14,20 @@ import numpy as np
 from dctps_jax.errors import UserError
 
 _ROWS = 1024
-FILES = "files:"  # how a fingerprint begins that is of names and sizes of files, not of decoded images
+FILES = "files:"  # begins a fingerprint of names and sizes of files, which is not one of decoded images
 MAX_PIXELS = 2**25  # of an image file: photographs of 24 megapixels pass
 
-# What to do about labels that do not start at 0.
+# The advice for labels that do not start at 0.
 SUBTRACT_SMALLEST = "subtract the smallest label from all labels, in both parts"
 
 # One number for each channel.
 Channels = tuple[float, ...]
-# Height and width, as one number where they are the same.
+# Height and width, or one number if they are equal.
 Size = int | tuple[int, int]
 
 
 def size_of(value: int | list[int]) -> Size:
-    """The size that a JSON file holds."""
+    """Return the size that a JSON file holds."""
     return (value[0], value[1]) if isinstance(value, list) else value
 
 
@@ -39,13 +39,13 @@ def height_and_width(size: Size) -> tuple[int, int]:
 class Dataset:
     """Labelled images in a training and a test part, as they are stored: no scaling, no augmentation.
 
-    `train_images` and `test_images` are uint8 [n, height, width, channels] with values 0 to 255, all of one size and
-    with 1 (grey) or 3 (RGB) channels. They may be read-only memory maps, or stand-ins that decode image files when they
-    are asked for some (`dctps_jax.data.encoded.FileImages`); then `files_digest` says which files. `train_labels` and
-    `test_labels` are int32 [n], indices into `class_names`. `mean` and `std` are those of pixel/255 per channel, or
-    None where the caller has to compute them from its training split.
+    ``train_images`` and ``test_images`` are uint8 [n, height, width, channels] with values 0 to 255, all of one size
+    and with 1 (grey) or 3 (RGB) channels. They may be read-only memory maps, or objects that decode image files on each
+    access (``dctps_jax.data.encoded.FileImages``); then ``files_digest`` identifies the files. ``train_labels`` and
+    ``test_labels`` are int32 [n], indices into ``class_names``. ``mean`` and ``std`` are the moments of pixel/255 in
+    each channel, or None if the caller has to compute them from its training split.
 
-    Raises UserError where an array has another shape or type, a part is empty, or a label is out of range.
+    Raises UserError if an array has another shape or type, a part is empty, or a label is out of range.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Dataset:
 
     @property
     def image_size(self) -> Size:
-        """Height and width of every image in pixels: one number, or two where they differ."""
+        """Height and width of every image in pixels: one number, or two if they differ."""
         height, width = self.train_images.shape[1:3]
         return height if height == width else (height, width)
 
@@ -108,7 +108,7 @@ class Dataset:
 
     @property
     def summary(self) -> str:
-        """What it holds, in one line."""
+        """The numbers of images and classes and the size of the images, in one line."""
         height, width = self.train_images.shape[1:3]
         return (
             f"{len(self.train_labels)} training and {len(self.test_labels)} test images of {self.num_classes} classes, "
@@ -117,26 +117,26 @@ class Dataset:
 
     @property
     def untrained_classes(self) -> list[int]:
-        """The classes that no training image has."""
+        """The classes without training images."""
         return list(itertools.chain(*classes_without(self.train_labels, self.num_classes)))
 
     @property
     def is_decoded(self) -> bool:
-        """Whether the images are decoded, and not each time that they are asked for."""
+        """Whether the images are decoded already, not at each access."""
         return not self.files_digest
 
     @property
     def num_bytes(self) -> int:
-        """What all images take when they are decoded."""
+        """How many bytes all images take when they are decoded."""
         return self.train_images.size + self.test_images.size
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the decoded images, labels and class names, as 64 hex digits.
 
-        It depends on content only: not on places, times, the source's name or whether a decoded copy was read. It is
-        computed at the first use, which reads all images once (about 1 GB/s). For images that are not decoded it is
-        the digest of their files, after `FILES`.
+        It depends on the content only, not on places, times, the source's name, or whether a decoded copy was read. The
+        first use computes it, which reads all images once (about 1 GB/s). For images that are not decoded yet it is the
+        digest of their files, after ``FILES``.
         """
         if self.files_digest:
             return FILES + self.files_digest
@@ -150,13 +150,14 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Options:
-    """What a source is asked for: the config fields of these names below `data`.
+    """The options of a source: the config fields of these names below ``data``.
 
-    `dir` is the folder that holds the source's files, `cache_dir` the one for decoded copies (None: chosen by
-    `dctps_jax.data.cache`), `image_size` the size asked for in pixels (0: the source's own), `max_pixels` what an image
-    file may have at most before it is resized, `fit` how it is brought to another shape. `channels` are those of images
-    that are decoded from files: 3, or 1 for grey ones. `seed` is that of the run, for a source that draws its images.
-    `crop` is "random_resized" where images that are decoded while training are cropped in another way in each epoch.
+    ``dir`` is the folder that holds the source's files. ``cache_dir`` is the folder for decoded copies (None:
+    ``dctps_jax.data.cache`` chooses it). ``image_size`` is the wanted size in pixels (0: the source's own).
+    ``max_pixels`` is the largest size of an image file before it is resized. ``fit`` says how images of another shape
+    get the wanted size. ``channels`` is the number of channels of images from files: 3, or 1 for grey ones. ``seed`` is
+    the run's seed, for a source that draws its images. ``crop`` is "random_resized" to crop images from files in
+    another way in each epoch, while training.
     """
 
     dir: Path
@@ -177,7 +178,7 @@ class Options:
 
 @dataclass(frozen=True)
 class DecodedPart:
-    """One part of a data set while it is decoded: int32 `labels` [n] and its images as uint8 blocks.
+    """One part of a data set while it is decoded: int32 ``labels`` [n] and its images as uint8 blocks.
 
     A block is [*, height, width, channels]. The blocks come in the order of the labels, so that a part never has to fit
     into memory as a whole.
@@ -190,13 +191,13 @@ class DecodedPart:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of all its images together."""
+        """The shape of all images of the part together."""
         return (len(self.labels), *height_and_width(self.image_size), self.channels)
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What the decoder of a source gives: both parts and the names of the classes."""
+    """The result of a source's decoder: both parts and the names of the classes."""
 
     train: DecodedPart
     test: DecodedPart
@@ -204,23 +205,23 @@ class Decoded:
 
     @property
     def num_bytes(self) -> int:
-        """What the arrays take."""
+        """How many bytes the arrays take."""
         parts = (self.train, self.test)
         return sum(math.prod(part.shape) + part.labels.nbytes for part in parts)
 
 
 def classes_without(labels: np.ndarray, num_classes: int) -> list[range]:
-    """Return the classes that no label names, as ranges: a label may be far too large."""
+    """Return the classes that no label names, as ranges, since a label may be far too large."""
     present = np.unique(labels).tolist()
     between = zip([-1, *present], [*present, num_classes], strict=True)
     return [range(low + 1, high) for low, high in between if low + 1 < high]
 
 
 def check_numbering(where: str, train_labels: np.ndarray, num_classes: int, how: str = "give class_names") -> None:
-    """Raise UserError where classes that have no names but their numbers have no training image either.
+    """Raise UserError if a class whose only name is its number has no training image.
 
-    The labels then start at 1, have gaps, or are numbered in another way in the test part. `how` says how all classes
-    get names, so that such a class may stay.
+    The labels then start at 1, have gaps, or are numbered in another way in the test part. ``how`` tells the user how
+    to name all classes, so that such a class may stay.
     """
     missing = classes_without(train_labels, num_classes)
     if not missing:
@@ -229,12 +230,12 @@ def check_numbering(where: str, train_labels: np.ndarray, num_classes: int, how:
     if missing == [range(lowest)]:
         raise UserError(
             f"{where}: class 0 has no training images, the smallest label is {lowest}; do the labels start at "
-            f"{lowest}? {SUBTRACT_SMALLEST}. If such images are really missing, {how}."
+            f"{lowest}? {SUBTRACT_SMALLEST}; if such images are really missing, {how}"
         )
     raise UserError(
         f"{where}: labels run to {num_classes - 1}, but {sum(map(len, missing))} of the classes 0 to {num_classes - 1} "
         f"have no training images, the first is {missing[0][0]}; number the classes of both parts alike, from 0 "
-        f"without gaps. If such images are really missing, {how}."
+        f"without gaps; if such images are really missing, {how}"
     )
 
 

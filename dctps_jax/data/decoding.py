@@ -1,4 +1,4 @@
-"""Image files that come one after the other, out of a container, as one part of a data set."""
+"""Image files that come one after another out of a container, as one part of a data set."""
 
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -15,11 +15,11 @@ _BLOCK = 64
 def decode_part(
     files: Iterator[tuple[str, bytes]], labels: np.ndarray, options: Options, advice: str, size: int = 0
 ) -> DecodedPart:
-    """Return a part whose images are decoded as they are asked for; `files` gives the place and content of each.
+    """Return a part that decodes its images one by one; ``files`` gives the place and content of each.
 
-    They keep their size, that of the first one, and need not be square; with `options.image_size` they are resized to
-    it. Raises UserError for a file that is no image, and, ending with `advice`, for one of another size than the first
-    and, unless it is 0, than `size` pixels square.
+    Without ``options.image_size``, all images keep the size of the first one, which need not be square. Otherwise they
+    are resized to that size. Raises UserError for a file that is not an image. Raises UserError, which ends with
+    ``advice``, for an image of another size than the first, or, unless ``size`` is 0, than ``size`` pixels square.
     """
 
     def decode(where: str, data: bytes) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where the official archives come from, and how they get into `data.dir`: by hand, or by a download."""
+"""Where the official archives come from, and how they get into ``data.dir``: by hand or by a download."""
 
 import contextlib
 import fcntl
@@ -26,7 +26,7 @@ _MAX_BYTES = 1 << 30  # four times the largest official archive
 class Archive:
     """An official archive: its file name, URL and digest, and the name of the folder that it holds.
 
-    `algorithm` is one that hashlib knows. Tiny ImageNet's publishers and users give only the MD5.
+    ``algorithm`` is a name that hashlib knows. Publishers and users of Tiny ImageNet give only the MD5.
     """
 
     file: str
@@ -62,10 +62,10 @@ ARCHIVES = {
 
 
 def obtain(archive: Archive, options: Options) -> Path:
-    """Download an archive that is missing in `options.dir`, and return its path.
+    """Download an archive that is missing in ``options.dir``, and return its path.
 
-    An interrupted download leaves `<file>.part`, from which the next one goes on. The file gets its name only when its
-    digest is the official one. Raises DiskFull where there is no room for it, and UserError where downloads are
+    An interrupted download leaves ``<file>.part``, from which the next download goes on. The file gets its name only
+    when its digest is the official one. Raises DiskFull if there is no room for it. Raises UserError if downloads are
     switched off, the network or the disk fails, the digest differs, or something else has its name.
     """
     target, part = (options.dir / name for name in (archive.file, f"{archive.file}.part"))
@@ -75,8 +75,8 @@ def obtain(archive: Archive, options: Options) -> Path:
     by_hand = f"put {archive.file} from {archive.url} into {options.dir}"
     if not options.download:
         raise UserError(
-            f"{options.dir} (data.dir) holds neither {archive.file} nor the folder {archive.folder}, and data.download "
-            f"is off; {by_hand}, or set data.download to true"
+            f"{options.dir} (config.data.dir) holds neither {archive.file} nor the folder {archive.folder}, and "
+            f"config.data.download is off; {by_hand}, or set config.data.download to true"
         )
     logger.info("downloading %s to %s", archive.url, target)
     try:
@@ -94,8 +94,8 @@ def obtain(archive: Archive, options: Options) -> Path:
         raise
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise UserError(
-            f"{archive.file} is missing in {options.dir} (data.dir) and cannot be downloaded from {archive.url}: "
-            f"{error}; run again to go on where it stopped, or {by_hand} by hand"
+            f"{archive.file} is missing in {options.dir} (config.data.dir) and cannot be downloaded from "
+            f"{archive.url}: {error}; run again to go on where it stopped, or {by_hand} by hand"
         ) from error
     raise UserError(
         f"{archive.file} from {archive.url} has the {archive.algorithm} {found}, but must have {archive.digest}; the "
@@ -105,7 +105,7 @@ def obtain(archive: Archive, options: Options) -> Path:
 
 @contextlib.contextmanager
 def _only_one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait until no other process downloads into `folder`; without effect on file systems that know no locks."""
+    """Wait until no other process downloads into ``folder``. On file systems without locks it does nothing."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -116,7 +116,7 @@ def _only_one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Download `url` into `part`, going on where an earlier download into it stopped."""
+    """Download ``url`` into ``part``, going on where an earlier download stopped."""
     from tqdm import tqdm
 
     start = part.stat().st_size if part.exists() else 0
@@ -127,11 +127,11 @@ def _fetch(url: str, part: Path) -> None:
         error.close()
         if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
-        return  # the part already holds all there is; its digest tells whether it is the right file
+        return  # the part is complete; its digest tells whether it is the right file
 
     with response:
         if response.status != http.client.PARTIAL_CONTENT:
-            start = 0  # the server sends the whole file, whatever it was asked for
+            start = 0  # the server ignores the range and sends the whole file
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else None
         if total is not None and total > _MAX_BYTES:
@@ -152,7 +152,7 @@ def _fetch(url: str, part: Path) -> None:
             needed = f"{total - start:,} more bytes" if total else "more bytes"
             raise DiskFull(
                 f"{part.stem} needs {needed} in {part.parent}, which has no room for them ({error.strerror}); make "
-                "room there and run again to go on, or set data.dir to a folder on another disk."
+                "room there and run again to go on, or set config.data.dir to a folder on another disk"
             ) from error
     if received > _MAX_BYTES:
         part.unlink()

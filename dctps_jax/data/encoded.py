@@ -1,4 +1,4 @@
-"""Image files that are found but not decoded yet, and images that are decoded whenever they are asked for."""
+"""Image files that are found but not decoded yet, and images that are decoded on each access."""
 
 import hashlib
 import json
@@ -17,19 +17,19 @@ from dctps_jax.data.images import as_grey, check_size, decode_image
 from dctps_jax.data.random_crop import RandomCrop
 
 # How a message about images of several sizes ends.
-ADVICE = "set data.image_size to resize all images to one size"
+ADVICE = "set config.data.image_size to resize all images to one size"
 
 
 class ImageFiles(Protocol):
     """The image files of one part of a data set, in a fixed order, and the numbers of their classes, int32 [n].
 
-    A file is read from several threads, and from other processes, to which the object is pickled.
+    Several threads read a file, and other processes, to which the object is pickled.
     """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int) -> tuple[str, bytes]:
-        """Return where a file is, and its content."""
+        """Return the place of a file and its content."""
         ...
 
     @property
@@ -40,8 +40,8 @@ class ImageFiles(Protocol):
 class Encoded:
     """A data set of image files.
 
-    `digest` tells files apart wherever they lie, by names and sizes, `stamp` also whether a file was written
-    again; the decoded copy has it in its name. `decode` makes that copy, of the files of `folder`.
+    ``digest`` identifies the files by names and sizes, wherever they lie. ``stamp`` also changes when a file is written
+    again; it is part of the name of the decoded copy. ``decode`` makes that copy from the files in ``folder``.
     """
 
     name: str
@@ -54,20 +54,20 @@ class Encoded:
     decode: Callable[[], Decoded]
 
     def decoded_once(self, options: Options) -> Dataset:
-        """Return the data set with all images decoded, out of the cache if they have been."""
+        """Return the data set with all images decoded, out of the cache if they are there."""
         return Dataset(self.name, *cached(self.name, self.folder, self.stamp, options, self.decode))
 
     def image_shape(self, options: Options) -> tuple[int, ...]:
-        """Return the shape that all images have, which is that of the first one."""
+        """Return the shape of the first image, which all others share."""
         where, content = self.train[0]
         return FileImages(self.train, options, (0, 0, options.channels)).decode(where, content).shape
 
     def num_bytes(self, options: Options) -> int:
-        """Return what all images take when they are decoded."""
+        """Return how many bytes all images take when they are decoded."""
         return (len(self.train) + len(self.test)) * math.prod(self.image_shape(options))
 
     def decoded_when_read(self, options: Options) -> Dataset:
-        """Return the data set with images that are decoded whenever they are asked for."""
+        """Return the data set with images that are decoded on each access."""
         shape = self.image_shape(options)
         train: Any = FileImages(self.train, options, shape)
         test: Any = FileImages(self.test, options, shape)
@@ -90,9 +90,9 @@ def decode_in_order(train: ImageFiles, test: ImageFiles, class_names: tuple[str,
 
 @dataclass(frozen=True)
 class FileImages:
-    """Stands in for an array of images, uint8 [n, height, width, channels]; what is asked for is decoded then.
+    """Stands in for an array of images, uint8 [n, height, width, channels], and decodes the images that are read.
 
-    With an `epoch`, the images are random resized crops for this epoch.
+    With an ``epoch``, the images are random resized crops for this epoch.
     """
 
     files: ImageFiles
@@ -115,11 +115,11 @@ class FileImages:
         return math.prod(self.shape)
 
     def in_epoch(self, epoch: int) -> "FileImages":
-        """Return the images as they are trained on in an epoch."""
+        """Return the images as an epoch trains on them."""
         return replace(self, epoch=epoch) if self.options.crop == "random_resized" else self
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        """Return the images in some rows. Raises UserError, which names the file, for one that cannot be decoded."""
+        """Return the images in some rows. Raises UserError, which names the file, if one cannot be decoded."""
         numbers = np.arange(len(self))[rows] if isinstance(rows, slice) else rows
         images = np.empty((len(numbers), *self.image_shape), np.uint8)
         for place, row in enumerate(map(int, numbers)):

@@ -1,6 +1,6 @@
-"""Any images sorted into folders by class: `<data.dir>/train/<class>/*` and `<data.dir>/test/<class>/*`.
+"""Any images sorted into folders by class: ``<data.dir>/train/<class>/*`` and ``<data.dir>/test/<class>/*``.
 
-Without `test`, `val` is the test part: the layout of ImageNet.
+Without ``test``, ``val`` is the test part: the layout of ImageNet.
 """
 
 import os
@@ -19,21 +19,21 @@ from dctps_jax.files import printable
 
 
 def load_image_folder(options: Options) -> Dataset:
-    """Read all images that :func:`find_image_folder` finds. `mean` and `std` are None."""
+    """Read all images that :func:`find_image_folder`` finds. ``mean`` and ``std` are None."""
     return find_image_folder(options).decoded_once(options)
 
 
 def find_image_folder(options: Options) -> Encoded:
-    """Find the images below `options.dir` (.png, .jpg, .jpeg, .bmp, .webp, .gif, .tif, .tiff in any case).
+    """Find the images below ``options.dir`` (.png, .jpg, .jpeg, .bmp, .webp, .gif, .tif, .tiff in any case).
 
     There is one folder for each class. Label k is the k-th class in the alphabetical order of the folder names in
-    train. Other files, hidden ones, and those in folders inside a class are passed over; how many, is printed. All
-    images become RGB, or grey with `options.channels` 1; of several frames the first is taken. With
-    `options.image_size` 0 they must all be of one size, which need not be square; otherwise they are resized to it
-    in the way of `options.fit`.
+    train. Other files, hidden files, and files in folders inside a class are passed over, and their number is printed.
+    All images become RGB, or grey with ``options.channels`` 1. Of several frames the first is taken. With
+    ``options.image_size`` 0 all images must have one size, which need not be square. Otherwise they are resized to that
+    size in the way of ``options.fit``.
 
-    Raises UserError for a missing or empty folder, a class that only test has or whose name is not UTF-8, and, once
-    they are decoded, for an image that is unreadable, of another size, or of more than `options.max_pixels`.
+    Raises UserError for a missing or empty folder, and for a class that only test has or whose name is not UTF-8.
+    Decoding raises it for an image that is unreadable, of another size, or of more than ``options.max_pixels``.
     """
     passed_over: dict[str, list[str]] = {}
     train = _list_classes(options.dir / "train", passed_over)
@@ -62,7 +62,7 @@ def find_image_folder(options: Options) -> Encoded:
 
 
 class FilesInFolders:
-    """The image files of one part: one class after the other."""
+    """The image files of one part, one class after another."""
 
     def __init__(self, classes: dict[str, list[Path]], class_names: tuple[str, ...], max_pixels: int):
         self.paths = [str(path) for paths in classes.values() for path in paths]
@@ -81,7 +81,7 @@ class FilesInFolders:
 
 
 def _list_classes(part: Path, passed_over: dict[str, list[str]]) -> dict[str, list[Path]]:
-    """The image files of every class folder in `part`, in alphabetical order; `passed_over` takes others by reason."""
+    """Return the image files of each class folder in ``part``, in alphabetical order; add others to ``passed_over``."""
 
     def skip(path: Path, reason: str) -> None:
         passed_over.setdefault(reason, []).append(printable(str(path.relative_to(part.parent))))
@@ -123,7 +123,9 @@ def _list(folder: Path) -> list[Path]:
     try:
         return [folder / name for name in sorted(os.listdir(folder))]
     except OSError as error:
-        advice = "data.dir must hold train/<class>/ and test/<class>/ (or val/<class>/): set it to a folder that does"
+        advice = (
+            "config.data.dir must hold train/<class>/ and test/<class>/ (or val/<class>/): set it to a folder that does"
+        )
         raise unreadable(folder, error, advice) from error
 
 
@@ -145,7 +147,7 @@ def _decode(train: FilesInFolders, test: FilesInFolders, class_names: tuple[str,
             files.read,
             size,
             resize=bool(options.image_size),
-            size_advice="set data.image_size to resize all images to one size.",
+            size_advice="set config.data.image_size to resize all images to one size",
             max_pixels=options.max_pixels,
             fit=options.fit,
             channels=options.channels,

@@ -1,4 +1,4 @@
-"""Image files (PNG, JPEG, BMP, WebP, GIF, TIFF) to uint8 RGB arrays, many at a time."""
+"""Decode image files (PNG, JPEG, BMP, WebP, GIF, TIFF) into uint8 RGB arrays, many at a time."""
 
 import functools
 import io
@@ -14,23 +14,24 @@ import numpy as np
 from dctps_jax.data.dataset import MAX_PIXELS, Size, height_and_width
 from dctps_jax.errors import UserError
 
-# Pillow goes by the content of a file. Without a list it also takes formats that it hands to other programs: EPS.
+# Pillow looks at the content of a file. Without a list it would also accept formats that it gives to other programs:
+# EPS.
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
-# How an image of another shape is brought to a size: out of shape, its middle, all of it beside a margin, or the middle
-# of its middle: 7/8 of the shorter side, as is usual on ImageNet (256 pixels, of which 224 are taken).
+# How an image of another shape gets the wanted size. squash: stretch it. crop: cut the middle. pad: add white margins.
+# centre: cut a square of 7/8 of the shorter side from the middle, as is usual on ImageNet (224 of 256 pixels).
 FITS = ("squash", "crop", "pad", "centre")
 CENTRE = 7 / 8
-# What shows through transparent pixels, and fills margins.
+# Fills margins and shows through transparent pixels.
 BACKGROUND = (255, 255, 255)
-# Copies that an earlier way of decoding made are not taken.
+# Part of the name of decoded copies: a new number makes the copies of an earlier decoder unused.
 DECODER = "decoder=2"
 
 _BLOCK = 64
 _THREADS = min(8, os.cpu_count() or 1)
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
-_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # tag of EXIF, and where it stands for height and width exchanged
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # tag of EXIF, and its values that exchange height and width
 
 # Left, top, right and bottom of a part of an image, in pixels.
 Box = tuple[float, float, float, float]
@@ -47,21 +48,21 @@ def decode_image(
     *,
     max_pixels: int = MAX_PIXELS,
     resize_to: Size = 0,
-    limit_name: str = "data.max_pixels",
+    limit_name: str = "config.data.max_pixels",
     fit: str = "squash",
     choose_box: Callable[[int, int], Box] | None = None,
 ) -> np.ndarray:
-    """Decode an image file into uint8 RGB [height, width, 3]; where it has several frames or pages, the first one.
+    """Decode an image file into uint8 RGB [height, width, 3]; of several frames or pages it takes the first.
 
-    It is turned upright as its EXIF data say. Greyscale becomes three equal channels, of 16 bits the upper 8 are kept,
-    palettes are looked up, and white shows through transparent pixels. With `resize_to`, the image is brought to that
-    size, bilinearly with antialiasing, in the way of `fit`, one of `FITS`. `choose_box` is given width and height and
-    returns the part of the image to bring to the size instead. A JPEG that is much larger than a part needs is decoded
+    It is turned upright as its EXIF data say. Greyscale becomes three equal channels. Of 16 bits the upper 8 are kept.
+    Palettes are looked up. White shows through transparent pixels. With ``resize_to``, the image is brought to that
+    size, bilinearly with antialiasing, in the way of ``fit``, one of ``FITS``. ``choose_box`` takes width and height
+    and returns the part of the image to bring to the size instead. A JPEG much larger than the result needs is decoded
     at a half, a quarter or an eighth of its size, which takes less time.
 
-    Raises UserError, which names the file as `where`, for data that is no image or is cut short, for pixels of more
-    than 16 bits, and for more than `max_pixels` pixels, which the message calls `limit_name`. The header gives their
-    number, so that nothing is decoded first.
+    Raises UserError, which names the file as ``where``, for data that is not an image or is cut short, for pixels of
+    more than 16 bits, and for more than ``max_pixels`` pixels, which the message calls ``limit_name``. The number of
+    pixels comes from the header, before anything is decoded.
     """
     pillow = _pillow()
     try:
@@ -89,12 +90,12 @@ def decode_image(
             return np.asarray(_resized(image, (width, height), fit) if resize_to else image)
     except (UserError, MemoryError):
         raise
-    except pillow.DecompressionBombError as error:  # a bound of its own, at twice this number
+    except pillow.DecompressionBombError as error:  # Pillow has its own bound, twice its setting
         found = f"more than {2 * pillow.MAX_IMAGE_PIXELS:,} pixels"
         raise _too_large(where, found, max_pixels, limit_name) from error
     except pillow.UnidentifiedImageError as error:
         raise UserError(
-            f"{where} cannot be read as an image (it is none of {', '.join(FORMATS)}, or damaged); replace or remove it"
+            f"{where} cannot be read as an image (not one of {', '.join(FORMATS)}, or damaged); replace or remove it"
         ) from error
     except Exception as error:  # Pillow raises errors of many types on damaged files
         raise UserError(
@@ -114,11 +115,11 @@ def image_blocks(
     fit: str = "squash",
     channels: int = 3,
 ) -> Iterator[np.ndarray]:
-    """Yield the images of `files` in their order, as uint8 blocks [up to 64, height, width, channels].
+    """Yield the images of ``files`` in their order, as uint8 blocks [up to 64, height, width, channels].
 
-    `read` gives the content of a file; it is called from several threads. Raises UserError for a file that is no image,
-    that has more than `max_pixels`, or, without `resize`, for the first one of another size than `size`; the message
-    ends with `size_advice`, and says what the files are `inside` of, " in ARCHIVE".
+    ``read`` gives the content of a file; several threads call it. Raises UserError for a file that is not an image or
+    has more than ``max_pixels``, and, without ``resize``, for the first image of another size than ``size``. That
+    message ends with ``size_advice``. Messages add ``inside`` to the names of files, e.g. " in ARCHIVE".
     """
 
     def decode(file: str) -> np.ndarray:
@@ -130,7 +131,7 @@ def image_blocks(
     def block(start: int) -> np.ndarray:
         return np.stack([decode(file) for file in files[start : start + _BLOCK]])
 
-    # Threads only speed up large images. A whole block for each keeps them from slowing down small ones.
+    # Threads only speed up large images. Each thread decodes a whole block, so that small images are not slowed down.
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(files), _THREADS * _BLOCK):
             stop = min(start + _THREADS * _BLOCK, len(files))
@@ -144,27 +145,27 @@ def image_blocks(
 
 
 def check_size(image: np.ndarray, where: str, size: Size, advice: str) -> None:
-    """Raise UserError, which ends with `advice`, for an image of another size than `size`."""
+    """Raise UserError, which ends with ``advice``, for an image of another size than ``size``."""
     (height, width), (right_height, right_width) = image.shape[:2], height_and_width(size)
     if (height, width) != (right_height, right_width):
         raise UserError(f"{where} is {width} x {height} pixels, but must be {right_width} x {right_height}; {advice}")
 
 
 def resize(image: np.ndarray, size: Size, fit: str) -> np.ndarray:
-    """Return an RGB image in another size, in the way of `fit`, as :func:`decode_image` does."""
+    """Return an RGB image in another size, in the way of ``fit``, as :func:`decode_image` does."""
     height, width = height_and_width(size)
     return np.asarray(_resized(_pillow().fromarray(image), (width, height), fit))
 
 
 def as_grey(image: np.ndarray) -> np.ndarray:
-    """Return an RGB image as one channel, [height, width, 1]: what its greys are, or else their luma (ITU-R 601)."""
+    """Return an RGB image as one channel, [height, width, 1]: unchanged if it is grey, else its luma (ITU-R 601)."""
     from PIL import Image
 
     return np.asarray(Image.fromarray(image).convert("L"))[..., None]
 
 
 def _upright(image: Any) -> Any:
-    """Return an image as its EXIF orientation shows it; damaged EXIF data say nothing."""
+    """Return an image turned by its EXIF orientation. Damaged EXIF data are ignored."""
     from PIL import ImageOps
 
     try:
@@ -176,7 +177,7 @@ def _upright(image: Any) -> Any:
 
 
 def _upright_size(opened: Any) -> tuple[int, int]:
-    """Return width and height of an image as its EXIF orientation shows it."""
+    """Return width and height of an image turned by its EXIF orientation."""
     width, height = opened.size
     try:
         is_turned = opened.getexif().get(_ORIENTATION) in _TURNED
@@ -188,7 +189,7 @@ def _upright_size(opened: Any) -> tuple[int, int]:
 
 
 def _draft(opened: Any, full_size: tuple[int, int], box: Box, size: Size) -> None:
-    """Have a JPEG decoded at the smallest scale at which a part of it still has as many pixels as are wanted."""
+    """Have a JPEG decoded at the smallest scale at which ``box`` still has as many pixels as ``size`` needs."""
     height, width = height_and_width(size)
     wanted = full_size[0] * width / (box[2] - box[0]), full_size[1] * height / (box[3] - box[1])
     if full_size != opened.size:
@@ -202,7 +203,7 @@ def _centre(width: int, height: int) -> Box:
 
 
 def _part_of(image: Any, full_size: tuple[int, int], box: Box, size: tuple[int, int]) -> Any:
-    """Return a part of an image in another size; ``box`` is that of the image in its full size."""
+    """Return a part of an image in another size; ``box`` is in pixels of the image at full size."""
     scales = image.width / full_size[0], image.height / full_size[1]
     scaled = tuple(edge * scales[number % 2] for number, edge in enumerate(box))
     return image.resize(size, _pillow().Resampling.BILINEAR, box=scaled)
@@ -249,7 +250,7 @@ def _upper_bits(pixels: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _pillow() -> Any:
-    """PIL.Image with the readers of FORMATS, which it would otherwise look for later and pass over where that fails."""
+    """Return PIL.Image with the readers of FORMATS. It would import them later, and skip those that fail to import."""
     from PIL import (  # noqa: F401
         BmpImagePlugin,
         GifImagePlugin,
@@ -260,6 +261,6 @@ def _pillow() -> Any:
         WebPImagePlugin,
     )
 
-    # It warns of many pixels, which are counted here, and of odd metadata, which is not used.
+    # Pillow warns of many pixels, which are counted here, and of odd metadata, which are not used.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     return Image

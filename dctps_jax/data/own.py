@@ -1,4 +1,4 @@
-"""Images of the user's own: what a function returns, and arrays in an `.npz` file."""
+"""Images of the user's own: the result of a function, and arrays in an ``.npz`` file."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from dctps_jax.own import call
 
 _FIELD = "config.data.name"
 _CONTRACT = "((train_images, train_labels), (test_images, test_labels)) or a dctps_jax.data.Dataset"
-# The names that Keras gives to its files come second.
+# Each array may also have the name that Keras gives it in its files.
 _ARRAYS = (
     ("train_images", "x_train"),
     ("train_labels", "y_train"),
@@ -22,10 +22,10 @@ _ARRAYS = (
 
 
 def load_own(path: str, folder: str, image_size: int, seed: int) -> Dataset:
-    """Call the function at an import path with those of `dir`, `image_size` and `seed` that it takes.
+    """Call the function at an import path. Pass each of ``dir``, ``image_size`` and ``seed`` that its signature names.
 
-    It returns uint8 images [n, height, width, channels] and integer labels as `((train_images, train_labels),
-    (test_images, test_labels))`, or a `Dataset`. Raises UserError where it fails or returns something else.
+    It returns uint8 images [n, height, width, channels] and integer labels as ``((train_images, train_labels),
+    (test_images, test_labels))``, or a ``Dataset``. Raises UserError if it fails or returns something else.
     """
     found = call(_FIELD, path, {"dir": folder, "image_size": image_size, "seed": seed})
     if isinstance(found, Dataset):
@@ -69,9 +69,9 @@ def make_dataset(
     test_labels: np.ndarray,
     class_names: tuple[str, ...] = (),
 ) -> Dataset:
-    """Return the `Dataset` of four arrays. Grey images may lack the axis of channels, labels are integers of any type.
+    """Return the ``Dataset`` of four arrays. Grey images may lack the axis of channels; labels may be any integers.
 
-    Without `class_names` a class is called by its label, and has to have training images. Raises UserError for other
+    Without ``class_names`` a class is called by its label, and must have training images. Raises UserError for other
     arrays.
     """
     labels = {"train_labels": train_labels, "test_labels": test_labels}

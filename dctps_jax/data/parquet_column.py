@@ -1,4 +1,4 @@
-"""One column of parquet files by row: needs pyarrow."""
+"""Read one column of parquet files by row. Needs pyarrow."""
 
 import threading
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from dctps_jax.data.shards import RowsInShards
 
 
 class ParquetColumn:
-    """The values of one column of parquet files, which belong together in their order; `lengths` are the rows of each.
+    """The values of columns of parquet files, one file after another; ``lengths`` are the numbers of rows of each file.
 
-    Parquet stores rows in groups that can only be read as a whole. The last group that a thread has read is kept, so
-    that rows one after the other cost one reading, and each row in a random order costs the reading of a group.
+    Parquet stores rows in groups that can only be read as a whole. Each thread keeps the last group that it has read.
+    So rows in order read each group once, but rows in random order read a group each.
     """
 
     def __init__(self, paths: Sequence[Path], columns: Sequence[str], advice: str):

@@ -1,4 +1,4 @@
-"""Parquet files of images and labels, as data sets on the Hugging Face Hub are stored: needs pyarrow."""
+"""Parquet files of images and labels, as data sets on the Hugging Face Hub are stored. Needs pyarrow."""
 
 import json
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ def load_parquet_folder(options: Options) -> Dataset:
 
 
 def find_parquet_folder(options: Options) -> Encoded:
-    """Find the images and labels of the parquet files below `options.dir`, see `dctps_jax.data.shards.shards_of`.
+    """Find the images and labels of the parquet files below ``options.dir``, see ``dctps_jax.data.shards.shards_of``.
 
-    An image is a column `image` or `img` of image files, a label a column `label`, `labels` or `fine_label` of
-    integers; the names of the classes are those of the files' metadata, or else the labels.
+    A column ``image`` or ``img`` has image files, and a column ``label``, ``labels`` or ``fine_label`` has integer
+    labels. The names of the classes come from the files' metadata; without it they are the labels.
 
     Raises UserError for missing or damaged files, and for columns or labels of another kind.
     """
@@ -72,7 +72,7 @@ class ParquetImages:
 
 
 def _same_names(names: dict[Path, tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the names of the classes, () if no file has any. All files that have some must have the same."""
+    """Return the names of the classes, () if no file has any. All files with names must have the same names."""
     first = next(iter(names), None)
     for path, other in names.items():
         if first is not None and other != names[first]:
@@ -84,7 +84,7 @@ def _same_names(names: dict[Path, tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _check_labels(folder: Path, train: np.ndarray, test: np.ndarray, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of the classes: their numbers, if they have no `names`."""
+    """Return the names of the classes; without ``names`` they are the numbers."""
     for part, labels in (("train", train), ("test", test)):
         if not len(labels):
             raise UserError(f"{folder} has no image in its {part} files; {_DOWNLOAD_AGAIN}")
@@ -97,12 +97,12 @@ def _check_labels(folder: Path, train: np.ndarray, test: np.ndarray, names: tupl
             f"{f' to {len(names) - 1}' if names else ''}; {_DOWNLOAD_AGAIN}, or remove the images without a label"
         )
     if not names:
-        check_numbering(f"{folder} (data.dir)", train, highest + 1)
+        check_numbering(f"{folder} (config.data.dir)", train, highest + 1)
     return names or tuple(map(str, range(highest + 1)))
 
 
 def _columns(path: Path) -> tuple[str, str, tuple[str, ...]]:
-    """Return the columns of images and labels of a file, and the names of the classes, if it has them."""
+    """Return the columns of images and labels of a file, and the names of the classes, if the file has them."""
     import pyarrow
     import pyarrow.parquet
 

@@ -1,4 +1,4 @@
-"""Random resized crops (Szegedy et al. 2015): a part of an image, of random area and shape, for each epoch another."""
+"""Random resized crops (Szegedy et al. 2015): a part of an image, of random area and shape, another in each epoch."""
 
 import math
 
@@ -13,15 +13,15 @@ _TRIES = 10
 
 
 class RandomCrop:
-    """Chooses a part of an image: a function of the run's seed, the epoch and the image's row, and of its size."""
+    """Chooses a part of an image. It depends on the run's seed, the epoch, the image's row, and the image's size."""
 
     def __init__(self, seed: int, epoch: int, row: int):
         self._random = np.random.default_rng((seed, STREAMS.index("crop"), epoch, row))
 
     def __call__(self, width: int, height: int) -> Box:
-        """Return a part with an area of 8 to 100 % of the image's and a width of 3/4 to 4/3 of its height.
+        """Return a part with 8 to 100 % of the image's area, and a width of 3/4 to 4/3 of its height.
 
-        Where ten draws do not fit into the image it is the largest part in the middle with such a shape.
+        If ten draws do not fit into the image, it is the largest part in the middle with such a shape.
         """
         for _ in range(_TRIES):
             area = width * height * self._random.uniform(*AREAS)

@@ -1,7 +1,7 @@
 """Read the files of a data directory: regular files only, and never more bytes than their format can need.
 
-The files may come from anywhere: a pipe among the images would be waited for without end, and an archive of a few
-megabytes may unpack to more than memory holds.
+The files may come from anywhere. Reading a pipe among the images would wait forever, and an archive of a few megabytes
+may unpack to more than memory holds.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ def cache_folder(name: str) -> Path:
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """Open a file to read. Raises OSError for what is no regular file, as for every other reason."""
+    """Open a file to read. Raises OSError if it is not a regular file or cannot be opened."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a device")
@@ -36,8 +36,8 @@ def open_regular(path: Path) -> io.BufferedReader:
 def read_file(path: Path, max_bytes: int, advice: str = "replace or remove it") -> bytes:
     """Return the content of a file.
 
-    Raises UserError, which ends with `advice`, for a file that cannot be read, that is not a regular one, or that has
-    more than `max_bytes`.
+    Raises UserError, which ends with ``advice``, for a file that cannot be read, is not a regular file, or has more
+    than ``max_bytes``.
     """
     try:
         with open_regular(path) as file:
@@ -50,11 +50,11 @@ def read_file(path: Path, max_bytes: int, advice: str = "replace or remove it") 
 
 
 def stamp_of(folder: Path, files: Iterable[Path], extra: str = "") -> str:
-    """Return a hex digest over the names (relative to `folder`), sizes and times of change of `files`.
+    """Return a hex digest over the names (relative to ``folder``), sizes and times of change of ``files``.
 
-    It reads no content: that would take longer than the decoded copy saves. The place of `folder` is part of it, since
-    unpacked files of two sets may agree in all of that. `extra` is for what else the decoding depends on. Raises
-    UserError for a file that cannot be looked up.
+    It reads no content: that would take longer than the decoded copy saves. The path of ``folder`` is part of the
+    digest, since unpacked files of two sets may agree in all else. ``extra`` is for anything else that the decoding
+    depends on. Raises UserError for a file whose size cannot be read.
     """
     digest = hashlib.sha256(f"{folder.resolve()}\0{extra}\n".encode(errors="surrogateescape"))
     for path in sorted(files):
@@ -68,7 +68,7 @@ def stamp_of(folder: Path, files: Iterable[Path], extra: str = "") -> str:
 
 
 def unreadable(path: Path | str, error: OSError, advice: str) -> UserError:
-    """Return the error for a file that the system does not let us read; where open files run out, it says so."""
+    """Return the error for a file that the system does not let us read; it advises if too many files are open."""
     if error.errno in SPENT_HANDLES:
         advice = "allow more open files (ulimit -n)"
     return UserError(f"{path} cannot be read ({error.strerror or error}); {advice}")
@@ -76,16 +76,16 @@ def unreadable(path: Path | str, error: OSError, advice: str) -> UserError:
 
 @contextlib.contextmanager
 def parsing(path: Path, advice: str) -> Iterator[None]:
-    """Turn whatever a parser raises on a damaged file into a UserError that names `path` and ends with `advice`.
+    """Turn any error of a parser on a damaged file into a UserError that names ``path`` and ends with ``advice``.
 
-    What is no damage stays apart: a file that the system does not let us read, and memory that runs out.
+    Other errors stay apart: a file that the system does not let us read, and too little memory.
     """
     try:
         yield
     except (UserError, MemoryError):
         raise
     except Exception as error:  # tarfile, zipfile, zlib and protobuf raise errors of many types
-        # A damaged archive can name a place that no file has: then the system calls the argument invalid.
+        # A damaged archive can name a place outside of the file. Then the system calls the argument invalid.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise unreadable(path, error, "make it readable") from error
         reason = next(iter(str(error).splitlines()), "")

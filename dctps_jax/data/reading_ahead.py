@@ -1,4 +1,4 @@
-"""Read images ahead of their use, in the background, in a fixed order: with grain."""
+"""Read images ahead of their use, in the background, in a fixed order, with grain."""
 
 import contextlib
 import gc
@@ -16,7 +16,7 @@ from absl import flags
 from dctps_jax.errors import UserError
 
 MOST_IN_A_BLOCK = 32
-NUM_THREADS = min(16, os.cpu_count() or 1)  # more of them wait for each other: Python lets one run at a time
+NUM_THREADS = min(16, os.cpu_count() or 1)  # more threads would wait for each other: Python runs one at a time
 
 
 class Blocks:
@@ -35,9 +35,9 @@ class Blocks:
 def read_ahead(images: Any, rows: np.ndarray, multiple_of: int, num_processes: int = 0) -> Iterator[np.ndarray]:
     """Yield the images in ``rows``, in their order, in blocks whose length divides ``multiple_of``.
 
-    ``images`` is an array, or what stands in for one. It is read by threads of this process, or by ``num_processes``
-    other ones, to which it is pickled: blocks for two batches of ``multiple_of`` images are ready or on their way.
-    Raises UserError for an image that cannot be read, and where a process ends.
+    ``images`` is an array, or stands in for one. Threads of this process read it, or ``num_processes`` other processes,
+    to which it is pickled. Blocks for two batches of ``multiple_of`` images are ready or being read. Raises UserError
+    for an image that cannot be read, and if one of the processes ends.
     """
     import grain
 
@@ -47,35 +47,35 @@ def read_ahead(images: Any, rows: np.ndarray, multiple_of: int, num_processes: i
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_blocks)
     blocks: Any = grain.MapDataset.source(Blocks(images, rows, length)).to_iter_dataset(options)
     if num_processes:
-        if not flags.FLAGS.is_parsed():  # grain 0.2.18 looks at flags of its own, also where no program has any
+        if not flags.FLAGS.is_parsed():  # grain 0.2.18 reads its flags, also in programs without flags
             flags.FLAGS.mark_as_parsed()
         in_each = max(1, -(-num_blocks // num_processes))
         blocks = blocks.mp_prefetch(grain.MultiprocessingOptions(num_processes, in_each), _begin_process)
     iterator = iter(blocks)
     try:
-        # What another process has read lies in shared memory. A copy lets go of it at once.
+        # The blocks of another process lie in shared memory. A copy releases it at once.
         yield from map(np.array, iterator) if num_processes else iterator
     except RuntimeError as error:
         if "terminated unexpectedly" not in str(error):
             raise
         raise UserError(
-            "a process that reads images ended, perhaps for want of memory; give the same command again, or fewer "
-            "data.processes"
+            "a process that reads images ended, perhaps for want of memory; give the same command again, or lower "
+            "config.data.processes"
         ) from error
     finally:
         iterator.close()
         if num_processes:
-            # grain 0.2.18 keeps the last block in a cycle of references. Python cannot free shared memory when it ends
-            # (test_no_shared_memory_is_left).
+            # grain 0.2.18 keeps the last block in a cycle of references. Python cannot free its shared memory at its
+            # end (test_no_shared_memory_is_left).
             del iterator, blocks
             gc.collect()
             _wait_until_freed()
 
 
 def _wait_until_freed() -> None:
-    """Wait until what was read is freed: grain 0.2.18 frees it in a thread, which ends with the program.
+    """Wait until the blocks are freed: grain 0.2.18 frees them in a thread, which ends with the program.
 
-    On a busy machine the program was faster, and Python warned of shared memory that was left
+    On a busy machine the program ended first, and Python warned of shared memory that was left
     (test_no_shared_memory_is_left).
     """
     try:
@@ -85,12 +85,12 @@ def _wait_until_freed() -> None:
     except (ImportError, AttributeError):  # another version of grain
         return
     if freeing is not None:
-        with contextlib.suppress(ValueError):  # the program ends, and has ended the thread
-            freeing.apply_async(int).wait(timeout=5)  # after all that the one thread was given before
+        with contextlib.suppress(ValueError):  # the program is ending and has stopped the thread
+            freeing.apply_async(int).wait(timeout=5)  # runs after all earlier work of the one thread
 
 
 def _begin_process(number: int, count: int) -> None:
-    """Leave signals to the program that reads, which also saves then; end with it, however it ends."""
+    """Leave signals to the program that reads, which then also saves; end when that program ends, however it ends."""
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, signal.SIG_IGN)
     parent = os.getppid()
@@ -104,7 +104,7 @@ def _begin_process(number: int, count: int) -> None:
 
 
 def one_ahead(values: Iterator[Any]) -> Iterator[Any]:
-    """Yield values, each after the next one was asked for: what is on its way to the device arrives meanwhile."""
+    """Yield each value after asking for the next one, so that the next one reaches the device meanwhile."""
     ahead = list(itertools.islice(values, 1))
     for value in values:
         ahead.append(value)

@@ -1,4 +1,4 @@
-"""What a recipe may do to training batches besides crops and flips: cutout, random erasing, mixup, soft labels."""
+"""How a recipe may change training batches besides crops and flips: cutout, random erasing, mixup, soft labels."""
 
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ NOTHING = Regularization()
 
 
 def blank_out(images: jax.Array, step: jax.Array, key: jax.Array, settings: Regularization) -> jax.Array:
-    """Set rectangles of normalised images to 0, which is the mean colour, by cutout and random erasing."""
+    """Set rectangles of normalised images to 0, the mean colour, by cutout and random erasing."""
     if settings.cutout:
         images = cut_out(images, jax.random.fold_in(stream(key, "cutout"), step), settings.cutout)
     if settings.random_erasing:
@@ -35,7 +35,7 @@ def blank_out(images: jax.Array, step: jax.Array, key: jax.Array, settings: Regu
 
 
 def cut_out(images: jax.Array, key: jax.Array, side: int) -> jax.Array:
-    """Blank a square around a random pixel of each image; it may reach over the border (DeVries & Taylor 2017)."""
+    """Blank a square around a random pixel of each image. It may extend beyond the image (DeVries & Taylor 2017)."""
     batch, height, width, _ = images.shape
     centers = jax.random.randint(key, (batch, 2), 0, jnp.array([[height, width]]))
     first = centers - side // 2
@@ -45,8 +45,8 @@ def cut_out(images: jax.Array, key: jax.Array, side: int) -> jax.Array:
 def erase(images: jax.Array, key: jax.Array, probability: float) -> jax.Array:
     """Blank a random rectangle of some images (Zhong et al. 2020).
 
-    It has 2 to 33 % of the image's area, before it is cut at the image's sides, and 0.3 to 3.3 times the height of its
-    width. The paper fills it with random pixels.
+    The rectangle has 2 to 33 % of the image's area, and its height is 0.3 to 3.3 times its width. Then each side is cut
+    to that of the image, if it is longer. Here it is filled with the mean colour, in the paper with random pixels.
     """
     batch, height, width, _ = images.shape
     keys = jax.random.split(key, 4)
@@ -74,10 +74,10 @@ def _without(images: jax.Array, first: jax.Array, last: jax.Array) -> jax.Array:
 def mix_and_smooth(
     batch: tuple[jax.Array, jax.Array], step: jax.Array, key: jax.Array, settings: Regularization
 ) -> tuple[jax.Array, jax.Array]:
-    """Return a batch with the probabilities of classes for labels, if label smoothing or mixup is on.
+    """Return a batch whose labels are probabilities of the classes, if label smoothing or mixup is on.
 
     Mixup (Zhang et al. 2018) adds images, and their labels, in pairs: the first image with the last, and so on, since
-    the order is random. One weight from Beta(mixup, mixup) is drawn for the batch.
+    the order is random. The whole batch has one weight from Beta(mixup, mixup).
     """
     if not settings.mixup and not settings.label_smoothing:
         return batch

@@ -1,4 +1,4 @@
-"""Files that hold many images each: which of them belong to which split, and which row lies in which file."""
+"""Files that hold many images each: which files belong to which split, and which row lies in which file."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from dctps_jax.data.dataset import check_numbering
 from dctps_jax.data.reading import read_file, unreadable
 from dctps_jax.errors import UserError
 
-# A split goes by the first of these names that has files.
+# A split has the first of these names that has files.
 SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
 CLASSES = "classes.txt"
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -22,9 +22,9 @@ _MAX_BYTES = 2**22
 def shards_of(folder: Path, part: str, kind: str) -> list[Path]:
     """Return the files of a part, "train" or "test", in the order of their names.
 
-    `kind` is "parquet", "tar" or "array_record". A file belongs to the split that its name or its folder begins with:
-    `train-00000-of-00001.parquet`, `train/0000.parquet`, `train.array_record-00000-of-00002`. The test part is the
-    split test, or else the validation. Raises UserError where a part has no file.
+    ``kind`` is "parquet", "tar" or "array_record". A file belongs to the split with which its name or its folder
+    begins: ``train-00000-of-00001.parquet``, ``train/0000.parquet``, ``train.array_record-00000-of-00002``. The test
+    part is the split test, or else the validation split. Raises UserError if a part has no file.
     """
     files = sorted(path for path in folder.rglob(f"*.{kind}*") if path.is_file())
     for split in SPLITS[part]:
@@ -35,16 +35,16 @@ def shards_of(folder: Path, part: str, kind: str) -> list[Path]:
         raise UserError(f"{compressed[0]} is compressed; uncompress it and the others like it")
     among = f"among its {len(files)} {kind} files" if files else f"and no {kind} file at all"
     raise UserError(
-        f"{folder} (data.dir) has no file {SPLITS[part][0]}*.{kind} {among}; set data.dir to a folder that has them, "
-        f"for train and for {' or '.join(SPLITS['test'])}"
+        f"{folder} (config.data.dir) has no file {SPLITS[part][0]}*.{kind} {among}; set config.data.dir to a folder "
+        f"that has them, for train and for {' or '.join(SPLITS['test'])}"
     )
 
 
 def class_names_in(folder: Path, labels: Sequence[np.ndarray]) -> tuple[str, ...]:
-    """Return the names of the classes: the lines of `classes.txt`, or else the numbers up to the highest label.
+    """Return the names of the classes: the lines of ``classes.txt``, or else the numbers up to the highest label.
 
-    `labels` are those of the training part, then those of the test part. Raises UserError for a label without a name,
-    for one below 0, and for numbers without names that leave some out.
+    ``labels`` are the labels of the training part and of the test part. Raises UserError for a label without a name,
+    for a label below 0, and for numbers without names that leave some out.
     """
     lowest = min(int(part.min(initial=0)) for part in labels)
     highest = max(int(part.max(initial=0)) for part in labels)
@@ -60,13 +60,13 @@ def class_names_in(folder: Path, labels: Sequence[np.ndarray]) -> tuple[str, ...
             f"{len(names) - 1}; write a label for each image, and a line for each class in {CLASSES}"
         )
     if not path.exists():
-        how = f"write the name of each class on a line of {path.name}, in data.dir"
-        check_numbering(f"{folder} (data.dir)", labels[0], highest + 1, how)
+        how = f"write the name of each class on a line of {path.name}, in config.data.dir"
+        check_numbering(f"{folder} (config.data.dir)", labels[0], highest + 1, how)
     return names
 
 
 def digest_of_files(folder: Path, files: Sequence[Path]) -> str:
-    """Return a hex digest of the names below `folder` and of the sizes of files."""
+    """Return a hex digest of the names of files below ``folder`` and of their sizes."""
     entries = []
     for path in sorted(files):
         try:
@@ -78,7 +78,7 @@ def digest_of_files(folder: Path, files: Sequence[Path]) -> str:
 
 
 class RowsInShards:
-    """Which shard holds a row, and where in it; `lengths` are the rows of each shard."""
+    """Finds the shard of a row, and its row there; ``lengths`` are the numbers of rows of each shard."""
 
     def __init__(self, lengths: Sequence[int]):
         self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

@@ -1,7 +1,7 @@
 """Data sets that TFDS has prepared in array_record or parquet format, read without TensorFlow.
 
-Only the records and three small files are read, here, and TFDS's own reader of such directories is not used: it imports
-the modules that features.json and dataset_info.json name, and decodes whatever features and image formats they give.
+This module reads the records and three small files only. TFDS's own reader of such directories is not used: it imports
+the modules that features.json and dataset_info.json name, and decodes any features and image formats that they give.
 """
 
 import json
@@ -40,15 +40,15 @@ def load_tfds_folder(options: Options) -> Dataset:
 
 
 def find_tfds_folder(options: Options) -> Encoded:
-    """Find a directory that TFDS prepared, the one with dataset_info.json, or else the newest version below.
+    """Find a directory that TFDS prepared: the one with dataset_info.json, or else the newest version below it.
 
     The test part is the split "test", or else "validation".
     """
     prepared = _find_version(options.dir)
     if prepared is None:
         raise UserError(
-            f"{options.dir} (data.dir) has no {_INFO} in {' or '.join(_FORMATS)} format; set data.dir to a directory "
-            "that TFDS prepared with file_format='array_record'"
+            f"{options.dir} (config.data.dir) has no {_INFO} in {' or '.join(_FORMATS)} format; set config.data.dir to "
+            "a directory that TFDS prepared with file_format='array_record'"
         )
     files = [path for path in prepared.iterdir() if path.is_file() and not path.name.startswith(".")]
     stamp = stamp_of(prepared, files, extra=f"{options.decoding},{DECODER}")
@@ -69,7 +69,7 @@ def _find_version(folder: Path) -> Path | None:
 
 
 def _versions_in(folder: Path) -> list[Path]:
-    """The directories with a dataset_info.json: `folder` itself, or the versions below, the newest first."""
+    """Return the folders with a dataset_info.json: ``folder`` itself, or the versions below it, the newest first."""
     if (folder / _INFO).exists():
         return [folder]
     versions = [path.parent for path in folder.glob(f"**/{_INFO}") if re.fullmatch(r"[\d.]+", path.parent.name)]
@@ -77,11 +77,11 @@ def _versions_in(folder: Path) -> list[Path]:
 
 
 def find_prepared(name: str, folder: Path) -> Path | None:
-    """Return the directory with the newest version of the data set `name` that TFDS prepared in one of `_FORMATS`.
+    """Return the directory with the newest version of the data set ``name`` that TFDS prepared in one of ``_FORMATS``.
 
-    Looked at are `<folder>/<name>/<version>` and `folder` itself. None where there is none. One in another format is
-    passed over with a warning, since reading it would take TensorFlow. Raises UserError where its dataset_info.json is
-    damaged or, in `folder` itself, belongs to another data set.
+    The function looks at ``<folder>/<name>/<version>`` and at ``folder`` itself, and returns None if neither is there.
+    A version in another format is passed over with a warning, since only TensorFlow could read it. Raises UserError if
+    a dataset_info.json is damaged or, in ``folder`` itself, belongs to another data set.
     """
     versions = [path.parent for path in (folder / name).glob(f"*/{_INFO}") if re.fullmatch(r"[\d.]+", path.parent.name)]
     versions.sort(key=lambda path: [int(number) for number in path.name.split(".") if number])
@@ -94,7 +94,8 @@ def find_prepared(name: str, folder: Path) -> Path | None:
             raise UserError(f"{path} gives no name of a data set; {_PREPARE_AGAIN}")
         if found != name:
             raise UserError(
-                f"{path} belongs to the data set '{found}', but data.name is '{name}'; set data.dir to another folder"
+                f"{path} belongs to the data set '{found}', but config.data.name is '{name}'; set config.data.dir to "
+                "another folder"
             )
         if file_format in _FORMATS:
             return candidate
@@ -110,9 +111,9 @@ def find_prepared(name: str, folder: Path) -> Path | None:
 def decode(prepared: Path, options: Options, size: int = 0, num_classes: int = 0) -> Decoded:
     """Read the features "image" and "label" of the splits "train" and "test" in a directory that TFDS prepared.
 
-    `size` and `num_classes` are what the images and labels have to have (0: any).
+    ``size`` and ``num_classes`` are what the images and labels must have (0: any).
 
-    Raises UserError where it is damaged, has features of other packages than TFDS, or holds images of another size or
+    Raises UserError if it is damaged, has features of other packages than TFDS, or holds images of another size or
     labels out of range.
     """
     _check_features(prepared / _FEATURES)
@@ -151,8 +152,8 @@ def _check_features(path: Path) -> None:
         for name in _class_names_in(features):
             if not name.startswith(_OWN_MODULES):
                 raise UserError(
-                    f"{path} asks for the Python class '{name}', but only those of TFDS ({_OWN_MODULES}*) are allowed; "
-                    f"{_PREPARE_AGAIN}"
+                    f"{path} asks for the Python class '{name}', but only classes of TFDS ({_OWN_MODULES}*) are "
+                    f"allowed; {_PREPARE_AGAIN}"
                 )
         for name, kind in (("image", "image_feature.Image"), ("label", "class_label_feature.ClassLabel")):
             found = features["featuresDict"]["features"][name]["pythonClassName"]
@@ -161,7 +162,7 @@ def _check_features(path: Path) -> None:
 
 
 def _class_names_in(value: Any) -> Iterator[str]:
-    """The Python classes that a features.json names, at any depth."""
+    """Yield the Python classes that a features.json names, at any depth."""
     if isinstance(value, list):
         for item in value:
             yield from _class_names_in(item)
@@ -173,7 +174,7 @@ def _class_names_in(value: Any) -> Iterator[str]:
 
 
 def _list_shards(prepared: Path) -> dict[str, list[tuple[Path, int]]]:
-    """The files of each split, with the number of records in each file."""
+    """Return the files of each split, with the number of records in each file."""
     path = prepared / _INFO
     info = _read_json(path)
     with parsing(path, _PREPARE_AGAIN):
@@ -211,7 +212,7 @@ def _decode_split(shards: Sequence[tuple[Path, int]], options: Options, size: in
 
 
 def _images_in(shards: Sequence[tuple[Path, int]], kept_as: str) -> ImageFiles:
-    """Return the image files and labels of a split. The labels of many records are kept in the cache as `kept_as`."""
+    """Return the image files and labels of a split. The labels of many records are kept in the cache as ``kept_as``."""
     paths = [path for path, _ in shards]
     is_parquet = ".parquet" in paths[0].name
     files = ExamplesInParquet(paths) if is_parquet else ArrayRecords(paths, parse_example, kept_as, _PREPARE_AGAIN)

@@ -23,14 +23,14 @@ _MEAN = (0.4802, 0.4481, 0.3975)
 _STD = (0.2770, 0.2691, 0.2821)
 _CLASSES = "wnids.txt"
 _ANNOTATIONS = "val/val_annotations.txt"
-_MAX_MEMBER_BYTES = 2**22  # the longest official one, val_annotations.txt, has about a tenth of it
-_MAX_CONTENTS_BYTES = 2**26  # of a zip's list of contents, about five times the official one
+_MAX_MEMBER_BYTES = 2**22  # about ten times the longest official member, val_annotations.txt
+_MAX_CONTENTS_BYTES = 2**26  # of a zip's list of contents, about five times the official list
 _DOWNLOAD_AGAIN = "remove it and download it again"
 
 
 @dataclass(frozen=True)
 class _Tree:
-    """The files below tiny-imagenet-200, in an archive or a folder: their names with "/", and how to read one."""
+    """The files below tiny-imagenet-200, in an archive or a folder: names with "/", and a function to read one."""
 
     where: Path
     names: list[str]
@@ -38,14 +38,14 @@ class _Tree:
 
 
 def load_tiny_imagenet(options: Options) -> Dataset:
-    """Read Tiny ImageNet: 64 × 64 RGB images, the official training images and, as test part, the validation ones.
+    """Read Tiny ImageNet: 64 × 64 RGB images, the official training images and, as test part, the validation images.
 
-    Label k is the k-th WordNet id of wnids.txt in sorted order; the class names are these ids. Taken is the first of
-    these that `options.dir` has: tiny-imagenet-200.zip, the only other tiny-imagenet-200*.zip, the extracted folder
-    tiny-imagenet-200, a decoded copy of an earlier run. Otherwise the archive is downloaded. It may hold fewer classes
-    and images than the official one.
+    Label k is the k-th WordNet id of wnids.txt in sorted order. The class names are these ids. The function reads the
+    first of these that ``options.dir`` holds: tiny-imagenet-200.zip, the only other tiny-imagenet-200*.zip, the
+    extracted folder tiny-imagenet-200, a decoded copy of an earlier run. If there is none, it downloads the archive. An
+    archive may hold fewer classes and images than the official one.
 
-    Raises UserError where nothing is found and nothing can be downloaded, and for a damaged or missing file.
+    Raises UserError if nothing is found and nothing can be downloaded, and for a damaged or missing file.
     """
     return Dataset("tiny_imagenet", *_load_arrays(options), mean=_MEAN, std=_STD)
 
@@ -77,21 +77,21 @@ def _find_zip(folder: Path, official: str) -> Path | None:
     others = sorted(path for path in folder.glob("tiny-imagenet-200*.zip") if path.is_file())
     if len(others) > 1:
         raise UserError(
-            f"{folder} (data.dir) holds several archives ({', '.join(path.name for path in others)}), but no "
+            f"{folder} (config.data.dir) holds several archives ({', '.join(path.name for path in others)}), but no "
             f"{official}; leave one of them there"
         )
     return others[0] if others else None
 
 
 def _open_zip(path: Path, root: str, opened: contextlib.ExitStack) -> _Tree:
-    """The tree in an archive, which `opened` closes."""
+    """Return the tree in an archive, which ``opened`` closes."""
     with parsing(path, _DOWNLOAD_AGAIN):
         file = opened.enter_context(_ZipBytes(open_regular(path).detach()))
         archive = zipfile.ZipFile(file)
-        # The list of contents has no checksum, and an image with a damaged name there would be lost without a sound.
-        # Opening an entry compares its name with the one in front of its data.
+        # The list of contents has no checksum, and an image with a damaged name there would be missed silently. Opening
+        # an entry compares its name with the name in front of its data.
         for entry in archive.infolist():
-            # zipfile unpacks the other methods without a bound.
+            # zipfile unpacks other methods without a limit.
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(f"{entry.filename} is compressed by method {entry.compress_type}, not by deflate")
             archive.open(entry).close()
@@ -139,7 +139,7 @@ def _decode(tree: _Tree, max_pixels: int) -> Decoded:
     if not class_names or len(set(class_names)) != len(class_names):
         raise UserError(f"{_CLASSES} in {tree.where} is empty or lists a class twice; get {tree.where.name} again")
     labels = {class_name: label for label, class_name in enumerate(class_names)}
-    advice = "it is not the official Tiny ImageNet: get that."
+    advice = "it is not the official Tiny ImageNet: get that"
 
     def split(images: dict[str, str]) -> DecodedPart:
         blocks = image_blocks(
@@ -157,7 +157,7 @@ def _decode(tree: _Tree, max_pixels: int) -> Decoded:
 
 
 def _list_train(tree: _Tree, labels: dict[str, int]) -> dict[str, str]:
-    """The class of every training image, in the order of labels and, within a class, of the numbers in the names."""
+    """Return the class of every training image, in the order of labels and, within a class, of the numbers in names."""
     numbered = []
     for name in tree.names:
         if match := re.fullmatch(r"train/([^/]+)/images/[^/.]*?(\d{1,18})\.JPEG", name):
@@ -171,9 +171,9 @@ def _list_train(tree: _Tree, labels: dict[str, int]) -> dict[str, str]:
 
 
 def _list_val(tree: _Tree, labels: dict[str, int]) -> dict[str, str]:
-    """The class of every validation image: in the order of val_annotations.txt, or sorted into folders of classes.
+    """Return the class of every validation image, in the order of val_annotations.txt or of the folders of classes.
 
-    Scripts that sort them for PyTorch move them to val/CLASS or val/CLASS/images.
+    Scripts that sort the images for PyTorch move them to val/CLASS or val/CLASS/images.
     """
     in_folders = []
     for name in tree.names:

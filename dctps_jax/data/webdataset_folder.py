@@ -1,4 +1,4 @@
-"""WebDataset: tar files in which `KEY.jpg` is an image and `KEY.cls` its label; they are indexed, then read by row."""
+"""WebDataset: tar files in which ``KEY.jpg`` is an image and ``KEY.cls`` its label, indexed and then read by row."""
 
 import os
 import tarfile
@@ -19,9 +19,9 @@ from dctps_jax.errors import UserError
 _LABEL = ".cls"
 _MAX_LABEL_BYTES = 20
 _ADVICE = "get it again"
-# How files begin that gzip, bzip2, xz and zstd have written.
+# How files compressed by gzip, bzip2, xz and zstd begin.
 _COMPRESSIONS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-# What is read after the last member. Programs fill a tar file up to a multiple of some kilobytes.
+# At most this much is read after the last member. Programs fill a tar file up to a multiple of some kilobytes.
 _END_BYTES = 2**20
 
 
@@ -31,12 +31,12 @@ def load_webdataset_folder(options: Options) -> Dataset:
 
 
 def find_webdataset_folder(options: Options) -> Encoded:
-    """Find the images and labels in the tar files below `options.dir`, see `dctps_jax.data.shards.shards_of`.
+    """Find the images and labels in the tar files below ``options.dir``, see ``dctps_jax.data.shards.shards_of``.
 
     Members with the same name up to the first dot of their last part belong together: an image file, and a label,
-    `.cls`, a number in text. Other members are passed over. The classes are called as the lines of `classes.txt`, or
-    else by their numbers. Raises UserError for missing, compressed or damaged files, an image without a label, and
-    labels out of range.
+    ``.cls``, a number in text. Other members are passed over. The lines of ``classes.txt`` name the classes; without
+    that file they are called by their numbers. Raises UserError for missing, compressed or damaged files, for an image
+    without a label, and for labels out of range.
     """
     parts = [shards_of(options.dir, part, "tar") for part in ("train", "test")]
     files = [path for paths in parts for path in paths]
@@ -52,7 +52,7 @@ def find_webdataset_folder(options: Options) -> Encoded:
 
 
 class TarImages:
-    """The images in tar files, where each lies, and their labels. Files stay open once something was read from them."""
+    """The images in tar files, with their places and labels. A file stays open once something was read from it."""
 
     def __init__(self, paths: Sequence[Path], max_bytes: int):
         self._open: dict[int, int] = {}
@@ -147,7 +147,8 @@ def _index(path: Path, max_bytes: int) -> tuple[np.ndarray, np.ndarray, list[str
 def _check_end(file: BinaryIO, offset: int) -> None:
     """Raise ValueError unless a tar file ends at ``offset``, where tarfile has found no further member.
 
-    It ends with blocks of zeros. Without them it was cut off, or a block is damaged: tarfile is silent then.
+    A tar file ends with blocks of zeros. Without them it was cut off, or a block is damaged, which tarfile does not
+    report.
     """
     file.seek(offset)
     rest = file.read(_END_BYTES)

@@ -1,4 +1,4 @@
-"""Metrics of a run as it goes: `metrics.jsonl`, the loggers, and a line a row on the screen."""
+"""Metrics of a run as it goes: ``metrics.jsonl``, the loggers, and a line a row on the screen."""
 
 import json
 import math

@@ -183,7 +183,7 @@ def test_regular_files_only(folder, kind, monkeypatch):
 def test_many_pixels(folder):
     put(folder / "train/ape/0.png", (1, 2, 3), size=(100, 100))
     text = message(folder, image_size=8, max_pixels=9999)
-    assert "0.png has 100 x 100 pixels, but data.max_pixels allows 9,999" in text
+    assert "0.png has 100 x 100 pixels, but config.data.max_pixels allows 9,999" in text
     assert load("image_folder", dir=str(folder), image_size=8, max_pixels=10000).train_images.shape[1] == 8
     assert "data.image_size is 101" in message(folder, image_size=101, max_pixels=10000)
 

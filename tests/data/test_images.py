@@ -128,7 +128,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage
 
 
 def test_no_other_program_is_started(ghostscript):
-    with pytest.raises(UserError, match=r"^x\.png cannot be read as an image \(it is none of PNG, JPEG"):
+    with pytest.raises(UserError, match=r"^x\.png cannot be read as an image \(not one of PNG, JPEG"):
         decode_image(EPS, "x.png")
     assert not ghostscript.exists()
 
@@ -171,8 +171,8 @@ def test_too_many_pixels_are_refused_by_the_header(size, found):
     with pytest.raises(UserError) as caught:
         decode_image(png_header(*size), "x.png", resize_to=8)
     assert str(caught.value) == (
-        f"x.png has {found}, but data.max_pixels allows 33,554,432 pixels; "
-        "make the image smaller, or raise data.max_pixels"
+        f"x.png has {found}, but config.data.max_pixels allows 33,554,432 pixels; "
+        "make the image smaller, or raise config.data.max_pixels"
     )
 
 

@@ -195,7 +195,7 @@ def test_no_other_program_is_started(tmp_path, ghostscript):
     picture = tmp_path / "x.png"
     picture.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n")
     text = message(prepare(tmp_path / "data", first=str(picture)))
-    assert "cannot be read as an image (it is none of PNG" in text
+    assert "cannot be read as an image (not one of PNG" in text
     assert not ghostscript.exists()
 
 
