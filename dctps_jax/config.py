@@ -43,7 +43,7 @@ def check_config(config: Any, check_devices: bool = True) -> None:
 def check_all_is_read(config: Any) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` for a setting of pruning that the chosen methods do not read.
 
-    ``pruning.density`` may be set with ``from_run``, which takes the masks of a run whatever their density.
+    ``pruning.density`` may be set with ``from_run``, even if that takes the masks of a run and ignores the density.
     """
     values = dict(flat_fields(config))
     for name, field in FIELDS.items():

@@ -210,7 +210,7 @@ def test_a_stack_is_not_called_as_one_layer(form):
     with pytest.raises(UserError, match=r"the layer holds 3 layers that nnx.vmap has stacked; call them in nnx.scan"):
         model.blocks.layer(INPUTS)
     axes = nnx.StateAxes({nnx.Param: 0, ...: None})
-    with pytest.raises(UserError, match=r"the layer's (mask|support) has shape .* (Mask|Support) like SparseParam"):
+    with pytest.raises(UserError, match=r"the layer's (mask|support) has shape .* give (Mask|Support) the same axis"):
         nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, axes), out_axes=nnx.Carry)(INPUTS, model.blocks.layer)
 
 

@@ -9,19 +9,19 @@ from dctps_jax.fields.values import FINITE, FROM_0_TO_1
 DATA: dict[str, Field] = {
     "data.name": Field(
         "cifar10",
-        "The data set. A function of yours gets those of `dir`, `image_size` and `seed` that it takes.",
+        "The data set. A function of yours gets each of `dir`, `image_size` and `seed` that its signature names.",
         choices=data.SOURCES,
         allowed=data.OWN,
     ),
     "data.dir": Field(
         "",
         'Folder of the files; "": `~/.cache/dctps_jax/data`, or below `$XDG_CACHE_HOME`. A run on one of the '
-        "`…_folder` sources must keep it.",
+        "`…_folder` sources cannot change it.",
         resume=True,
     ),
     "data.channels": Field(
         3,
-        "Channels of the images of an `image_folder` and the other folders: 3, or 1 for grey ones.",
+        "Channels of the images of `image_folder` and the other `…_folder` sources: 3, or 1 for grey images.",
         allowed=Allowed(lambda value: value in (1, 3), "3 or 1"),
         added=True,
     ),
@@ -30,34 +30,34 @@ DATA: dict[str, Field] = {
     ),
     "data.image_size": Field(
         0,
-        "Resize images that are decoded from files, and those of `synthetic`, to so many pixels.",
+        "Resize the images of files, and of `synthetic`, to this many pixels a side.",
         allowed=at_least(1, zero="for the size the images have"),
     ),
     "data.fit": Field(
         "squash",
-        "How images that are not square are brought to `data.image_size`: `crop` takes the middle, `pad` "
-        "adds white margins, `squash` changes their shape, `centre` takes 7/8 of the middle.",
+        "How an image of another shape gets the size `data.image_size`. `squash`: stretch it. `crop`: cut the middle. "
+        "`pad`: add white margins. `centre`: cut 7/8 of the shorter side from the middle.",
         choices=FITS,
         added=True,
     ),
     "data.max_pixels": Field(
         MAX_PIXELS,
-        "An image file with more pixels is refused before it is decoded.",
+        "Image files with more pixels are refused before they are decoded.",
         allowed=Allowed(lambda value: 1 <= value <= 2**27, "at least 1 and at most 2^27"),
         resume=True,
     ),
     "data.download": Field(True, "Download an official archive that is missing.", resume=True),
     "data.streaming": Field(
         "auto",
-        "Read the images while they are used (`on`), or keep all of them on each device (`off`); `auto`: read them "
-        "where they would take more than a quarter of a device's memory.",
+        "`on`: read the images while they are used. `off`: keep all of them on each device. `auto`: read them "
+        "if they would take more than a quarter of a device's memory.",
         choices=("auto", "on", "off"),
         added=True,
         resume=True,
     ),
     "data.processes": Field(
         0,
-        "So many processes decode the files of images that are streamed.",
+        "This many processes decode the image files that are read while they are used.",
         allowed=at_least(1, zero="for threads of the program itself"),
         added=True,
         resume=True,
@@ -67,20 +67,20 @@ DATA: dict[str, Field] = {
     "data.augment": Field(True, "Train on random crops and flips."),
     "data.crop": Field(
         "padded",
-        "The random crops: of the image with a margin of 4 black pixels, or of the image files, which are streamed: of "
-        "8 to 100 % of their area, brought to `data.image_size` (Szegedy et al. 2015).",
+        "`padded`: crop the image out of a margin of 4 black pixels. `random_resized`: cut 8 to 100 % of the area out "
+        "of the image file, while training, and bring it to `data.image_size` (Szegedy et al. 2015).",
         choices=("padded", "random_resized"),
         added=True,
     ),
     "data.cutout": Field(
         0,
-        "Blank a square of so many pixels in each training image (DeVries & Taylor 2017).",
+        "Blank a square with this side, in pixels, in each training image (DeVries & Taylor 2017).",
         allowed=at_least(1, zero="for none"),
         added=True,
     ),
     "data.random_erasing": Field(
         0.0,
-        "Blank a random rectangle in this part of the training images (Zhong et al. 2020).",
+        "Blank a random rectangle in this share of the training images (Zhong et al. 2020).",
         allowed=FROM_0_TO_1,
         added=True,
     ),
@@ -92,7 +92,7 @@ DATA: dict[str, Field] = {
     ),
     "data.train_fraction": Field(
         0.9,
-        "The part of the training images that trains; the others validate.",
+        "The share of the training images that are trained on; the others validate.",
         allowed=Allowed(lambda value: 0 < value < 1, "above 0 and below 1, e.g. 0.9"),
     ),
 }

@@ -8,7 +8,7 @@ from dctps_jax.ops import cost_model
 EXECUTION: dict[str, Field] = {
     "execution.form": Field(
         "auto",
-        "How trained weights are stored: dense with a mask, or their values only; `auto`: whichever takes less memory.",
+        "How weights are stored. `masked`: all, with a mask. `compact`: trained ones only. `auto`: the smaller form.",
         choices=("auto", *pruning.FORMS),
         resume=True,
     ),
@@ -21,7 +21,7 @@ EXECUTION: dict[str, Field] = {
     ),
     "execution.layer_methods": Field(
         (),
-        "How single compact layers are computed.",
+        "The methods of single compact layers.",
         allowed=Allowed(
             lambda pairs: are_pairs(pairs, lambda method: method in (*cost_model.SETTINGS, *cost_model.RENAMED)),
             f"(pattern, method) pairs with a method of: {', '.join(cost_model.SETTINGS)}, "
@@ -34,7 +34,7 @@ EXECUTION: dict[str, Field] = {
     ),
     "execution.min_loop": Field(
         64,
-        "At least this many equal blocks in a row are one loop, which is compiled once.",
+        "At least this many equal blocks in a row become one loop, which is compiled once.",
         allowed=at_least(2, zero="for no loops"),
         resume=True,
     ),

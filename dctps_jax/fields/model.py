@@ -16,8 +16,8 @@ OFFSET_IN_USE = Need("model.offset", lambda name: name is not None)
 MODEL: dict[str, Field] = {
     "model.name": Field(
         "lenet",
-        "The network. A function of yours gets those of `num_classes`, `image_size`, `channels`, `offset` and `rngs` "
-        "that it takes, and returns an `nnx.Module`.",
+        "The network. A function of yours gets each of `num_classes`, `image_size`, `channels`, `offset` and `rngs` "
+        "that its signature names, and returns an `nnx.Module`.",
         choices=models.MODELS,
         allowed=IMPORT_PATH,
     ),
@@ -31,7 +31,7 @@ MODEL: dict[str, Field] = {
     ),
     "model.exclude": Field(
         (),
-        "Path patterns of layers of a network of yours that stay as they are: no offset, all weights.",
+        "Path patterns of the layers that stay as they are in a network of yours: no offset, all weights.",
         allowed=Allowed(are_texts, "path patterns, e.g. ('head',)"),
         added=True,
     ),
@@ -53,14 +53,14 @@ MODEL: dict[str, Field] = {
     ),
     "model.init": Field(
         "kaiming_normal",
-        "Initial kernels without offset. With an offset S starts at zero. Fixup networks have their own start.",
+        "How kernels without offset start. With an offset S starts at zero. Fixup networks have their own start.",
         choices=models.INITIALIZERS,
     ),
     "model.width": Field(64, "Channels of the first stage of a ResNet.", allowed=at_least(1)),
     "model.stem": Field(
         "cifar",
-        "How a ResNet begins: with a 3×3 convolution, or, for large images, with one of 7×7 and maxima of 3×3, both "
-        "with stride 2 (He et al. 2016).",
+        "How a ResNet begins. `cifar`: with a 3×3 convolution. `imagenet`, for large images: with a 7×7 convolution "
+        "and maxima of 3×3, both with stride 2 (He et al. 2016).",
         choices=STEMS,
         added=True,
     ),

@@ -13,7 +13,7 @@ OPTIMIZER: dict[str, Field] = {
     "optimizer.name": Field("adam", "The optimiser, one of optax's. `muon` is for dense networks.", choices=OPTIMIZERS),
     "optimizer.options": Field(
         (),
-        "More arguments of the optimiser, those of optax.",
+        "More arguments of the optimiser, as in optax.",
         allowed=Allowed(lambda pairs: are_pairs(pairs, is_option), "(name, value) pairs, e.g. (('b1', 0.95),)"),
         added=True,
     ),
@@ -24,7 +24,7 @@ OPTIMIZER: dict[str, Field] = {
     ),
     "optimizer.kernel_rate": Field(
         1.0,
-        "The learning rate of kernels is multiplied by it, that of α, BatchNorm and biases is not; 0: kernels stay.",
+        "A factor of the learning rate of kernels. The rate of α, BatchNorm and biases stays; 0: kernels stay.",
         allowed=FINITE,
         added=True,
     ),
@@ -47,56 +47,57 @@ OPTIMIZER: dict[str, Field] = {
     ),
     "optimizer.clip_norm": Field(
         0.0,
-        "Scale the gradients down to this norm of all of them together, where theirs is larger; 0: never.",
+        "Scale all gradients down together if their common norm is larger than this; 0: never.",
         allowed=FINITE,
         added=True,
     ),
     "optimizer.accumulate_steps": Field(
         1,
-        "Change the parameters at each of so many steps only, by the mean gradient of these steps.",
+        "Change the parameters only once in this many steps, by the mean gradient of these steps.",
         allowed=at_least(1),
         added=True,
     ),
     "optimizer.label_smoothing": Field(
         0.0,
-        "The part of a label that is shared among all classes (Szegedy et al. 2016).",
+        "The share of a label that is spread over all classes (Szegedy et al. 2016).",
         allowed=BELOW_1,
         added=True,
     ),
     "optimizer.ema_decay": Field(
         0.0,
-        "Keep a moving average of the weights, e.g. by 0.999 a step, and test it as well; 0: none.",
+        "Keep a moving average of the weights with this decay a step, e.g. 0.999, and test it as well; 0: none.",
         allowed=BELOW_1,
         added=True,
     ),
     "optimizer.schedule": Field(
         "milestones",
-        "The learning rate as a function of the training step: constant, lower after milestones, half a cosine "
-        "(Loshchilov & Hutter 2017), one cycle (Smith & Topin 2018), or lower where the training loss stays.",
+        "The learning rate as a function of the training step: `constant`, `milestones` (lower after each), `cosine` "
+        "(half of one, Loshchilov & Hutter 2017), `one_cycle` (Smith & Topin 2018), or `plateau` (lower where the "
+        "training loss stays).",
         choices=SCHEDULES,
         added=True,
         by_step=ByStep(rates_by_step, "learning rate"),
     ),
     "optimizer.warmup_epochs": Field(
         0.0,
-        "The learning rate rises linearly for so many epochs; with `one_cycle` along a cosine (0: 30 % of all).",
+        "The learning rate rises linearly for this many epochs; with `one_cycle` along a cosine (0: 30 % of all).",
         allowed=FINITE,
         added=True,
     ),
     "optimizer.patience": Field(
         10,
-        "With the schedule `plateau`: epochs without a lower loss after which the rate is multiplied by `decay_rate`.",
+        "With `plateau`: after this many epochs without a lower loss, multiply the learning rate by `decay_rate`.",
         allowed=at_least(1),
         added=True,
     ),
     "optimizer.milestones": Field(
         (),
-        "At the end of each of these epochs the learning rate is multiplied by `decay_rate`.",
+        "At the end of each of these epochs, multiply the learning rate by `decay_rate`.",
         allowed=Allowed(are_epochs, "whole epochs of at least 1 in increasing order, e.g. (120, 160)"),
     ),
     "optimizer.decay_rate": Field(
         0.1,
-        "The learning rate is multiplied by it at each milestone, and on a plateau.",
+        "The factor of the learning rate at each milestone, and on a plateau.",
         allowed=Allowed(lambda value: 0 < value <= 1, "above 0 and at most 1"),
     ),
 }

@@ -16,7 +16,7 @@ PRUNING: dict[str, Field] = {
         "epl",
         "How the trained weights are chosen. At random positions: equally many in each layer (`epl`) or filter "
         "(`epf`), by the Erdős–Rényi kernel (`erk`), or with one density (`uniform`). `from_run`: the masks of the run "
-        "in `pruning.run`, whatever the density, or fewer of its weights (`rewind_epoch`). The others are scores.",
+        "in `pruning.run`, for any `density`, or fewer of its weights (`rewind_epoch`). The others are scores.",
         choices=(*pruning.METHODS, "from_run"),
     ),
     "pruning.density": Field(
@@ -51,13 +51,13 @@ PRUNING: dict[str, Field] = {
     ),
     "pruning.scope": Field(
         "global",
-        "A score compares the weights of all layers, or of one layer: then each layer has the same density.",
+        "A score compares the weights of all layers (`global`), or of each `layer`, which all have the same density.",
         choices=by_score.SCOPES,
         needs=(SCORE_IN_USE, REWINDS),
     ),
     "pruning.allocation": Field(
         "",
-        'A score fills the counts of this allocation; "": it sets the counts itself.',
+        'This allocation sets how many weights each layer keeps, a score which ones; "": a score sets both.',
         choices=("", *pruning.ALLOCATIONS),
         needs=(SCORE_IN_USE, REWINDS),
     ),
@@ -75,8 +75,8 @@ PRUNING: dict[str, Field] = {
     "pruning.rewind_epoch": Field(
         -1,
         "At least 0: `from_run` prunes the trained weights of that run by magnitude, to `pruning.density`, and trains "
-        "on from its weights after so many epochs (0: from its initial ones). That run must have kept the epoch "
-        "(`keep_epochs`). -1: it takes the masks only.",
+        "on from that run's weights after this many epochs (0: its initial weights). That run must have kept the epoch "
+        "(`keep_epochs`). -1: take the masks only.",
         allowed=at_least(-1),
         needs=(MASKS_OF_RUN,),
         added=True,

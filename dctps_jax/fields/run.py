@@ -11,7 +11,7 @@ RUN: dict[str, Field] = {
     ),
     "num_seeds": Field(
         1,
-        "Above 1: runs with `seed`, `seed + 1`, … in a directory each, and their mean and deviation.",
+        "Above 1: train with `seed`, `seed + 1`, …, each in a directory, and report mean and deviation.",
         allowed=at_least(1),
         grows=True,
     ),
@@ -20,40 +20,40 @@ RUN: dict[str, Field] = {
     "num_epochs": Field(200, "Passes over the training images.", allowed=at_least(1), grows=True),
     "steps_per_dispatch": Field(
         0,
-        "Training steps in one call to the device; 0: 1 on a CPU, 50 elsewhere, or fewer where the images of 50 steps "
+        "Training steps in one call to the device; 0: 1 on a CPU, 50 elsewhere, or fewer if the images of 50 steps "
         "are streamed and exceed 256 MB.",
         allowed=at_least(1, zero="to choose by platform"),
     ),
     "log_every_steps": Field(
         50,
-        "The loss is checked, and printed where there is no terminal, after so many steps, rounded up to whole "
-        "dispatches, and at the end of each epoch.",
+        "Check the loss after this many steps, rounded up to whole dispatches, and at the end of each epoch. Print it "
+        "as well if there is no terminal.",
         allowed=at_least(1),
         resume=True,
     ),
     "checkpoint_every_steps": Field(
         0,
-        "A checkpoint is written after so many steps, and at the end of each epoch.",
+        "Write a checkpoint after this many steps, and at the end of each epoch.",
         allowed=at_least(1, zero="for the end of each epoch only"),
     ),
     "keep_epochs": Field(
         (),
-        "Checkpoints of these epochs are kept, for `pruning.rewind_epoch` of other runs.",
+        "Keep the checkpoints of these epochs, for `pruning.rewind_epoch` of other runs.",
         allowed=Allowed(are_epochs, "whole epochs of at least 1 in increasing order, e.g. (2,)"),
         added=True,
         resume=True,
     ),
-    "tensorboard": Field(True, "Write the metrics for TensorBoard, too, if tensorboardX is installed.", resume=True),
+    "tensorboard": Field(True, "Also write the metrics for TensorBoard, if tensorboardX is installed.", resume=True),
     "wandb": Field(
         "off",
-        "Write the metrics for Weights & Biases, too: kept in the run's directory, or sent.",
+        "Also write the metrics for Weights & Biases: keep them in the run's directory, or send them.",
         choices=("off", "offline", "online"),
         added=True,
         resume=True,
     ),
     "trackio": Field(
         False,
-        "Write the metrics for Trackio, too: kept in the run's directory, that of the first of several seeds.",
+        "Also write the metrics for Trackio, into the run's directory (of several seeds: the first one's).",
         added=True,
         resume=True,
     ),
@@ -75,14 +75,14 @@ RUN: dict[str, Field] = {
     ),
     "distributed.process_id": Field(
         -1,
-        "Which of them this process is, from 0 on.",
+        "The number of this process, from 0 on.",
         allowed=at_least(-1),
         added=True,
         resume=True,
     ),
     "distributed.shards": Field(
         1,
-        "Into how many parts large arrays of the weights and of the optimiser are divided among the devices, for "
+        "Divide the large arrays of the weights and of the optimiser into this many parts among the devices, for "
         "networks that one device cannot hold. The number of devices must be a multiple of it.",
         allowed=at_least(1),
         added=True,

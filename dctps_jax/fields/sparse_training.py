@@ -21,7 +21,7 @@ SPARSE_TRAINING: dict[str, Field] = {
     ),
     "sparse_training.stop_fraction": Field(
         0.75,
-        "Weights move, or are pruned, up to this part of the training steps.",
+        "Weights move, or are pruned, only in this first part of the training steps.",
         allowed=FROM_0_TO_1,
         needs=(SUPPORT_CHANGES,),
     ),
@@ -33,7 +33,7 @@ SPARSE_TRAINING: dict[str, Field] = {
     ),
     "sparse_training.begin_fraction": Field(
         0.0,
-        "`gmp` prunes from this part of the training steps on.",
+        "`gmp` starts to prune after this part of the training steps.",
         allowed=FROM_0_TO_1,
         needs=(GRADUAL_PRUNING,),
         added=True,

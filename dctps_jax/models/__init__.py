@@ -1,4 +1,4 @@
-"""The networks of the paper. Each is written once: the argument ``offset`` is handed down to its layers."""
+"""The networks of the paper. Each is written once and passes the argument ``offset`` on to its layers."""
 
 import inspect
 import math
@@ -51,7 +51,7 @@ MODELS: dict[str, Any] = {
 
 
 def is_fixup(name: str) -> bool:
-    """Return whether a name is that of a Fixup network of the package; it has its own start and learning rates."""
+    """Return whether a name is the name of a Fixup network of the package, with its own start and learning rates."""
     return name in MODELS and name.startswith("fixup")
 
 
@@ -76,26 +76,25 @@ def create_model(
 ) -> nnx.Module:
     """Build a network by name, with an offset in its prunable layers (``offset="dct"``) or without one (None).
 
-    ``model(x)`` maps ``[batch, height, width, channels]`` to logits ``[batch, num_classes]``; ``model.train()`` and
-    ``model.eval()`` switch BatchNorm. The weights do not depend on ``image_size``, one number or (height, width), which
-    is only checked.
+    ``model(x)`` maps ``[batch, height, width, channels]`` to logits ``[batch, num_classes]``. ``model.train()`` and
+    ``model.eval()`` switch BatchNorm. ``image_size``, one number or (height, width), is only checked: the weights do
+    not depend on it.
 
     - ``alpha_init``: the initial α of each layer; Fixup networks have their own start.
     - ``alpha_trainable``: False freezes every α at its initial value.
     - ``init``: how kernels start without an offset, one of :data:`INITIALIZERS`; Fixup networks have their own start.
-    - ``dtype``: of the computation (None: as the inputs and parameters); ``param_dtype``: of the parameters.
-    - ``min_loop``: so many equal blocks in a row or more are one loop, compiled once; 0: never.
-    - ``remat``: True keeps the inputs of blocks only and computes what is inside again for the gradient: less memory.
-    - ``channels``: of the images, 3 for RGB and 1 for grey ones.
+    - ``dtype``: the type of the computation (None: as the inputs and parameters); ``param_dtype``: of the parameters.
+    - ``min_loop``: at least this many equal blocks in a row become one loop, compiled once; 0: never.
+    - ``remat``: True keeps only the inputs of blocks and computes the rest again for the gradient: less memory.
+    - ``channels``: channels of the images, 3 for RGB and 1 for grey ones.
     - ``supports``: the ascending positions of the trained weights in the flattened kernel of each prunable layer, by
-      path. The network is then compact: it stores only these weights, e.g. for
-      ``random_supports(key, shapes, allocate(shapes, 0.001, "epl"))`` (of ``dctps_jax.pruning``) with the shapes of
-      :func:`kernel_shapes`. No dense kernel is made, except that without offset the initial weights are read from one
-      layer's initial kernel at a time.
+      path. The network is then compact: it stores only these weights. An example is ``random_supports(key, shapes,
+      allocate(shapes, 0.001, "epl"))`` (of ``dctps_jax.pruning``) with the shapes of :func:`kernel_shapes`. No dense
+      kernel is made, except that without offset the initial weights are read from one layer's initial kernel at a time.
     - ResNets also take ``width`` (channels of the first stage, 64), ``stable`` (residual branches over √blocks) and
       ``stem`` ("imagenet": 7×7 with stride 2 and maxima of 3×3 with stride 2; "cifar": 3×3).
 
-    Raises :class:`~dctps_jax.errors.UserError` for a name, option or size that does not exist, listing what there is.
+    Raises :class:`~dctps_jax.errors.UserError`, which lists what there is, for an unknown name, option or size.
     """
     constructor = _find_network(name, num_classes, options)
     check_choice("init", init, tuple(INITIALIZERS))
@@ -147,7 +146,7 @@ def _check_supports(supports: Mapping[str, np.ndarray], shapes: Mapping[str, tup
 def kernel_shapes(name: str, *, num_classes: int, channels: int = 3, **options: Any) -> dict[str, tuple[int, ...]]:
     """Return the kernel shapes of a network's prunable layers by dotted path. No array is made.
 
-    ``options`` are those of the network itself, e.g. ``width``. Errors as in :func:`create_model`.
+    ``options`` are options of the network itself, e.g. ``width``. It raises the errors of :func:`create_model`.
     """
     constructor = _find_network(name, num_classes, options)
     return dict(_abstract_shapes(constructor, num_classes, channels, tuple(options.items())))
@@ -170,7 +169,7 @@ def _abstract_shapes(
 
 
 class _SameKey:
-    """Stands in for ``nnx.Rngs`` where no number is drawn: to trace its counter takes quadratic time."""
+    """Stands in for ``nnx.Rngs`` if no number is drawn: tracing its counter would take quadratic time."""
 
     def params(self) -> jax.Array:
         return jax.random.key(0)
@@ -179,7 +178,8 @@ class _SameKey:
 def _layers_as_built(model: nnx.Module, parts: Parts) -> dict[str, KernelLayer]:
     """Return the prunable layers of a network by path.
 
-    Supports go to the layers in the order in which the network builds them. This must be the order of its attributes.
+    Supports are given to the layers in the order in which the network builds them. This must be the order of its
+    attributes.
     """
     layers = prunable_layers(model)
     if [id(layer) for layer in layers.values()] != [id(layer) for layer in parts.built]:
@@ -190,7 +190,7 @@ def _layers_as_built(model: nnx.Module, parts: Parts) -> dict[str, KernelLayer]:
 
 
 def _find_network(name: str, num_classes: int, options: Mapping[str, Any]) -> Any:
-    """Return the constructor of a network; a name, option or number that does not exist raises ``UserError``."""
+    """Return the constructor of a network; raise ``UserError`` for an unknown name, option or number."""
     if name not in MODELS:
         hint = did_you_mean(name, MODELS)
         raise UserError(f"there is no network {name!r}{hint}; the networks are: {', '.join(MODELS)}")
@@ -210,7 +210,7 @@ def _find_network(name: str, num_classes: int, options: Mapping[str, Any]) -> An
 
 
 def network_options(name: str) -> tuple[str, ...]:
-    """Return the names of the options that the network ``name`` has besides those of all networks."""
+    """Return the names of the options that only the network ``name`` has, not all networks."""
     constructor = MODELS[name]
     fixed = getattr(constructor, "keywords", {})
     arguments = inspect.signature(getattr(constructor, "func", constructor).__init__).parameters

@@ -10,15 +10,16 @@ from flax import nnx
 
 from dctps_jax.ops.convolution import in_loop
 
-# A loop copies the arrays of its blocks into one piece in each step. Up to so many bytes a block that costs next to
-# nothing.
+# Each step copies the arrays of the looped blocks into stacked arrays. For blocks of at most this many bytes the copy
+# costs almost nothing.
 MAX_LOOPED_BYTES = 2**20
 
 
 class Running(NamedTuple):
-    """``min_loop`` equal blocks in a row become a loop, compiled once (0: never); ``remat`` keeps block inputs only.
+    """``min_loop`` equal blocks in a row become a loop, compiled once (0: never); ``remat`` saves memory.
 
-    With ``remat`` the activations inside a block are computed again for its gradient (``jax.checkpoint``).
+    With ``remat`` only the inputs of a block are kept. Its activations are computed again for the gradient
+    (``jax.checkpoint``).
     """
 
     min_loop: int = 64
@@ -80,8 +81,8 @@ def _pure(graph: nnx.GraphDef) -> Any:
 def _stack(*arrays: jax.Array) -> jax.Array:
     """Stack the same array of several blocks.
 
-    Compact layers may differ in their number of weights. The shorter lists are filled up by their last number: a
-    position that is there already. The values must be 0 there.
+    Compact layers may differ in their number of weights. Shorter lists of positions are filled up with their last
+    position. The values there must be 0.
     """
     longest = max(array.shape[:1] for array in arrays)
     if all(array.shape[:1] == longest for array in arrays):

@@ -1,4 +1,4 @@
-"""Fixup ResNets: CIFAR ResNets without normalisation layers, trainable thanks to their start (Zhang et al. 2019)."""
+"""Fixup ResNets: CIFAR ResNets without normalisation, trainable by their initial weights (Zhang et al. 2019)."""
 
 import math
 
@@ -26,8 +26,9 @@ BLOCKS_PER_STAGE = {
 class FixupBlock(nnx.Module):
     """Two 3×3 convolutions with scalar biases around them and a scalar scale behind them.
 
-    A block starts as the identity: its second convolution is zero (α = 0 with an offset), its first has the standard
-    deviation ``√(2 / (9·features)) / √blocks``. With an offset α takes that deviation's place, see :func:`fixup_alpha`.
+    A block starts as the identity: its second convolution is zero (α = 0 with an offset). Its first convolution has the
+    standard deviation ``√(2 / (9·features)) / √blocks``. With an offset, α sets its scale instead, see
+    :func:`fixup_alpha`.
     """
 
     def __init__(self, parts: Parts, in_features: int, features: int, stride: int, num_blocks: int):
@@ -65,8 +66,8 @@ def fixup_alpha(offset: Offset, in_features: int, features: int, std: float) -> 
     """Return the initial α of a block's first convolution, as in the original.
 
     ``√(E‖column of the Fixup kernel‖ / mean ‖column of D‖)``, where a column of n = 9·in_features normal numbers has
-    the expected norm ``√2 · std · Γ((n+1)/2) / Γ(n/2)``. Without the outer root the norms would be equal. It is kept
-    because the published results were made with it.
+    the expected norm ``√2 · std · Γ((n+1)/2) / Γ(n/2)``. Without the outer root the norms would be equal. The root
+    stays because the published results were made with it.
     """
     n = 9 * in_features
     column_norm = math.sqrt(2) * std * math.exp(math.lgamma((n + 1) / 2) - math.lgamma(n / 2))
@@ -80,7 +81,7 @@ class FixupResNet(nnx.Module):
     MIN_IMAGE_SIZE = 4
 
     def __init__(self, parts: Parts, blocks_per_stage: int, num_classes: int):
-        # PyTorch's default for convolutions, uniform within ±1/√fan_in: the only kernel that Fixup leaves alone.
+        # PyTorch's default for convolutions, uniform within ±1/√fan_in. Fixup leaves only this kernel unchanged.
         stem_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         self.running = parts.running
         self.conv1 = parts.conv(parts.channels, 16, (3, 3), padding=1, kernel_init=stem_init, alpha_init=1.0)

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-# Normal numbers are drawn in lengths of this times a power of 4.
+# Normal numbers are drawn in arrays whose lengths are this times a power of 4.
 SHORTEST_DRAW = 1 << 16
 
 
 def normal(gain: float, mode: str) -> nnx.Initializer:
     """Return an initialiser of normal numbers with variance ``gain / fan``, by "fan_in", "fan_out" or "fan_avg".
 
-    The numbers are those of ``nnx.initializers.variance_scaling(gain, mode, "normal")``, bit for bit. That function
-    compiles a program of random numbers for each shape, which takes longer than all else that builds a dense network.
-    A number depends on the key and its position only, so that one program serves all shorter kernels.
+    The numbers equal those of ``nnx.initializers.variance_scaling(gain, mode, "normal")``, bit for bit. That function
+    compiles a random-number program for each shape, which takes longer than all other work to build a dense network.
+    Here a number depends on the key and its position only, so that one program serves all shorter kernels.
     """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:

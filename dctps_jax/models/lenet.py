@@ -11,7 +11,7 @@ from dctps_jax.models.parts import Parts, global_average_pool, halve_by_average
 class LeNet(nnx.Module):
     """Three 5×5 convolutions (6, 16, 120 channels) and two linear layers; 61,510 weights for ten classes.
 
-    The last feature map is one position for 32×32 images; larger images are averaged over their positions, so that the
+    The last feature map has one position for 32×32 images. Larger images are averaged over their positions, so that the
     weights are the same for every size.
     """
 

@@ -1,4 +1,4 @@
-"""What every network is built from: its layer types with the settings already filled in, and poolings."""
+"""The parts that every network is built from: its layer types with their settings filled in, and poolings."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -21,9 +21,9 @@ LayerType = TypeVar("LayerType", bound=KernelLayer)
 
 
 class Parts(NamedTuple):
-    """Constructors of a network's layers: offset, dtypes and random numbers are filled in once, in ``make_parts``.
+    """Constructors of a network's layers. ``make_parts`` fills in offset, dtypes and random numbers once.
 
-    ``channels`` are those of the images, ``built`` lists the prunable layers that were built so far.
+    ``channels`` is the number of channels of the images; ``built`` lists the prunable layers that were built so far.
     """
 
     conv: Callable[..., DCTpSConv]
@@ -79,7 +79,7 @@ def make_parts(
         conv=partial(build, DCTpSConv, use_bias=False),
         linear=partial(build, DCTpSLinear),
         norm=partial(BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, rngs=rngs),
-        # jnp.array makes a buffer of its own for each: donation refuses one that occurs twice.
+        # jnp.array makes a buffer of its own for each: donation refuses a buffer that occurs twice.
         scalar=lambda value: nnx.Param(jnp.array(value, param_dtype)),
         channels=channels,
         offset=found,
@@ -94,14 +94,14 @@ def halve_by_average(x: jax.Array) -> jax.Array:
 
 
 def halve_by_maximum(x: jax.Array) -> jax.Array:
-    """Take the maximum of ``[batch, height, width, channels]`` over windows of 2×2; the first among equals counts."""
-    if on_cpu():  # where the native gradient takes ten times as long
+    """Take the maximum of ``[batch, height, width, channels]`` over windows of 2×2; of equal entries, the first."""
+    if on_cpu():  # the native gradient takes ten times as long there
         return _maximum_of_windows(x)
     return nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2))
 
 
 def halve_by_maximum_of_3x3(x: jax.Array) -> jax.Array:
-    """Take the maximum of ``[batch, height, width, channels]`` over 3×3 positions around every second one."""
+    """Take the maximum of ``[batch, height, width, channels]`` over 3×3 positions around every second position."""
     padding: Any = ((1, 1), (1, 1))  # Flax's annotation names texts only
     return nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=padding)
 
@@ -123,7 +123,7 @@ def _maximum_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Arra
 
 
 def _maximum_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
-    """Send each gradient to the first entry of its window that is the maximum."""
+    """Send each gradient to the first entry of its window that equals the maximum."""
     x, maximum = saved
     gradients, free = [], jnp.ones(maximum.shape, bool)
     for window in _windows(x):

@@ -83,8 +83,8 @@ STEMS = {"cifar": (3, 1, False), "imagenet": (7, 2, True)}
 class ResNet(nnx.Module):
     """A stem, four stages that double the width and halve the size, the average over positions, a linear layer.
 
-    The ``stem`` "cifar" is a 3×3 convolution. "imagenet" makes a quarter of the height and width: a 7×7 convolution
-    with stride 2, and the maxima of 3×3 with stride 2.
+    The ``stem`` "cifar" is a 3×3 convolution. "imagenet" reduces height and width to a quarter: a 7×7 convolution with
+    stride 2, then the maxima of 3×3 with stride 2.
     ``stable`` scales every residual branch by ``1/√(number of blocks)`` (Stable ResNet, Hayou et al. 2021).
     """
 

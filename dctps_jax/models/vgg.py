@@ -18,7 +18,7 @@ STAGES = {
 
 
 class ConvNormReLU(nnx.Module):
-    """A convolution, BatchNorm and ReLU; made of the layers of a network when it runs."""
+    """A convolution, BatchNorm and ReLU. A running network makes it from its layers."""
 
     def __init__(self, conv: DCTpSConv, norm: BatchNorm):
         self.conv, self.norm = conv, norm

@@ -15,7 +15,7 @@ OFFSETS: dict[str, Offset] = {offset.name: offset for offset in (DCT, HADAMARD)}
 
 
 def find_offset(offset: str | Offset | None) -> Offset | None:
-    """Return the offset of a name; an :class:`Offset` and None (no offset) are returned as they are.
+    """Return the offset with this name; an :class:`Offset` and None (no offset) are returned unchanged.
 
     Raises :class:`~dctps_jax.errors.UserError` for a name that is not in :data:`OFFSETS`.
     """

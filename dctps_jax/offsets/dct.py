@@ -1,8 +1,8 @@
 """The DCT offset: a corner of an orthonormal DCT-II matrix.
 
-A row r of D is a position p of the kernel and an input channel c, ``r = p·c_in + c``. Measured from the middle of the
-channels its angle is the sum of two angles, because ``2r + 1 = (2p + 1)·c_in + (2c + 1 − c_in)``. With
-``a[p, m] = π(2p + 1)·c_in·m / 2N`` and ``b[c, m] = π(2c + 1 − c_in)·m / 2N``::
+A row r of D is a position p of the kernel and an input channel c, ``r = p·c_in + c``. If c is measured from the middle
+of the channels, the angle is the sum of two angles, because ``2r + 1 = (2p + 1)·c_in + (2c + 1 − c_in)``. With ``a[p,
+m] = π(2p + 1)·c_in·m / 2N`` and ``b[c, m] = π(2c + 1 − c_in)·m / 2N``::
 
     D[p, c, m] = s_m (cos a[p, m] cos b[c, m] − sin a[p, m] sin b[c, m])
 
@@ -22,8 +22,7 @@ from dctps_jax.offsets.dct_angles import angles, column_scale
 from dctps_jax.offsets.dct_transform import dct_transform
 from dctps_jax.offsets.offset import Offset, check_sizes
 
-# A kernel of at most this size (256 KiB in float32) takes less room in a program than the arithmetic that would make
-# it.
+# In a program, a kernel of at most this size (256 KiB in float32) takes less room than the arithmetic that computes it.
 MAX_CONSTANT_SIZE = 2**16
 
 
@@ -53,7 +52,7 @@ def conv_kernel(shape: Sequence[int]) -> np.ndarray:
 def offset_kernel(shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     """Return :func:`conv_kernel` as a jax array of ``dtype``.
 
-    Kernels of up to :data:`MAX_CONSTANT_SIZE` weights are constants of the program. Larger ones are generated. A row
+    Kernels of up to :data:`MAX_CONSTANT_SIZE` weights are constants of the program. Larger kernels are generated. A row
     ``j = q·R + r`` splits the angle, ``2j + 1 = 2qR + (2r + 1)``, and cos(a + b) = cos a cos b − sin a sin b. So D is
     the sum of two outer products of tables, which have about ``2 √n_in`` rows together. Under ``jax.jit`` the products
     are computed inside the operation that uses D: no array of the kernel's size is part of the program or of the state.
@@ -62,7 +61,7 @@ def offset_kernel(shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
     n_in, n_out = math.prod(shape[:-1]), shape[-1]
     if n_in * n_out <= MAX_CONSTANT_SIZE:
         return jnp.asarray(conv_kernel(shape), dtype)
-    # Tables in half precision would spoil D, so they are float32 at least and only the finished kernel is rounded.
+    # Tables in half precision would spoil D. So they are at least float32, and only the finished kernel is rounded.
     working = jnp.promote_types(dtype, jnp.float32)
     cos_q, sin_q, cos_r, sin_r = (jnp.asarray(table, working) for table in _angle_tables(n_in, n_out))
     matrix = (cos_q[:, None] * cos_r[None] - sin_q[:, None] * sin_r[None]).reshape(-1, n_out)[:n_in]
@@ -83,9 +82,9 @@ def _angle_tables(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def _radix(n_in: int) -> int:
-    """Return the number of fine angles: a divisor of ``n_in`` near its root, so that no row is made to be cut away.
+    """Return the number of fine angles: a divisor of ``n_in`` near its root, so that no extra row is made.
 
-    It is a multiple of 16 where there is one, because a TPU then makes the rows where they belong.
+    It is a multiple of 16 if there is one: a TPU then makes the rows where they belong.
     """
     root = math.isqrt(n_in - 1) + 1
     divisors = [number for number in range(16, 4 * root, 16) if n_in % number == 0 and 4 * number >= root]
@@ -93,7 +92,7 @@ def _radix(n_in: int) -> int:
 
 
 class CentredFactors(NamedTuple):
-    """The factors of a kernel of ``shape``, which this module's docstring derives."""
+    """The factors of a kernel of ``shape``. The docstring of this module derives them."""
 
     shape: Sequence[int]
 
@@ -115,14 +114,14 @@ class CentredFactors(NamedTuple):
 def centred_factors(shape: Sequence[int]) -> CentredFactors | None:
     """Return the factors of a kernel with several positions and an even number of input channels, else None.
 
-    With an odd number of channels no channel pairs with the middle one. A kernel of one position has nothing to save.
+    With an odd number of channels, the middle channel has no partner. A kernel of one position has nothing to save.
     """
     has_factors = math.prod(shape[:-2]) > 1 and shape[-2] % 2 == 0
     return CentredFactors(shape) if has_factors else None
 
 
 def dct_operations(n_in: int, n_out: int) -> float:
-    """Return the operations of a product with D: as a matrix, or by a fast cosine transform, whichever is less.
+    """Return the operations of a product with D: the fewer of a matrix product and a fast cosine transform.
 
     The transform of length n takes ``2 n log2 n`` operations (Lee 1984).
     """

@@ -1,13 +1,14 @@
 """Products with the DCT offset by a Fourier transform of real numbers (Makhoul 1980).
 
-Let N be the larger side of D. The inputs x, filled up by zeros to N numbers, are put in the order
-``v = (x_0, x_2, …, x_{N−2}, x_{N−1}, …, x_3, x_1)``. With V the Fourier transform of v and ``θ_m = πm / 2N``, the
+Let N be the larger side of D. The inputs x, filled up with zeros to N numbers, are put in the order ``v = (x_0, x_2, …,
+x_{N−2}, x_{N−1}, …, x_3, x_1)``. With V the Fourier transform of v and ``θ_m = πm / 2N``, the outputs for ``m = 0 …
+N/2`` are::
 outputs for ``m = 0 … N/2`` are::
 
     y_m = s_m (cos θ_m Re V_m + sin θ_m Im V_m)
     y_{N−m} = s_m (sin θ_m Re V_m − cos θ_m Im V_m)
 
-Those from n_out on are left out. This takes a multiple of ``N log2 N`` operations instead of ``2 n_in n_out``.
+Outputs from n_out on are left out. This takes a multiple of ``N log2 N`` operations instead of ``2 n_in n_out``.
 """
 
 from typing import Any, NamedTuple
@@ -61,7 +62,7 @@ class DctTransform(NamedTuple):
             missing = [(0, 0)] * (y.ndim - 1) + [(self.length - self.n_out + 1, 1)]
             mirrored = jnp.pad(y[..., low:][..., ::-1], missing)
             real, imaginary = real + sin * mirrored, imaginary - cos * mirrored
-        # What is missing of the spectrum counts as zero.
+        # Missing parts of the spectrum count as zero.
         ordered = jnp.fft.irfft(jax.lax.complex(real, imaginary), self.length)
         pairs = (self.n_in + 1) // 2
         odd = ordered[..., self.length - pairs :][..., ::-1]
@@ -69,7 +70,7 @@ class DctTransform(NamedTuple):
         return inputs[..., : self.n_in].astype(outputs.dtype)
 
     def _rotations(self, count: int, like: jax.Array, times: Any = 1.0) -> tuple[jax.Array, jax.Array]:
-        """Return ``s_m cos θ_m`` and ``s_m sin θ_m`` of the first ``count`` columns m, ``times`` something.
+        """Return ``s_m cos θ_m`` and ``s_m sin θ_m`` of the first ``count`` columns m, multiplied by ``times``.
 
         They have the dtype and the number of dimensions of ``like``.
         """

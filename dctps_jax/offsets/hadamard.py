@@ -14,9 +14,9 @@ from dctps_jax.offsets.offset import Offset, check_sizes
 def hadamard_matrix(n_in: int, n_out: int) -> np.ndarray:
     """Return the offset of a linear layer, float64 ``[n_in, n_out]``.
 
-    Sylvester's matrices (Sylvester 1867) double in size: ``H_1 = [1]``, ``H_2n = [[H_n, H_n], [H_n, −H_n]]``, so that
-    ``H[i, j] = (−1)^(number of bits that i and j share)``. With ``N = max(n_in, n_out)``, D is the ``n_in × n_out``
-    corner of the smallest H with at least N rows, scaled as the DCT offset is::
+    Sylvester's matrices (Sylvester 1867) double in size: ``H_1 = [1]``, ``H_2n = [[H_n, H_n], [H_n, −H_n]]``. So ``H[i,
+    j] = (−1)^(number of bits that i and j share)``. With ``N = max(n_in, n_out)``, D is the ``n_in × n_out`` corner of
+    the smallest H with at least N rows, scaled like the DCT offset::
 
         D[i, j] = H[i, j] / √N
 

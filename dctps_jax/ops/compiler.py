@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from dctps_jax.ops import target
 
-# The XLA of JAX 0.10.2 hands convolutions on a CPU to the library YNNPACK, which runs most of them on one core. This
-# list leaves convolutions out, so that they go to XLA's own code, which takes all cores. `benchmarks/layers.py` and
+# The XLA of JAX 0.10.2 gives convolutions on a CPU to the library YNNPACK, which runs most of them on one core. This
+# list leaves convolutions out, so that XLA's own code computes them, on all cores. `benchmarks/layers.py` and
 # `train_step.py` compile with these options; tests/ops/test_compiler.py checks that XLA knows them.
 CPU: dict[str, str | bool] = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
@@ -17,10 +17,10 @@ CPU: dict[str, str | bool] = {
 
 
 def compiler_options(platform: str | None = None) -> dict[str, str | bool]:
-    """Return the options for ``jax.jit(function, compiler_options=…)`` on ``platform``, by default that of the process.
+    """Return the options for ``jax.jit(function, compiler_options=…)`` on ``platform``, by default this process's.
 
-    They change the speed of convolutions, and their rounding. They are empty on GPU and TPU, and where this version of
-    XLA does not know them.
+    They change the speed and the rounding of convolutions. On GPU and TPU, and if this version of XLA does not know
+    them, they are empty.
     """
     return CPU if (platform or target.platform()) == "cpu" and are_known(CPU) else {}
 

@@ -1,9 +1,9 @@
 """Convolutions with a given kernel. On a CPU some are computed as matrix products and shifted sums.
 
-The functions and gradients are those of ``lax.conv_general_dilated``, to rounding. On a CPU, XLA (JAX 0.10.2) computes
-some of these convolutions slowly: it copies the weight gradient of a 1×1 convolution around, and maps smaller than the
-kernel and depthwise kernels leave its fast path. Forward pass and gradients then take 2 to 50 times as long. A GPU
-always has the native operation, and a TPU all but for :mod:`~dctps_jax.ops.tiny_maps`.
+The functions and gradients equal those of ``lax.conv_general_dilated`` up to rounding. On a CPU, XLA (JAX 0.10.2)
+computes some convolutions slowly. It copies the weight gradient of a 1×1 convolution around. Maps smaller than the
+kernel, and depthwise kernels, do not take its fast path. Forward pass and gradients then take 2 to 50 times as long. A
+GPU always gets the native operation. So does a TPU, except for :mod:`~dctps_jax.ops.tiny_maps`.
 
 ``tests/ops/test_convolution.py`` shows which convolutions are native; ``benchmarks/layers.py`` times them.
 """
@@ -26,9 +26,9 @@ from dctps_jax.ops.target import on_cpu
 from dctps_jax.ops.views import pad_spatial, shifted_views
 from dctps_jax.ops.work import Work
 
-# Up to this many output positions of an image, the matrix of patches is small and its product is fast.
+# Up to this many output positions an image, the matrix of patches is small and its product is fast.
 MAX_PATCH_POSITIONS = 4
-# With fewer channels than NARROW a vector register is not full if one position is computed at a time. The other side
+# With fewer channels than NARROW, a vector register is not full if one position is computed at a time. The other side
 # may have more channels, up to MAX_NARROW_WEIGHTS weights at a position.
 NARROW, MAX_NARROW_WEIGHTS = 8, 128
 
@@ -49,7 +49,7 @@ def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
 
 
 def plain_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return the same as :func:`convolve`, without the gradients by hand that it may attach."""
+    """Return the same as :func:`convolve`, without its gradients by hand."""
     if not geometry.size:
         return jnp.matmul(inputs, kernel, precision=geometry.precision)
     if on_cpu() and inputs.size:
@@ -74,7 +74,7 @@ def gradient_of_inputs(
 
 
 def _fast_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array | None:
-    """Return the convolution, or None where the native operation is faster."""
+    """Return the convolution, or None if the native operation is faster."""
     if geometry.num_positions == 1 and geometry.groups == 1:
         return _pointwise(_strided(pad_spatial(inputs, geometry.pads), geometry.strides), kernel, geometry.precision)
     outputs = geometry.output_spatial(inputs.shape[1:-1])
@@ -89,10 +89,9 @@ def _fast_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) 
 
 
 def _narrow_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array | None:
-    """Return a convolution of few channels, several columns at a time; None where there are more channels.
+    """Return a convolution of few channels, several columns at a time; None if there are more channels.
 
-    The columns that are computed together become output channels. The kernel of each is shifted to where it sees its
-    inputs.
+    The columns that are computed together become output channels. The kernel of each column is shifted to its inputs.
     """
     out_features = kernel.shape[-1]
     outputs = geometry.output_spatial(inputs.shape[1:-1])
@@ -117,10 +116,10 @@ def _narrow_convolution(inputs: jax.Array, kernel: jax.Array, geometry: Geometry
 
 
 def cost_of_multiply_add(work: Work, costs: Costs) -> tuple[float, float]:
-    """Return the nanoseconds of a multiply-add: of the convolution or its input gradient, and of its kernel's gradient.
+    """Return the nanoseconds of a multiply-add of the convolution or its input gradient, and of its kernel gradient.
 
     They approximate the branches of :func:`_fast_convolution` and the native convolution. Every grouped convolution
-    counts as a depthwise one, and on a GPU the branches that only a CPU takes cost the same as the native one.
+    counts as depthwise. On a GPU the branches that only a CPU takes cost the same as the native convolution.
     """
     geometry = work.geometry
     if geometry.groups > 1:
@@ -148,9 +147,9 @@ def _is_small_map(outputs: Sequence[int]) -> bool:
 def _has_gradients_of_one_layout(inputs: jax.Array | jax.ShapeDtypeStruct, geometry: Geometry) -> bool:
     """Return whether the gradients can be convolutions in the one layout that XLA computes fast on a CPU.
 
-    JAX's own gradients have other layouts. XLA (JAX 0.10.2) brings them into the fast one, but not inside a loop, where
-    it computes them number by number (https://github.com/jax-ml/jax/issues/12868). ``tests/models/test_blocks.py`` runs
-    blocks in a loop.
+    JAX's own gradients have other layouts. XLA (JAX 0.10.2) converts them to the fast layout, except inside a loop,
+    where it computes them number by number (https://github.com/jax-ml/jax/issues/12868).
+    ``tests/models/test_blocks.py`` runs blocks in a loop.
     """
     if not on_cpu() or not geometry.size or not inputs.size or geometry.groups > 1:
         return False
@@ -176,8 +175,8 @@ def _backward(
     to_inputs = gradient_of_inputs(gradient, kernel, geometry, inputs)
     if geometry.groups > 1:
         return to_inputs, depthwise.gradient_of_kernel(gradient, inputs, geometry)
-    # A convolution over the batch: channels take the place of images, images that of channels, and the outputs'
-    # gradient that of the kernel.
+    # A convolution over the batch: channels play the part of images, images that of channels, and the outputs' gradient
+    # that of the kernel.
     images, filters = jnp.swapaxes(inputs, 0, -1), jnp.moveaxis(gradient, 0, -2)
     over = Geometry(filters.shape, geometry.strides, geometry.pads, precision=geometry.precision)
     return to_inputs, jnp.moveaxis(plain_convolution(images, filters, over), 0, -2)
@@ -187,18 +186,18 @@ _with_manual_gradients.defvjp(_forward, _backward)
 
 
 def _pointwise(inputs: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
-    """Multiply the channels of each position by the kernel, all its rows flattened."""
+    """Multiply the channels of each position by the kernel with all its rows flattened."""
     rows = inputs.reshape(-1, inputs.shape[-1])
     product = jnp.matmul(rows, kernel.reshape(-1, kernel.shape[-1]), precision=precision)
     return product.reshape(*inputs.shape[:-1], kernel.shape[-1])
 
 
 def _transposes_outputs(inputs: jax.Array, geometry: Geometry) -> bool:
-    """Return whether the gradient of the kernel is a product that transposes the outputs' gradient, not the inputs.
+    """Return whether the product for the kernel's gradient transposes the outputs' gradient, not the inputs.
 
-    XLA (JAX 0.10.2) computes ``∂K = Xᵀ·∂Y`` by transposing X, which is slow where X has more features than ∂Y.
-    ``∂Kᵀ = ∂Yᵀ·X`` took 0.6 times as long for 256 and 64 features, and for 1,024 and 256. With few rows it does not pay
-    to transpose ∂Kᵀ afterwards. A number of rows that is a symbol of ``jax.export`` is not compared.
+    XLA (JAX 0.10.2) computes ``∂K = Xᵀ·∂Y`` by transposing X, which is slow if X has more features than ∂Y. ``∂Kᵀ =
+    ∂Yᵀ·X`` took 0.6 times as long for 256 and 64 features, and for 1,024 and 256. With few rows, the transposition of
+    ∂Kᵀ afterwards costs more than it saves. A number of rows that is a symbol of ``jax.export`` is not compared.
     """
     if not on_cpu() or geometry.groups > 1 or not inputs.size:
         return False
@@ -213,14 +212,14 @@ def _transposes_outputs(inputs: jax.Array, geometry: Geometry) -> bool:
 
 @jax.custom_jvp
 def _with_transposed_gradient(kernel: jax.Array) -> jax.Array:
-    """Return ``kernel``. The product that is its gradient has its factors exchanged, and is transposed."""
+    """Return ``kernel``. The product that computes its gradient has its factors exchanged, and is then transposed."""
     return kernel
 
 
 @_with_transposed_gradient.defjvp
 def _transposed_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (kernel,), (tangent,) = primals, tangents
-    # The barrier keeps XLA from turning the product round again.
+    # The barrier keeps XLA from exchanging the factors again.
     flat = lax.optimization_barrier(tangent.reshape(-1, kernel.shape[-1]).T)
     return _with_transposed_gradient(kernel), flat.T.reshape(kernel.shape)
 

@@ -1,6 +1,6 @@
 """Depthwise convolutions on a CPU: sums of shifted inputs, each times its position of the kernel.
 
-The native operation is slow there (https://github.com/jax-ml/jax/issues/23713).
+The native operation is slow on a CPU (https://github.com/jax-ml/jax/issues/23713).
 """
 
 import functools
@@ -16,11 +16,11 @@ from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.target import on_cpu
 from dctps_jax.ops.views import pad_spatial, shifted_views
 
-# The kernel's gradient is summed in blocks of images. A block has at most so many numbers of the outputs' gradient:
-# they fit into a cache.
+# The kernel's gradient is summed in blocks of images. A block has at most this many numbers of the outputs' gradient,
+# so that they fit into a cache.
 BLOCK = 2**19
-# The positions of a block are divided into so many parts, which are added first. More parts are faster to sum and
-# slower to compile: a large kernel has fewer of them, so that there are about MAX_PRODUCTS products in all.
+# The positions of a block are divided into this many parts, which are added first. More parts are faster to sum and
+# slower to compile: a large kernel has fewer parts, so that there are about MAX_PRODUCTS products in all.
 MAX_PARTS = 16
 MAX_PRODUCTS = 144
 
@@ -48,7 +48,7 @@ def gradient_of_inputs(
 ) -> jax.Array:
     """Return the gradient of ``inputs`` for the ``gradient`` of the outputs: a sum of shifted outputs.
 
-    JAX's transpose of the convolution would pad each term by itself.
+    JAX's transpose of the convolution would pad each term separately.
     """
     spatial, zero = inputs.shape[1:-1], jnp.zeros((), gradient.dtype)
     widths = [
@@ -65,8 +65,8 @@ def gradient_of_inputs(
 def gradient_of_kernel(gradient: jax.Array, inputs: jax.Array, geometry: Geometry) -> jax.Array:
     """Return the gradient of the kernel for the ``gradient`` of the outputs: a sum over images and positions.
 
-    XLA sums channel by channel, which jumps through the memory. Parts of the positions are added first: that goes along
-    all channels, as the numbers lie. A batch that XLA itself shards over several CPU devices is gathered for it.
+    XLA sums channel by channel, which jumps through the memory. So parts of the positions are added first: that reads
+    all channels in the order of memory. A batch that XLA itself shards over several CPU devices is gathered for it.
     """
     batch, *outputs, channels = gradient.shape
     parts = list(_parts(outputs, min(MAX_PARTS, max(2, MAX_PRODUCTS // geometry.num_positions))))
@@ -74,7 +74,7 @@ def gradient_of_kernel(gradient: jax.Array, inputs: jax.Array, geometry: Geometr
 
     def sum_images(inputs: jax.Array, gradient: jax.Array) -> jax.Array:
         views = shifted_views(inputs, geometry.size, outputs, geometry.strides)
-        # Stacked before they are summed: XLA would join the sum of a single view with the additions, and would sum
+        # Stacked before they are summed: XLA would fuse the sum of a single view with the additions, and would sum
         # channel by channel again.
         sums = jnp.stack([add_parts(view, gradient) for view in views])
         return jnp.sum(sums, axis=range(1, gradient.ndim))
@@ -83,7 +83,7 @@ def gradient_of_kernel(gradient: jax.Array, inputs: jax.Array, geometry: Geometr
         return sum_images(*(lax.dynamic_slice_in_dim(array, start, images) for array in (padded, gradient)))
 
     def add_parts(view: jax.Array, gradient: jax.Array) -> jax.Array:
-        # Products of slices are computed in one pass, slices of a product in many.
+        # Products of slices are computed in one pass, slices of a product in several.
         return functools.reduce(jnp.add, (view[:, *part].astype(wide) * gradient[:, *part] for part in parts))
 
     padded = pad_spatial(inputs, geometry.pads)

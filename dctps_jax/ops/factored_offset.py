@@ -1,11 +1,10 @@
 """The convolution with an offset by its factors: ``c_in·c_out`` multiply-adds a position instead of ``k²·c_in·c_out``.
 
-With the tables of :class:`~dctps_jax.offsets.Factors`,
-``D[p, c, m] = even_p[p, m]·even_c[c, m] + odd_p[p, m]·odd_c[c, m]``. ``even_c`` is even and ``odd_c`` odd under
-``c → c_in − 1 − c``. With ``h = c_in / 2``, ``e = x[:h] + reverse(x[h:])`` and ``o = x[:h] − reverse(x[h:])``, two
-products of half the size sum over the channels, ``u = e even_c[:h]`` and ``v = o odd_c[:h]``, and
-``(D∗x)[i] = Σ_p u[i + p] even_p[p] + v[i + p] odd_p[p]``. This is exact for strides of 1. The transposed
-convolution of few channels multiplies twice as often (``MAX_WHOLE``).
+With the tables of :class:`~dctps_jax.offsets.Factors`, ``D[p, c, m] = even_p[p, m]·even_c[c, m] + odd_p[p, m]·odd_c[c,
+m]``. ``even_c`` is even and ``odd_c`` odd under ``c → c_in − 1 − c``. With ``h = c_in / 2``, ``e = x[:h] +
+reverse(x[h:])`` and ``o = x[:h] − reverse(x[h:])``, two products of half the size sum over the channels, ``u = e
+even_c[:h]`` and ``v = o odd_c[:h]``, and ``(D∗x)[i] = Σ_p u[i + p] even_p[p] + v[i + p] odd_p[p]``. This is exact for
+strides of 1. With few channels, the transposed convolution uses twice as many multiply-adds (``MAX_WHOLE``).
 """
 
 import math
@@ -23,13 +22,13 @@ from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.views import pad_spatial, shifted_views
 from dctps_jax.ops.work import Work
 
-# Padding before the two products saves padding both results, but the products then include the padding. This pays while
-# padding makes the inputs at most this much larger.
+# Padding before the two products saves padding both results, but the products then include the padding. This saves time
+# while the padding makes the inputs at most this many times as large.
 MAX_PADDED_GROWTH = 1.3
 
-# With up to so many input channels the transposed convolution takes one product of whole width. It multiplies twice as
-# often, but reads and writes fewer arrays: in turns with the code before, a step of Fixup-ResNet110 took 4 % less on a
-# CPU. The forward convolution was slower in this way.
+# With up to this many input channels, the transposed convolution takes one product of whole width. It multiplies twice
+# as often, but reads and writes fewer arrays. Compared with the previous code by alternating runs, a step of
+# Fixup-ResNet110 on a CPU took 4 % less time. The forward convolution was slower in this way.
 MAX_WHOLE = 32
 
 
@@ -64,7 +63,7 @@ def transposed_offset_convolution(
         for table in _position_tables(factors, len(spatial), outputs.dtype)
     )
     even, odd = _channel_tables(factors, outputs.dtype)
-    # `einsum`, not a product with a transposed table: the compiler would store the transposed table as well.
+    # `einsum`, not a product with a transposed table: the compiler would also store the transposed table.
     transposed_product = partial(jnp.einsum, "...m,cm->...c", precision=geometry.precision)
     if 2 * len(even) <= MAX_WHOLE:
         halves = jnp.concatenate([even, odd], axis=1), jnp.concatenate([even, -odd], axis=1)[::-1]

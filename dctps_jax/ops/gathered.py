@@ -1,4 +1,4 @@
-"""The sparse part S for all weights at once, on channels gathered from the activations: for few weights.
+"""The sparse part S for all weights at once, on channels gathered from the activations; for few weights.
 
 A weight i sees its input channel, shifted to its position of the kernel: one column ``X[:, i]`` over the output
 positions. Then ``(S∗x)[:, m] = Σ_{i: m_i = m} v_i X[:, i]`` and ``∂v_i = Σ_n X[n, i] ∂Y[n, m_i]``. The columns of all
@@ -22,11 +22,11 @@ from dctps_jax.precision import in_float32
 
 # A processor computes this many numbers at once. Lists of fewer weights than MAX_FILLED are filled up to whole vectors.
 VECTOR, MAX_FILLED = 8, 64
-# More gathered numbers than this do not fit the caches.
+# More gathered numbers than this do not fit into the caches.
 LARGE_PAIRS = 4e6
-# A layer is lean if it gathers at most this many times the numbers that it gathers from. It may gather as many numbers
-# as its kernel has besides, because it makes no gradient of the kernel. So the step needs no more memory than a dense
-# one.
+# A layer is lean if it gathers at most this many times the numbers that it gathers from. In addition it may gather as
+# many numbers as its kernel has, because it computes no gradient of the kernel. So the step needs no more memory than a
+# dense one.
 MAX_GATHERED = 3
 
 
@@ -35,7 +35,7 @@ class Gathered:
 
     def __init__(self, work: Work, support: jax.Array):
         self.geometry, self.nnz = work.geometry, len(support)
-        # Lists are filled up by weights at position 0 whose values count as zero.
+        # Lists are filled up with weights at position 0 whose values count as zero.
         self.support = jnp.pad(support, (0, -self.nnz % (VECTOR if self.nnz < MAX_FILLED else 1)))
 
     def kept(self, inputs: jax.Array) -> None:
@@ -62,8 +62,8 @@ class Gathered:
         return to_inputs, _products(seen, inputs, weights.source)[: self.nnz]
 
     def _weights_after(self, gradient: jax.Array) -> Weights:
-        # The positions depend on the gradient, so that the channels are gathered in the backward pass. With positions
-        # that are known before, XLA (JAX 0.10.2) gathers them in the forward pass and keeps them until here.
+        # The positions depend on the gradient, so that the channels are gathered in the backward pass. If the positions
+        # are known before, XLA (JAX 0.10.2) gathers the channels in the forward pass and keeps them until here.
         # `fusion.zero_after` has the figures and the test.
         return weights_at(self.support + zero_after(gradient), self.geometry)
 
@@ -94,16 +94,17 @@ def _cost_of_pair(work: Work, costs: Costs) -> float:
 
 def _products(seen: jax.Array, across: jax.Array, channels: jax.Array) -> jax.Array:
     """Return ``Σ_n seen[n, i] · across[n, channels[i]]`` over all positions n: the gradient of every value."""
-    # In float32 at least: in half precision products of small numbers would vanish, and those of large ones overflow.
+    # In float32 at least: in half precision, products of small numbers would vanish and products of large ones
+    # overflow.
     products = in_float32(seen) * in_float32(_take_channels(across, channels))
     products = products.reshape(math.prod(seen.shape[:-1]), len(channels))
-    # A product with ones instead of a sum: its terms are computed in the order of memory, those of a sum value by
-    # value. Its factors are not rounded, on no platform.
+    # A product with ones instead of a sum: the terms of a sum are computed value by value, the terms of a product in
+    # the order of memory. On no platform are its factors rounded.
     return jnp.matmul(jnp.ones(len(products), products.dtype), products, precision=lax.Precision.HIGHEST)
 
 
 def seen_by(weights: Weights, inputs: jax.Array, geometry: Geometry) -> jax.Array:
-    """Return ``X [batch, *output positions, nnz]``, what each weight sees of ``inputs [batch, *spatial, channels]``."""
+    """Return ``X [batch, *output positions, nnz]``: what each weight sees of ``inputs [batch, *spatial, channels]``."""
     outputs = geometry.output_spatial(inputs.shape[1:-1])
     inputs = pad_spatial(inputs, geometry.pads)
     size, strides = geometry.size, geometry.strides
@@ -118,7 +119,7 @@ def seen_by(weights: Weights, inputs: jax.Array, geometry: Geometry) -> jax.Arra
         )
         channel, position = position % width * inputs.shape[-1] + channel, position // width
         inputs, size, strides = jnp.concatenate(views, axis=-1), (*others, 1), (*strides[:-1], 1)
-    # Without `materialized` XLA (JAX 0.10.2) computes the inputs again for each number that is gathered from them.
+    # Without `materialized`, XLA (JAX 0.10.2) computes the inputs again for each number that is gathered from them.
     # `fusion.py` has the figures and the test.
     channels = _take_channels(materialized(inputs), channel)
     if geometry.num_positions > 1:
@@ -137,7 +138,7 @@ def unfolds(geometry: Geometry, nnz: int, channels: int) -> bool:
 def _take_channels(x: jax.Array, channels: jax.Array) -> jax.Array:
     """Return ``x[..., channels]``."""
     rows = x.reshape(-1, x.shape[-1])
-    # One index for each number, not for each channel. Then the outputs are written in their order, while the row of the
+    # One index for each number, not for each channel. The outputs are then written in their order, while the row of the
     # inputs is in the cache.
     indices = jnp.broadcast_to(channels, (len(rows), len(channels)))
     taken = jnp.take_along_axis(rows, indices, axis=1, mode="promise_in_bounds")

@@ -48,7 +48,7 @@ class Geometry(NamedTuple):
         return tuple(max(0, (length + sum(pair) - width) // stride + 1) for length, pair, width, stride in zipped)
 
     def transposed_pads(self) -> tuple[tuple[int, int], ...]:
-        """Return the padding with which the gradient of the inputs is a convolution of the outputs' gradient.
+        """Return the padding for the gradient of the inputs, which is a convolution of the outputs' gradient.
 
         This holds for strides of 1.
         """

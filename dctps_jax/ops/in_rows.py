@@ -1,4 +1,4 @@
-"""The sparse part S one weight after the other, on activations that are laid out in rows: for many weights."""
+"""The sparse part S, one weight after another, on activations that are laid out in rows; for many weights."""
 
 import math
 
@@ -15,8 +15,8 @@ from dctps_jax.precision import in_float32
 class InRows:
     """A :class:`~dctps_jax.ops.sparse_part.SparsePart` in rows, one for each channel (:mod:`dctps_jax.ops.rows`).
 
-    Each weight takes one multiply-add of two rows. The time of laying out grows with the number of channels, and each
-    weight then takes little. Sums are computed in float32 at least.
+    Each weight takes one multiply-add of two rows. The time to lay out rows grows with the number of channels; after
+    that each weight takes little time. Sums are computed in float32 at least.
     """
 
     def __init__(self, work: Work, support: jax.Array):
@@ -35,8 +35,8 @@ class InRows:
         self.outputs_shape = (geometry.kernel_shape[-1], length)
 
     def kept(self, inputs: jax.Array) -> jax.Array | None:
-        # Short rows are few numbers, and to make them again takes a good part of a step. Long rows are as large as the
-        # inputs, which are kept, too: they are made again in the backward pass.
+        # Short rows are few numbers, and making them again takes a good part of a step, so they are kept. Long rows are
+        # as large as the inputs, which are kept anyway, so the backward pass makes them again.
         return self._rows_of_inputs(inputs, after=inputs) if self.layout.is_short else None
 
     def convolve(self, inputs: jax.Array, values: jax.Array, kept: jax.Array | None = None) -> jax.Array:
@@ -92,5 +92,5 @@ def _sizes(work: Work) -> tuple[int, int, int]:
 
 
 def _loop(positions: int, costs: Costs) -> float:
-    """Return the nanoseconds that each weight takes beside the work on its numbers."""
+    """Return the nanoseconds that each weight takes in addition to the work on its numbers."""
     return costs.loop if positions > SHORT_ROW else 0

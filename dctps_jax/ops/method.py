@@ -11,8 +11,8 @@ from dctps_jax.ops.fusion import apart_on_tpu, varying_alike
 from dctps_jax.ops.sparse_part import add_at, add_numbers_at
 from dctps_jax.ops.work import Work
 
-# The gradient of α is computed apart from the kernel's gradient in 1×1 layers of up to so many weights. In larger
-# layers reading the kernel's gradient once more takes longer than what `apart_on_tpu` saves.
+# In 1×1 layers of up to this many weights, the gradient of α is computed apart from the kernel's gradient. In larger
+# layers, reading the kernel's gradient once more takes longer than `apart_on_tpu` saves.
 MAX_APART = 1 << 16
 
 
@@ -20,7 +20,7 @@ class Method(Protocol):
     """One way of computing ``Y = X ∗ (α·D + S)`` and its gradients. All methods compute the same function.
 
     X are inputs ``[batch, *spatial, in]``. S holds the trained ``values`` at ``support``, the ascending positions in
-    the flattened kernel. D is the offset of the work; ``alpha`` is None where it has none.
+    the flattened kernel. D is the offset of the work; without an offset ``alpha`` is None.
     """
 
     @property
@@ -30,7 +30,7 @@ class Method(Protocol):
 
     @property
     def fallback(self) -> str:
-        """The name of the method that is taken where this one is not possible."""
+        """The name of the method that is taken if this one is not possible."""
         ...
 
     def is_possible(self, work: Work) -> bool:
@@ -55,8 +55,9 @@ class Method(Protocol):
 class MethodWithGradients(Method, Protocol):
     """A method whose gradients are written by hand, for :func:`apply_with_gradients`.
 
-    Layers with equal work are traced once: ``jax.jit`` keeps what it has traced, by method and work. So a method can be
-    hashed, and its functions depend on nothing but their arguments and what JAX knows of (``tracing_for``, x64).
+    Layers with equal work are traced once: ``jax.jit`` keeps its traces by method and work. So a method must be
+    hashable, and its functions may depend on nothing but their arguments and the contexts that JAX knows
+    (``tracing_for``, x64).
     """
 
     def forward(
@@ -103,9 +104,9 @@ _apply.defvjp(_forward, _backward)
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 4))
 def kernel_of(work: Work, values: jax.Array, alpha: jax.Array | None, support: jax.Array, dtype: Any) -> jax.Array:
-    """Return ``α·D + S`` in ``dtype``. α·D is rounded once, and so are the values and the sums with them."""
-    # The values are added into α·D. Adding α·D to an array of S would write and read one more array, and so would a
-    # kernel in the dtype of the values that is converted afterwards.
+    """Return ``α·D + S`` in ``dtype``. α·D is rounded once. So are the values, and their sums with α·D."""
+    # The values are added into α·D. Adding α·D to an array of S would write and read one more array. So would a kernel
+    # in the dtype of the values that is converted afterwards.
     if alpha is None:
         scaled = jnp.zeros(work.geometry.kernel_shape, dtype)
     else:
@@ -115,7 +116,7 @@ def kernel_of(work: Work, values: jax.Array, alpha: jax.Array | None, support: j
 
 @kernel_of.defjvp
 def _kernel_jvp(work: Work, dtype: Any, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """Its transpose takes the gradients of α and of the values from one array, the kernel's gradient."""
+    """The transpose takes the gradients of α and of the values from one array, the kernel's gradient."""
     values, alpha, support = primals
     of_values, of_alpha, _ = tangents
     moved = jnp.zeros(work.geometry.kernel_shape, values.dtype)
@@ -123,7 +124,7 @@ def _kernel_jvp(work: Work, dtype: Any, primals: Any, tangents: Any) -> tuple[ja
         moved = of_alpha.astype(values.dtype) * work.offset_kernel(values.dtype)
     kernel, is_product = kernel_of(work, values, alpha, support, dtype), work.geometry.num_positions == 1
     if is_product and moved.size > MAX_APART:
-        # A TPU's compiler (libtpu 0.0.42) would convert the whole gradient of this kernel before it picks some numbers.
+        # A TPU's compiler (libtpu 0.0.42) would convert the whole gradient of this kernel before picking some numbers.
         return kernel, add_numbers_at(moved.astype(dtype), support, of_values)
     moved = add_numbers_at(moved, support, of_values)
     return kernel, (apart_on_tpu(moved) if is_product and work.geometry.size else moved).astype(dtype)
@@ -136,5 +137,5 @@ def inner_product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def moving_cost(work: Work, costs: Costs) -> float:
-    """Return the nanoseconds that every method takes: a layer's own, and reading and writing inputs and outputs."""
+    """Return the nanoseconds that every method takes: a fixed time, and reading and writing inputs and outputs."""
     return costs.layer + 2 * (work.input_size + work.output_size) * costs.move

@@ -1,4 +1,4 @@
-"""The methods of computing a compact layer, by name. They are described and compared in ``README.md`` beside this file.
+"""The methods of computing a compact layer, by name. ``README.md`` beside this file describes and compares them.
 
 To add a method, write a class as :class:`~dctps_jax.ops.method.Method` describes and add an object to :data:`METHODS`.
 """
@@ -40,7 +40,7 @@ def apply_kernel(
 ) -> jax.Array:
     """Return the convolution of ``inputs [batch, *spatial, in]`` with ``α·D + S`` by the method of that name.
 
-    S holds ``values`` at ``support``. D is the offset of ``work``; ``alpha`` is None where it has none.
+    S holds ``values`` at ``support``. D is the offset of ``work``; without an offset ``alpha`` is None.
     """
     chex.assert_shape(inputs, work.inputs)
     chex.assert_equal_shape((values, support))

@@ -13,7 +13,7 @@ class OffsetPart(Protocol):
 
     @staticmethod
     def is_possible(work: Work) -> bool:
-        """Return whether it can compute the offset's part of the layer. A layer without offset has nothing to do."""
+        """Return whether it can compute the offset's part of the layer. No offset means nothing to compute."""
         ...
 
     @staticmethod

@@ -36,8 +36,8 @@ class OnSupport:
 
         ∂α = (⟨Y, ∂Y⟩ − ⟨v, ∂v⟩) / α
 
-    ``⟨X, ∂X⟩`` is computed instead of ``⟨Y, ∂Y⟩`` where it reads less. The quotient loses digits as α vanishes. For
-    ``|α| < MIN_ALPHA`` it is ``∂α = ⟨D∗X, ∂Y⟩``, at the price of a convolution.
+    ``⟨X, ∂X⟩`` is computed instead of ``⟨Y, ∂Y⟩`` if it reads less. The quotient loses digits as α vanishes. So for
+    ``|α| < MIN_ALPHA`` the gradient is ``∂α = ⟨D∗X, ∂Y⟩``, at the cost of a convolution.
     """
 
     name: str
@@ -66,7 +66,7 @@ class OnSupport:
 
     def gradients(self, work: Work, saved: Saved, gradient: jax.Array) -> tuple[Any, Any, Any]:
         inputs, values, alpha, support, outputs = saved
-        gradient = materialized(gradient)  # else XLA computes it again where it is read, see fusion.py
+        gradient = materialized(gradient)  # else XLA computes it again at each use, see fusion.py
         sparse_part = self.sparse_part(work, support)
         kernel = kernel_of(work, values, alpha, support, inputs.dtype)
         to_inputs = gradient_of_inputs(gradient, kernel, work.geometry, inputs)
@@ -88,7 +88,7 @@ class OnSupport:
 
     def cost(self, work: Work, costs: Costs) -> float:
         forward, _ = cost_of_multiply_add(work, costs)
-        # Images need no gradient, except where ∂α takes ⟨X, ∂X⟩.
+        # Images need no gradient, unless ∂α uses ⟨X, ∂X⟩.
         to_images = work.offset is not None and work.output_size >= work.input_size
         passes = (1 if work.reads_images and not to_images else 2) * forward
         inner = 0 if work.offset is None else 2 * min(work.input_size, work.output_size) * costs.move

@@ -1,7 +1,7 @@
-"""Methods without a kernel: the offset and the trained weights are applied apart from each other.
+"""Methods without a kernel: the offset and the trained weights are applied separately.
 
-They are "per_weight" and "per_weight_rows", which take the offset by its factors, and "transform" and "transform_rows",
-which take it by its fast transform.
+"per_weight" and "per_weight_rows" apply the offset by its factors, "transform" and "transform_rows" by its fast
+transform.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ class Saved(NamedTuple):
 class PerWeight:
     """Convolve with α·D by an ``offset_part``, and add ``S∗X`` weight by weight. Build neither K nor ∂K.
 
-    This needs strides of 1, one group, and an offset that the ``offset_part`` can compute. The gradient of α is
-    ``⟨X, Dᵀ∗∂Y⟩``, at every α: ``Dᵀ∗∂Y`` is a part of the gradient of the inputs.
+    This needs strides of 1, one group, and an offset that the ``offset_part`` can compute. The gradient of α is ``⟨X,
+    Dᵀ∗∂Y⟩`` at every α: ``Dᵀ∗∂Y`` is a part of the gradient of the inputs anyway.
     """
 
     name: str
@@ -59,14 +59,14 @@ class PerWeight:
         outputs = sparse_part.convolve(inputs, values, kept)
         if alpha is not None:
             outputs += alpha.astype(inputs.dtype) * self.offset_part.convolve(work, inputs)
-            # Without `materialized` XLA (JAX 0.10.2) keeps the terms of this sum for the backward pass, and adds them
-            # up again in every operation that reads the outputs. `fusion.py` has the figures and the test.
+            # Without `materialized`, XLA (JAX 0.10.2) keeps the terms of this sum for the backward pass, and adds them
+            # again in every operation that reads the outputs. `fusion.py` has the figures and the test.
             outputs = materialized(outputs)
         return outputs, Saved(inputs, values, alpha, support, kept)
 
     def gradients(self, work: Work, saved: Saved, gradient: jax.Array) -> tuple[Any, Any, Any]:
         inputs, values, alpha, support, kept = saved
-        gradient = materialized(gradient)  # else XLA computes it again where it is read, see fusion.py
+        gradient = materialized(gradient)  # else XLA computes it again at each use, see fusion.py
         to_inputs, to_values = self.sparse_part(work, support).gradients(inputs, gradient, values, kept)
         to_alpha = None
         if alpha is not None:

@@ -1,8 +1,8 @@
 """Activations in rows: one row for each channel, which holds the positions of the whole batch one after another.
 
-A weight of a convolution then connects a row of the inputs, from some start on, with a row of the outputs. The work for
-one weight is one multiply-add of two long rows. With strides there is a row for each channel and phase, where inputs
-that are a stride apart lie side by side.
+A weight of a convolution then connects a row of the inputs, from some start on, with a row of the outputs. Its work is
+one multiply-add of two long rows. With strides there is a row for each channel and phase: it holds inputs that are a
+stride apart side by side.
 """
 
 import functools
@@ -17,19 +17,19 @@ from jax import lax
 from dctps_jax.ops.fusion import made_apart, orders_are_known, stored_in_order, varying_as, zero_after
 from dctps_jax.ops.geometry import Geometry
 
-# Inner products of long rows are sums over pieces of so many numbers. They lose fewer digits than one long sum. The
+# Inner products of long rows are sums over pieces of this many numbers. They lose fewer digits than one long sum. The
 # lengths of all rows are multiples of it.
 PIECE = 64
-# Rows of at most so many numbers, as in linear layers, are added piece by piece, and multiplied in blocks of many rows.
-# With XLA's CPU backend (JAX 0.10.2) each round of a loop takes 30 ns more, unless its body moves less than 1 KiB and
-# the loop is compiled as one function. `benchmarks/rows.py` times both.
+# Rows of at most this many numbers, as in linear layers, are added piece by piece, and multiplied in blocks of many
+# rows. With XLA's CPU backend (JAX 0.10.2) each round of a loop takes 30 ns more, unless its body moves less than 1 KiB
+# and the loop is compiled as one function. `benchmarks/rows.py` times both.
 SHORT_ROW = 256
-# The products of two short rows are first added up to so many sums, a vector register of AVX-512. With 8 and with 32, a
-# step of `benchmarks/masked_mlp.py` took longer.
+# The products of two short rows are first added up to this many sums, a vector register of AVX-512. With 8 and with 32,
+# a step of `benchmarks/masked_mlp.py` took longer.
 LANES = 16
-# Longer rows than this get one more piece if they are whole pieces: see `Layout.length`.
+# Rows longer than this get one more piece if they consist of whole pieces: see `Layout.length`.
 LONG_ROW = 2048
-# From this many rows on, rows are transposed by themselves.
+# From this many rows on, transpositions of rows are not fused with other operations.
 MANY_ROWS = 2048
 
 
@@ -40,15 +40,15 @@ class Places(NamedTuple):
     start: jax.Array
 
     def moved(self, by: int) -> "Places":
-        """Return the places that lie ``by`` numbers after these."""
+        """Return the places ``by`` numbers after these."""
         return Places(self.row, self.start + by)
 
 
 class Layout(NamedTuple):
     """How the inputs ``[batch, *spatial, channels]`` and the outputs of a convolution lie in rows.
 
-    An image takes :attr:`extents` positions in both kinds of rows. The outputs fill only some of them. The others are
-    zero or never read.
+    An image takes :attr:`extents` positions in both kinds of rows. The outputs fill only some of the positions. The
+    others are zero or never read.
     """
 
     geometry: Geometry
@@ -60,7 +60,7 @@ class Layout(NamedTuple):
 
     @property
     def extents(self) -> tuple[int, ...]:
-        """The positions of each dimension: those of the outputs, and by how many strides a kernel reaches beyond."""
+        """The positions of each dimension: the output positions, plus the strides that a kernel reaches beyond them."""
         zipped = zip(self.outputs, self.geometry.size, self.geometry.strides, strict=True)
         return tuple(count + (width - 1) // stride for count, width, stride in zipped)
 
@@ -84,8 +84,8 @@ class Layout(NamedTuple):
         """How many numbers of a row each weight reads: all up to the last output, rounded up to whole pieces."""
         needed = self.positions - self.reach
         pieces = max(1, -(-needed // PIECE))
-        # Long rows that are a power of two apart fall on the same places of the cache: with 4096 positions of 1024
-        # channels, a step took 8 % longer without one more piece. With 128 positions it took a quarter longer with it.
+        # Long rows that are a power of two apart fall on the same places of the cache. With 4096 positions of 1024
+        # channels, a step took 8 % longer without one more piece. With 128 positions it took a quarter longer with one.
         return PIECE * (pieces + (needed % PIECE == 0 and needed > LONG_ROW))
 
     @property
@@ -166,9 +166,9 @@ class Layout(NamedTuple):
     def _laid_out(self, crop: Callable[[jax.Array], jax.Array], rows: jax.Array) -> jax.Array:
         """Return ``crop(rows.T)``, with as many channels as there are rows."""
         columns = rows.T
-        # Fused with what comes after, a transposition goes through the rows number by number. Alone it is made in
-        # blocks: with 4096 rows of 4096 numbers, transposing and adding took 48 instead of 144 ms of a CPU, with 1024
-        # rows 14 instead of 8.
+        # If a transposition is fused with the next operation, it goes through the rows number by number. Alone it is
+        # done in blocks. With 4096 rows of 4096 numbers, transposing and adding took 48 ms of a CPU instead of 144;
+        # with 1024 rows it took 14 ms instead of 8.
         if len(rows) >= MANY_ROWS:
             return made_apart(lambda: crop(columns), after=columns)
         return stored_in_order(crop(columns), 1, 0) if self.is_short else crop(columns)
@@ -191,7 +191,7 @@ def add_rows(
         return lax.dynamic_update_slice(rows, before + value * piece, put_at), None
 
     dtype = jnp.result_type(values, source)
-    # XLA (JAX 0.10.2) makes zeros that depend on nothing at the start of the program, for all layers, and keeps them
+    # At the start of the program XLA (JAX 0.10.2) makes zeros that depend on nothing, for all layers, and keeps them
     # until they are used. `fusion.zero_after` has the figures and the test.
     rows = varying_as(values, jnp.full(shape, zero_after(source).astype(dtype)))
     for begin in range(0, length, width):
@@ -209,15 +209,16 @@ def inner_rows(length: int, inputs: jax.Array, outputs: jax.Array, in_inputs: Pl
             lax.dynamic_slice(rows, place, (1, length)) for rows, place in zip((inputs, outputs), places, strict=True)
         )
         pieces = (row * across).reshape(length // width, width)
-        # XLA's CPU backend (JAX 0.10.2) computes a product with ones faster than a sum: `benchmarks/rows.py`
-        # times both. It computes a sum of slices in the same pass as the products.
+        # XLA's CPU backend (JAX 0.10.2) computes a product with ones faster than a sum: `benchmarks/rows.py` times
+        # both. It computes a sum of slices in the same pass as the products.
         summed = functools.reduce(jnp.add, pieces) if is_short else pieces
         return jnp.sum(jnp.matmul(summed, jnp.ones(width, pieces.dtype), precision=lax.Precision.HIGHEST))
 
     nnz = len(in_inputs.row)
     if not is_short:
         return lax.map(multiply, (in_inputs, in_outputs))
-    # The sums of a block are no more numbers than the rows of outputs; XLA does not store the products. There are at
-    # least two blocks: XLA joins what is in no loop with what lays out the rows, and takes four times as long.
+    # The sums of a block are no more numbers than the rows of outputs. XLA does not store the products. There are at
+    # least two blocks: outside of a loop XLA fuses this with the code that lays out the rows, which takes four times as
+    # long.
     blocks = max(2, -(-nnz * LANES // outputs.size))
     return lax.map(multiply, (in_inputs, in_outputs), batch_size=max(1, nnz // blocks))

@@ -15,8 +15,8 @@ from dctps_jax.ops.costs import Costs
 from dctps_jax.ops.geometry import Geometry
 from dctps_jax.ops.work import Work
 
-# On a TPU whole rows are added to an array if they are at most so many times its rows. The compiler makes no array of
-# them. But the work grows with the length of a row.
+# On a TPU, whole rows are added to an array if there are at most this many times its rows. The compiler then makes no
+# array of them. But the work grows with the length of a row.
 MAX_ROW_UPDATES = 4
 
 
@@ -26,7 +26,7 @@ class SparsePart(Protocol):
     def __init__(self, work: Work, support: jax.Array): ...
 
     def kept(self, inputs: jax.Array) -> jax.Array | None:
-        """Return what :meth:`convolve` and :meth:`gradients` both make of the inputs, or None where it is not kept."""
+        """Return what :meth:`convolve` and :meth:`gradients` both make of the inputs, or None if it is not kept."""
         ...
 
     def convolve(self, inputs: jax.Array, values: jax.Array, kept: jax.Array | None = None) -> jax.Array:
@@ -81,9 +81,9 @@ def add_at(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Arr
     rows = array.reshape(-1, array.shape[-1])
     if target.platform() != "tpu" or len(positions) > MAX_ROW_UPDATES * len(rows):
         return add_numbers_at(array, positions, values)
-    # Each value becomes a row that is zero elsewhere. To add single numbers, a TPU brings the whole array into a flat
+    # Each value becomes a row that is zero elsewhere. To add single numbers, a TPU converts the whole array to a flat
     # layout, and back. For a kernel of 3×3×512×512 in bfloat16 the compiler (libtpu 0.0.42) estimates 104,000 cycles
-    # for the way there. The convolution takes 79,000. The rows are rounded, not the values: one operation less.
+    # for the way there. The convolution takes 79,000. The rows are rounded, not the values, which saves an operation.
     row, column = positions // array.shape[-1], positions % array.shape[-1]
     whole = jnp.where(jax.nn.one_hot(column, array.shape[-1], dtype=bool), values[:, None], 0).astype(array.dtype)
     return rows.at[row].add(whole, indices_are_sorted=True, mode="promise_in_bounds").reshape(array.shape)
@@ -97,10 +97,10 @@ def _add_at_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
 
 def add_numbers_at(array: jax.Array, positions: jax.Array, values: jax.Array) -> jax.Array:
     """Return the same as :func:`add_at`. Its transpose picks single numbers, which a TPU does in any layout."""
-    # Indexed by row and column: if the array were flattened, whatever computes it would have to divide for each number.
+    # Indexed by row and column: if the array were flattened, the code that computes it would divide for each number.
     rows = array.reshape(-1, array.shape[-1])
     row, column = positions // array.shape[-1], positions % array.shape[-1]
-    # The places are not declared unique: in a loop over blocks, shorter lists are filled up by zeros at their last
+    # The places are not declared unique: in a loop over blocks, shorter lists are filled up with zeros at their last
     # place.
     added = rows.at[row, column].add(values.astype(array.dtype), indices_are_sorted=True, mode="promise_in_bounds")
     return added.reshape(array.shape)

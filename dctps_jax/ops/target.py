@@ -1,7 +1,7 @@
-"""The platform that programs are traced for: the one that :data:`tracing_for` names, by default that of this process.
+"""The platform that programs are traced for: :data:`tracing_for` names it; by default it is this process's.
 
 All that depends on the platform asks here: ways of computing, costs, compiler options, the type that "auto" stands for.
-A CPU can so trace and compile the program that a TPU would compile for itself.
+So a CPU can trace and compile the program that a TPU would compile for itself.
 """
 
 import re
@@ -9,18 +9,18 @@ from typing import Any
 
 import jax
 
-# The platform of a program for every platform: native operations only, which JAX differentiates in forward mode, too.
+# A program for every platform has native operations only. JAX can also differentiate them in forward mode.
 PORTABLE = "portable"
-# ``with tracing_for("tpu"):`` traces for that platform. JAX caches what it has traced by this context, too: enter it
-# around every call. A program that is traced for "cpu" by name may ask for orders of arrays (`fusion.stored_in_order`).
+# ``with tracing_for("tpu"):`` traces for that platform. JAX also caches its traces by this context: enter it around
+# every call. A program that is traced for "cpu" by name may ask for orders of arrays (`fusion.stored_in_order`).
 tracing_for = jax.make_user_context()
 
 
 def platform() -> str:
     """Return the platform that is traced for: "cpu", "gpu", "tpu" or :data:`PORTABLE`.
 
-    On a mesh with explicit axes it is :data:`PORTABLE`: JAX then asks of every operation how its result is sharded, and
-    it knows the answer for native operations.
+    On a mesh with explicit axes it is :data:`PORTABLE`. JAX then asks every operation how its result is sharded, and
+    knows the answer for native operations only.
     """
     if jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
         return PORTABLE
@@ -33,10 +33,10 @@ def training_devices() -> list[Any]:
 
 
 def auto_dtype(device: Any) -> str:
-    """Return the type that networks compute in on a device of JAX's where the config leaves it open.
+    """Return the type that networks compute in on a device of JAX if the config leaves it open.
 
-    It is "bfloat16" on a TPU, and on an NVIDIA GPU whose tensor cores take it: from compute capability 8.0 (Ampere) on.
-    Elsewhere it is "float32". A CPU converts every number of half precision before it computes with it.
+    It is "bfloat16" on a TPU, and on an NVIDIA GPU whose tensor cores support it: compute capability 8.0 (Ampere) or
+    more. Elsewhere it is "float32": a CPU converts every number of half precision before it computes with it.
     """
     if device.platform == "tpu":
         return "bfloat16"
@@ -45,5 +45,5 @@ def auto_dtype(device: Any) -> str:
 
 
 def on_cpu() -> bool:
-    """Return whether what is traced will run on a CPU only. Layers then take what is fast on a CPU."""
+    """Return whether traced programs will run on a CPU only. Layers then choose code that is fast on a CPU."""
     return platform() == "cpu"

@@ -1,9 +1,9 @@
 """Convolutions of maps that are smaller than the kernel's window, on a TPU.
 
-For them its compiler (libtpu 0.0.42) lets kernel and images change places. It first reverses the kernel along its
-window and stores that. For 3×3×512×512 in bfloat16 it estimates 61,600 cycles, five times as many as for the
-convolution of 128 maps of 2×2. Here kernel, maps and outputs are mirrored. The two reversals of the kernel cancel, and
-those of the small maps are cheap. ``tests/ops/test_tiny_maps.py`` compiles both.
+For these convolutions its compiler (libtpu 0.0.42) exchanges kernel and images. It first reverses the kernel along its
+window and stores the result. For 3×3×512×512 in bfloat16 it estimates 61,600 cycles for that, five times as many as for
+the convolution of 128 maps of 2×2. Here kernel, maps and outputs are mirrored. The two reversals of the kernel cancel,
+and the reversals of the small maps are cheap. ``tests/ops/test_tiny_maps.py`` compiles both.
 """
 
 import math
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from dctps_jax.ops.geometry import Geometry, native_convolution
 from dctps_jax.ops.target import platform
 
-# Smaller kernels are reversed in less time than maps.
+# Reversing a smaller kernel takes less time than reversing the maps.
 MIN_CHANNELS_PRODUCT = 256 * 256
 
 
@@ -44,7 +44,7 @@ def convolve(inputs: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Ar
 
 @convolve.defjvp
 def _jvp(geometry: Geometry, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    """Derivatives are those of the native convolution: JAX's gradient of the inputs reverses the kernel by itself."""
+    """Use the derivatives of the native convolution: JAX's gradient of the inputs reverses the kernel anyway."""
     inputs, kernel = primals
     moved = native_convolution(tangents[0], kernel, geometry) + native_convolution(inputs, tangents[1], geometry)
     return convolve(inputs, kernel, geometry), moved

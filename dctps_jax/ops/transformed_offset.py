@@ -1,6 +1,6 @@
 """The offset of a linear layer or a 1×1 convolution by its fast transform: about ``N log2 N`` operations a position.
 
-A matrix product takes ``2 c_in c_out`` of them, with ``N = max(c_in, c_out)``.
+A matrix product takes ``2 c_in c_out`` operations. N is ``max(c_in, c_out)``.
 """
 
 import math
@@ -14,7 +14,7 @@ from dctps_jax.ops.work import Work
 
 
 class TransformedOffset:
-    """An :class:`~dctps_jax.ops.offset_part.OffsetPart`: the offset by its fast transform. It needs such an offset."""
+    """An :class:`~dctps_jax.ops.offset_part.OffsetPart`: the offset by its fast transform, which it must have."""
 
     @staticmethod
     def is_possible(work: Work) -> bool:

@@ -1,4 +1,4 @@
-"""What a layer has to compute, as far as it is known when a program is traced."""
+"""What a layer has to compute, as far as this is known when a program is traced."""
 
 import math
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import jax
 from dctps_jax.offsets import Factors, Offset, Transform
 from dctps_jax.ops.geometry import Geometry
 
-# Inputs with at most this many channels are taken for images. Training asks for no gradient of images.
+# Inputs with at most this many channels are assumed to be images. Training asks for no gradient of images.
 IMAGE_CHANNELS = 4
 
 
@@ -67,12 +67,12 @@ class Work(NamedTuple):
 
     @property
     def factors(self) -> Factors | None:
-        """The factors of the offset, or None where there is no offset or it has none for this kernel."""
+        """The factors of the offset, or None without an offset or without factors for this kernel."""
         return None if self.offset is None else self.offset.factors(self.geometry.kernel_shape)
 
     @property
     def transform(self) -> Transform | None:
-        """The fast transform of the offset in a kernel of one position; None where there is none."""
+        """The fast transform of the offset in a kernel of one position, or None if there is none."""
         if self.offset is None or self.geometry.num_positions > 1 or self.geometry.groups > 1:
             return None
         return self.offset.transform(*self.geometry.kernel_shape[-2:])

@@ -1,7 +1,7 @@
-"""What each kind of work takes on a platform: one JSON file for each machine, and for half precision on it.
+"""The cost of each kind of work on a platform: one JSON file for each machine, and for half precision on it.
 
-A file holds the costs and where they come from: machine, versions, date, which costs were fitted and which were set by
-hand, and how far the predictions are from measured times. ``benchmarks/fit_costs.py`` fits costs to the results of
+A file holds the costs and their origin: machine, versions, date, which costs were fitted and which were set by hand,
+and how far predictions are from measured times. ``benchmarks/fit_costs.py`` fits costs to the results of
 ``benchmarks/layers.py`` and writes such a file. The costs of a TPU are fitted to its compiler's estimates
 (``benchmarks/tpu_layers.py``), not to measured times.
 """
@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-# What the name of a platform ends with where its inputs are of half precision.
+# The end of a platform's name if its inputs are of half precision.
 HALF = ", half precision"
 NAMES = {"cpu": "cpu", "gpu": "h100", f"tpu{HALF}": "v5e_bfloat16"}
 FILES = {platform: Path(__file__).with_name(f"{name}.json") for platform, name in NAMES.items()}
@@ -19,7 +19,7 @@ FILES = {platform: Path(__file__).with_name(f"{name}.json") for platform, name i
 class Costs(NamedTuple):
     """The costs of a platform in nanoseconds: of one core of a CPU, of a whole GPU, or of a chip of a TPU.
 
-    Every predicted time is linear in these numbers. That is what makes them fit by least squares.
+    Every predicted time is linear in these numbers. So they can be fitted by least squares.
     """
 
     product: float  # a multiply-add of a matrix product
