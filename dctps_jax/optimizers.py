@@ -1,4 +1,4 @@
-"""Optimisers and learning rates: those of the paper, and what optax has besides, by name.
+"""Optimisers and learning rates by name: the paper's, and more from optax.
 
 A compact kernel is a vector of its trained weights. The optimisers in :data:`OPTIMIZERS` therefore treat each weight by
 itself, except muon, which is for dense networks.
@@ -21,9 +21,9 @@ from dctps_jax.errors import UserError, first_line
 
 
 class Optimizer(NamedTuple):
-    """How gradients become updates, before the learning rate.
+    """How gradients become updates, before the learning rate is applied.
 
-    ``scale`` makes the transformation; its arguments are the options of the optimiser. An argument ``momentum`` is
+    ``scale`` makes the transformation; its arguments are the options of the optimiser. An argument ``momentum`` gets
     ``config.optimizer.momentum``. Weight decay is added to the gradient before it (L2), or, if ``decoupled``, to the
     update after it (Loshchilov & Hutter 2019).
     """
@@ -82,8 +82,8 @@ def learning_rate_schedule(
 ) -> optax.Schedule:
     """Return ``step → rate``: multiplied by ``decay_rate`` at the end of each epoch in ``milestones``.
 
-    Epochs count from 1. With milestones (120, 160) the first 120 epochs run at the full rate. The original drops an
-    epoch earlier.
+    Epochs count from 1. With milestones (120, 160) the first 120 epochs run at the full rate. The original drops the
+    rate one epoch earlier.
     """
     if not milestones:
         return optax.constant_schedule(learning_rate)
@@ -93,7 +93,7 @@ def learning_rate_schedule(
 
 
 def warmed_up(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
-    """Return ``step → rate``: a schedule, multiplied by 1/n, 2/n, … in its first n = ``warmup_steps`` steps."""
+    """Return ``step → rate``: ``schedule``, multiplied by 1/n, 2/n, … in its first n = ``warmup_steps`` steps."""
     if warmup_steps == 0:
         return schedule
     return lambda step: schedule(step) * jnp.minimum(1, (step + 1) / warmup_steps)
@@ -126,9 +126,9 @@ def cosine(settings: Any, steps_per_epoch: int, num_epochs: int) -> optax.Schedu
 
 
 def one_cycle(settings: Any, steps_per_epoch: int, num_epochs: int) -> optax.Schedule:
-    """Return a cosine from 1/25 of the rate up to it, and one down to 1/10,000 of that start (Smith & Topin 2018).
+    """Return a cosine from 1/25 of the rate up to it, then one down to 1/10,000 of the start (Smith & Topin 2018).
 
-    The way up takes the warm-up's epochs, or 30 % of the training without one.
+    The rise takes the epochs of the warm-up, or 30 % of the training if there is no warm-up.
     """
     rising = settings.warmup_epochs / num_epochs or 0.3
     return optax.cosine_onecycle_schedule(num_epochs * steps_per_epoch, settings.learning_rate, pct_start=rising)
@@ -146,9 +146,9 @@ SCHEDULES: dict[str, Callable[[Any, int, int], optax.Schedule]] = {
 
 
 def rates_by_step(config: Any, steps_per_epoch: int, num_steps: int) -> np.ndarray:
-    """Return the learning rates of the first ``num_steps`` steps of a run, before what a plateau does.
+    """Return the learning rates of the first ``num_steps`` steps of a run, without the effect of a plateau.
 
-    They are in float64: schedules that differ do not round to the same rate.
+    They are in float64, so that different schedules do not round to the same rate.
     """
     schedule = SCHEDULES[config.optimizer.schedule](config.optimizer, steps_per_epoch, config.num_epochs)
     with jax.enable_x64(True):
@@ -169,14 +169,15 @@ def make_optimizer(
     kernel_rate: float = 1.0,
     plateau: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
-    """Return the optimiser ``name``, a key of :data:`OPTIMIZERS`, with ``options`` of :func:`options_of`.
+    """Return the optimiser ``name``, a key of :data:`OPTIMIZERS`, with the ``options`` that :func:`options_of` lists.
 
     - ``decay``: "all": weight decay acts on every trainable parameter, α and BatchNorm included; "kernels": on kernels.
     - ``fixup`` scales the steps of parameters named bias or scale by 0.1.
-    - ``clip_norm``: gradients of all parameters together are scaled down to this norm, 0: never.
-    - ``accumulate_steps``: parameters change at each of so many steps, by the mean gradient of these steps. The
-      learning rate counts all steps.
-    - ``kernel_rate``: the learning rate of kernels is multiplied by it.
+    - ``clip_norm``: the gradients of all parameters are scaled down together to this norm if theirs is larger; 0:
+      never.
+    - ``accumulate_steps``: parameters change once in this many steps, by the mean gradient of these steps. The learning
+      rate counts all steps.
+    - ``kernel_rate``: a factor of the learning rate of kernels.
     - ``plateau``: scales the updates by the loss, see :func:`reduce_on_plateau`.
 
     Raises :class:`~dctps_jax.errors.UserError` for a name or an option that does not exist.
@@ -223,9 +224,9 @@ def _step_of(optimizer: optax.GradientTransformation) -> Any:
 
 
 def reduce_on_plateau(settings: Any, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Return what multiplies the rate by ``decay_rate`` after ``patience`` epochs in which the loss did not fall.
+    """Return what multiplies the rate by ``decay_rate`` after ``patience`` epochs without a lower loss.
 
-    The loss is the mean training loss of as many steps as an epoch has, so that all of it is in the optimiser's state.
+    The loss is the mean training loss of as many steps as an epoch has, so that the optimiser's state holds all of it.
     """
     return contrib.reduce_on_plateau(
         factor=settings.decay_rate, patience=settings.patience, accumulation_size=steps_per_epoch
@@ -233,7 +234,7 @@ def reduce_on_plateau(settings: Any, steps_per_epoch: int) -> optax.GradientTran
 
 
 def rate_scale(opt_state: Any) -> float:
-    """Return what a plateau has multiplied the learning rate by so far."""
+    """Return the factor by which a plateau has multiplied the learning rate so far."""
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, contrib.ReduceLROnPlateauState))
     scales = [np.asarray(node.scale).item() for node in nodes if isinstance(node, contrib.ReduceLROnPlateauState)]
     return scales[0] if scales else 1.0

@@ -111,7 +111,7 @@ def test_a_run_that_grows_ends_as_if_it_had_been_started_so(tmp_path, environmen
     assert finish(start(environment, workdir, epochs))[::2] == (0, "")
     code, out, err = finish(start(environment, workdir, *more))
     assert (code, err) == (0, "")
-    assert "run grows, num_epochs from 1 to 2; the results of before are in " in out
+    assert "run grows, num_epochs from 1 to 2; the earlier results are in " in out
     assert f"the run with seed 0 is in {workdir / 'seed_0'} now" in out
     assert finish(start(environment, plain, *more))[::2] == (0, "")
     for seed in ("seed_0", "seed_1"):

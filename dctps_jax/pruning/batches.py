@@ -64,14 +64,14 @@ class CheckedBatches:
         return images, labels
 
     def _outputs_for(self, images: jax.Array) -> Any:
-        """Return the shapes of the network's outputs; images that it cannot take raise ``UserError``."""
+        """Return the shapes of the network's outputs; raise ``UserError`` for images that the network cannot take."""
         kind = images.shape, images.dtype
         if kind not in self._outputs:
             graph, state = nnx.split(self.model)
 
             def outputs(state: Any, images: jax.Array) -> Any:
                 copy: Any = nnx.merge(graph, state)
-                copy.eval()  # Dropout of a new network does not know yet whether it drops
+                copy.eval()  # a new network's Dropout does not know yet whether it drops
                 return copy(images)
 
             try:
@@ -84,7 +84,7 @@ class CheckedBatches:
 
 
 def _check_labels(loss: str, outputs: Any, labels: jax.Array) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` unless labels are those that a loss of the package takes."""
+    """Raise :class:`~dctps_jax.errors.UserError` unless a loss of the package can take the labels."""
     if not hasattr(outputs, "shape"):
         raise UserError(
             f"the network returns a {type(outputs).__name__}, and the loss {loss!r} takes an array of logits; give "

@@ -1,11 +1,11 @@
 """Supports that change while training: RigL and SET move weights, gradual magnitude pruning removes them.
 
-An update of RigL or SET drops the smallest active weights of a layer and grows as many other weights: the weights with
-the largest gradient of the dense kernel (RigL, Evci et al. 2020), or random ones (SET, Mocanu et al. 2018). The
-optimiser takes no step at an update.
+An update of RigL or SET drops the smallest active weights of a layer and grows as many weights that are then inactive:
+the weights with the largest gradient of the dense kernel (RigL, Evci et al. 2020), or random ones (SET, Mocanu et al.
+2018). The optimiser takes no step at an update.
 
-Gradual magnitude pruning (Zhu & Gupta 2017) starts with all weights, or with many, and removes the smallest at regular
-steps, after the optimiser's step, until as many are left as are asked for.
+Gradual magnitude pruning (Zhu & Gupta 2017) starts with all weights, or with many. At regular steps, after the
+optimiser's step, it removes the smallest weights, until as many are left as the config asks for.
 """
 
 import math
@@ -33,7 +33,7 @@ class UpdateSchedule(NamedTuple):
     def is_update(self, step: Any) -> Any:
         """Return whether the step after ``step`` finished steps is an update.
 
-        Every ``update_every``-th step before ``end_step`` is one. A ``step`` that is traced has a traced answer.
+        Every ``update_every``-th step before ``end_step`` is one. For a traced ``step`` the answer is traced, too.
         """
         return ((step + 1) % self.update_every == 0) & (step + 1 < self.end_step)
 
@@ -47,7 +47,7 @@ class UpdateSchedule(NamedTuple):
         return self.is_update(first) and any(self.drop_counts(first, counts, sizes).values())
 
     def drop_counts(self, step: int, counts: Mapping[str, int], sizes: Mapping[str, int]) -> dict[str, int]:
-        """Return how many weights each layer drops, rounded down. A full layer drops none: it has nothing to grow."""
+        """Return how many weights each layer drops, rounded down. A full layer drops none: it cannot grow any."""
         fraction = self.fraction(step)
         return {path: 0 if count == sizes[path] else int(count * fraction) for path, count in counts.items()}
 
@@ -56,11 +56,11 @@ class UpdateSchedule(NamedTuple):
         return first
 
     def numbers_for(self, step: int, first: Counts, last: Counts, sizes: Counts) -> Counts:
-        """Return what the update after ``step`` finished steps has to know of each layer: how many weights it drops."""
+        """Return the numbers of the update after ``step`` finished steps: how many weights each layer drops."""
         return self.drop_counts(step, first, sizes)
 
     def metrics(self, moved: Counts, density: float) -> dict[str, Any]:
-        """Return what an epoch's row of the metrics says of the updates."""
+        """Return the entries of the updates in an epoch's row of the metrics."""
         return {"weights_moved": moved}
 
 
@@ -83,7 +83,7 @@ class PruningSchedule(NamedTuple):
     def left(self, step: int) -> float:
         """Return the part of the weights to remove that is still there after ``step`` finished steps.
 
-        After k of n updates it is (1 - k/n)³, so that the sparsity is that of Zhu & Gupta (2017), equation 1.
+        After k of n updates it is (1 - k/n)³. The sparsity is then that of Zhu & Gupta (2017), equation 1.
         """
         done = (step - self.begin_step) // self.update_every
         return (1 - min(max(done, 0), self.num_updates) / self.num_updates) ** 3
@@ -98,7 +98,7 @@ class PruningSchedule(NamedTuple):
         return self.counts_at(step + 1, first, last)
 
     def metrics(self, moved: Counts, density: float) -> dict[str, Any]:
-        """Return what an epoch's row of the metrics says: the density at its end."""
+        """Return the entry in an epoch's row of the metrics: the density at the end of the epoch."""
         return {"density": density}
 
 
@@ -120,8 +120,8 @@ def _pruning(settings: Any, num_steps: int) -> PruningSchedule:
     return PruningSchedule(settings.update_every, begin, num_updates)
 
 
-# Name → a function of the fields of config.sparse_training and the number of steps. It returns when weights change.
-# What an update does is in dctps_jax.training.mask_updates, by the same names.
+# Name → a function of the fields of config.sparse_training and the number of steps, which returns when weights change.
+# dctps_jax.training.mask_updates has the updates themselves, by the same names.
 UPDATE_SCHEDULES: dict[str, Callable[[Any, int], Schedule]] = {"rigl": _moving, "set": _moving, "gmp": _pruning}
 METHODS = ("static", *UPDATE_SCHEDULES)
 # The methods that keep the number of trained weights.
@@ -129,9 +129,9 @@ MOVING = tuple(name for name, schedule in UPDATE_SCHEDULES.items() if schedule i
 
 
 def update_schedule(config: Any, steps_per_epoch: int) -> Schedule | None:
-    """Return when the support of a run changes, or None where it stays.
+    """Return when the support of a run changes, or None if it stays the same.
 
-    Raises :class:`~dctps_jax.errors.UserError` where gradual pruning would have no step to prune at.
+    Raises :class:`~dctps_jax.errors.UserError` if gradual pruning would have no step to prune at.
     """
     settings = config.sparse_training
     if settings.method == "static":
@@ -140,7 +140,7 @@ def update_schedule(config: Any, steps_per_epoch: int) -> Schedule | None:
 
 
 def fractions_by_step(config: Any, steps_per_epoch: int, num_steps: int) -> np.ndarray:
-    """Return the fraction by which each of the first ``num_steps`` steps of a run changes supports; -1: no update."""
+    """Return the fraction of weights that each of the first ``num_steps`` steps of a run changes; -1: no update."""
     updates = update_schedule(config, steps_per_epoch)
     if updates is None:
         return np.full(num_steps, -1.0)
@@ -152,16 +152,16 @@ def move_weights(
 ) -> tuple[jax.Array, jax.Array]:
     """Drop and grow in one layer; return (new mask, kept), of the kernel's shape.
 
-    First the ``num_drop`` active weights of the smallest magnitude are dropped. Then, of all positions that are not
-    active any more, the ``num_drop`` positions with the highest ``growth`` are grown. A weight may be dropped and grown
-    in the same update, as in the authors' code. It then was never off. The earlier position wins a tie. The number of
+    First the ``num_drop`` active weights of the smallest magnitude are dropped. Then, among all positions that are
+    inactive now, the ``num_drop`` positions with the highest ``growth`` are grown. As in the authors' code, a weight
+    may be dropped and grown in the same update; it then was never off. The earlier position wins a tie. The number of
     active weights stays the same.
 
     ``kept`` marks the weights that are active before and after. At all other positions the caller sets the weight and
     its optimiser state to zero.
     """
     chex.assert_equal_shape((kernel, mask, growth))
-    # NaN counts as no gradient. Sorting would put it last, even behind the weights that stay.
+    # NaN counts as no gradient. Sorting would put NaN last, even behind the weights that stay.
     active, growth = mask.ravel(), jnp.where(jnp.isnan(growth), 0, growth).ravel()
     # Active weights rank before all others, the largest first. -1 puts the others behind active weights of exactly 0.
     magnitude = jnp.where(active, jnp.abs(kernel.ravel()), -1)
@@ -187,12 +187,12 @@ def _ranks(values: jax.Array) -> jax.Array:
 
 
 def keep_only(optimizer: optax.GradientTransformation, opt_state: Any, kept: Any) -> Any:
-    """Return the optimiser's state, zero where ``kept`` is False: booleans in a tree like the parameters."""
+    """Return the optimiser's state, set to zero where ``kept`` is False: booleans in a tree like the parameters."""
     return optax.tree_utils.tree_map_params(optimizer, lambda value, mask: jnp.where(mask, value, 0), opt_state, kept)
 
 
 def skip_optimizer_step(opt_state: Any) -> Any:
-    """Count a step in the learning-rate schedule only: the rate follows the training steps, also without an update."""
+    """Count a step in the learning-rate schedule only: the rate also follows training steps without an update."""
 
     def count(node: Any) -> Any:
         if isinstance(node, optax.ScaleByScheduleState):

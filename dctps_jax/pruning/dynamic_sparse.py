@@ -1,7 +1,7 @@
-"""RigL and SET in a training loop of your own: for trees with masks, as an optax transformation, and for NNX models.
+"""RigL and SET in your own training loop: for trees with masks, as an optax transformation, and for NNX models.
 
-Both take steps of an optimiser, and at every so many steps one that moves weights instead. Such a step needs the
-gradient of the dense kernels: of all weights, also of those that are not trained.
+Both take steps of an optimiser. At every ``update_every``-th step they move weights instead. Such a step needs the
+gradient of the dense kernels: of all weights, also of weights that are not trained.
 """
 
 import functools
@@ -45,14 +45,14 @@ class DynamicSparse(optax.GradientTransformationExtraArgs):
     inner: optax.GradientTransformationExtraArgs
 
     def is_move(self, step: int) -> bool:
-        """Return whether the step after ``step`` finished steps is to be :meth:`move` in place of ``update``."""
+        """Return whether, after ``step`` finished steps, :meth:`move` should be called in place of ``update``."""
         return self.moves.schedule.is_update(step)
 
     def move(self, gradients: Any, state: Any, params: Any) -> tuple[Any, DynamicSparseState]:
         """Move weights by the gradients of the dense arrays; return the new parameters and the new state.
 
-        The masks of the state follow. Weights that were not trained before, and their moments, are zero. The learning
-        rate counts the step, the inner optimiser takes none. At a step that is no move, nothing moves.
+        The masks of the state follow. Weights that were not trained before are zero, and so are their moments. The
+        learning rate counts the step, but the inner optimiser takes none. At a step that is not a move, nothing moves.
 
         Raises :class:`~dctps_jax.errors.UserError` for masks that keep other numbers of weights than at the start.
         """
@@ -77,19 +77,19 @@ def dynamic_sparse(
     drop_fraction: float = 0.3,
     key: jax.Array | int | None = None,
 ) -> DynamicSparse:
-    """Return an optimiser for the weights that masks keep, and move masks by RigL or SET while training.
+    """Return an optimiser for the weights that masks keep; it moves the masks by RigL or SET while training.
 
-    ``init`` and ``update`` are those of :func:`sparse_optimizer`, with the masks in the state. The caller asks
-    ``is_move(step)`` for each step, and calls ``move(gradients, state, params)`` where it is one.
+    ``init`` and ``update`` work as in :func:`sparse_optimizer`, with the masks in the state. The caller asks
+    ``is_move(step)`` at each step, and calls ``move(gradients, state, params)`` if the answer is True.
 
-    - ``masks``: has the structure of the parameters, with None in place of an array or of a whole subtree that is kept.
-    - ``end_step``: weights move before this step only, at every ``update_every``-th.
+    - ``masks``: has the structure of the parameters, with None for an array or a whole subtree that is kept.
+    - ``end_step``: weights move at every ``update_every``-th step before this one.
     - ``method``: "rigl" grows where the gradient of the dense array is largest (Evci et al. 2020), "set" at random
       positions from ``key`` (Mocanu et al. 2018).
-    - ``drop_fraction``: the part of the trained weights of an array that moves at the start; it falls to 0 by a cosine.
+    - ``drop_fraction``: the part of an array's trained weights that moves at the start; it falls to 0 by a cosine.
 
-    Raises :class:`~dctps_jax.errors.UserError` for a method or number out of range, and ``init`` for masks that do not
-    fit the parameters.
+    Raises :class:`~dctps_jax.errors.UserError` for a method or number out of range. ``init`` raises it for masks that
+    do not fit the parameters.
     """
     check_optimizer("optimizer", optimizer)
     check_values_of_masks(masks)
@@ -114,11 +114,11 @@ def dynamic_sparse(
 class DynamicSparseOptimizer(nnx.Optimizer):
     """An ``nnx.Optimizer`` for a network with masks, which RigL or SET move while it trains.
 
-    ``update(model, gradients)`` is that of ``nnx.Optimizer``. Where ``is_move(step)``, call ``move(model, gradients)``
-    instead, with the gradients of ``unmasked_copy(model)``. The other arguments are those of :func:`dynamic_sparse`.
+    Call ``update(model, gradients)`` as for ``nnx.Optimizer``. If ``is_move(step)``, call ``move(model, gradients)``
+    instead, with the gradients of ``unmasked_copy(model)``. The other arguments are as in :func:`dynamic_sparse`.
 
     Raises :class:`~dctps_jax.errors.UserError` for a network without masks, e.g. a compact one, and for layers that
-    ``nnx.vmap`` has stacked. ``move`` raises it for a network that was pruned again since.
+    ``nnx.vmap`` has stacked. ``move`` raises it for a network that was pruned again after this optimiser was made.
     """
 
     def __init__(
@@ -146,13 +146,13 @@ class DynamicSparseOptimizer(nnx.Optimizer):
         self.moves = Moves.make(masks, method, update_every, end_step, drop_fraction, key)
 
     def is_move(self, step: int) -> bool:
-        """Return whether the step after ``step`` finished steps is to be :meth:`move` in place of ``update``."""
+        """Return whether, after ``step`` finished steps, :meth:`move` should be called in place of ``update``."""
         return self.moves.schedule.is_update(step)
 
     def move(self, model: nnx.Module, gradients: Any) -> None:
         """Move weights of the model by the gradients of its unmasked copy, as :meth:`DynamicSparse.move` does.
 
-        The statistics of BatchNorm stay: they are those of the copy that the gradients come from.
+        The model's statistics of BatchNorm stay: computing the gradients has only updated the statistics of the copy.
         """
         layers = _masked_layers(model)
         of_gradients = dict(nnx.to_flat_state(gradients))
@@ -183,8 +183,8 @@ def _check_filter(name: str, value: Any) -> None:
 def _masked_layers(model: nnx.Module) -> dict[tuple[Any, ...], KernelLayer]:
     """Return the layers with a mask by the path of their kernel in the states of nnx, in the order of nnx.
 
-    A layer may have several paths, and their order of definition is lost where nnx merges the network. A state has one
-    path of each, and one order.
+    A layer may have several paths, and their order of definition is lost when nnx merges the network. A state has one
+    path for each layer, and one order.
     """
     masked = {id(layer.kernel): layer for layer in prunable_layers(model).values() if layer.mask is not None}
     layers = {path: masked[id(node)] for path, node in nnx.iter_graph(model) if id(node) in masked}
@@ -200,7 +200,7 @@ def _masked_parts(masks: Any, tree: Any) -> list[Any]:
     """Return the arrays of ``tree`` that have a mask, in the order of the masks."""
     parts: list[Any] = []
     jax.tree.map(
-        lambda mask, part: None if mask is None else parts.extend(jax.tree.leaves(part)),  # of a variable its array
+        lambda mask, part: None if mask is None else parts.extend(jax.tree.leaves(part)),  # the array of a variable
         masks,
         tree,
         is_leaf=is_none,

@@ -37,11 +37,11 @@ def apply_masks(
     """Set the masks of prunable layers, by dotted path. Weights where a mask is False are removed.
 
     ``form`` says how the remaining weights are stored: "masked" as dense arrays with zeros, "compact" as values and
-    positions. Layers that ``masks`` does not name stay as they are. The mask of layers that ``nnx.vmap`` has stacked
-    has the axis of the layers before those of a kernel.
+    positions. Layers that ``masks`` does not name do not change. For layers that ``nnx.vmap`` has stacked, the mask has
+    the axis of the layers before the axes of a kernel.
 
-    Raises :class:`~dctps_jax.errors.UserError` for a path that is no prunable layer, a mask of another shape or of
-    other values than 0 and 1, an unknown form, and where layers are to be compact, for masks that are traced and for
+    Raises :class:`~dctps_jax.errors.UserError` for a path without a prunable layer, for a mask of another shape or with
+    other values than 0 and 1, and for an unknown form. For the compact form it also raises for traced masks, and for
     stacked layers with unequal numbers of weights. The model is then unchanged.
     """
     check_choice("form", form, FORMS)
@@ -76,7 +76,7 @@ def apply_masks(
 
 
 def _check_arrays(masks: Any) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for what is no dict of arrays by path."""
+    """Raise :class:`~dctps_jax.errors.UserError` unless ``masks`` is a dict of arrays by path."""
     check_by_path("masks", masks, "masks")
     for path, mask in masks.items():
         if not isinstance(mask, np.ndarray | jax.Array):
@@ -116,9 +116,9 @@ def mask_of_layer(layer: KernelLayer) -> np.ndarray:
 def mask_of_support(support: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """Return the boolean mask of ``shape`` that is True at the positions of ``support``.
 
-    The axes of ``support [*stack, nnz]`` before its last are axes of the mask, too.
+    All axes of ``support [*stack, nnz]`` except the last are also axes of the mask.
 
-    Raises :class:`~dctps_jax.errors.UserError` for what is no support of a kernel of this shape.
+    Raises :class:`~dctps_jax.errors.UserError` for anything but a support of a kernel of this shape.
     """
     check_shape("shape", shape)
     support = np.asarray(as_array("support", support, "an array of positions"))
@@ -131,7 +131,7 @@ def mask_of_support(support: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 def support_of_mask(path: str, mask: np.ndarray, stack: Sequence[int] = ()) -> np.ndarray:
     """Return the ascending positions ``[*stack, nnz]`` where a mask ``[*stack, *kernel_shape]`` is True.
 
-    Raises :class:`~dctps_jax.errors.UserError` where the layers of a stack keep unequal numbers of weights.
+    Raises :class:`~dctps_jax.errors.UserError` if the layers of a stack keep unequal numbers of weights.
     """
     layers = mask.reshape(math.prod(stack), -1)
     counts = sorted({int(count) for count in np.count_nonzero(layers, axis=1)})
@@ -144,9 +144,9 @@ def support_of_mask(path: str, mask: np.ndarray, stack: Sequence[int] = ()) -> n
 
 
 def save_masks(path: str | Path, masks: Mapping[str, np.ndarray | jax.Array]) -> None:
-    """Write masks by dotted path to an ``.npz`` file. After a crash the file is either whole or as it was before.
+    """Write masks by dotted path to an ``.npz`` file. After a crash the file is either whole or unchanged.
 
-    Raises :class:`~dctps_jax.errors.UserError` for masks of other values than 0 and 1, and where no file can be written
+    Raises :class:`~dctps_jax.errors.UserError` for masks with other values than 0 and 1, and if no file can be written
     to ``path``.
     """
     path = as_path("path", path)
@@ -173,7 +173,7 @@ def load_masks(path: str | Path) -> dict[str, np.ndarray]:
 def digest_of_masks(masks: Mapping[str, np.ndarray]) -> str:
     """Return a SHA-256 over the names, shapes and values of masks.
 
-    Raises :class:`~dctps_jax.errors.UserError` for masks of other values than 0 and 1.
+    Raises :class:`~dctps_jax.errors.UserError` for masks with other values than 0 and 1.
     """
     sha = hashlib.sha256()
     for name, mask in sorted(_as_booleans(masks).items()):
@@ -184,8 +184,8 @@ def digest_of_masks(masks: Mapping[str, np.ndarray]) -> str:
 def load_run_masks(folder: str | Path) -> dict[str, np.ndarray]:
     """Return the masks of a run's directory.
 
-    Raises :class:`~dctps_jax.errors.UserError` for damaged masks, for masks that the run's results do not describe, and
-    for a run that is not finished and still moves its weights.
+    Raises :class:`~dctps_jax.errors.UserError` for damaged masks, for masks that do not match the run's results, and
+    for an unfinished run that still moves its weights.
     """
     folder = as_path("folder", folder)
     if folder.is_file():
@@ -218,7 +218,7 @@ def load_run_masks(folder: str | Path) -> dict[str, np.ndarray]:
 
 
 def check_masks(masks: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]], source: str | Path) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` unless masks out of ``source`` are of layers with these ``shapes``."""
+    """Raise :class:`~dctps_jax.errors.UserError` unless the masks of ``source`` fit layers with these ``shapes``."""
     foreign = sorted(set(masks) ^ set(shapes))
     if foreign:
         raise UserError(

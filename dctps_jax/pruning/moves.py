@@ -1,4 +1,4 @@
-"""When RigL and SET move weights in a training loop of your own, how many of each masked array, and the moves."""
+"""Moves of RigL and SET in your own training loop: at which steps, how many weights of each masked array, and how."""
 
 import logging
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ MASKED_GRADIENTS = (
 
 
 class Moves:
-    """When weights move, and how many of each masked array: a row of ``drops`` for each move. Compared by identity.
+    """When weights move, and how many of each masked array: ``drops`` has a row for each move. Compared by identity.
 
     ``counts`` are the numbers of weights that the masks keep.
     """
@@ -39,7 +39,7 @@ class Moves:
         drop_fraction: float,
         key: jax.Array | int | None,
     ) -> "Moves":
-        """Return the moves of masked arrays; the numbers are those of the trainer."""
+        """Return the moves of masked arrays, with the same numbers as the trainer."""
         check_choice("method", method, MOVING)
         for name, value in (("update_every", update_every), ("end_step", end_step)):
             if not is_whole(value) or value < 1:
@@ -83,7 +83,7 @@ class Moves:
         return moved
 
     def _check_counts(self, masks: Sequence[jax.Array]) -> None:
-        """Refuse masks that were pruned since: the numbers of weights to move are those of before."""
+        """Raise UserError if the masks were pruned again: the numbers of weights to move would no longer fit."""
         if len(masks) != len(self.counts):
             raise UserError(
                 f"the network has {len(masks)} masks, and had {len(self.counts)} when the optimiser was made; make the "
@@ -98,9 +98,9 @@ class Moves:
 
 
 def _check_dense(is_move: jax.Array, parts: Sequence[tuple[jax.Array, jax.Array]]) -> None:
-    """Refuse gradients that are zero wherever a mask is False: they say of no new weight whether it should grow.
+    """Raise UserError for gradients that are zero wherever a mask is False: they do not say which weights should grow.
 
-    In a program that is traced the values are not known yet, and the log has a warning when it runs.
+    In a traced program the values are not known yet; a warning goes to the log when it runs.
     """
     if any(jnp.shape(mask) != jnp.shape(gradient) for mask, gradient in parts):
         return

@@ -1,7 +1,7 @@
 """N:M supports: of every M inputs in a row, each output keeps N weights, e.g. "2:4" (Mishra et al. 2021).
 
-A kernel counts as the matrix that it is, inputs × outputs. The inputs of a convolution are in the order of its kernel:
-positions first, channels last, so that M inputs in a row are channels of one position where M divides their number.
+A kernel counts as its matrix, inputs × outputs. The inputs of a convolution are in the order of its kernel: positions
+first, channels last. So M inputs in a row are channels of one position, if M divides the number of channels.
 """
 
 import math
@@ -18,7 +18,7 @@ from dctps_jax.pruning.masks import mask_of_support
 from dctps_jax.pruning.random import random_stream, random_supports_within
 from dctps_jax.pruning.selection import check_finite
 
-# How far a density may be from N/M, as a part of it: 1:3 goes with 0.333.
+# How far a density may be from N/M, relative to N/M: 1:3 goes with 0.333.
 ROUNDING = 0.01
 
 
@@ -38,7 +38,7 @@ def is_pattern(text: str) -> bool:
 def parse_pattern(text: str, density: float, allocation: str | None = None) -> Pattern | None:
     """Return the pattern of a text, None for "".
 
-    Raises :class:`~dctps_jax.errors.UserError` where it is no N:M, or contradicts the density or the allocation.
+    Raises :class:`~dctps_jax.errors.UserError` if it is not N:M, or contradicts the density or the allocation.
     """
     if isinstance(text, str) and text == "":
         return None
@@ -50,9 +50,9 @@ def parse_pattern(text: str, density: float, allocation: str | None = None) -> P
 
 
 def contradiction(pattern: str, density: float, allocation: str | None, prefix: str = "") -> str | None:
-    """Return a sentence where a pattern contradicts the density or the allocation, else None.
+    """Return a sentence if a pattern contradicts the density or the allocation, else None.
 
-    ``prefix`` begins the names of these settings.
+    ``prefix`` begins the names of these settings in the sentence.
     """
     keep, of = map(int, pattern.split(":"))
     if not math.isclose(density, keep / of, rel_tol=ROUNDING):
@@ -71,7 +71,7 @@ def contradiction(pattern: str, density: float, allocation: str | None, prefix: 
 def pattern_counts(shapes: Mapping[str, Sequence[int]], pattern: Pattern, fixed: Mapping[str, int]) -> dict[str, int]:
     """Return how many weights each layer keeps; the layers of ``fixed`` keep these counts and have no pattern.
 
-    Raises :class:`~dctps_jax.errors.UserError` for other layers whose number of inputs M does not divide.
+    Raises :class:`~dctps_jax.errors.UserError` for other layers whose number of inputs is not a multiple of M.
     """
     rows = {path: math.prod(shape[:-1]) for path, shape in shapes.items() if path not in fixed}
     undivided = [path for path, count in rows.items() if count % pattern.of]
@@ -107,9 +107,10 @@ def top_of_groups(scores: np.ndarray, count: int, pattern: Pattern) -> np.ndarra
 
 
 def check_scores(scores: Mapping[str, np.ndarray]) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for scores that are not finite, and for a layer whose are all 0.
+    """Raise :class:`~dctps_jax.errors.UserError` for scores that are not finite, or that are all 0 in a layer.
 
-    A single group of inputs may have scores of 0, as inputs that are 0 in all images have: the pattern wants N of them.
+    A single group of inputs may have only scores of 0, e.g. inputs that are 0 in all images: the pattern keeps N of
+    them.
     """
     check_finite(scores)
     for path, values in scores.items():
@@ -134,10 +135,10 @@ def check_room_in_groups(masks: Mapping[str, np.ndarray], pattern: Pattern) -> N
 def random_pattern_masks(
     key: jax.Array, masks: Mapping[str, np.ndarray], pattern: Pattern, fixed: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """Return masks with a random choice of N of every M inputs of each output, all of them True in ``masks``, too.
+    """Return masks with a random choice of N of every M inputs of each output, among the entries True in ``masks``.
 
     The layers of ``fixed`` have that many weights anywhere. Layer i draws from ``jax.random.fold_in(key, i)``. Raises
-    :class:`~dctps_jax.errors.UserError` where M does not divide a layer's inputs, or masks keep too few.
+    :class:`~dctps_jax.errors.UserError` if M does not divide a layer's inputs, or masks keep too few.
     """
     shapes, counts = {path: mask.shape for path, mask in masks.items()}, {path: fixed.get(path, 0) for path in masks}
     pattern_counts(shapes, pattern, fixed)

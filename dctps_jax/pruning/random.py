@@ -21,7 +21,7 @@ def random_masks(
 ) -> dict[str, np.ndarray]:
     """Return a boolean mask of each shape with exactly ``counts[path]`` random entries True.
 
-    Layer i draws from ``jax.random.fold_in(key, i)``, so that its mask depends only on the key, i, its shape and count.
+    Layer i draws from ``jax.random.fold_in(key, i)``. So its mask depends only on the key, i, its shape and its count.
     """
     supports = random_supports(key, shapes, counts)
     return {path: mask_of_support(support, shapes[path]) for path, support in supports.items()}
@@ -35,8 +35,8 @@ def random_supports(
 ) -> dict[str, np.ndarray]:
     """Return the positions where :func:`random_masks` is True in each flattened kernel, ascending. No mask is made.
 
-    Where layers are stacked, ``stacks`` has the sizes of the stack's axes, ``counts`` the number of weights of all of
-    them, and the positions are ``[*stack, nnz]``. Layer j of stack i draws from ``fold_in(fold_in(key, i), j)``.
+    For stacked layers, ``stacks`` has the sizes of the stack's axes, ``counts`` the number of weights of the whole
+    stack, and the positions are ``[*stack, nnz]``. Layer j of stack i draws from ``fold_in(fold_in(key, i), j)``.
 
     Raises :class:`~dctps_jax.errors.UserError` for a count that a layer cannot keep, and for a key that is traced.
     """
@@ -50,14 +50,14 @@ def random_supports_within(
     counts: Mapping[str, int],
     stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, np.ndarray]:
-    """Return what :func:`random_supports` does, but of the layers in ``masks`` only positions where a mask is True.
+    """Return the result of :func:`random_supports`, with only positions where a mask is True for layers in ``masks``.
 
-    The first axes of a mask are those of ``stacks``. Where a mask is True everywhere, it changes nothing. Raises
-    :class:`~dctps_jax.errors.UserError` also for a count above that of a mask.
+    The first axes of a mask are the axes in ``stacks``. A mask that is True everywhere changes nothing. Also raises
+    :class:`~dctps_jax.errors.UserError` for a count above the number of weights that a mask keeps.
     """
     _check(key, shapes, counts, stacks)
     key, supports = as_key(key), {}
-    with jax.ensure_compile_time_eval():  # also where a network is built in a function that is traced
+    with jax.ensure_compile_time_eval():  # also works in a traced function that builds a network
         for position, (path, shape) in enumerate(shapes.items()):
             stack, size = tuple(stacks.get(path, ())), math.prod(shape)
             keys = _layer_keys(jax.random.fold_in(key, position), stack)
@@ -98,7 +98,7 @@ def _layer_keys(key: jax.Array, stack: Sequence[int]) -> list[jax.Array]:
 
 
 def check_room(kept: int, count: int, where: str) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` where masks keep fewer than ``count`` weights."""
+    """Raise :class:`~dctps_jax.errors.UserError` if masks keep fewer than ``count`` weights."""
     if count > kept:
         raise UserError(
             f"{where}: {count} weights are to be kept, and the masks that the network has keep {kept}; lower the "
@@ -109,14 +109,14 @@ def check_room(kept: int, count: int, where: str) -> None:
 def random_support(key: jax.Array, size: int, count: int) -> np.ndarray:
     """Return ``count`` distinct positions below ``size`` in ascending order; each set of positions is equally likely.
 
-    Up to half of the positions, work and memory are proportional to ``count``, not to ``size``. The numbers come from
-    the raw stream of Philox. NumPy promises never to change it, but may change its sampling functions.
+    For up to half of the positions, work and memory are proportional to ``count``, not to ``size``. The numbers come
+    from the raw stream of Philox: NumPy promises never to change it, but may change its sampling functions.
     """
     if count > size - count:
         return np.setdiff1d(np.arange(size), random_support(key, size, size - count), assume_unique=True)
     stream = random_stream(key)
-    # Draws with replacement, of which the first occurrences are kept, make each set equally likely. The modulo makes
-    # a position more likely than another by at most size / 2^64.
+    # Drawing with replacement and keeping first occurrences makes each set equally likely. The modulo makes a position
+    # more likely than another by at most size / 2^64.
     support = np.empty(0, np.int64)
     while len(support) < count:
         draws = (stream.random_raw(2 * count + 16) % np.uint64(size)).astype(np.int64)
@@ -127,6 +127,6 @@ def random_support(key: jax.Array, size: int, count: int) -> np.ndarray:
 
 
 def random_stream(key: jax.Array) -> np.random.Philox:
-    """Return the stream of random numbers that a key, typed or of the old kind, stands for."""
+    """Return the stream of random numbers of a key, typed or of the old kind."""
     words = np.asarray(jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key)
     return np.random.Philox(key=int.from_bytes(words.tobytes()[:16], "little"))

@@ -14,7 +14,7 @@ def linear_densities(total: int, density: float, num_steps: int) -> list[float]:
     return [1 - (step + 1) * (1 - density) / num_steps for step in range(num_steps)]
 
 
-# Name → a function of the number of weights, the last density and the number of steps. It returns the density after
+# Name → a function of the number of weights, the last density and the number of steps, which returns the density after
 # each step.
 SCHEDULES = {"exp": exponential_densities, "linear": linear_densities}
 
@@ -22,9 +22,8 @@ SCHEDULES = {"exp": exponential_densities, "linear": linear_densities}
 def keep_counts(total: int, density: float, num_steps: int, schedule: str, rounds: str = "kept") -> list[int]:
     """Return how many of ``total`` weights stay after each step; the last count is ``round(density · total)``.
 
-    ``schedule`` is a key of :data:`SCHEDULES`. Before the last step, the number of weights that are ``rounds`` is
-    rounded down: those "kept", as the authors of FORCE do, or those "pruned", as the authors of SynFlow do. No count is
-    below the last.
+    ``schedule`` is a key of :data:`SCHEDULES`. ``rounds`` says which number of weights is rounded down before the last
+    step: "kept", as the authors of FORCE do, or "pruned", as the authors of SynFlow do. No count is below the last.
     """
     last = round(density * total)
     densities = SCHEDULES[schedule](total, density, num_steps)[:-1]

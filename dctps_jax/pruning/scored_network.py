@@ -1,4 +1,4 @@
-"""A network as a function of its kernels: what scores are computed from."""
+"""A network as a function of its kernels, from which scores are computed."""
 
 from collections.abc import Callable, Iterable
 from functools import partial, reduce
@@ -21,8 +21,8 @@ class ScoredNetwork:
 
     - ``kernels``: the initial trainable kernels S; ``initial_kernels``: the initial effective kernels K₀ = α·D + S.
     - ``graph``, ``state``: the network without its kernels, and all its other arrays.
-    - ``loss``: a key of :data:`~dctps_jax.losses.LOSSES`, of the logits divided by ``temperature``; or a function of
-      the outputs, as they are, and the labels.
+    - ``loss``: a key of :data:`~dctps_jax.losses.LOSSES`, a loss of the logits divided by ``temperature``; or a
+      function of the unchanged outputs and the labels.
     - ``key``: for scores that draw random numbers.
 
     ``train`` is the mode of BatchNorm.
@@ -37,7 +37,7 @@ class ScoredNetwork:
         layers = prunable_layers(copy)
         self.kernels: Arrays = {path: layer.kernel[...] for path, layer in layers.items()}
         self.initial_kernels: Arrays = {path: layer.effective_kernel() for path, layer in layers.items()}
-        for layer in layers.values():  # The kernels come as arguments. Scalars take their places.
+        for layer in layers.values():  # the kernels come as arguments; scalars stand in for them
             layer.kernel = nnx.data(type(layer.kernel)(jnp.zeros((), layer.kernel[...].dtype)))
         self.graph, state = nnx.split(copy)
         self.state = nnx.to_pure_dict(state)
@@ -70,7 +70,8 @@ class ScoredNetwork:
     def compiled(self, function: Callable[..., Arrays]) -> Callable[..., Arrays]:
         """Return ``function(network, …)`` for this network, compiled once for all steps.
 
-        Arrays must be its arguments: the program would hold copies of those that it takes from ``network``.
+        Arrays must be arguments of ``function``: the program would hold copies of arrays that it takes from
+        ``network``.
         """
         if function not in self._compiled:
             self._compiled[function] = jax.jit(partial(function, self), compiler_options=compiler_options())
@@ -99,7 +100,7 @@ def _gradient(network: ScoredNetwork, kernels: Arrays, masks: Arrays, state: Any
 
 
 def _sum_of_squares(network: ScoredNetwork, kernels: Arrays, masks: Arrays, state: Any, batch: Batch) -> Arrays:
-    """Return the sum of the squared gradients of single examples, of which one exists at a time."""
+    """Return the sum of the squared gradients of single examples. Only one such gradient exists at a time."""
     thinned = _thin(kernels, masks)
 
     def add(total: Arrays, example: Batch) -> tuple[Arrays, None]:

@@ -1,13 +1,13 @@
 """Scores of weights at initialisation. Pruning keeps the weights with the highest scores.
 
-A score says how much a trained change of a weight matters to the network. It is computed of the effective kernel
-K = α·D + M⊙S, without offset M⊙S. At first M keeps every weight. (The original scores plain layers only.)
+A score says how much a trained change of a weight matters to the network. It is a function of the effective kernel K =
+α·D + M⊙S, without offset M⊙S. At first M keeps every weight. (The original scores plain layers only.)
 
-Pruning in several steps thins the mask M out. With an offset S starts at zero, so that K stays the same from step to
-step: only the batches can change the scores.
+Pruning in several steps removes more weights from the mask M at each step. With an offset S starts at zero, so K stays
+the same from step to step: only the batches can change the scores.
 
-A new score is one formula, a function of this file, and one line of :data:`SCORES`. A formula takes the network, the
-masks and the batches of a step, and yields the scores of one layer after the other: the device then holds no second
+To add a score, write one formula, a function of this file, and one line of :data:`SCORES`. A formula takes the network,
+the masks and the batches of a step. It yields the scores of one layer after another, so that the device holds no second
 copy of the network.
 """
 
@@ -82,11 +82,11 @@ class Score(NamedTuple):
 
     - ``formula``: the function that computes it.
     - ``source``: where it comes from.
-    - ``batches``: at which steps it takes batches of images.
-    - ``temperature``: the loss is that of the logits divided by it; None: the formula has no loss.
+    - ``batches``: the steps at which it takes batches of images.
+    - ``temperature``: the loss is computed on the logits divided by it; None: the formula has no loss.
     - ``train``: BatchNorm is in training mode.
-    - ``default_steps``: the number of steps where none is asked for.
-    - ``rounds``: what is rounded down between the steps, the number of weights that are "kept" or that are "pruned".
+    - ``default_steps``: the number of steps if the config asks for none.
+    - ``rounds``: whether the number of weights "kept" or "pruned" is rounded down between the steps.
     - ``regrow``: a weight that a step removed may return at a later one.
     """
 

@@ -1,4 +1,4 @@
-"""From scores to masks: keep exactly as many weights as asked, those with the highest scores."""
+"""From scores to masks: keep exactly as many weights as asked, with the highest scores."""
 
 from collections.abc import Mapping
 
@@ -28,7 +28,7 @@ def top_k_global(scores: Scores, count: int, *, allow_zero: bool = False) -> Mas
 
 
 def _top_k(flat: np.ndarray, count: int, where: str, allow_zero: bool) -> np.ndarray:
-    """Return a boolean mask of the ``count`` highest entries. The earlier entry wins a tie. Takes linear time."""
+    """Return a boolean mask of the ``count`` highest entries, in linear time. The earlier entry wins a tie."""
     kept = np.zeros(flat.size, bool)
     if count == 0:
         return kept

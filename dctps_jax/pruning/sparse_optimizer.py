@@ -17,16 +17,16 @@ from dctps_jax.errors import UserError, first_line
 def keep_masked(tree: Any, masks: Any) -> Any:
     """Return ``tree`` with zeros where its mask is False.
 
-    ``masks`` has the structure of ``tree``, with None in place of an array or of a whole subtree that is kept. For an
-    ``nnx.State`` it may be nested dicts. A mask has the shape of its array, and the values 0 and 1 only; others raise
-    :class:`~dctps_jax.errors.UserError`.
+    ``masks`` has the structure of ``tree``, with None for an array or a whole subtree that is kept. For an
+    ``nnx.State`` it may be nested dicts. A mask has the shape of its array and only the values 0 and 1; other masks
+    raise :class:`~dctps_jax.errors.UserError`.
     """
     check_values_of_masks(masks)
     return keep_checked(tree, masks)
 
 
 def keep_checked(tree: Any, masks: Any) -> Any:
-    """Do as :func:`keep_masked`, with masks whose values were checked before: to read them again takes time."""
+    """Do the same as :func:`keep_masked`, for masks whose values were checked before: reading them again takes time."""
     masks = as_tree(masks, tree)
     _check_fit(tree, masks)
     return jax.tree.map(lambda mask, part: part if mask is None else jnp.where(mask, part, 0), masks, tree,
@@ -37,8 +37,8 @@ def sparse_optimizer(optimizer: optax.GradientTransformation, masks: Any) -> opt
     """Return an optimiser that changes only the weights that ``masks`` keep (see :func:`keep_masked`).
 
     For all other weights, gradients are set to zero before ``optimizer`` sees them, so that its moments stay zero.
-    Their updates are set to zero after it, in case it adds weight decay. Start from ``keep_masked(params, masks)``.
-    Further arguments of an update, e.g. the loss as ``value``, go to an ``optimizer`` that takes some.
+    Their updates are set to zero afterwards, in case it adds weight decay. Start from ``keep_masked(params, masks)``.
+    Further arguments of an update, e.g. the loss as ``value``, go to an ``optimizer`` that takes them.
 
     With ``nnx.Optimizer`` the masks are nested dicts by the names of the model's attributes.
 
@@ -59,7 +59,7 @@ def sparse_optimizer(optimizer: optax.GradientTransformation, masks: Any) -> opt
 
 
 def check_optimizer(name: str, optimizer: Any) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for what is no transformation of optax."""
+    """Raise :class:`~dctps_jax.errors.UserError` unless ``optimizer`` is a transformation of optax."""
     if not isinstance(optimizer, optax.GradientTransformation):
         raise UserError(
             f"{name} is {type(optimizer).__name__}; it must be a transformation of optax, e.g. optax.adam(0.001)"
@@ -67,7 +67,7 @@ def check_optimizer(name: str, optimizer: Any) -> None:
 
 
 def check_values_of_masks(masks: Any) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for masks that are no arrays of 0 and 1, or keep no weight at all."""
+    """Raise :class:`~dctps_jax.errors.UserError` for masks that are not arrays of 0 and 1, or keep no weight at all."""
     arrays = jax.tree_util.tree_leaves_with_path(masks)
     for path, mask in arrays:
         if not isinstance(mask, jax.Array | np.ndarray | np.bool_):
@@ -87,9 +87,9 @@ def check_masks_of_tree(tree: Any, masks: Any) -> None:
 
 
 def as_tree(masks: Any, tree: Any) -> Any:
-    """Return masks in the containers of a tree where that is an ``nnx.State``, as ``nnx.Optimizer`` has it.
+    """Return masks in the containers of a tree if that is an ``nnx.State``, as ``nnx.Optimizer`` has it.
 
-    A State takes masks in a State, whose items may be variables, or in dicts.
+    A State takes masks in dicts, or in a State, whose items may be variables.
     """
     if not isinstance(tree, nnx.State) or not isinstance(masks, nnx.State | Mapping):
         return masks
@@ -102,9 +102,9 @@ def as_tree(masks: Any, tree: Any) -> Any:
 
 
 def _check_fit(tree: Any, masks: Any) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for masks in another structure or of other shapes than the arrays."""
+    """Raise :class:`~dctps_jax.errors.UserError` for masks with another structure or other shapes than the arrays."""
     of_masks = dict(jax.tree_util.tree_leaves_with_path(masks, is_leaf=is_none))
-    # A mask may stand for a variable of nnx, which is a tree of one array.
+    # A mask may replace a variable of nnx, which is a tree of one array.
     is_in_variables = any(map(_is_variable, jax.tree.leaves(masks, is_leaf=_is_variable)))
     arrays = dict(jax.tree_util.tree_leaves_with_path(tree, is_leaf=None if is_in_variables else _is_variable))
     for path, array in arrays.items():
@@ -134,7 +134,7 @@ def _check_fit(tree: Any, masks: Any) -> None:
 
 
 def is_none(node: Any) -> bool:
-    """Return whether a node of a tree of masks is the one that keeps a whole part."""
+    """Return whether a node of a tree of masks is None, which keeps a whole part."""
     return node is None
 
 

@@ -11,10 +11,10 @@ from dctps_jax.pruning.selection import Masks, Scores, top_k_global
 def stack_counts(
     targets: Mapping[str, float], sizes: Mapping[str, int], layers: Mapping[str, int], total: int, room: int
 ) -> dict[str, int]:
-    """Return the multiples of the numbers of ``layers`` that are nearest to the targets of stacks.
+    """Return the count of each stack: a multiple of the stack's number of layers, close to its target.
 
-    They leave at most ``room`` weights of ``total`` to the layers that are not stacked, and at least none. Where no
-    multiples do so, they leave more.
+    The counts sum to at most ``total``. What they leave, for the layers that are not stacked, is at most ``room``; it
+    is more only if no multiple fits.
     """
     counts = {path: layers[path] * round(target / layers[path]) for path, target in targets.items()}
 
@@ -36,10 +36,10 @@ def stack_counts(
 def equal_in_stacks(
     scores: Scores, masks: Masks, allowed: Mapping[str, np.ndarray], stacks: Mapping[str, Sequence[int]]
 ) -> Masks:
-    """Return masks that keep equally many weights in every layer of a stack: those of its highest scores.
+    """Return masks that keep equally many weights in every layer of a stack: the weights with the highest scores.
 
-    A stack keeps about as many weights as in ``masks``; the layers that are not stacked take what this leaves. No layer
-    keeps more weights than are ``allowed``, whose scores are above all others.
+    A stack keeps about as many weights as in ``masks``; the layers that are not stacked take the rest. No layer keeps
+    more weights than ``allowed`` has; the scores of allowed weights are above all others.
     """
     layers = {path: math.prod(stacks.get(path, ())) for path in masks}
     single = {path: scores[path] for path in masks if not stacks.get(path)}

@@ -19,7 +19,7 @@ def flow_scores(network: ScoredNetwork, masks: Arrays, images: jax.Array) -> Arr
 
     R grows by orders of magnitude from layer to layer and leaves the range of float32 in a deep residual network.
     Therefore every residual sum is divided by its largest entry, which counts as a constant. All paths through the
-    network cross the sum, so that all scores shrink by the same factor and keep their order.
+    network go through the sum, so all scores shrink by the same factor and keep their order.
 
     Raises :class:`~dctps_jax.errors.UserError` for a network of tokens: there is no token of ones.
     """

@@ -30,9 +30,9 @@ Line = Mapping[str, Any]
 def draw_accuracy(lines: Sequence[Line], output: Path, title: str) -> None:
     """Draw the accuracies of a report's ``lines``. Save the figure with ``.png`` and ``.svg``.
 
-    Lines over the density, one for each method and offset; or, where there are more methods than densities, a panel
-    for each density with a row of dots for each method: short lines would only cross. Bars and bands show a
-    standard deviation over seeds. The dense network without offset is a line across.
+    The figure has lines over the density, one for each method and offset. If there are more methods than densities, it
+    has a panel for each density with a row of dots for each method: short lines would only cross. Bars and bands show a
+    standard deviation over seeds. The dense network without offset is a straight line.
     """
     lines = [line for line in lines if line["test_accuracy_final"] is not None]
     sparse = [line for line in lines if not _is_baseline(line)]
@@ -99,7 +99,7 @@ def _draw_lines(lines: Sequence[Line], baselines: Mapping[str, tuple[Line, Any]]
 
 
 def _draw_dots(lines: Sequence[Line], baselines: Mapping[str, tuple[Line, Any]], title: str) -> Any:
-    methods: dict[str, float] = defaultdict(float)  # with the best accuracy, by which they are sorted
+    methods: dict[str, float] = defaultdict(float)  # by their best accuracy, which sorts them
     for line in lines:
         method = _method(line)
         methods[method] = max(methods[method], line["test_accuracy_final"])
@@ -141,12 +141,12 @@ def _is_baseline(line: Line) -> bool:
 
 
 def _density(line: Line) -> float:
-    """Return the density that was asked for; masks of another run have the one that they keep."""
+    """Return the density that the config asks for; for masks of another run, the density that they keep."""
     return line["density_asked"] or float(f"{line['density_kept']:.2g}")
 
 
 def _percent(line: Line) -> tuple[float, float]:
-    """Return accuracy and deviation in percent; there is no deviation of a single seed."""
+    """Return accuracy and deviation in percent; a single seed has no deviation."""
     deviation = line["test_accuracy_final_std"] if line["seeds"] > 1 else math.nan
     return 100 * line["test_accuracy_final"], 100 * deviation
 
@@ -160,6 +160,6 @@ def _method(line: Line) -> str:
 
 
 def _label(names: Sequence[str], line: Line) -> str:
-    """Return names and all other fields that tell a line from others, or, where there are many, its runs."""
+    """Return names and all other fields that tell a line from others, or, if there are many fields, its runs."""
     fields = [f"{field}={value}" for field, value in line["fields"].items() if value != ""]
     return label_of(", ".join([*names, *([line["runs"]] if len(line["fields"]) > MAX_FIELDS_IN_LABEL else fields)]))

@@ -1,8 +1,8 @@
 """Draw the validation accuracy of runs by epoch: ``python -m dctps_jax.reports.curves RUN [RUN …] --output FILE``.
 
-Runs that differ in nothing but their seed share a line, the mean of those that are so far, and a band from the lowest
-to the highest. Each method has a panel of its own, and the dense network is in all of them. Runs that differ in many
-fields go by their names, with a panel for each network and data set.
+Runs that differ only in their seed share a line, the mean of the runs that have reached an epoch, and a band from the
+lowest to the highest. Each method has a panel of its own, and the dense network is in all panels. Runs that differ in
+many fields are labelled by their names, with a panel for each network and data set.
 """
 
 import argparse
@@ -46,10 +46,10 @@ DENSE = "dense"  # the title of runs that train all weights and differ from the 
 def draw_curves(records: Sequence[Record], output: Path | str) -> None:
     """Draw one line for each setting among the runs and save it as ``output``, with ``.png`` and ``.svg``.
 
-    The colour stands for the density, the kind of line for the offset; without offset it is dashed. Where all runs have
-    one density, each offset has a colour of its own, too. Where more than :data:`MAX_FIELDS_IN_LABEL` fields differ,
-    each line has a look of its own, and the name of its run; of lines that lie on one another the lower ones are
-    thicker. Raises :class:`~dctps_jax.errors.UserError` where a run has no epochs yet.
+    The colour stands for the density and the line style for the offset; without offset the line is dashed. If all runs
+    have one density, each offset also has its own colour. If more than :data:`MAX_FIELDS_IN_LABEL` fields differ, each
+    line has its own look and the name of its run; where lines lie on one another, the lower ones are thicker. Raises
+    :class:`~dctps_jax.errors.UserError` if a run has no epochs yet.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -147,14 +147,14 @@ def panel_titles(settings: Sequence[Setting]) -> dict[Setting, str]:
 
 
 def _networks(groups: Mapping[Setting, Sequence[Record]]) -> dict[Setting, str]:
-    """Return network and data set of each setting; others are not compared."""
+    """Return network and data set of each setting; only settings with the same are compared."""
     return {setting: label_of(title_of([members[0].config])) for setting, members in groups.items()}
 
 
 def _density(members: Sequence[Record]) -> float:
     """Return the density that the runs of a setting were asked for.
 
-    Masks of another run have a density of their own: the density that was kept.
+    For masks of another run, it is the density that was kept.
     """
     first = members[0]
     takes_masks = first.config["pruning.method"] == "from_run"

@@ -11,13 +11,13 @@ from dctps_jax.errors import UserError
 from dctps_jax.files import check_target, printable, write_whole
 from dctps_jax.offsets import OFFSETS
 
-# Okabe and Ito's colours, which the colour-blind tell apart; dashes serve where there is no colour.
+# Okabe and Ito's colours, which colour-blind people can tell apart; dashes help where there is no colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-# A network without offset has dashes; each offset, in the order of the registry, has another line.
+# A network without offset has dashes. Each offset has another line, in the order of the registry.
 NO_OFFSET_LINE = (0, (4, 2))
 OFFSET_LINES = ("-", (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 1, 1, 1)))
-# Where there are more runs than colours, other dashes tell them apart; so do lines that lie on one another.
+# If there are more runs than colours, other dashes tell them apart, also where lines lie on one another.
 DASHES = ("-", (0, (4, 2)), (0, (1, 1)), (0, (6, 1, 1, 1)))
 LONGEST_LABEL, LONGEST_TITLE = 46, 70  # characters of a line
 HEADROOM = 0.04  # of an axis, beyond its data
@@ -37,7 +37,7 @@ def kernel_name(offset: str | None, is_dense: bool) -> str:
 def figure_files(output: Path) -> list[Path]:
     """Return the files of a figure: PNG and SVG, or a PDF where ``output`` is one.
 
-    What cannot be written to, and any other format of images, is a UserError.
+    Raises UserError if a file cannot be written there, and for any other format of images.
     """
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -55,11 +55,11 @@ def figure_files(output: Path) -> list[Path]:
 
 
 def label_of(name: str, longest: int = LONGEST_LABEL) -> str:
-    """Return a name, of a folder for instance, as matplotlib prints it letter by letter, in lines that are not long.
+    """Return a name, e.g. of a folder, so that matplotlib prints it letter by letter, in lines that are not long.
 
     Lines end at spaces and after commas; a comma has a space behind it.
     """
-    # Between dollars it would set formulas, and it leaves out labels that begin with an underscore.
+    # Matplotlib sets text between dollars as a formula, and leaves out labels that begin with an underscore.
     text = ("\N{ZERO WIDTH SPACE}" if name.startswith("_") else "") + printable(name).replace("$", r"\$")
     return "\n".join(textwrap.wrap(re.sub(r",(?=\S)", ", ", text), longest, break_on_hyphens=False))
 
@@ -74,9 +74,9 @@ def look_of(number: int) -> dict[str, Any]:
 
 
 def within_percent(limits: tuple[float, float]) -> tuple[float, float]:
-    """Return the limits of an axis of percentages without what no percentage can be.
+    """Return the limits of an axis of percentages, cut to possible percentages.
 
-    A little stays on both sides, so that no line or marker at 0 or 100 is cut; it is too little for a tick.
+    A small margin stays on both sides, so that no line or marker at 0 or 100 is cut. It is too small for a tick.
     """
     low, high = limits
     return max(low, -HEADROOM * high), min(high, 100 + HEADROOM * (100 - low))
@@ -89,7 +89,7 @@ def add_legend(figure: Any, entries: Mapping[str, Any], title: str | None = None
 
 
 def save_figure(figure: Any, output: Path) -> None:
-    """Write a figure to its files, with all that stands beside its axes, the same bytes each time."""
+    """Write a figure to its files, including everything beside its axes; the same figure gives the same bytes."""
     import matplotlib
 
     undated = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}

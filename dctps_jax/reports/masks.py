@@ -1,7 +1,7 @@
 """Compare the masks of runs: ``python -m dctps_jax.reports.masks RUN [RUN …] [--output FILE]``.
 
-Prints the density of each layer for every run and the overlap of their masks. Draws, by layer, the densities and the
-overlap of each mask with that of the first run.
+The script prints the density of each layer for every run and the overlaps of the runs' masks. It draws, by layer, the
+densities and the overlap of each mask with the mask of the first run.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def jaccard(first: Masks, second: Masks) -> float:
 
 
 def layer_overlaps(first: Masks, second: Masks) -> np.ndarray:
-    """Return the overlap of each layer's masks; a layer in which neither keeps a weight has none (NaN)."""
+    """Return the overlap of each layer's masks, NaN for a layer in which neither run keeps a weight."""
     is_kept = (first[path].any() or second[path].any() for path in first)
     overlaps = (jaccard({path: first[path]}, {path: second[path]}) for path in first)
     return np.array([overlap if kept else np.nan for overlap, kept in zip(overlaps, is_kept, strict=True)])
@@ -59,11 +59,11 @@ def overlap_table(runs: Mapping[str, Masks]) -> str:
 
 
 def draw_masks(runs: Mapping[str, Masks], output: Path | str, title: str = "") -> None:
-    """Draw the density of each layer, a line a run, and the overlap of its mask with that of the first run.
+    """Draw the density of each layer, a line a run, and the overlap of its mask with the mask of the first run.
 
-    The figure is saved as ``.png`` and ``.svg``. Equal runs are told apart: each has a place of its own beside that of
-    the layer, a marker and dashes. Densities have a logarithmic axis, on which a layer that keeps no weight has no
-    place; it is marked below the others.
+    The figure is saved as ``.png`` and ``.svg``. Equal runs can be told apart: each has its own place beside the
+    layer's, its own marker and dashes. Densities have a logarithmic axis. A layer that keeps no weight has no place
+    there; it is marked below the others.
     """
     names, layers = list(runs), list(next(iter(runs.values())))
     places, step = np.arange(len(layers)), min(0.1, 0.5 / len(runs))
@@ -97,7 +97,7 @@ def draw_masks(runs: Mapping[str, Masks], output: Path | str, title: str = "") -
 
 
 def load_runs(sources: Sequence[Path]) -> dict[str, Masks]:
-    """Return the masks of runs by a short name; all must be of the same layers. Dense runs are left out, says the log.
+    """Return the masks of runs by a short name. All must have the same layers. Dense runs are left out with a warning.
 
     A source is the directory of a run, one of several runs, such as its seeds, or a file of masks.
     """
@@ -143,7 +143,7 @@ def _runs_below(folder: Path) -> list[Path]:
 
 
 def _title(sources: Sequence[Path]) -> str:
-    """Return networks and data sets of the runs, as far as their configs are there."""
+    """Return networks and data sets of the runs, if their configs are there."""
     files = [
         file for source in sources for file in (source.parent if source.is_file() else source).rglob("config.json")
     ]

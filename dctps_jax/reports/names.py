@@ -9,9 +9,9 @@ Key = TypeVar("Key")
 
 
 def names_of_places(places: Sequence[Path]) -> list[str]:
-    """Return the paths of runs, or of files in them, as far as they differ; no two are equal if no two places are.
+    """Return the parts of the paths of runs, or of their files, that differ. Different places get different names.
 
-    Of names such as ``model.offset=dct,seed=1`` the fields that all have are left out.
+    In names such as ``model.offset=dct,seed=1`` the fields that all runs share are left out.
     """
     places = [place.resolve() for place in places]
     # A run keeps the name of its directory.
@@ -20,7 +20,7 @@ def names_of_places(places: Sequence[Path]) -> list[str]:
 
 
 def without_common_fields(names: Sequence[str]) -> list[str]:
-    """Return comma-separated names without the parts that all have, where what is left tells them apart."""
+    """Return comma-separated names without the parts that all share, if the rest tells them apart."""
     parts = [name.split(",") for name in names]
     common = set.intersection(*map(set, parts)) if parts else set()
     short = [",".join(part for part in of_name if part not in common) for of_name in parts]

@@ -1,11 +1,12 @@
 """Tables and figures of many runs: ``python -m dctps_jax.reports.report DIR [--output FOLDER]``.
 
-DIR is what ``sweep.py`` or ``train.py`` wrote to, or a ``runs.jsonl`` of an earlier report. Written are
+DIR is a directory that ``sweep.py`` or ``train.py`` wrote to, or a ``runs.jsonl`` of an earlier report. The report
+writes:
 
 - ``report.md`` and ``report.csv``: accuracies, trainable parameters, bytes and operations, a line a setting;
 - ``accuracy``, as PNG and SVG: test accuracy against the share of weights that are trained, as in the paper;
 - ``curves``, likewise: validation accuracy by epoch;
-- ``runs.jsonl``: all that was read, in one file.
+- ``runs.jsonl``: all data that was read, in one file.
 """
 
 import argparse
@@ -44,7 +45,7 @@ Line = dict[str, Any]
 def summary(records: Sequence[Record]) -> list[Line]:
     """Return a line for each setting of the finished runs.
 
-    It has means and sample standard deviations over the seeds, and what the runs cost.
+    A line has means and sample standard deviations over the seeds, and the costs of the runs.
     """
     groups = by_setting([record for record in records if record.results is not None])
     fields, names = differing(list(groups)), names_of_settings(groups)
@@ -66,7 +67,7 @@ def _line(setting: Setting, members: Sequence[Record], fields: Sequence[str]) ->
     }
     for name in ("test_accuracy_best", "test_accuracy_final"):
         accuracies = [result[name] for result in results if result[name] is not None]
-        # A mean over some of the seeds would pass for one over all.
+        # A mean over some of the seeds would be taken for one over all.
         line[name], line[f"{name}_std"] = mean_and_std(accuracies) if len(accuracies) == len(results) else (None, None)
     line["trainable_parameters"] = round(statistics.fmean(result["trainable_parameters"] for result in results))
     line |= _costs(first)
@@ -77,7 +78,7 @@ def _line(setting: Setting, members: Sequence[Record], fields: Sequence[str]) ->
 
 
 def _costs(results: Mapping[str, Any]) -> Line:
-    """Return bytes and operations of a run; runs of older versions have none of the latter."""
+    """Return bytes and operations of a run; runs of older versions have no operations."""
     storage, flops = results.get("storage_bytes"), results.get("flops")
     costs: Line = {"state_bytes": None, "checkpoint_bytes": None}
     if storage:
@@ -91,7 +92,7 @@ def _costs(results: Mapping[str, Any]) -> Line:
 
 
 def markdown(lines: Sequence[Line], records: Sequence[Record], again: Sequence[Record] = ()) -> str:
-    """Return the report's text; ``again`` are runs of a seed and setting that ``records`` have already."""
+    """Return the report's text; ``again`` are runs whose seed and setting ``records`` have already."""
     extra = list(lines[0]["fields"])
     has_names = len(extra) > MAX_FIELDS_IN_LABEL  # as the figures have
     head = [
@@ -169,9 +170,9 @@ def as_csv(lines: Sequence[Line]) -> str:
 
 
 def write_report(source: Path | str, output: Path | str) -> list[Path]:
-    """Write all files of the report into the folder ``output``, which is made where it is missing; return them.
+    """Write all files of the report into the folder ``output``, which is created if it is missing; return them.
 
-    Raises :class:`~dctps_jax.errors.UserError` where there are no finished runs, or there can be no such folder.
+    Raises :class:`~dctps_jax.errors.UserError` if there are no finished runs, or the folder cannot be created.
     """
     source, output = Path(source), Path(output)
     records, again = first_of_each_seed(read_records(source))

@@ -1,4 +1,4 @@
-"""The data that a run is bound to: ``data.json`` says what they were, and other data are refused."""
+"""The data that a run is bound to: ``data.json`` describes them, and other data are refused."""
 
 import hashlib
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
 
 
 def describe_split(train_rows: np.ndarray, validation_rows: np.ndarray) -> dict[str, str]:
-    """Return a digest of which images are trained on and which validate."""
+    """Return a digest of which images train and which validate."""
     sha = hashlib.sha256()
     for rows in (train_rows, validation_rows):
         sha.update(f"{len(rows)}\n".encode() + np.asarray(rows, "<i8").tobytes())
@@ -38,7 +38,7 @@ def describe_split(train_rows: np.ndarray, validation_rows: np.ndarray) -> dict[
 def check_same_data(workdir: Path, data: dict[str, Any], known: dict[str, Any] | None = None) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` if a run was trained on other data than ``data``.
 
-    The message names what changed. ``known`` is what a checkpoint says of the run's data. Without it ``data.json``
+    The message names what changed. ``known`` is the checkpoint's description of the data. Without it ``data.json``
     counts; a run of version 0.1.0 has none.
     """
     if known is None:
@@ -56,7 +56,7 @@ def check_same_data(workdir: Path, data: dict[str, Any], known: dict[str, Any] |
 
 
 def record_data(workdir: Path, data: dict[str, Any]) -> None:
-    """Bind a directory to its data, which :func:`check_same_data` has found to be those of its run, if it has any."""
+    """Bind a directory to its data. :func:`check_same_data` must have compared them with those of its run before."""
     path = workdir / FILE
     if path.is_file() and _holds(path, data):
         return

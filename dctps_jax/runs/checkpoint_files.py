@@ -1,4 +1,4 @@
-"""The files of one checkpoint: how its content is written, and what it is read back from."""
+"""The files of one checkpoint: write its content, and read it back."""
 
 import hashlib
 import io
@@ -19,7 +19,8 @@ from dctps_jax.runs.packing import digest, pack, unpack
 FORMAT_VERSION = 3
 DESCRIPTION = Path("meta", "metadata")
 CONTENT = Path("state", "content.zip")
-# A plane of bytes whose beginning deflate does not shrink to this share is stored as it is: trying takes long.
+# If deflate does not shrink the beginning of a plane of bytes to this share, the plane is stored as it is: trying the
+# whole plane takes long.
 WORTHWHILE, SAMPLE_BYTES = 0.9, 1 << 16
 NO_MATCH = "its digest does not match its content"
 
@@ -34,7 +35,7 @@ class Content(NamedTuple):
 def encode(content: Content) -> bytes:
     """Return the content of a checkpoint as a zip file: planes of bytes, an index, the record.
 
-    Members have no date: equal contents are equal files.
+    Members have no date: equal contents give equal files.
     """
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as archive:
@@ -50,7 +51,7 @@ def encode(content: Content) -> bytes:
 
 
 def decode(data: bytes) -> Content:
-    """Return the content that :func:`encode` made a zip file of."""
+    """Return the content that :func:`encode` wrote into a zip file."""
     planes: dict[str, list[np.ndarray]] = {}
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         record = json.loads(archive.read("record.json"))
@@ -62,16 +63,16 @@ def decode(data: bytes) -> Content:
 
 
 def describe(step: int, data: bytes) -> dict[str, Any]:
-    """Return what stands beside the encoded content of a checkpoint: format, step, digests."""
+    """Return the description beside the encoded content of a checkpoint: format, step, digests."""
     meta = {"format_version": FORMAT_VERSION, "step": step, "digest": hashlib.sha256(data).hexdigest()}
     return meta | {"check": _check_of(meta)}
 
 
 def read_checkpoint(folder: Path) -> Content:
-    """Return the content of the checkpoint in ``folder``, which has the step as its name.
+    """Return the content of the checkpoint in ``folder``, whose name is the step.
 
-    Raises :class:`Damaged`, and :class:`~dctps_jax.errors.UserError` for a format that this version does not read. An
-    error that is no damage, such as a file that must not be read, is passed on.
+    Raises :class:`Damaged`, and :class:`~dctps_jax.errors.UserError` for a format that this version does not read.
+    Other errors are not damage and pass through, e.g. a missing permission.
     """
     meta = _read_description(folder)
     if meta["format_version"] not in READERS:
@@ -113,5 +114,5 @@ READERS: dict[int, Callable[[Path, dict[str, Any]], Content]] = {2: _read_format
 
 
 def _check_of(meta: Mapping[str, Any]) -> str:
-    """Return a SHA-256 over a description, which tells a damaged one from one of another format."""
+    """Return a SHA-256 over a description, which tells a damaged description from one of another format."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()

@@ -6,17 +6,17 @@ import numpy as np
 
 from dctps_jax.runs.packing import unpack
 
-# A work directory with brackets in its name made Orbax leave the database in its folder of the process.
+# If the path of a work directory has brackets, Orbax leaves the database in the folder of its process.
 ROOTS = ("", "ocdbt.process_0/")
 
 
 def read_arrays(files: Mapping[str, bytes]) -> dict[str, np.ndarray]:
     """Return the arrays of a checkpoint whose ``files`` are given by name.
 
-    Damaged files raise whatever TensorStore raises.
+    Damaged files raise any error of TensorStore.
 
-    TensorStore reads them from memory: where it opened them itself, its errors would not tell a file that must not be
-    read from a damaged one.
+    TensorStore reads them from memory. If it opened them itself, its errors would not tell a missing permission from a
+    damaged file.
     """
     import tensorstore
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 
 class Damaged(Exception):
-    """A checkpoint that is not as it was written: a file is missing, or its content is not what its digest says.
+    """A checkpoint that is not as it was written: a file is missing, or its content does not match its digest.
 
-    Nothing else is damage. A file that must not be read, a lack of memory, threads or file handles, a disk that fails:
-    the checkpoint may be sound, so that its reader passes on whatever came up.
+    A missing permission, a lack of memory, threads or file handles, or a disk error is not damage. The checkpoint may
+    be intact, so the reader lets that error through.
     """
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a file; where there is none, the checkpoint is :class:`Damaged`."""
+    """Return the content of a file; if there is none, the checkpoint is :class:`Damaged`."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise Damaged(f"{path.name} is no file")
@@ -26,7 +26,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:
-    """Return the contents of all files below ``folder`` by their path in it. Raises for a folder without permission."""
+    """Return the contents of all files below ``folder`` by their path in it. A folder without permission raises."""
 
     def fail(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -40,7 +40,7 @@ def read_tree(folder: Path) -> dict[str, bytes]:
 def decoding(message: str) -> Iterator[None]:
     """Turn errors into :class:`Damaged`, for the decoding of bytes that are in memory already.
 
-    Its errors come from the bytes, but for a lack of memory or of threads, which is passed on.
+    Such errors come from the bytes, except a lack of memory or of threads, which passes through.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""What the files of a run hold: their fields, with kinds and ranges.
+"""The fields in the files of a run, with their types and ranges.
 
-What breaks a rule is a ``ValueError`` that names the field.
+A value that breaks a rule raises ``ValueError``, which names the field.
 """
 
 import reprlib
@@ -19,7 +19,7 @@ Rules = Mapping[str, Rule]
 
 
 def is_number(value: Any, low: float = -sys.float_info.max, high: float = sys.float_info.max) -> bool:
-    """Return whether a value out of a JSON file is a finite number within the bounds; True and False are none."""
+    """Return whether a value of a JSON file is a finite number within the bounds. True and False do not count."""
     return type(value) in (int, float) and low <= value <= high
 
 
@@ -28,7 +28,7 @@ def is_whole(value: Any, low: int) -> bool:
 
 
 def is_list_of(value: Any, count: int, is_allowed: Callable[[Any], bool]) -> bool:
-    """Return whether a value is a list of ``count`` allowed values, at least one where ``count`` is 0."""
+    """Return whether a value is a list of ``count`` allowed values, or of at least one if ``count`` is 0."""
     return isinstance(value, list) and len(value) == (count or max(1, len(value))) and all(map(is_allowed, value))
 
 
@@ -92,7 +92,7 @@ RESULTS_IF_THERE: Rules = {
         "the density of each layer, numbers from 0 to 1",
     ),
 }
-# Results of older versions, and of several seeds, are without these.
+# Results of older versions, and of several seeds, lack these.
 ACCOUNTS: Mapping[str, Rules] = {
     "storage_bytes": {
         f"storage_bytes.{kind}.this": COUNT for kind in ("parameters", "supports", "optimizer_state", "checkpoint")
@@ -103,7 +103,7 @@ ACCOUNTS: Mapping[str, Rules] = {
         for kind in ("dense", "sparse", "offset")
     },
 }
-# What results and exported files say of a network of the user's own; versions of packages beside it.
+# The description of a user's own network in results and exported files; the versions of packages are beside it.
 NETWORK: Rules = {
     "digest": TEXT,
     "parameters": (
@@ -114,7 +114,7 @@ NETWORK: Rules = {
         "the shape of each parameter, lists of whole numbers",
     ),
 }
-# What an exported network needs of the data: the field "data" of results.json.
+# The data that an exported network needs: the field "data" of results.json.
 DATA: Rules = {
     "class_names": (lambda value: is_list_of(value, 0, lambda name: isinstance(name, str)), "a list of texts"),
     "image_size": (
@@ -128,45 +128,45 @@ DATA: Rules = {
     ),
 }
 
-# Networks of earlier versions had their images squashed.
+# Earlier versions squashed the images of every network.
 DATA_IF_THERE: Rules = {"fit": (lambda value: value in FITS, f"one of: {', '.join(FITS)}")}
 
 
 def check_object(values: Any) -> None:
-    """Raise ``ValueError`` for what is no JSON object."""
+    """Raise ``ValueError`` unless ``values`` is a JSON object."""
     if not isinstance(values, dict):
         raise ValueError("it is no JSON object")
 
 
 def check_config_fields(values: Any) -> None:
-    """Raise ``ValueError`` for what is no config of a run, nested or by dotted field."""
+    """Raise ``ValueError`` unless ``values`` is the config of a run, nested or by dotted field."""
     _check(values, CONFIG, CONFIG_IF_THERE)
 
 
 def check_results(values: Any) -> None:
-    """Raise ``ValueError`` for what is not the content of a ``results.json``, of one seed or of several."""
+    """Raise ``ValueError`` unless ``values`` is the content of a ``results.json``, of one seed or of several."""
     check_object(values)
     _check(values, {**RESULTS, **(RESULTS_OF_SEEDS if "seeds" in values else RESULTS_OF_A_SEED)}, RESULTS_IF_THERE)
     for account, rules in ACCOUNTS.items():
         if account in values:
             _check(values, rules)
-    if "network" in values:  # it is made again, for images of this size, to find out whether it is the same
+    if "network" in values:  # it is built again, for images of this size, to check that it is the same
         check_network(values["network"])
         _check(values, {f"data.{field}": rule for field, rule in DATA.items()})
 
 
 def check_network(values: Any) -> None:
-    """Raise ``ValueError`` for what does not describe a network of the user's own."""
+    """Raise ``ValueError`` unless ``values`` describes a network of the user's own."""
     _check(values, NETWORK)
 
 
 def check_data(values: Any) -> None:
-    """Raise ``ValueError`` for what does not describe a network's data: classes, image size, normalisation."""
+    """Raise ``ValueError`` unless ``values`` describes a network's data: classes, image size, normalisation."""
     _check(values, DATA, DATA_IF_THERE)
 
 
 def check_row(row: Any, before: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ``ValueError`` for what is no row of a ``metrics.jsonl``, or does not follow the rows ``before``."""
+    """Raise ``ValueError`` unless ``row`` is a row of a ``metrics.jsonl`` and follows the rows ``before``."""
     _check(row, ROW, ROW_IF_THERE)
     if row["epoch"] != len(before) + 1:
         raise ValueError(f"epoch is {row['epoch']}, but the epochs before it are {len(before)}")
@@ -175,7 +175,7 @@ def check_row(row: Any, before: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _check(values: Any, rules: Rules, if_there: Rules | None = None) -> None:
-    """Check the fields that must be there, ``rules``, and those that may be."""
+    """Check the fields that must be there, ``rules``, and the fields that may be there, ``if_there``."""
     check_object(values)
     for field, (is_allowed, allowed) in {**(if_there or {}), **rules}.items():
         value, is_there = find_field(values, field)

@@ -1,4 +1,4 @@
-"""Runs that grow: more epochs or more seeds in a directory that has some, as if it had been started so."""
+"""Runs that grow: more epochs or seeds in a directory that has some, as if the run had started with them."""
 
 import math
 import os
@@ -14,16 +14,16 @@ from dctps_jax.files import write_whole
 from dctps_jax.runs.checkpoint import set_aside
 from dctps_jax.runs.workdir import FILES, grown, read_config, record_config, write_json
 
-# Besides FILES, what a run of one seed may have in its directory.
+# Files that a run of one seed may have in its directory besides FILES.
 MORE_FILES = ("damaged", "wandb", "trackio", "results_*_epochs.json", "masks_*_epochs.npz")
-# What the directory of several seeds does not have itself.
+# Files that only the directory of a single seed has.
 OF_ONE_SEED = tuple(name for name in FILES if name not in ("results.json", "data.json"))
 
 
 def check_growth(workdir: Path, config: Any, num_steps: int, steps_per_epoch: int) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` unless a run that took ``num_steps`` can have ``config.num_epochs``.
 
-    It can if they are not fewer than it has begun, and if all fields set the same for these epochs as before.
+    It can if these are not fewer epochs than it has begun, and if no field would have set other values for those.
     """
     if not (workdir / "config.json").exists() or "num_epochs" not in grown(workdir, config):
         return
@@ -51,10 +51,10 @@ def check_growth(workdir: Path, config: Any, num_steps: int, steps_per_epoch: in
 
 
 def record_growth(workdir: Path, config: Any) -> None:
-    """Bind a directory to a config, as :func:`~dctps_jax.runs.workdir.record_config`, also one that has grown.
+    """Write the config of a run into its directory, see :func:`~dctps_jax.runs.workdir.record_config`.
 
-    What a finished run came to is kept under another name, ``results_2_epochs.json``, and so are masks that moved. Then
-    the run is one that is not finished.
+    If the run grows, first rename its results and moved masks, e.g. to ``results_2_epochs.json``. The run then counts
+    as unfinished.
     """
     if not (workdir / "config.json").exists() or not (fields := grown(workdir, config)):
         record_config(workdir, config)
@@ -65,13 +65,13 @@ def record_growth(workdir: Path, config: Any) -> None:
     kept = ""
     if (workdir / "results.json").exists():
         _keep_masks(workdir, f"masks_{size}.npz")
-        kept = f"; the results of before are in {set_aside(workdir / 'results.json', workdir, f'results_{size}.json')}"
+        kept = f"; the earlier results are in {set_aside(workdir / 'results.json', workdir, f'results_{size}.json')}"
     print(f"{workdir.name} grows, {changes}{kept}")
     write_json(workdir / "config.json", there | {name: config[name] for name in fields})
 
 
 def _keep_masks(workdir: Path, name: str) -> None:
-    """Keep masks that moved under a name of their own; ``masks.npz`` is that of the start until a run is finished."""
+    """Rename masks that have moved. Until the run is finished, ``masks.npz`` then holds the masks of its start."""
     first, last = workdir / "masks_initial.npz", workdir / "masks.npz"
     if first.is_file() and last.is_file() and first.read_bytes() != last.read_bytes():
         set_aside(last, workdir, name)
@@ -79,18 +79,18 @@ def _keep_masks(workdir: Path, name: str) -> None:
 
 
 def holds_one_seed(workdir: Path) -> bool:
-    """Return whether a directory is that of a run that was started with one seed."""
+    """Return whether a directory belongs to a run that was started with one seed."""
     return (workdir / "config.json").exists() and read_config(workdir).get("num_seeds", 1) == 1
 
 
 def move_into_seed(workdir: Path, config: Any) -> None:
-    """Make the directory of a finished run of one seed that of several seeds: its files move to ``seed_N``.
+    """Turn the directory of a finished run of one seed into one of several seeds: its files move to ``seed_N``.
 
-    A move that was interrupted is finished. Raises :class:`~dctps_jax.errors.UserError` where files are in its way.
+    A move that was interrupted is finished. Raises :class:`~dctps_jax.errors.UserError` if files are in its way.
     """
     is_one, folder = holds_one_seed(workdir), workdir / f"seed_{config.seed}"
     if is_one or any((workdir / name).exists() for name in OF_ONE_SEED):
-        # Those that both kinds of directory have come first: none of their own is there before all are moved.
+        # Files that both kinds of directory have move first: the new run writes none of them before all have moved.
         patterns = ("results.json", "data.json", *MORE_FILES, *OF_ONE_SEED)
         sources = [source for pattern in patterns for source in sorted(workdir.glob(pattern))]
         for source in sources:

@@ -1,4 +1,4 @@
-"""Where the metrics of a run go besides its own file: TensorBoard, Weights & Biases, Trackio."""
+"""Loggers for the metrics of a run, besides its own file: TensorBoard, Weights & Biases, Trackio."""
 
 import hashlib
 import os
@@ -8,16 +8,17 @@ from typing import Any, NamedTuple
 
 
 class Logger(NamedTuple):
-    """A place for metrics: what writes the numbers of a step, and what ends it."""
+    """A place for metrics: a function that writes the numbers of a step, and a function that closes it."""
 
     write: Callable[[dict[str, Any], int], None]
     close: Callable[[], None]
 
 
 def open_loggers(workdir: Path, step: int, config: Any) -> list[Logger]:
-    """Return the loggers that a config asks for, of a run that stands at ``step``.
+    """Return the loggers that a config asks for, for a run that has taken ``step`` steps.
 
-    A missing TensorBoard is passed over. A missing package of another logger raises ``ModuleNotFoundError``.
+    If TensorBoard is not installed, it is left out. If another logger is not installed, ``ModuleNotFoundError`` is
+    raised.
     """
     loggers = []
     if config.tensorboard and (tensorboard := _open_tensorboard(workdir, step)):
@@ -45,13 +46,13 @@ def _open_tensorboard(workdir: Path, step: int) -> Logger | None:
 
 
 def _open_wandb(workdir: Path, config: Any) -> Logger:
-    """Weights & Biases: offline, everything stays in the run's directory until ``wandb sync`` sends it."""
+    """Open Weights & Biases. Offline, everything stays in the run's directory until ``wandb sync`` sends it."""
     import wandb  # pyright: ignore[reportMissingImports]
 
     run: Any = wandb.init(
         project="dctps_jax",
         name=workdir.name,
-        id=hashlib.sha256(str(workdir).encode()).hexdigest()[:16],  # a run that goes on is the same one there
+        id=hashlib.sha256(str(workdir).encode()).hexdigest()[:16],  # a resumed run is the same run there
         resume="allow",
         dir=str(workdir),
         config=config.to_dict(),
@@ -62,9 +63,9 @@ def _open_wandb(workdir: Path, config: Any) -> Logger:
 
 
 def _open_trackio(workdir: Path, config: Any) -> Logger:
-    """Trackio: its database lies in the run's directory, unless ``TRACKIO_DIR`` names another one.
+    """Open Trackio. Its database lies in the run's directory, unless ``TRACKIO_DIR`` names another one.
 
-    Trackio reads that variable once, when it is imported. So the seeds of a run share the database of the first.
+    Trackio reads that variable only when it is imported. So the seeds of a run share the database of the first seed.
     """
     os.environ.setdefault("TRACKIO_DIR", str(workdir / "trackio"))
     import trackio  # pyright: ignore[reportMissingImports]

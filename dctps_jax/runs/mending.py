@@ -1,4 +1,4 @@
-"""Write the metrics and masks of a run anew where they are lost or damaged: its checkpoints hold their content."""
+"""Rewrite the metrics and masks of a run if they are lost or damaged: its checkpoints hold their content."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ def supports_of(saved: Saved) -> dict[str, np.ndarray]:
 
 
 def initial_supports_of(saved: Saved) -> dict[str, np.ndarray]:
-    """Return the positions that the run of a checkpoint began with: the present ones if its weights never move."""
+    """Return the positions that the run began with: the checkpoint's current ones if its weights never move."""
     found = {
         name.removeprefix(INITIAL_SUPPORTS): array
         for name, array in saved.arrays.items()
@@ -65,11 +65,11 @@ def check_not_begun(workdir: Path) -> None:
 def mend_files(
     workdir: Path, step: int, rows: Rows | None, masks: Mapping[str, Masks], is_finished: bool = False
 ) -> None:
-    """Write ``metrics.jsonl`` and the files of ``masks`` anew where they are not what the checkpoint of ``step`` knows.
+    """Write ``metrics.jsonl`` and the files of ``masks`` anew if they differ from the checkpoint of ``step``.
 
-    What was there instead is moved to ``damaged/`` in ``workdir``, with a warning. Without ``rows``, as in checkpoints
-    of format 2, the metrics stay as they are. The metrics may be a row behind the checkpoint, after a kill, and ahead
-    of it, where a newer one was damaged: those rows come again, unless the run ``is_finished``.
+    The old files move to ``damaged/`` in ``workdir``, with a warning. Without ``rows``, as in checkpoints of format 2,
+    the metrics stay as they are. After a kill the metrics may be a row behind the checkpoint. If a newer checkpoint was
+    damaged, they are ahead of it; the run writes those rows again, unless it ``is_finished``.
     """
     if rows is not None and (fault := _fault_of_rows(workdir / "metrics.jsonl", step, rows, is_finished)):
         make_way(workdir / "metrics.jsonl", fault)
@@ -81,10 +81,10 @@ def mend_files(
 
 
 def mend_finished_run(workdir: Path, config: Any, results: Mapping[str, Any]) -> None:
-    """Mend the files of a finished run by its last checkpoint.
+    """Mend the files of a finished run from its last checkpoint.
 
-    Where only an older checkpoint is left, warn of that. Where the last one is gone or tells nothing of the files, warn
-    of those that cannot be read or do not match the digests in ``results``.
+    If only an older checkpoint is left, warn of that. If the last one is gone or does not know the files, warn of files
+    that cannot be read or do not match the digests in ``results``.
     """
     saved = Checkpoints(workdir / "checkpoints", json.loads(config.to_json())).newest("latest")
     rows = None if saved is None else saved.record.get("rows")  # format 2 has none
@@ -126,7 +126,7 @@ def _digest_of_masks(path: Path) -> str:
 
 
 def make_way(path: Path, fault: str) -> None:
-    """Move a file that is written anew from the checkpoint to ``damaged/`` beside it, if there is one, and warn."""
+    """Move a file that will be written anew from the checkpoint to ``damaged/`` beside it, if it exists, and warn."""
     kept = ""
     if path.exists():
         kept = f"; what was there is in {set_aside(path, path.parent / 'damaged', path.name)}"

@@ -1,4 +1,4 @@
-"""Metrics of a run as it goes: ``metrics.jsonl``, the loggers, and a line a row on the screen."""
+"""The metrics of a running run: ``metrics.jsonl``, the loggers, and a line for each row on the screen."""
 
 import json
 import math
@@ -24,10 +24,10 @@ class MetricsLog:
         rows: list[dict[str, Any]] | None = None,
         open_loggers: Callable[[], Sequence[Logger]] = tuple,
     ):
-        """Open the log of a run that stands at ``step``, with the ``rows`` that its checkpoint holds.
+        """Open the log of a run that has taken ``step`` steps, with the ``rows`` that its checkpoint holds.
 
-        Without them, as in checkpoints of format 2, those of the file count; later ones, which will come again, are
-        dropped.
+        Without ``rows``, as in checkpoints of format 2, the rows of the file count. Rows after ``step`` are dropped,
+        since the run will write them again.
         """
         self.path = workdir / "metrics.jsonl"
         self.rows = [row for row in read_rows(self.path) if row["step"] <= step] if rows is None else list(rows)
@@ -76,8 +76,8 @@ class MetricsLog:
 def best_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the first row with the highest validation accuracy, None without rows.
 
-    Where the density changes from epoch to epoch, only the rows with that of the last one compete. Those that a run
-    has inherited, from the run whose weights it began with, do not.
+    If the density changes from epoch to epoch, only rows with the last density compete. Rows that a run has inherited,
+    from the run whose weights it began with, do not compete.
     """
     own = [row for row in rows if not row.get("inherited")]
     same = [row for row in own if row.get("density") == own[-1].get("density")]
@@ -92,14 +92,14 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def content_of(rows: Sequence[dict[str, Any]]) -> bytes:
-    """Return what a ``metrics.jsonl`` with these rows holds."""
+    """Return the content of a ``metrics.jsonl`` with these rows."""
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a ``metrics.jsonl``, none where there is no file.
+    """Return the rows of a ``metrics.jsonl``, or no rows if there is no file.
 
-    A last line that a kill cut short is left out. Raises :class:`~dctps_jax.errors.UserError` where another line is
+    A last line that a kill cut short is left out. Raises :class:`~dctps_jax.errors.UserError` if another line is
     damaged, or the rows do not follow each other.
     """
     content = read_file(path) if path.exists() else b""

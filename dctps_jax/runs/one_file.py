@@ -11,10 +11,10 @@ import orbax.checkpoint as ocp
 class OneFileHandler(ocp.AsyncCheckpointHandler):
     """Has Orbax write a file as it is.
 
-    Its own handlers would write arrays as an OCDBT database: orbax-checkpoint 0.12.8 looks for the database's parts by
-    ``glob.glob`` over the whole path, so that brackets in the name of a directory lose them, and TensorStore's errors
-    tell a full disk, or a file that must not be read, by their texts only. The file is written before ``async_save``
-    returns: what goes wrong in a thread Orbax logs with a traceback.
+    Orbax's own handlers would write arrays as an OCDBT database. orbax-checkpoint 0.12.8 looks for the database's parts
+    by ``glob.glob`` over the whole path, so brackets in the name of a directory lose them. Only the texts of
+    TensorStore's errors tell a full disk or a missing permission. The file is written before ``async_save`` returns,
+    since Orbax logs an error in a thread with a traceback.
     """
 
     async def async_save(self, directory: Any, args: "OneFile") -> None:

@@ -1,4 +1,4 @@
-"""Arrays of a training state as few large arrays of bytes, which compress well, and back."""
+"""Pack the arrays of a training state into a few large arrays of bytes, which compress well, and unpack them."""
 
 import hashlib
 import json
@@ -21,11 +21,12 @@ def flatten(tree: Any) -> dict[str, jax.Array]:
 
 
 def pack(arrays: Mapping[str, jax.Array | np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays as one array of bytes a dtype and an index.
+    """Return the arrays as one array of bytes for each dtype, and an index.
 
-    Hundreds of small files would outweigh their content. The bytes stand plane by plane, all lowest bytes of the
-    numbers first, since the planes of signs and exponents compress and those of mantissas don't. Positions ascend, so
-    that their differences are kept. The index is the names, dtypes and shapes in order, as JSON that zlib compressed.
+    Hundreds of small files would be larger than their content. The bytes stand plane by plane: first the lowest byte of
+    all numbers, and so on. The planes of signs and exponents compress well, the planes of mantissas do not. Positions
+    ascend, so their differences are kept. The index has the names, dtypes and shapes in order, as JSON compressed by
+    zlib.
     """
     index = [[name, str(array.dtype), list(array.shape)] for name, array in arrays.items()]
     groups: dict[str, list[np.ndarray]] = {}

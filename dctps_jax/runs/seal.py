@@ -1,12 +1,12 @@
-"""The digests in ``results.json``, by which damaged files of a finished run, and files of another run, are noticed.
+"""The digests in ``results.json``. They reveal damaged files of a finished run, and files of another run.
 
 The field ``digests`` has a SHA-256 for each of:
 
-- ``config``: the fields of the config that a run is known by, see :func:`~dctps_jax.runs.workdir.identity`;
+- ``config``: the config fields that identify the run, see :func:`~dctps_jax.runs.workdir.identity`;
 - ``metrics.jsonl``: its rows; ``masks.npz``: its masks. A summary of several seeds has neither;
 - ``results.json``: all of its fields, and the digests above.
 
-Results of version 0.1.0 have no digests, and pass.
+Results of version 0.1.0 have no digests. They pass the checks.
 """
 
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ FIELD, RESULTS = "digests", "results.json"
 
 
 def sealed(results: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
-    """Return results with the digests of the other files of their run, and their own."""
+    """Return results with the digests of the run's other files, and with their own digest."""
     with_digests = {**results, FIELD: dict(digests)}
     return {**results, FIELD: {**digests, RESULTS: digest_of(with_digests)}}
 
 
 def check_seal(results: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` where results are not as they were written."""
+    """Raise ``ValueError`` if results are not as they were written."""
     if FIELD not in results:
         return
     digests = results[FIELD]
@@ -36,5 +36,5 @@ def check_seal(results: Mapping[str, Any]) -> None:
 
 
 def is_sealed_as(results: Mapping[str, Any], name: str, digest: str) -> bool:
-    """Return whether results say that ``name`` has this digest; results without any say nothing against it."""
+    """Return whether results say that ``name`` has this digest. Results without digests agree with any."""
     return results.get(FIELD, {}).get(name, digest) == digest

@@ -1,7 +1,7 @@
 """The finished run that a lottery ticket comes from: which of its trained weights stay, and its early checkpoints.
 
-Frankle & Carbin 2019 train, prune the smallest weights, and train the others again from their initial values; Frankle
-et al. 2020 from their values after some epochs. A round is a run, and its source the run before.
+Frankle & Carbin 2019 train, prune the smallest weights, and train the others again from their initial values. Frankle
+et al. 2020 train them from their values after some epochs. A round is a run; its source is the run of the round before.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ class SourceRun(NamedTuple):
 
     @property
     def rewind_epoch(self) -> int:
-        """The epoch at which the run began itself, -1 where it began with initial weights."""
+        """The epoch at which the source itself began; -1 if it began with initial weights."""
         found, is_there = find_field(self.config, "pruning.rewind_epoch")
         return found if is_there else -1
 
@@ -37,9 +37,9 @@ def rewinds(config: Any) -> bool:
 
 
 def find_source(config: Any) -> SourceRun:
-    """Return the run in ``config.pruning.run``; of several seeds the one with the seed of ``config``.
+    """Return the run in ``config.pruning.run``; if that has several seeds, the run with the seed of ``config``.
 
-    Raises :class:`~dctps_jax.errors.UserError` where it is not finished.
+    Raises :class:`~dctps_jax.errors.UserError` if it is not finished.
     """
     folder = Path(config.pruning.run)
     of_seed = folder / f"seed_{config.seed}"
@@ -57,8 +57,8 @@ def find_source(config: Any) -> SourceRun:
 def prune_trained_weights(config: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
     """Return the positions of the trained weights of the largest magnitude, as many as ``config.pruning`` asks for.
 
-    What counts is the trained part S of a kernel. Raises :class:`~dctps_jax.errors.UserError` where the source is of
-    another network, trains fewer weights than are asked for, or has lost its last checkpoint.
+    Only the trained part S of a kernel counts. Raises :class:`~dctps_jax.errors.UserError` if the source has another
+    network, trains fewer weights than asked for, or has lost its last checkpoint.
     """
     source, settings = find_source(config), config.pruning
     masks = pruning.load_run_masks(source.folder) or {path: np.ones(shape, bool) for path, shape in shapes.items()}
@@ -90,14 +90,14 @@ def prune_trained_weights(config: Any, shapes: Mapping[str, Sequence[int]]) -> d
         pattern=settings.pattern,
     )
     groups.check_room(masks)
-    # With an offset a weight that no gradient reached is still 0.
+    # With an offset, a weight that no gradient has reached is still 0.
     return {path: np.flatnonzero(mask) for path, mask in groups.select(scores, 0, masks, allow_zero=True).items()}
 
 
 def checkpoint_of_epoch(source: SourceRun, epoch: int, steps_per_epoch: int) -> Saved:
-    """Return what the source kept of an epoch.
+    """Return the checkpoint that the source kept of an epoch.
 
-    Raises :class:`~dctps_jax.errors.UserError` where it kept nothing, or had epochs of another length.
+    Raises :class:`~dctps_jax.errors.UserError` if it kept none, or had epochs of another length.
     """
     folder, step = source.folder / "checkpoints", epoch * steps_per_epoch
     kept = steps_in(folder / "kept")

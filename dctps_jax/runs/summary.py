@@ -1,4 +1,4 @@
-"""What a finished run says: its closing line, the mean over seeds, the environment it ran in."""
+"""The summary of a finished run: its closing line, the mean over seeds, and its environment."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -36,7 +36,7 @@ def summarize(runs: list[dict[str, Any]], workdir: Path, config: dict[str, Any])
     results: dict[str, Any] = {"seed": seeds[0], "seeds": seeds}
     for name in ("best_val_accuracy", "test_accuracy_best", "test_accuracy_final", "test_accuracy_ema"):
         values = [results[name] for results in runs if results.get(name) is not None]
-        if len(values) == len(runs):  # a mean over some of the seeds would pass for one over all
+        if len(values) == len(runs):  # a mean over some seeds would be taken for one over all
             results[name], results[f"{name}_std"] = mean_and_std(values)
     for name in ("density", "density_asked", "layer_densities", "trainable_parameters"):
         results[name] = runs[0][name]
@@ -48,7 +48,7 @@ def summarize(runs: list[dict[str, Any]], workdir: Path, config: dict[str, Any])
 
 
 def environment() -> dict[str, str]:
-    """Return the versions and the devices that a run ran with."""
+    """Return the versions of packages and the devices of this run."""
     packages = ("dctps_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
     device = jax.devices()[0]
     return {

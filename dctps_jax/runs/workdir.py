@@ -19,8 +19,8 @@ from dctps_jax.files import digest_of, read_json, write_whole
 from dctps_jax.runs.fields import check_config_fields, check_object, check_results
 from dctps_jax.runs.seal import check_seal, is_sealed_as, sealed
 
-# The fields that a resumed run may change. A run is known by the other fields (`identity`). A field that joins or
-# leaves these changes the identity of older runs.
+# The fields that a resumed run may change. The other fields identify a run (`identity`). Do not add a field to these or
+# remove one: the identity of existing runs would change.
 FREE_FIELDS: tuple[str, ...] = (
     "parallel_seeds",  # in configs of earlier versions only
     "multi_host",
@@ -30,23 +30,24 @@ FREE_FIELDS: tuple[str, ...] = (
 # The fields in which a run may grow.
 GROWING_FIELDS: tuple[str, ...] = tuple(name for name, field in FIELDS.items() if field.grows)
 
-# The fields that configs of earlier versions lack, with what these configs mean, as JSON has it.
+# The fields that configs of earlier versions lack, and the values that such configs mean, as in JSON.
 ADDED_FIELDS: dict[str, Any] = {
     name: list(field.default) if isinstance(field.default, tuple) else field.default
     for name, field in FIELDS.items()
     if field.added
 }
 
-# What a run writes; none of it may be there before the run's config.json.
+# The files of a run. None of them may be there before the run's config.json.
 FILES = ("results.json", "data.json", "metrics.jsonl", "masks.npz", "masks_initial.npz", "checkpoints", "tensorboard")
 
 
-# Checkpoints of earlier versions name a run by all its fields, num_epochs included: so many epochs are tried.
+# Older checkpoints include num_epochs in the name of their run. To recognise one, each number of epochs up to this one
+# is tried.
 MOST_EPOCHS_NAMED = 1000
 
 # How many fields a message names.
 MAX_SHOWN = 5
-# Bytes that the longest path below a work directory takes, one of a checkpoint that is being written.
+# Bytes of the longest path below a work directory: a path in a checkpoint that is being written.
 LONGEST_PATH = 120
 
 
@@ -58,11 +59,12 @@ class InUse(UserError):
 
 @contextlib.contextmanager
 def claim(workdir: Path, config: Any) -> Iterator[None]:
-    """Hold ``workdir`` for this process; check the config of an old one. A new one is bound by ``record_config`` later.
+    """Hold ``workdir`` for this process and check the config of an existing run in it.
 
-    Of several processes the first one holds it for all. Raises :class:`~dctps_jax.errors.UserError` where the directory
-    belongs to another config (naming the fields that differ), cannot be written, or is another one for some of the
-    processes, :class:`InUse` where another run holds it.
+    ``record_config`` binds a new directory later. Of several processes the first one holds it for all. Raises
+    :class:`~dctps_jax.errors.UserError`, with the fields that differ, if the directory belongs to another config. Also
+    raises it if the directory cannot be written, or is not the same for all processes, and :class:`InUse` if another
+    run holds it.
     """
     with contextlib.ExitStack() as stack:
         on_first(lambda: stack.enter_context(_hold(workdir, config)))
@@ -97,7 +99,7 @@ def _hold(workdir: Path, config: Any) -> Iterator[None]:
 
 
 def _check_name(workdir: Path) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for a name that a checkpoint could not be written below."""
+    """Raise :class:`~dctps_jax.errors.UserError` for a name below which no checkpoint can be written."""
     shown = str(workdir).encode(errors="backslashreplace").decode()
     if shown != str(workdir):
         raise UserError(f"--workdir {shown} is no UTF-8, as Orbax needs it; choose another name")
@@ -119,13 +121,13 @@ def is_in_use(workdir: Path) -> bool:
 
 
 def record_config(workdir: Path, config: Any) -> None:
-    """Bind a new directory to its config: called when nothing can be wrong with it any more, before other files."""
+    """Bind a new directory to its config. Called once all checks have passed, and before other files are written."""
     if not (workdir / "config.json").exists():
         write_json(workdir / "config.json", json.loads(config.to_json()))
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """Return the config of a run; what is none is a :class:`~dctps_jax.errors.UserError`."""
+    """Return the config of a run; raise :class:`~dctps_jax.errors.UserError` if the file holds something else."""
     return _read_fields(workdir / "config.json", check_config_fields, "is no config of a run")
 
 
@@ -140,10 +142,10 @@ def write_results(
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
-    """Return what a finished run came to.
+    """Return the results of a finished run.
 
-    Raises :class:`~dctps_jax.errors.UserError` for a run that is not finished, and for a file that is nothing of the
-    kind, is damaged, or is of a run with another config than ``config.json``.
+    Raises :class:`~dctps_jax.errors.UserError` for a run that is not finished, and for a file that is damaged, holds
+    something else, or belongs to a run with another config than ``config.json``.
     """
     if (workdir / "config.json").exists() and not (workdir / "results.json").exists():
         raise UserError(
@@ -182,17 +184,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def free_fields(config: dict[str, Any]) -> set[str]:
-    """Return those of :data:`FREE_FIELDS` that are free in a config by dotted field.
+    """Return the fields of :data:`FREE_FIELDS` that are free in a config by dotted field.
 
-    ``data.dir`` is not free where the data are what lies there: nothing else tells which images they are.
+    ``data.dir`` is not free for a source that reads whatever lies there: nothing else tells which images these are.
     """
     return set(FREE_FIELDS) - ({"data.dir"} if reads_any_folder(config.get("data.name", "")) else set())
 
 
 def identity(config: dict[str, Any]) -> str:
-    """Return a digest of the fields of a config, as a JSON object, that its run is known by.
+    """Return a digest of the fields that identify the run of a config, a JSON object.
 
-    A field that earlier versions lack is left out at its default, so that their runs keep their identity.
+    A field that earlier versions lack is left out if it has its default, so that their runs keep their identity.
     """
     fields = dict(flat_fields(config))
     left_out = free_fields(fields) | {field for field, default in ADDED_FIELDS.items() if fields.get(field) == default}
@@ -200,19 +202,19 @@ def identity(config: dict[str, Any]) -> str:
 
 
 def name_of_run(config: dict[str, Any]) -> str:
-    """Return what checkpoints name their run by: a digest as :func:`identity`, but of fields that stay as it grows."""
+    """Return the name of a run in its checkpoints: a digest like :func:`identity`, but of fields that never grow."""
     return identity({name: value for name, value in config.items() if name not in GROWING_FIELDS})
 
 
 def is_name_of(name: str, config: dict[str, Any]) -> bool:
-    """Return whether a checkpoint's name of its run stands for the run of a config, grown or not."""
+    """Return whether a name in a checkpoint is the name of a config's run, also if the run has grown."""
     return name == name_of_run(config) or any(
         name == identity(config | {"num_epochs": num_epochs}) for num_epochs in range(1, MOST_EPOCHS_NAMED + 1)
     )
 
 
 def grown(workdir: Path, config: Any) -> list[str]:
-    """Return the fields in which a config asks for a run of another size than the one in a directory."""
+    """Return the fields in which a config asks for a larger or smaller run than the one in a directory."""
     there = read_config(workdir)
     return [name for name in GROWING_FIELDS if there.get(name) != config[name]]
 
@@ -225,10 +227,9 @@ def is_finished(workdir: Path, config: Any) -> bool:
 
 
 def check_same(workdir: Path, config: dict[str, Any]) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError`, naming what differs, where a directory is of another config.
+    """Raise :class:`~dctps_jax.errors.UserError`, which names the differences, if a directory has another config.
 
-    The fields in which a run may grow may differ, see :mod:`dctps_jax.runs.growth`. A ``model.dtype`` of "auto" is the
-    same as any other.
+    Fields that may grow may differ, see :mod:`dctps_jax.runs.growth`. A ``model.dtype`` of "auto" equals any other.
     """
     there = dict(flat_fields(_read_fields(workdir / "config.json", check_object, "is no config of a run")))
     found, asked = ADDED_FIELDS | there, ADDED_FIELDS | dict(flat_fields(config))
@@ -263,7 +264,7 @@ def _check_no_seed_is_left_out(workdir: Path, found: dict[str, Any], asked: dict
 
 
 def _open_lock(workdir: Path) -> Any:
-    # For reading, too: to open a pipe for writing only waits for a reader.
+    # Opened for reading, too: opening a pipe only for writing would wait for a reader.
     return (workdir / ".lock").open("ab+", buffering=0)
 
 

@@ -85,7 +85,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path):
     read[np.array([0, 5])]
     with pytest.raises(UserError, match=r"train/bee/0006\.png cannot be read as an image"):
         read[np.array([0, 6])]
-    with pytest.raises(UserError, match=r"train/bee/0007\.png is 9 x 8 pixels, but must be 8 x 8; set data\.image_s"):
+    with pytest.raises(UserError, match=r"train/bee/0007\.png is 9 x 8 pixels, but must be 8 x 8; set config"):
         read[np.array([7])]
 
 

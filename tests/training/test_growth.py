@@ -46,7 +46,7 @@ def test_a_finished_run_goes_on_with_more_epochs(tmp_path, plain, three, capsys,
     before = (workdir / "results.json").read_bytes()
     small_run(workdir, num_epochs=3, **OPTIONS)
     printed = capsys.readouterr().out
-    assert "run grows, num_epochs from 2 to 3; the results of before are in" in printed
+    assert "run grows, num_epochs from 2 to 3; the earlier results are in" in printed
     assert f"going on from step {2 * EPOCH}" in printed and not caplog.records
     assert_grown(workdir, three)
     assert (workdir / "results_2_epochs.json").read_bytes() == before
