@@ -1,4 +1,4 @@
-"""Compiled programs are kept in the user's cache: a later start of the same run compiles nothing."""
+"""Keep compiled programs in the user's cache, so that a later start of the same run compiles nothing."""
 
 import hashlib
 import platform
@@ -15,24 +15,24 @@ from dctps_jax.data.reading import cache_folder
 def keep_compiled_programs() -> Path | None:
     """Have JAX keep what it compiles below ``dctps_jax/compiled`` in the user's cache; return the folder.
 
-    It is a setting of the whole process. Where JAX has such a folder already (``JAX_COMPILATION_CACHE_DIR``), or is
-    told to keep nothing (``JAX_ENABLE_COMPILATION_CACHE=false``), nothing is changed and None is returned.
+    This is a setting of the whole process. If JAX has such a folder already (``JAX_COMPILATION_CACHE_DIR``), or must
+    keep nothing (``JAX_ENABLE_COMPILATION_CACHE=false``), nothing is changed and None is returned.
     """
     settings: Any = jax.config  # its fields are unknown to type checkers
     if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
         return None
-    # JAX (0.10.2) takes a program for a CPU as it lies, also on a CPU that lacks some of its instructions.
+    # JAX (0.10.2) loads a program for a CPU unchanged, even on a CPU that lacks some of its instructions.
     folder = cache_folder("compiled") / f"{platform.machine()}_{hashlib.sha256(_cpu_flags()).hexdigest()[:12]}"
-    compilation_cache.reset_cache()  # which JAX sets up for good when it first compiles
+    compilation_cache.reset_cache()  # JAX sets its cache up only once, when it first compiles
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    # An entry that cannot be read, or not written for want of room, is compiled: no more than a loss of time.
+    # An entry that cannot be read, or not written for want of room, is compiled again: only time is lost.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
     return folder
 
 
 def _cpu_flags() -> bytes:
-    """Return the line of Linux that names the instructions of the CPU; empty elsewhere."""
+    """Return the line in which Linux names the instructions of the CPU; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:

@@ -1,7 +1,8 @@
 """The two forms of a training state: masked (dense arrays beside masks) and compact (values beside their positions).
 
-Both say the same. What belongs to one weight, the optimiser's moments too, is kept for the trained weights only in the
-compact form; everything else is the same array in both. A state of NumPy arrays stays on the host.
+Both have the same content. Arrays with a number for each weight, such as the optimiser's moments, are kept in the
+compact form for the trained weights only. All other arrays are the same in both. A state of NumPy arrays stays on the
+host.
 """
 
 import math
@@ -21,14 +22,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def is_compact(state: TrainState) -> bool:
-    """Return whether any layer of ``state`` is compact; the two forms are not mixed."""
+    """Return whether any layer of ``state`` is compact. The two forms are never mixed."""
     return any(support.dtype != bool for support in jax.tree.leaves(state.supports))
 
 
 def to_compact(state: TrainState, counts: Mapping[str, int], optimizer: optax.GradientTransformation) -> TrainState:
     """Return a masked state in its compact form; ``counts`` are the numbers of trained weights by path of the layers.
 
-    A state that is compact already, or dense, is returned as it is. Works under ``jax.jit``.
+    A state that is compact already, or dense, is returned unchanged. Works under ``jax.jit``.
     """
     if is_compact(state):
         return state
@@ -39,9 +40,9 @@ def to_compact(state: TrainState, counts: Mapping[str, int], optimizer: optax.Gr
 
 
 def to_masked(state: TrainState, shapes: Shapes, optimizer: optax.GradientTransformation) -> TrainState:
-    """Return a compact state in its masked form; ``shapes`` are those of the kernels by path of the layers.
+    """Return a compact state in its masked form; ``shapes`` are the kernel shapes by path of the layers.
 
-    A state that is masked already, or dense, is returned as it is. Works under ``jax.jit``.
+    A state that is masked already, or dense, is returned unchanged. Works under ``jax.jit``.
     """
     if not is_compact(state):
         return state
@@ -79,7 +80,7 @@ def _convert(
     converters: Mapping[str, Callable[[jax.Array], jax.Array]],
     optimizer: optax.GradientTransformation,
 ) -> TrainState:
-    """Apply ``converters`` to the kernels of the layers that they name, and to what the optimiser keeps of them."""
+    """Apply ``converters`` to the kernels of the layers that they name, and to the optimiser's arrays for them."""
 
     def converter_of(path: Any, _: Any) -> Callable[[jax.Array], jax.Array]:
         *layer, name = (entry.key for entry in path)

@@ -1,4 +1,4 @@
-"""What a config asks for, as objects: the data set, the numbers of a step, the optimiser."""
+"""Make the objects that a config asks for: the data set, the numbers of a step, the optimiser."""
 
 import logging
 import math
@@ -25,7 +25,7 @@ MAX_SHOWN = 5
 
 
 def load_data(config: Any, max_decoded_bytes: float = math.inf) -> data.Dataset:
-    """Return the data set that ``config.data`` names; say what it holds, and warn of classes that cannot be learnt.
+    """Return the data set that ``config.data`` names. Print what it holds, and warn of classes that cannot be learnt.
 
     Images in files that would take more than ``max_decoded_bytes`` are not decoded.
     """
@@ -62,7 +62,7 @@ def load_data(config: Any, max_decoded_bytes: float = math.inf) -> data.Dataset:
 def make_step_spec(
     config: Any, dataset: data.Dataset, train: Subset, platform: str, is_streamed: bool = False
 ) -> StepSpec:
-    """Return the fixed numbers of a run on ``platform``; a batch larger than the training split is a UserError."""
+    """Return the fixed numbers of a run on ``platform``; raise UserError if a batch is larger than the split."""
     steps_per_epoch = len(train.labels) // config.batch_size
     if steps_per_epoch == 0:
         raise UserError(
@@ -98,7 +98,7 @@ def make_optimizer_and_schedule(
 ) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
     """Return the optimiser of ``config.optimizer``, and its learning rate as a function of the step.
 
-    Raises :class:`~dctps_jax.errors.UserError` where the run has too few steps for them.
+    Raises :class:`~dctps_jax.errors.UserError` if the run has too few steps for them.
     """
     options, num_steps = config.optimizer, config.num_epochs * steps_per_epoch
     if warmup_steps_of(options, steps_per_epoch) >= num_steps:
@@ -129,7 +129,7 @@ def make_optimizer_and_schedule(
 
 
 def choose_normalization(config: Any, dataset: data.Dataset, train: Subset) -> Normalization:
-    """Return the config's moments where it has any, else the data set's, else the training split's."""
+    """Return the config's moments if it has any, else the data set's, else the training split's."""
     if config.data.mean:
         if len(config.data.mean) != dataset.channels:
             raise UserError(
@@ -148,8 +148,9 @@ def choose_normalization(config: Any, dataset: data.Dataset, train: Subset) -> N
 def warn_if_nothing_moves(config: Any, spec: StepSpec, counts: Mapping[str, int], sizes: Mapping[str, int]) -> None:
     if isinstance(spec.updates, UpdateSchedule) and not spec.updates.moves_anything(counts, sizes):
         logger.warning(
-            "sparse_training.method is %r, but no weight will ever move: updates come every %d steps before step %d, "
-            "and only layers that are not full have any; lower sparse_training.update_every or the density",
+            "config.sparse_training.method is %r, but no weight will ever move: updates come every %d steps before "
+            "step %d, and only layers that are not full have any; lower config.sparse_training.update_every or the "
+            "density",
             config.sparse_training.method,
             spec.updates.update_every,
             spec.updates.end_step,

@@ -27,20 +27,21 @@ def value_and_gradients(
 ) -> Any:
     """Return ``((mean loss, ({"correct": count}, new batch_stats)), gradients)`` of a batch.
 
-    ``supports`` are those of the state, or ``{}`` for the ``dense`` graph, whose gradients are of all weights.
+    ``supports`` are the supports of the state, or ``{}`` for the ``dense`` graph, whose gradients are for all weights.
     ``random`` are the streams of the network's random numbers, see :func:`dctps_jax.training.state.random_at`. The loss
-    that is differentiated is ``loss_scale`` times as large, so that small gradients in float16 are not lost.
-    With a mesh of several devices each takes its part of the batch, and what crosses devices is the gradient of the
-    parameters as they are stored, besides BatchNorm's moments: automatic partitioning would sum the gradients of whole
-    kernels before a compact layer picks its positions. Divided arrays of the state are collected for the network, and
-    their gradients are divided as they are, see :func:`dctps_jax.training.placement.state_spec`.
+    is multiplied by ``loss_scale`` before it is differentiated, so that small gradients in float16 are not lost.
+    With a mesh of several devices each device takes its part of the batch. Only the gradients of the parameters in
+    their stored form, and BatchNorm's moments, cross devices. Automatic partitioning would sum the gradients of whole
+    kernels before a compact layer picks its positions. Divided arrays of the state are collected for the network; their
+    gradients are divided in the same way, see :func:`dctps_jax.training.placement.state_spec`.
     """
 
     def local(params: Any, others: Any, batch: tuple[jax.Array, jax.Array], specs: Any = None) -> Any:
         loss_of = _loss_of(graph, others, batch, loss_scale)
 
         def loss_of_parts(params: Any) -> Any:
-            # JAX sums the gradient of an array that is collected here over the devices that share it, into their parts.
+            # For an array that is collected here, JAX sums the gradient over the devices that share it, each device its
+            # part.
             return loss_of(params if specs is None else _collected(params, specs))
 
         (loss, rest), gradients = jax.value_and_grad(loss_of_parts, has_aux=True)(params)
@@ -56,13 +57,13 @@ def value_and_gradients(
     specs, specs_of_others = jax.tree.map(lambda leaf: state_spec(leaf.shape, mesh), (state.params, others))
 
     def on_each_device(params: Any, others: Any, step: jax.Array, batch: tuple[jax.Array, jax.Array]) -> Any:
-        # As values of this device alone: else every use of a parameter would sum its gradient over the devices.
+        # As values of this device alone: otherwise every use of a parameter would sum its gradient over the devices.
         params = jax.tree.map(
             lambda leaf, spec: jax.lax.pcast(leaf, (DATA,) if SHARDS in spec else axes, to="varying"), params, specs
         )
         others = *_collected(others, specs_of_others), random_at(dict(random), step, axes)
         (loss, (metrics, batch_stats)), gradients = local(params, others, batch, specs)
-        # Numbers of one dtype cross devices in one exchange: the counts, which are small, with the gradients.
+        # Numbers of one dtype cross devices in one exchange: the counts, which are small, go with the gradients.
         counts = jax.tree.map(lambda count: count.astype(loss.dtype), metrics)
         (loss, counts), gradients = _summed((loss, counts), gradients, specs, axes)
         loss, gradients = jax.tree.map(lambda total: total / mesh.size, (loss, gradients))
@@ -79,7 +80,7 @@ def value_and_gradients(
 
 
 def _collected(tree: Any, specs: Any) -> Any:
-    """Return the arrays whole that are divided among devices as ``specs`` say."""
+    """Return the arrays with those that ``specs`` divide among devices collected."""
 
     def collect(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
         return jax.lax.all_gather(leaf, SHARDS, axis=spec.index(SHARDS), tiled=True) if SHARDS in spec else leaf
@@ -88,9 +89,9 @@ def _collected(tree: Any, specs: Any) -> Any:
 
 
 def _summed(numbers: Any, gradients: Any, specs: Any, axes: tuple[str, ...]) -> Any:
-    """Return ``(numbers, gradients)`` summed over all devices, in one exchange but for divided gradients.
+    """Return ``(numbers, gradients)`` summed over all devices, in one exchange except for divided gradients.
 
-    Those are sums over the devices that share the array already.
+    Divided gradients are already sums over the devices that share the array.
     """
     leaves, structure = jax.tree.flatten(gradients)
     is_divided = [SHARDS in spec for spec in jax.tree.leaves(specs)]

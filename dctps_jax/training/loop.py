@@ -1,4 +1,4 @@
-"""The compiled programs of a run, and their dispatch for an epoch of training or for an evaluation."""
+"""The compiled programs of a run, and how they are called for an epoch of training or for an evaluation."""
 
 import itertools
 import time
@@ -39,7 +39,7 @@ class Epoch(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """Everything that programs are compiled from, but for the arrays that they are called with."""
+    """Everything that programs are compiled from, except the arrays that they are called with."""
 
     spec: StepSpec
     graphs: Graphs
@@ -50,13 +50,13 @@ class Setup(NamedTuple):
 class Programs(NamedTuple):
     """Compiled programs, and what they were compiled from.
 
-    - ``step_programs[n]`` takes n steps: (state, sums, train, epoch) → (state, sums). ``train`` are all images, or the
-      window of these steps.
+    - ``step_programs[n]`` takes n steps: (state, sums, train, epoch) → (state, sums). ``train`` has all images, or is
+      the window of these steps.
     - ``update_program`` takes a step that changes the supports: (state, sums, train, epoch, numbers by layer) →
       (state, sums).
-    - ``pick_programs`` pick a batch to evaluate out of images on the devices: (images, rows, first position) → (batch,
-      which of it count). There is one for each pair of shapes of labels and rows.
-    - ``evaluate_program`` adds such a batch to sums: (state, sums, batch, which of it count) → sums.
+    - ``pick_programs`` pick a batch to evaluate from images on the devices: (images, rows, first position) → (batch,
+      which images of it count). There is one for each pair of shapes of labels and rows.
+    - ``evaluate_program`` adds such a batch to sums: (state, sums, batch, which images count) → sums.
     """
 
     setup: Setup
@@ -73,7 +73,7 @@ class Programs(NamedTuple):
         rows: Any,
         before_batch: Callable[[], None] = lambda: None,
     ) -> Sums:
-        """Return the sums over the images of ``data`` that ``rows`` name; ``before_batch`` may raise to end it."""
+        """Return the sums over the images of ``data`` in ``rows``; ``before_batch`` may raise to end the evaluation."""
         sums, pace = self.setup.placement.put(zero_sums()), Pace()
         for batch, valid in self._batches(data, rows):
             before_batch()
@@ -94,7 +94,7 @@ class Programs(NamedTuple):
 def take_steps(
     state: TrainState, sums: Sums, train: ExamplesInRows | Window, epoch: Epoch, *, num_steps: int, setup: Setup
 ) -> tuple[TrainState, Sums]:
-    """Take ``num_steps`` steps of an epoch from where ``state`` stands."""
+    """Take ``num_steps`` steps of an epoch, beginning at the step of ``state``."""
 
     def take_step(carry: tuple[TrainState, Sums], crops: Crops | None) -> tuple[tuple[TrainState, Sums], None]:
         state, sums = carry
@@ -121,7 +121,7 @@ def take_steps(
 def update_masks(
     state: TrainState, sums: Sums, train: ExamplesInRows | Window, epoch: Epoch, numbers: jax.Array, *, setup: Setup
 ) -> tuple[TrainState, Sums]:
-    """Take a step that changes the supports; ``numbers`` has one for each of ``graphs.counts``."""
+    """Take a step that changes the supports; ``numbers`` has one number for each of ``graphs.counts``."""
     spec, graphs = setup.spec, setup.graphs
     settings = UpdateSettings(
         graphs=graphs,
@@ -141,7 +141,7 @@ def update_masks(
 def batch_of_step(
     step: jax.Array, train: ExamplesInRows | Window, epoch: Epoch, setup: Setup, crops: Crops | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the batch of a step. ``crops`` are those of the step, where they are drawn already."""
+    """Return the batch of a step. ``crops`` are the crops of the step, if they are drawn already."""
     spec = setup.spec
     batch = training_batch(
         train,
@@ -174,9 +174,9 @@ def compile_programs(
     """
     start = time.perf_counter()
     spec, graphs, _, placement = setup
-    # Dispatch lengths of a whole epoch, and of the rest of the current one after a resume in its middle.
+    # Dispatch lengths of a whole epoch, and of the rest of the current epoch after a resume in its middle.
     lengths = {length for first in (0, int(state.step)) for length, _ in dispatches(first, spec)}
-    if spec.updates:  # some epochs have updates, others none: one step, and as many as fit
+    if spec.updates:  # some epochs have updates, others have none: single steps and full dispatches
         lengths |= {1, spec.longest_dispatch}
 
     def given(num_steps: int) -> Any:
@@ -194,7 +194,7 @@ def compile_programs(
         update_program = placement.compile(
             partial(update_masks, setup=setup), (state, sums, given(1), epoch, numbers), (0, 1)
         )
-    # To pick a batch is a program of its own: the network is then compiled once, for all that is evaluated.
+    # Picking a batch is a program of its own, so that the network is compiled once for everything that is evaluated.
     pick = partial(evaluation_batch, batch_size=spec.eval_batch_size)
     no_sums, first = placement.abstract((zero_sums(), np.int32(0)))
     pick_programs = {
@@ -239,10 +239,10 @@ def run_epoch(
 ) -> Iterator[tuple[int, TrainState, Sums]]:
     """Train from ``step`` to the end of its epoch, yielding (step, state, sums) after every dispatch.
 
-    ``numbers_at`` says what a step that changes the supports has to know of each layer. The caller may stop in between;
-    the yielded state is given away with the next dispatch. The sums are waited for every ``log_every_steps``, or
-    earlier where steps take long: it bounds how far the host runs ahead, and finds a loss that is not finite. Then
-    ``on_finished`` is told the step that the device has reached, and the sums. Raises
+    ``numbers_at`` returns the numbers of each layer for a step that changes the supports. The caller may stop between
+    dispatches; the next dispatch donates the yielded state. The host waits for the sums every ``log_every_steps``, or
+    earlier if steps take long. That limits how far the host runs ahead, and finds a loss that is not finite. Then
+    ``on_finished`` gets the step that the device has reached, and the sums. Raises
     :class:`~dctps_jax.training.signals.NonFiniteLoss`.
     """
     spec, placement = programs.setup.spec, programs.setup.placement
@@ -269,7 +269,7 @@ def run_epoch(
 
 
 def check_finite(sums: Sums, state: TrainState | None = None) -> None:
-    """Raise :class:`~dctps_jax.training.signals.NonFiniteLoss` where a step's loss was infinite or not a number.
+    """Raise :class:`~dctps_jax.training.signals.NonFiniteLoss` if a step's loss was infinite or not a number.
 
     With a ``state``, as before it is saved, its weights and statistics must be finite too: a step's loss is measured
     before its update.

@@ -1,4 +1,4 @@
-"""What a step that changes the supports does, by method of sparse training, and how many weights are trained when."""
+"""The steps that change the supports, by method of sparse training, and how many weights are trained at which step."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ Batch = tuple[jax.Array, jax.Array]
 
 
 class UpdateSettings(NamedTuple):
-    """What an update needs besides the state, the batch and its numbers. ``key`` is the random key of the step."""
+    """Settings of an update, besides the state, the batch and its numbers. ``key`` is the random key of the step."""
 
     graphs: Graphs
     optimizer: optax.GradientTransformation
@@ -54,7 +54,7 @@ def _move(
 
 
 def prune_by_magnitude(state: TrainState, batch: Batch, num_keep: Numbers, settings: UpdateSettings) -> Updated:
-    """Take an optimiser step, then keep the largest weights of each layer only (gradual magnitude pruning)."""
+    """Take an optimiser step, then keep only the largest weights of each layer (gradual magnitude pruning)."""
     state, metrics = train_step(
         state,
         batch,
@@ -79,7 +79,7 @@ MASK_UPDATES = {"rigl": grow_by_gradient, "set": grow_at_random, "gmp": prune_by
 
 
 class WeightCounts(NamedTuple):
-    """How many weights each layer trains, by dotted path: at ``first``, and at ``last``. ``sizes`` are all weights."""
+    """How many weights each layer trains, by dotted path, at ``first`` and at ``last``; ``sizes`` count all weights."""
 
     updates: Schedule | None
     first: Counts
@@ -95,7 +95,7 @@ class WeightCounts(NamedTuple):
         return sum(self.at(step).values()) / sum(self.sizes.values())
 
     def numbers_for(self, step: int) -> Counts:
-        """Return what the update after ``step`` finished steps has to know of each layer."""
+        """Return the numbers of each layer for the update after ``step`` finished steps."""
         assert self.updates is not None
         return self.updates.numbers_for(step, self.first, self.last, self.sizes)
 

@@ -16,11 +16,11 @@ USE_HUGE_PAGES, HUGE_PAGE, ADVISED = 14, 2**21, 2**32
 
 
 def keep_freed_memory() -> bool:
-    """Tell the C library to keep what is freed; return whether it could be told (glibc only).
+    """Tell the C library to keep freed memory; return whether that worked (glibc only).
 
     Otherwise every large array is mapped from the system and given back, and each of its pages costs a fault on first
-    use. glibc keeps large arrays only for the main thread. So programs on a single CPU device run in the thread that
-    calls them, and return when they are done. To be called before jax makes its devices, which is with its first
+    use. glibc keeps large arrays for the main thread only. So programs on a single CPU device run in the thread that
+    calls them, and return when they are done. Call this before jax makes its devices, which it does at the first
     question for them: later, programs still run in a thread of their own. ``benchmarks/train_step.py --keep_memory``
     times both.
     """
@@ -35,11 +35,11 @@ def keep_freed_memory() -> bool:
 
 
 def _advise_huge_pages(libc: ctypes.CDLL) -> None:
-    """Let the memory that the process will use next have pages of 2 MiB, which saves time in finding each page.
+    """Let the memory that the process will use next have pages of 2 MiB, so that each page is found faster.
 
-    On most systems only a program that asks gets them. In turns with the code before, steps of LeNet, VGG19, ResNet50
-    and MobileNetV2 took 2 to 3 % less with them. The memory is only reserved: a page is used when something is stored
-    in it.
+    On most systems only a program that asks gets such pages. Compared with the previous code by alternating runs, steps
+    of LeNet, VGG19, ResNet50 and MobileNetV2 took 2 to 3 % less time with them. The memory is only reserved: a page is
+    used when something is stored in it.
     """
     if not _is_reserve_free():
         return
@@ -54,11 +54,11 @@ def _advise_huge_pages(libc: ctypes.CDLL) -> None:
 
 
 def _is_reserve_free() -> bool:
-    """Return whether reserved memory counts nowhere, and malloc is glibc's and leaves it untouched."""
+    """Return whether reserved memory counts against no limit, and malloc is glibc's and leaves it untouched."""
     limits = (resource.getrlimit(limit)[0] for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
     if any(limit != resource.RLIM_INFINITY for limit in limits):
         return False
     if any(os.environ.get(name) for name in ("LD_PRELOAD", "MALLOC_PERTURB_")):
         return False
-    overcommit = Path("/proc/sys/vm/overcommit_memory")  # 2: what is reserved counts for the whole system
+    overcommit = Path("/proc/sys/vm/overcommit_memory")  # 2: reserved memory counts for the whole system
     return not (overcommit.exists() and overcommit.read_text().strip() == "2")

@@ -1,4 +1,4 @@
-"""A network of the user's own: built by the function that ``model.name`` imports, its plain layers converted."""
+"""A network of the user's own: the function in ``model.name`` builds it, then its plain layers are converted."""
 
 import hashlib
 import math
@@ -38,14 +38,14 @@ def build_own_network(
     supports: Mapping[str, np.ndarray] | None = None,
     field: str = FIELD,
 ) -> nnx.Module:
-    """Return the network that the user's function makes, with DCT plus Sparse layers, and with ``supports`` in them.
+    """Return the network that the user's function builds, with DCT plus Sparse layers that have ``supports``.
 
-    A network that has such layers stays as it is. Otherwise every layer that ``convert`` knows is converted, but for
-    those that ``config.model.exclude`` names. ``field`` is what messages call the setting that names the function.
+    A network that has such layers already is not changed. Otherwise every layer that ``convert`` knows is converted,
+    except those that ``config.model.exclude`` names. ``field`` is the name of the setting in messages.
 
-    Raises :class:`~dctps_jax.errors.UserError` where the function fails, returns no module, or one that does not map
-    images to logits, that changes other variables than parameters, statistics and random streams, whose layers
-    ``nnx.vmap`` has stacked, or that has no place for the supports.
+    Raises :class:`~dctps_jax.errors.UserError` if the function fails or does not return a module, or if the module does
+    not map images to logits, changes other variables than parameters, statistics and random streams, has layers that
+    ``nnx.vmap`` has stacked, or has no place for the supports.
     """
     made = _make(config, num_classes, image_size, channels, field)
     _trace(config, made, num_classes, image_size, channels, field)
@@ -77,11 +77,11 @@ def build_own_network(
 def describe_program(
     config: Any, num_classes: int, image_size: Size, channels: int, field: str = FIELD
 ) -> dict[str, Any]:
-    """Return what tells the user's network, before its layers are converted, from another one.
+    """Return a description that tells the user's network, before its layers are converted, from other networks.
 
-    That is a digest of what it computes, the versions of the packages that it is of, and the shapes of its parameters.
-    Comments, names of functions and initial weights do not change the digest. Nor do the platform and JAX's default
-    precision: a network that was trained on a GPU is the same on a CPU.
+    It has a digest of the network's computation, the versions of the packages that the digest depends on, and the
+    shapes of the parameters. Comments, names of functions and initial weights do not change the digest. Nor do the
+    platform and JAX's default precision: a network that was trained on a GPU is the same on a CPU.
     """
     made = _make(config, num_classes, image_size, channels, field)
     with tracing_for(PORTABLE), jax.default_matmul_precision(None):
@@ -94,10 +94,10 @@ def describe_program(
 
 
 def change_of_program(known: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return how a network has changed, given two results of :func:`describe_program`; None where nothing tells.
+    """Return how a network has changed, given two results of :func:`describe_program`; None if nothing shows a change.
 
-    Shapes are always compared. Programs of different versions of the packages are not: JAX may print the same program
-    in another way.
+    Shapes are always compared. Digests of different versions of the packages are not: JAX may print the same program in
+    another way.
     """
     if changes := change_of_shapes(known[SHAPES], now[SHAPES]):
         return changes
@@ -107,7 +107,7 @@ def change_of_program(known: Mapping[str, Any], now: Mapping[str, Any]) -> str |
 
 
 def change_of_shapes(known: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[int]]) -> str | None:
-    """Return which arrays of a network have other shapes now, or are there in only one of both; None for none."""
+    """Return which arrays of a network have other shapes now, or exist only before or now; None if nothing changed."""
 
     def shape(shapes: Mapping[str, Sequence[int]], name: str) -> str:
         return str(list(shapes[name])) if name in shapes else "absent"
@@ -122,9 +122,9 @@ def change_of_shapes(known: Mapping[str, Sequence[int]], now: Mapping[str, Seque
 
 
 def check_same_program(workdir: Path, known: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for a run whose network has become another one.
+    """Raise :class:`~dctps_jax.errors.UserError` for a run whose network has changed.
 
-    ``known`` is what its checkpoint or its results say; None where they are of before.
+    ``known`` is the description in its checkpoint or its results; None in older files.
     """
     if known and (change := change_of_program(known, now)):
         raise UserError(
@@ -134,7 +134,7 @@ def check_same_program(workdir: Path, known: Mapping[str, Any] | None, now: Mapp
 
 
 def check_finished_program(workdir: Path, config: Any, results: Mapping[str, Any]) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for a finished run whose network has become another one."""
+    """Raise :class:`~dctps_jax.errors.UserError` for a finished run whose network has changed."""
     if "network" in results and is_import_path(config.model.name):
         size, channels = size_of(results["data"]["image_size"]), len(results["data"]["mean"])
         now = describe_program(config, len(results["data"]["class_names"]), size, channels)
@@ -157,7 +157,7 @@ def _make(config: Any, num_classes: int, image_size: Size, channels: int, field:
 
 
 def _check_settings(config: Any, model: nnx.Module) -> None:
-    """Refuse settings of the conversion where there is none: the results would be reported under them."""
+    """Raise UserError for settings of a conversion that does not happen: the results would be reported under them."""
     offsets = {layer.offset.name if layer.offset else None for layer in prunable_layers(model).values()}
     if config.model.offset not in offsets:
         raise UserError(
@@ -188,7 +188,7 @@ def _check_call(path: str, model: nnx.Module, field: str) -> None:
 
 
 def _trace(config: Any, model: nnx.Module, num_classes: int, image_size: Size, channels: int, field: str) -> str:
-    """Return the program of the network in training; nothing is computed. Check what it returns and changes."""
+    """Return the program of the network in training, without computing it. Check what it returns and changes."""
     path, shape = config.model.name, (2, *height_and_width(image_size), channels)
     kept = (nnx.Param, nnx.BatchStat, nnx.RngState, nnx.Intermediate)
     changed = []

@@ -5,15 +5,15 @@ from typing import Any
 
 import jax
 
-# Seconds of work, and dispatches, that may lie ahead of the device.
+# At most this many seconds of work, and this many dispatches, may be queued on the device.
 QUEUED_SECONDS = 2.0
 MOST_QUEUED = 50
 
 
 class Pace:
-    """Waits for the device now and then, so that no more than :data:`QUEUED_SECONDS` of work lie ahead of it.
+    """Waits for the device now and then, so that at most :data:`QUEUED_SECONDS` of work are queued on it.
 
-    What is dispatched cannot be taken back: a run that is asked to stop has to wait for all of it.
+    A dispatch cannot be taken back: a run that is asked to stop has to wait for all queued work.
     """
 
     def __init__(self, most: int = MOST_QUEUED):
@@ -21,7 +21,7 @@ class Pace:
         self._queued, self._allowed, self._last_wait = 0, 1, time.perf_counter()
 
     def wait(self, arrays: Any, is_due: bool = False) -> bool:
-        """Note that the work for ``arrays`` is dispatched. If it is time to, wait for it. Return whether it waited."""
+        """Note that the work for ``arrays`` is dispatched; wait for it if it is time. Return whether it waited."""
         self._queued += 1
         if self._queued < self._allowed and not is_due:
             return False

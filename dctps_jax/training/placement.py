@@ -12,9 +12,9 @@ from dctps_jax.ops import target
 from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.training.state import AxisName, TrainState
 
-# The axes of the mesh: each batch is divided along both, arrays of a state along the second one only.
+# The axes of the mesh: each batch is divided along both, the arrays of a state only along the second.
 DATA, SHARDS = "data", "shards"
-# Smaller arrays of a state are whole on every device: to collect one takes longer than it saves memory.
+# Arrays of a state with fewer numbers are whole on every device: collecting them costs more than the memory is worth.
 LEAST_DIVIDED = 2**14
 
 
@@ -30,7 +30,7 @@ class Placement(NamedTuple):
 
     @property
     def axis_name(self) -> AxisName:
-        """The axes of the mesh that a batch is divided along, or None where there is one device only."""
+        """The axes of the mesh that a batch is divided along, or None if there is only one device."""
         if self.num_devices == 1:
             return None
         return DATA if self.shards == 1 else (DATA, SHARDS)
@@ -41,12 +41,12 @@ class Placement(NamedTuple):
 
     @property
     def shards(self) -> int:
-        """Into how many parts the large arrays of a state are divided."""
+        """The number of parts that the large arrays of a state are divided into."""
         return self.replicated.mesh.shape.get(SHARDS, 1)
 
     @property
     def words(self) -> str:
-        """What a run says of its devices."""
+        """The words in which a run describes its devices."""
         divided = f", the state divided into {self.shards} parts" if self.shards > 1 else ""
         return f"{self.num_devices} {self.platform} device(s){divided}"
 
@@ -57,11 +57,11 @@ class Placement(NamedTuple):
 
     @property
     def auto_dtype(self) -> str:
-        """The type that a run on the devices computes in where its config leaves it open."""
+        """The type in which a run on these devices computes if its config leaves it open."""
         return target.auto_dtype(next(iter(self.replicated.device_set)))
 
     def shardings(self, tree: Any) -> Any:
-        """Return where each array of ``tree`` lives: those of a state by :func:`state_spec`, others on every device."""
+        """Return where each array of ``tree`` lives: a state by :func:`state_spec`, other arrays on every device."""
         mesh = self.replicated.mesh
 
         def of_part(part: Any) -> Any:
@@ -72,9 +72,9 @@ class Placement(NamedTuple):
         return jax.tree.map(of_part, tree, is_leaf=lambda part: isinstance(part, TrainState))
 
     def compile(self, function: Callable[..., Any], arguments: tuple[Any, ...], donated: tuple[int, ...]) -> Any:
-        """Compile ``function`` for the devices; its results live as those of :meth:`put`. Devices need not be at hand.
+        """Compile ``function`` for the devices, which may be absent; its results are placed as by :meth:`put`.
 
-        ``arguments`` may be abstract, as :meth:`abstract` makes them; ``donated`` are the numbers of those given away.
+        ``arguments`` may be abstract, as :meth:`abstract` makes them; ``donated`` are the numbers of donated arguments.
         """
         with target.tracing_for(self.platform):
             # Without shards all results are whole, and the function is traced once.
@@ -89,18 +89,18 @@ class Placement(NamedTuple):
         )
 
     def put(self, tree: Any) -> Any:
-        """Place copies of ``tree`` where :meth:`shardings` says: no array of the caller is given away with them."""
+        """Place copies of ``tree`` where :meth:`shardings` says. Donating them leaves the caller's arrays alone."""
         return jax.tree.map(place, tree, self.shardings(tree))
 
     def for_files(self, state: TrainState) -> TrainState:
-        """Return a state as checkpoints are made of it: with whole arrays, on the host where there are shards.
+        """Return a state in its form for checkpoints: with whole arrays, on the host if there are shards.
 
-        No device then has to hold a whole state. All processes call it.
+        So no device has to hold a whole state. All processes call this.
         """
         return state if self.shards == 1 else jax.tree.map(whole_on_host, state)
 
     def abstract_for_files(self, state: TrainState) -> TrainState:
-        """Return shapes and dtypes of a state placed as by :meth:`for_files`: on no device where there are shards."""
+        """Return shapes and dtypes of a state placed as by :meth:`for_files`: on no device if there are shards."""
         if self.shards == 1:
             return self.abstract(state)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
@@ -109,9 +109,10 @@ class Placement(NamedTuple):
 def state_spec(shape: tuple[int, ...], mesh: Any) -> PartitionSpec:
     """Return how an array of a training state is divided among the devices of a mesh.
 
-    Along its largest dimension that the number of shards divides. An array is whole on every device where there is no
-    such dimension, below :data:`LEAST_DIVIDED` numbers, and with one dimension only: the values of compact layers,
-    biases. What an optimiser keeps of a kernel has the kernel's shape and is divided as the kernel is.
+    An array is divided along its largest dimension that is a multiple of the number of shards. It is whole on every
+    device if there is no such dimension, below :data:`LEAST_DIVIDED` numbers, and with one dimension only: the values
+    of compact layers, and biases. An optimiser's arrays for a kernel have the kernel's shape and are divided like the
+    kernel.
     """
     shards = mesh.shape.get(SHARDS, 1)
     fitting = [number for number, size in enumerate(shape) if size % shards == 0]
@@ -127,12 +128,12 @@ def place_on_all_devices(shards: int = 1) -> Placement:
 
 
 def place_on(devices: Sequence[Any], shards: int = 1) -> Placement:
-    """Return the placement for training over ``devices``: what programs are traced and compiled for.
+    """Return the placement for training over ``devices``: programs are traced and compiled for them.
 
-    Each batch is divided among all of them, a state into ``shards`` parts, whose number divides that of the devices.
+    Each batch is divided among all devices, a state into ``shards`` parts. The number of devices is a multiple of that.
     """
     sizes = {DATA: len(devices)} if shards == 1 else {DATA: len(devices) // shards, SHARDS: shards}
-    # Auto axes: with explicit ones, the gathers of the random crop would each need a sharding of their own.
+    # Auto axes: with explicit axes, the gathers of the random crop would each need a sharding of their own.
     types = (jax.sharding.AxisType.Auto,) * len(sizes)
     mesh = jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=types, devices=devices)
     batch = PartitionSpec(DATA) if shards == 1 else PartitionSpec((DATA, SHARDS))

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, lines in a pipe or a file. Only steps that the device has finished count."""
+"""Show how far a run is: a bar on a terminal, lines elsewhere. Only steps that the device has finished count."""
 
 import contextlib
 import sys
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from dctps_jax.training.step import Sums
 
 BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"
-# Compiling takes about so long for each prunable layer: 1.4 s for ResNet50 on an H100, 2.4 s for VGG19.
+# Compiling takes about this long for each prunable layer: 1.4 s for ResNet50 on an H100, 2.4 s for VGG19.
 COMPILE_SECONDS_PER_LAYER = 1.5
 WORTH_SAYING_SECONDS = 10
 SILENT_SECONDS = 5.0  # in which compiled programs are read from the cache
@@ -21,8 +21,9 @@ PATIENCE_SECONDS = 2.0
 class Progress:
     """Shows the steps of each epoch: loss so far, speed, and the time left for the epoch and for the run.
 
-    The time left comes from the steps of the epoch under way, and from what the last epoch took after its last step, to
-    validate and to save. On a terminal it is a bar; elsewhere it is a line every ``log_every_steps`` steps.
+    The time left is estimated from the steps of the current epoch, and from the time that the last epoch took after its
+    last step, to validate and to save. On a terminal it is a bar. Elsewhere it is a line every ``log_every_steps``
+    steps.
     """
 
     def __init__(self, num_epochs: int, steps_per_epoch: int, batch_size: int, log_every_steps: int):
@@ -77,7 +78,7 @@ class Progress:
             print(f"{self._title}  step {position}/{self.steps_per_epoch}  {'  '.join(texts)}")
 
     def note(self, text: str) -> None:
-        """Say on the bar what is done after the last step of an epoch, which is finished."""
+        """Show on the bar what is done after the last step of an epoch."""
         if self._bar is not None and not self._bar.disable:
             self._bar.n = self.steps_per_epoch
             self._bar.set_postfix_str(text)
@@ -92,7 +93,7 @@ def doing(text: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def announced(text: str, after: float | None = None) -> Iterator[None]:
-    """Print a line once the block has taken some seconds, :data:`PATIENCE_SECONDS` if not given."""
+    """Print a line if the block takes longer than ``after`` seconds, by default :data:`PATIENCE_SECONDS`."""
     timer = threading.Timer(PATIENCE_SECONDS if after is None else after, _print_beside_bars, [text])
     timer.daemon = True
     timer.start()
@@ -109,9 +110,9 @@ def _print_beside_bars(text: str) -> None:
 
 @contextlib.contextmanager
 def compiling(num_layers: int) -> Iterator[None]:
-    """Print that the programs of a network are compiled, and how long that usually takes, unless it is a moment.
+    """Print that the programs of a network are compiled, and how long that usually takes, unless it is quick.
 
-    Programs that an earlier start compiled are read within :data:`SILENT_SECONDS`, and nothing is printed.
+    Programs that an earlier start compiled are read within :data:`SILENT_SECONDS`. Then nothing is printed.
     """
     seconds = COMPILE_SECONDS_PER_LAYER * num_layers
     if seconds < WORTH_SAYING_SECONDS:

@@ -1,4 +1,4 @@
-"""The state that a lottery ticket begins with: that of another run, after some of its epochs, with fewer weights."""
+"""The initial state of a lottery ticket: another run's state after some of its epochs, with fewer weights."""
 
 from typing import Any
 
@@ -26,11 +26,11 @@ Rows = list[dict[str, Any]]
 
 
 def rewound(config: Any, dataset: Dataset, state: TrainState, setup: Setup) -> tuple[int, TrainState, Rows]:
-    """Return the step, the state, on the devices, and the rows of the metrics that a run with ``config`` begins with.
+    """Return the initial step, state (on the devices) and rows of the metrics of a run with ``config``.
 
-    ``state`` is one with new weights, and with the masks that the run begins with. All other arrays are those of the
-    run in ``config.pruning.run`` at epoch ``config.pruning.rewind_epoch``: parameters, statistics, the optimiser's
-    state. Its rows so far are inherited.
+    ``state`` has new weights, and the masks that the run begins with. All other arrays come from the run in
+    ``config.pruning.run`` at epoch ``config.pruning.rewind_epoch``: parameters, statistics, the optimiser's state. The
+    rows up to this epoch are inherited.
     """
     spec, graphs, optimizer, placement = setup
     runs_compact = is_compact(state)
@@ -52,7 +52,7 @@ def rewound(config: Any, dataset: Dataset, state: TrainState, setup: Setup) -> t
 
 
 def _initial_model(source: SourceRun, dataset: Dataset) -> nnx.Module:
-    """Return the network that a run began with, which follows from its seed, with masks that keep everything.
+    """Return the network that a run began with, with masks that keep everything. It follows from the run's seed.
 
     Weights outside of the run's own masks are zero.
     """
@@ -70,7 +70,7 @@ def _initial_model(source: SourceRun, dataset: Dataset) -> nnx.Module:
 
 
 def _state_of(saved: Saved, state: TrainState, source: SourceRun, setup: Setup) -> TrainState:
-    """Return the masked state in a checkpoint of the source, like ``state`` but for its masks."""
+    """Return the masked state in a checkpoint of the source. Except for the masks it has the structure of ``state``."""
     _, graphs, optimizer, placement = setup
     counts = {path: len(support) for path, support in supports_of(saved).items()}
 

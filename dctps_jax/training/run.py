@@ -1,4 +1,4 @@
-"""A run from config to results: check, claim the directory, then train one seed after the other."""
+"""A run from config to results: check, claim the directory, then train one seed after another."""
 
 import contextlib
 import json
@@ -27,13 +27,13 @@ from dctps_jax.training.train_seed import train_seed
 def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) -> dict[str, Any]:
     """Train, evaluate and report as ``config`` says, in ``workdir``; go on where an earlier call was stopped.
 
-    With ``num_seeds`` above 1, each seed has a directory ``seed_N`` of its own, and the mean and standard deviation of
-    the accuracies are reported. Returns the content of ``results.json``. A finished run reports and does nothing,
-    unless more epochs or seeds are asked for than it has.
-    ``signals`` are the signals that a command line program listens for; without them the run listens itself.
+    With ``num_seeds`` above 1, each seed has its own directory ``seed_N``, and the mean and standard deviation of the
+    accuracies are reported. Returns the content of ``results.json``. A finished run only reports, unless the config
+    asks for more epochs or seeds than it has. ``signals`` are the signals that a command line program listens for;
+    without them the run listens itself.
 
-    Raises :class:`~dctps_jax.errors.UserError` before anything is compiled or trained where config, data or directory
-    cannot work, :class:`~dctps_jax.training.signals.NonFiniteLoss`, and
+    If config, data or directory cannot work, it raises :class:`~dctps_jax.errors.UserError` before anything is compiled
+    or trained. It raises :class:`~dctps_jax.training.signals.NonFiniteLoss`, and
     :class:`~dctps_jax.training.signals.Stopped` after SIGTERM or Ctrl-C.
     """
     if config.get("execution", {}).get("keep_memory") is True:
@@ -72,9 +72,9 @@ def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) ->
 
 
 def settle_dtype(config: Any, workdir: Path) -> None:
-    """Set ``model.dtype`` to the type that the run computes in, where it is "auto".
+    """If ``model.dtype`` is "auto", set it to the type in which the run computes.
 
-    A run that goes on keeps the type that it began with, also on devices of another kind. A network of the user's own
+    A resumed run keeps the type that it began with, also on devices of another kind. A network of the user's own
     computes as its function made it, and stays at "auto".
     """
     if config.model.dtype != "auto":
@@ -107,7 +107,7 @@ def _finish_seed(
 ) -> dict[str, Any]:
     """Return the results of the run of one seed; train what is missing.
 
-    ``bind_seeds`` binds the directory of several seeds to config and data, once nothing can be wrong with them.
+    ``bind_seeds`` binds the directory of several seeds to config and data, once all checks have passed.
     """
     with claim(workdir, config):
         settle_dtype(config, workdir)
@@ -123,7 +123,7 @@ def _finish_seed(
 
 
 def _finished_results(workdir: Path, config: Any) -> dict[str, Any] | None:
-    """Return what the run of one seed came to, None where it is not finished; mend its files."""
+    """Return the results of the run of one seed, or None if it is not finished; mend its files."""
     if not is_finished(workdir, config):
         return None
     results = read_results(workdir)

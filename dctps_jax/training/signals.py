@@ -1,4 +1,4 @@
-"""What ends a run early: Ctrl-C and SIGTERM, memory that runs out in a thread, a loss that is not finite."""
+"""What ends a run early: Ctrl-C and SIGTERM, lack of memory in a thread, a loss that is not finite."""
 
 import contextlib
 import mmap
@@ -17,14 +17,14 @@ from dctps_jax.errors import OUT_OF_MEMORY
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A third signal ends the process at once.
 PATIENCE = 3
-# Kept free for the sentence that says that memory ran out.
+# This much memory is kept free to report that memory ran out.
 RESERVED_BYTES = 2**24
 
 
 class Stopped(Exception):
-    """A run that saved its state and left because of a signal; the same command goes on from there.
+    """A run that saved its state and ended because of a signal; the same command resumes it.
 
-    All processes of a run leave so, at the same step.
+    All processes of a run end in this way at the same step.
     """
 
     is_agreed = True
@@ -36,7 +36,7 @@ class Stopped(Exception):
 
 
 class NonFiniteLoss(Exception):
-    """A run whose loss or weights were infinite or not a number; what was saved before is kept."""
+    """A run whose loss or weights became infinite or not a number; earlier checkpoints are kept."""
 
     exit_code = 3
 
@@ -50,7 +50,7 @@ class NonFiniteLoss(Exception):
 
 @contextlib.contextmanager
 def suggest_rate(learning_rate: float, steps_per_epoch: int) -> Iterator[None]:
-    """Have a :class:`NonFiniteLoss` of the first epoch name a tenth of the learning rate as the next one to try."""
+    """Make a :class:`NonFiniteLoss` of the first epoch suggest a tenth of the learning rate."""
     try:
         yield
     except NonFiniteLoss as error:
@@ -63,12 +63,11 @@ class StopSignals:
     """What SIGINT and SIGTERM do.
 
     While the network trains, inside :meth:`saving`, the first signal asks the loop to save and leave; the loop reads
-    :attr:`number`. A message answers the second one. The third one ends the process at once.
+    :attr:`number`. The second signal prints a message. The third one ends the process at once.
 
     Before and after, the process ends at once with one line. Nothing is lost: there is nothing to save yet, or
-    everything is saved. ``KeyboardInterrupt`` would not do: it waits for the compiler, gets lost where it meets a
-    callback of the garbage collector, and unwinds the process while threads of the compiler still run, which crashes
-    it.
+    everything is saved. ``KeyboardInterrupt`` would not work: it waits for the compiler, is lost if it meets a callback
+    of the garbage collector, and unwinds the process while threads of the compiler still run, which crashes it.
 
     With ``ends_process=False``, as in a notebook, ``KeyboardInterrupt`` is raised instead of ending the process.
     """
@@ -82,7 +81,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def saving(self, step: int) -> Iterator[None]:
-        """Inside, a signal asks the loop to save; ``step`` is the newest one that is saved."""
+        """Inside, a signal asks the loop to save; ``step`` is the newest saved step."""
         self.saved_step, self._is_saving = step, True
         try:
             yield
@@ -90,7 +89,7 @@ class StopSignals:
             self._is_saving = False
 
     def answer(self, signal_number: int) -> None:
-        """Act on a signal, at once, in a thread of its own: the main one may wait for the compiler or the device."""
+        """Act on a signal, at once, in a thread of its own: the main thread may wait for the compiler or the device."""
         self._count += 1
         name = signal.Signals(signal_number).name
         if not self._is_saving:
@@ -107,7 +106,7 @@ class StopSignals:
             )
 
     def handle(self, signal_number: int, frame: FrameType | None) -> None:
-        """Act on a signal in the main thread, as soon as that is back in Python."""
+        """Act on a signal in the main thread, as soon as that runs Python again."""
         if self._is_saving and self.number is None:
             self.number = signal_number
         elif not self._ends_process and (not self._is_saving or self._count >= PATIENCE):
@@ -115,10 +114,10 @@ class StopSignals:
 
 
 def end_without_memory(signals: StopSignals, failures: deque[Any]) -> None:
-    """End the process where memory ran out in a place that can raise nothing, such as the start of a thread.
+    """End the process if memory ran out where no exception can be raised, such as at the start of a thread.
 
-    ``failures`` are what Python gives to ``sys.unraisablehook``. Orbax would wait forever for a thread that could not
-    start. The checkpoints on the disk stay as they are.
+    ``failures`` are the values that Python passes to ``sys.unraisablehook``. Orbax would wait forever for a thread that
+    could not start. The checkpoints on the disk stay as they are.
     """
     while failures:
         failure = failures.popleft()
@@ -133,9 +132,9 @@ def end_without_memory(signals: StopSignals, failures: deque[Any]) -> None:
 
 @contextlib.contextmanager
 def listen_for_signals(ends_process: bool = False) -> Iterator[StopSignals]:
-    """Answer SIGINT and SIGTERM until the block ends; only the main thread of a process can listen.
+    """Answer SIGINT and SIGTERM until the block ends. Only the main thread of a process can listen.
 
-    ``ends_process`` is for command line programs: a signal may end the process where there is nothing to save.
+    ``ends_process`` is for command line programs: a signal may then end the process if there is nothing to save.
     """
     signals = StopSignals(ends_process)
     if threading.current_thread() is not threading.main_thread():
@@ -160,14 +159,15 @@ def listen_for_signals(ends_process: bool = False) -> Iterator[StopSignals]:
                     reserve.close()
                     end_without_memory(signals, failures)
 
-    # Python runs a handler only when the main thread is back from the compiler. It writes the signal's number at once.
+    # Python runs a handler only when the main thread is back from the compiler. But it writes the signal's number at
+    # once.
     watcher = threading.Thread(target=watch, name="signals", daemon=True)
     watcher.start()
     previous_descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     previous = {number: signal.signal(number, signals.handle) for number in SIGNALS}
     previous_hook = sys.unraisablehook
     if ends_process:
-        # A method in C, which needs no memory of its own: a function in Python could not be called any more.
+        # A method in C needs no memory of its own: without memory, a function in Python could not be called any more.
         sys.unraisablehook = failures.append
     try:
         yield signals

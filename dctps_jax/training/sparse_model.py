@@ -23,8 +23,8 @@ from dctps_jax.training.mask_updates import WeightCounts
 from dctps_jax.training.own_network import build_own_network
 from dctps_jax.training.step_spec import StepSpec
 
-# Up to this density values, positions and two moments (16 bytes) of the kept weights take less than half of what
-# kernel, mask and two moments (13 bytes) of all weights do.
+# Up to this density, the values, positions and two moments (16 bytes) of the kept weights take less than half of the
+# memory of kernel, mask and two moments (13 bytes) of all weights.
 MAX_COMPACT_DENSITY = 0.4
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -36,7 +36,7 @@ def build_model(
 ) -> nnx.Module:
     """Return the network that ``config.model`` describes, with initial weights from the run's seed.
 
-    With ``supports``, as in :func:`dctps_jax.models.create_model`, it is compact.
+    With ``supports``, as in :func:`dctps_jax.models.create_model`, the network is compact.
     """
     if is_import_path(config.model.name):
         return build_own_network(config, num_classes, image_size, channels, supports)
@@ -59,7 +59,7 @@ def build_model(
 
 
 def _dtype_of(config: Any) -> Any:
-    """Return the type that the network computes in; None: that of its float32 parameters."""
+    """Return the type in which the network computes; None: the type of its float32 parameters."""
     if config.model.dtype == "auto":
         raise UserError(
             "config.model.dtype is 'auto', which a run resolves by its devices; to build a network, give it one of: "
@@ -89,9 +89,9 @@ def build_sparse_model(
 ) -> tuple[nnx.Module, Supports]:
     """Return the network with the supports that ``config.pruning`` asks for, and the supports.
 
-    A dense network has none. A run that goes on takes the supports of its checkpoint, ``saved_supports``, and chooses
-    none. In the compact form dense kernels are built only to compute scores, and, in a network without offset, one
-    layer at a time to draw its initial weights.
+    A dense network has no supports. A resumed run does not choose supports again: it takes ``saved_supports``, from its
+    checkpoint. In the compact form dense kernels are built only to compute scores, and, in a network without offset,
+    one layer at a time to draw its initial weights.
     """
     build = partial(build_model, config, dataset.num_classes, dataset.image_size, dataset.channels)
     shapes = _kernel_shapes(config, dataset.num_classes, dataset.channels, build)
@@ -122,14 +122,14 @@ def build_sparse_model(
 
 
 def chooses_by_score(config: Any) -> bool:
-    """Return whether a new run of ``config`` scores its weights to choose those that it trains."""
+    """Return whether a new run of ``config`` chooses its trained weights by scores."""
     settings = config.pruning
     is_dense = pruning.trains_all_weights(settings.method, settings.density, settings.layer_densities)
     return settings.method in pruning.SCORES and not is_dense
 
 
 def _form(config: Any, supports: Supports, shapes: Shapes) -> str:
-    """Return the form of the trained weights, "compact" or "masked"; "auto" is the one that takes less memory."""
+    """Return the form of the trained weights, "compact" or "masked"; "auto" stands for the form with less memory."""
     if config.execution.form != "auto":
         return config.execution.form
     if is_pruned_while_training(config):
@@ -139,7 +139,7 @@ def _form(config: Any, supports: Supports, shapes: Shapes) -> str:
 
 
 def _methods(config: Any, paths: Iterable[str]) -> dict[str, str]:
-    """Return how each layer is to be computed; the first pattern that it matches counts."""
+    """Return how each layer is to be computed; for each layer the first matching pattern counts."""
     methods: dict[str, str] = {}
     for pattern, method in config.execution.layer_methods:
         matching = [path for path in paths if fnmatch.fnmatch(path, pattern)]
@@ -154,7 +154,7 @@ def _methods(config: Any, paths: Iterable[str]) -> dict[str, str]:
 
 
 def _supports_of_run(config: Any, shapes: Shapes) -> Supports:
-    """Return the supports of the run that ``config.pruning.run`` names, empty for a dense network."""
+    """Return the supports of the run that ``config.pruning.run`` names; empty for a dense network."""
     if rewinds(config):
         return prune_trained_weights(config, shapes)
     folder = config.pruning.run
@@ -170,7 +170,7 @@ def _supports_of_run(config: Any, shapes: Shapes) -> Supports:
 
 
 def _check_supports(supports: Mapping[str, np.ndarray], shapes: Shapes) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` unless supports, if there are any, are of the network's layers."""
+    """Raise :class:`~dctps_jax.errors.UserError` unless supports, if any, belong to the network's layers."""
     foreign = sorted(set(supports) ^ set(shapes)) if supports else []
     foreign += [
         path
@@ -204,11 +204,11 @@ def _last_counts(config: Any, shapes: Shapes) -> dict[str, int]:
 
 
 def _first_counts(config: Any, shapes: Shapes) -> dict[str, int]:
-    """Return how many weights each layer trains at first, where their positions are random."""
+    """Return how many weights each layer trains at first, if their positions are random."""
     last = _last_counts(config, shapes)
     if not is_pruned_while_training(config):
         return last
-    # A layer with a density of its own may need more than the allocation of the initial density gives it.
+    # A layer with a density of its own may need more weights than the allocation of the initial density gives it.
     first = pruning.allocate(shapes, config.sparse_training.initial_density, config.pruning.method)
     return {path: max(count, last[path]) for path, count in first.items()}
 
@@ -219,7 +219,7 @@ def is_pruned_while_training(config: Any) -> bool:
 
 
 def weight_counts(config: Any, spec: StepSpec, shapes: Shapes, counts: Mapping[str, int]) -> WeightCounts:
-    """Return how many weights each layer trains, at first and at last; ``counts`` are those of the present supports."""
+    """Return how many weights each layer trains at first and at last; ``counts`` are the present numbers."""
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     if is_pruned_while_training(config):
         return WeightCounts(spec.updates, _first_counts(config, shapes), _last_counts(config, shapes), sizes)
@@ -227,9 +227,9 @@ def weight_counts(config: Any, spec: StepSpec, shapes: Shapes, counts: Mapping[s
 
 
 def _supports_by_score(config: Any, model: nnx.Module, train: Subset, spec: StepSpec) -> Supports:
-    """Prune by a score on the batches that training will begin with, before mixup and label smoothing.
+    """Prune by a score on the batches with which training will begin, before mixup and label smoothing.
 
-    Step s of n batches sees those of training steps s·n to s·n + n − 1.
+    Step s of n batches uses the batches of training steps s·n to s·n + n − 1.
     """
     settings = config.pruning
 
@@ -256,7 +256,7 @@ def _supports_by_score(config: Any, model: nnx.Module, train: Subset, spec: Step
 
 
 def host_batch(number: int, train: Subset, spec: StepSpec) -> tuple[jax.Array, jax.Array]:
-    """Return the batch of training step ``number`` out of training images that are not on the devices yet."""
+    """Return the batch of training step ``number``, from training images that are not on the devices yet."""
     epoch, position = divmod(number, spec.steps_per_epoch)
     key = jax.random.key(spec.seed)
     order = epoch_permutation(epoch, key=key, count=len(train.labels))

@@ -12,7 +12,7 @@ from flax import nnx
 from dctps_jax.kernels import Mask, Support
 from dctps_jax.prunable import prunable_layers, unmasked_copy
 
-# The axes of a mesh that a batch is divided along, if it is.
+# The axes of a mesh along which a batch is divided, or None.
 AxisName = str | tuple[str, ...] | None
 
 
@@ -41,8 +41,8 @@ class Graphs(NamedTuple):
     """A network without its arrays: for training, for evaluation, and for training all weights (dense gradients).
 
     ``shapes`` and ``counts`` are kernel shapes and numbers of trained weights of the layers with a support, by path in
-    the state's order. ``random`` holds the streams of random numbers of a network that draws some when it is called, as
-    for dropout; their state is not advanced, see :func:`random_at`.
+    the state's order. ``random`` holds the streams of a network that draws random numbers when it is called, e.g. for
+    dropout. Their state is not advanced, see :func:`random_at`.
     """
 
     train: nnx.GraphDef
@@ -54,9 +54,9 @@ class Graphs(NamedTuple):
 
 
 def random_at(random: Any, step: jax.Array, axis_name: AxisName = None) -> Any:
-    """Return the streams of random numbers for a step: other numbers at each step, and on each device.
+    """Return the streams of random numbers for a step; the numbers differ between steps and between devices.
 
-    They are a function of the step, so that a resumed run draws the same numbers.
+    They depend on the step only, so that a resumed run draws the same numbers.
     """
 
     def fold(leaf: jax.Array) -> jax.Array:
@@ -81,8 +81,8 @@ def create_state(
 ) -> tuple[Graphs, TrainState]:
     """Split ``model`` into its graphs and an initial state. The state shares no buffers with the model.
 
-    With an ``axis_name`` BatchNorm in training averages over these axes of the devices, too. ``put`` copies a state to
-    where it shall live. The optimiser's arrays are made there: no device has to hold them all where they are divided.
+    With an ``axis_name`` BatchNorm in training also averages over these axes of the devices. ``put`` copies a state to
+    its devices. The optimiser's arrays are made there: if they are divided, no device has to hold them all.
     """
     model.eval()
     eval_graph = nnx.graphdef(model)
@@ -100,7 +100,7 @@ def create_state(
         path: int(support.sum()) if support.dtype == bool else support.size
         for path, support in supports_by_path(supports).items()
     }
-    # Abstractly: a compact layer must not become dense here.
+    # Abstract: a compact layer must not become dense here.
     train_graph, dense_graph = (
         nnx.graphdef(nnx.eval_shape(lambda copy=copy: _averaging_over(copy(model), axis_name)))
         for copy in (nnx.clone, unmasked_copy)

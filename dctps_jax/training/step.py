@@ -22,7 +22,8 @@ NO_BAD_STEP = jnp.iinfo(jnp.int32).max
 class Sums(NamedTuple):
     """Sums over the steps of an epoch, kept on the device.
 
-    ``bad_step`` is the first step with a loss not finite, ``moved`` how many weights mask updates have grown, by layer.
+    ``bad_step`` is the first step whose loss is not finite; ``moved`` counts the weights that mask updates have grown,
+    by layer.
     """
 
     loss: jax.Array
@@ -33,7 +34,7 @@ class Sums(NamedTuple):
 
 
 def zero_sums(num_layers: int = 1) -> Sums:
-    # Buffers of their own: donation refuses one that occurs twice.
+    # Each sum has its own buffer: donation refuses a buffer that occurs twice.
     return Sums(
         jnp.zeros((), jnp.float32),
         jnp.zeros((), jnp.int32),
@@ -56,14 +57,14 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Take one optimiser step on ``batch`` (normalised images, labels); return the new state and the batch's metrics.
 
-    The metrics are ``loss`` (mean, before the update) and ``correct`` (count). The batch is split along all
-    axes of ``mesh``. With an ``ema_decay`` the state's averages follow. ``loss_scale``: see
+    The metrics are ``loss`` (mean, before the update) and ``correct`` (count). The batch is split along all axes of
+    ``mesh``. With an ``ema_decay`` the state's averages are updated. ``loss_scale``: see
     :func:`~dctps_jax.training.gradients.value_and_gradients`.
     """
     (loss, (metrics, batch_stats)), gradients = value_and_gradients(
         graph, state, state.supports, batch, mesh, random, loss_scale
     )
-    # Only a plateau looks at the loss.
+    # Only a plateau uses the loss.
     value = {"value": loss} if isinstance(optimizer, optax.GradientTransformationExtraArgs) else {}
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, **value)
     params = optax.apply_updates(state.params, updates)
@@ -89,9 +90,9 @@ def mask_update_step(
 ) -> tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]:
     """Move weights instead of taking an optimiser step; return the state, the batch's metrics and how many moved.
 
-    ``num_drop`` is the number of weights that each layer drops, by path; how many moved has the same form. RigL grows
-    by the gradient of the dense kernel on this batch; with a ``growth_key`` (SET) growth is random and no gradient is
-    computed. A compact state is masked for this step.
+    ``num_drop`` is the number of weights that each layer drops, by path. The numbers of moved weights have the same
+    form. RigL grows by the gradient of the dense kernel on this batch. With a ``growth_key`` (SET) growth is random and
+    no gradient is computed. A compact state is masked for this step.
     """
     compact = is_compact(state)
     state = to_masked(state, graphs.shapes, optimizer)
@@ -143,7 +144,7 @@ def tree_of_kernels(state: TrainState, by_path: Mapping[str, jax.Array]) -> Any:
 
 
 def kernel_of(params: Any, path: str) -> jax.Array:
-    """Return the kernel of the layer at a dotted path out of parameters, or of their gradients."""
+    """Return the kernel of the layer at a dotted path from parameters, or from their gradients."""
     return _at(params, (*place_of(path), "kernel"))
 
 
@@ -193,7 +194,7 @@ def eval_step(
 ) -> Sums:
     """Add loss and correct answers of the ``valid`` images of a batch to ``sums``.
 
-    ``sharding`` splits a batch among the devices. A state that is divided among them is collected.
+    ``sharding`` splits a batch among the devices. The arrays of a divided state are collected.
     """
     images = normalize(jnp.asarray(batch.images), normalization)
     if sharding is not None:

@@ -1,4 +1,4 @@
-"""Images that are read while they are used: each dispatch is given a window, the images of its steps, and no more."""
+"""Images that are read while they are used: each dispatch gets a window, the images of its steps, and no more."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ from dctps_jax.training.step_spec import StepSpec, dispatches
 
 @dataclasses.dataclass(frozen=True)
 class StreamedImages:
-    """Images in memory, in a memory map or in files, that are brought to the devices when they are needed.
+    """Images in memory, in a memory map or in files, which are brought to the devices when they are needed.
 
-    Every host reads the part of each batch that its own devices take. ``num_processes`` read files beside this process;
-    with 0 its threads do.
+    Every host reads the part of each batch that its own devices use. ``num_processes`` other processes read files; with
+    0, threads of this process do.
     """
 
     images: np.ndarray | FileImages
@@ -31,8 +31,8 @@ class StreamedImages:
     def windows(self, order: np.ndarray, step: int, spec: StepSpec) -> Iterator[Window]:
         """Yield the window of each dispatch from ``step`` to the end of its epoch.
 
-        ``order`` has the rows in the order of the epoch. What is read is a function of it and of the step, so that a
-        run that goes on at any step is given what it would have been given without a stop.
+        ``order`` has the rows in the order of the epoch. The windows depend on it and on the step only, so that a run
+        that is resumed at any step gets the same images as a run without a stop.
         """
         epoch, position = divmod(step, spec.steps_per_epoch)
         taken = order[position * spec.batch_size : spec.steps_per_epoch * spec.batch_size]
@@ -51,7 +51,7 @@ class StreamedImages:
             first += length
 
     def batches(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[Examples, jax.Array]]:
-        """Yield the images in ``rows`` in batches to evaluate, and which of each batch count.
+        """Yield the images in ``rows`` in batches to evaluate, and which images of each batch count.
 
         A last partial batch is filled up with images that do not count.
         """
@@ -105,7 +105,7 @@ class StreamedImages:
 
 
 def _fill(images: np.ndarray, blocks: Iterator[np.ndarray]) -> np.ndarray:
-    """Fill an array with the images of the next blocks, which it takes whole ones of."""
+    """Fill an array with the images of the next blocks. It takes whole blocks."""
     filled = 0
     while filled < len(images):
         block = next(blocks)

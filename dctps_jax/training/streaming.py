@@ -1,4 +1,4 @@
-"""Whether the images of a run lie on its devices, or are streamed: read while they are used."""
+"""Decide whether the images of a run lie on its devices, or are streamed: read while they are used."""
 
 import contextlib
 import math
@@ -12,13 +12,13 @@ from dctps_jax.errors import UserError
 from dctps_jax.training.placement import Placement
 from dctps_jax.training.streamed_images import StreamedImages
 
-# "auto" keeps images on the devices that take up to this part of their memory.
+# "auto" keeps images on the devices if they take up to this part of their memory.
 MAX_SHARE = 0.25
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def max_resident_bytes(config: Any, placement: Placement) -> float:
-    """Return how many bytes of images may lie on each device; more are streamed."""
+    """Return how many bytes of images may lie on each device; if there are more, they are streamed."""
     if crops_files(config) or config.data.streaming == "on":
         return 0
     if config.data.streaming == "off":
@@ -27,10 +27,10 @@ def max_resident_bytes(config: Any, placement: Placement) -> float:
 
 
 def max_decoded_bytes(config: Any, placement: Placement, began_with: str) -> float:
-    """Return how many bytes of images are decoded from files once; more are decoded whenever they are used.
+    """Return how many bytes of images are decoded from files once; if there are more, each use decodes them again.
 
-    ``began_with`` is the fingerprint of the data that a run began with, "" for a new run: it goes on as it began.
-    Raises :class:`~dctps_jax.errors.UserError` where its config forbids that.
+    ``began_with`` is the fingerprint of the data that a run began with, "" for a new run: a resumed run continues as it
+    began. Raises :class:`~dctps_jax.errors.UserError` if its config forbids that.
     """
     if not began_with or crops_files(config):
         return max_resident_bytes(config, placement)
@@ -58,18 +58,18 @@ def place_images(config: Any, dataset: Dataset, placement: Placement, streams: b
 
 
 def crops_files(config: Any) -> bool:
-    """Return whether images are cropped as they are decoded, in each epoch in another way."""
+    """Return whether images are cropped while they are decoded, in another way in each epoch."""
     return config.data.crop == "random_resized"
 
 
 def memory_of_a_device(placement: Placement) -> float:
-    """Return the bytes that each device has. CPU devices share those of the machine, or of its container."""
+    """Return the bytes of memory of each device. CPU devices share the memory of the machine, or of its container."""
     devices = placement.replicated.addressable_devices
     if placement.platform != "cpu":
         limits = [(device.memory_stats() or {}).get("bytes_limit", math.inf) for device in devices]
         return min(limits)
     found = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
     for path in _CGROUP_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
+        with contextlib.suppress(OSError, ValueError):  # no such file, or it says "max"
             found.append(float(path.read_text()))
     return min(found) / len(devices)
