@@ -261,6 +261,21 @@ def test_every_document_is_listed():
         assert page == "README.md" or page.removeprefix("docs/") in navigation, f"mkdocs.yml does not list {page}"
 
 
+@pytest.mark.parametrize(
+    ("page", "heading", "package"),
+    [
+        ("docs/extending.md", "## Where things are\n", "dctps_jax"),
+        ("dctps_jax/ops/README.md", "## Files\n", "dctps_jax/ops"),
+    ],
+)
+def test_tables_of_files_have_every_module(page, heading, package):
+    section = prose(page).partition(heading)[2].partition("\n## ")[0]
+    listed = [name for row in re.findall(r"^\| (`[^|]+) \|", section, re.MULTILINE) for name in row.split(", ")]
+    modules = [path.name for path in (REPO / package).glob("*.py") if path.stem != "__init__"]
+    folders = [f"{path.parent.name}/" for path in (REPO / package).glob("*/__init__.py")]
+    assert sorted(listed) == sorted(f"`{name}`" for name in modules + folders)
+
+
 def test_the_table_of_scores_is_that_of_the_package():
     assert markdown_table() in prose("docs/experiments.md")
 
