@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.data.dataset import Dataset, Decoded, Options
+from dctps_jax.data.dataset import Decoded, Options
 from dctps_jax.data.encoded import Encoded, decode_in_order
 from dctps_jax.data.images import DECODER
 from dctps_jax.data.reading import cache_folder, open_regular, parsing, stamp_of, unreadable
@@ -24,11 +24,6 @@ from dctps_jax.npz import read_npz, write_npz
 _LABEL_BYTES = 4
 _MANY = 100_000
 _ADVICE = "write it again"
-
-
-def load_array_record_folder(options: Options) -> Dataset:
-    """Read all images that :func:`find_array_record_folder` finds."""
-    return find_array_record_folder(options).decoded_once(options)
 
 
 def find_array_record_folder(options: Options) -> Encoded:

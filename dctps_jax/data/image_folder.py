@@ -9,18 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.data.dataset import Dataset, Decoded, DecodedPart, Options, Size
+from dctps_jax.data.dataset import Decoded, DecodedPart, Options, Size
 from dctps_jax.data.encoded import Encoded
 from dctps_jax.data.images import DECODER, SUFFIXES, decode_image, image_blocks, max_file_bytes
 from dctps_jax.data.reading import read_file, stamp_of, unreadable
 from dctps_jax.data.shards import digest_of_files
 from dctps_jax.errors import UserError
 from dctps_jax.files import printable
-
-
-def load_image_folder(options: Options) -> Dataset:
-    """Read all images that :func:`find_image_folder`` finds. ``mean`` and ``std` are None."""
-    return find_image_folder(options).decoded_once(options)
 
 
 def find_image_folder(options: Options) -> Encoded:

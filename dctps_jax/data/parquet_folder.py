@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dctps_jax.data.dataset import Dataset, Decoded, Options, check_numbering
+from dctps_jax.data.dataset import Decoded, Options, check_numbering
 from dctps_jax.data.encoded import Encoded, decode_in_order
 from dctps_jax.data.images import DECODER
 from dctps_jax.data.parquet_column import ParquetColumn
@@ -17,11 +17,6 @@ from dctps_jax.errors import UserError
 
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "fine_label")
 _DOWNLOAD_AGAIN = "download it again"
-
-
-def load_parquet_folder(options: Options) -> Dataset:
-    """Read all images that :func:`find_parquet_folder` finds."""
-    return find_parquet_folder(options).decoded_once(options)
 
 
 def find_parquet_folder(options: Options) -> Encoded:

@@ -6,33 +6,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from dctps_jax.data.array_records import find_array_record_folder, load_array_record_folder
+from dctps_jax.data.array_records import find_array_record_folder
 from dctps_jax.data.builtin import load_digits, make_synthetic
 from dctps_jax.data.cifar import load_cifar
 from dctps_jax.data.dataset import MAX_PIXELS, Dataset, Options
 from dctps_jax.data.encoded import Encoded
-from dctps_jax.data.image_folder import find_image_folder, load_image_folder
+from dctps_jax.data.image_folder import find_image_folder
 from dctps_jax.data.own import load_npz, load_own
-from dctps_jax.data.parquet_folder import find_parquet_folder, load_parquet_folder
+from dctps_jax.data.parquet_folder import find_parquet_folder
 from dctps_jax.data.reading import cache_folder, unreadable
-from dctps_jax.data.tfds_source import find_tfds_folder, load_tfds_folder
+from dctps_jax.data.tfds_source import find_tfds_folder
 from dctps_jax.data.tiny_imagenet import load_tiny_imagenet
-from dctps_jax.data.webdataset_folder import find_webdataset_folder, load_webdataset_folder
+from dctps_jax.data.webdataset_folder import find_webdataset_folder
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.field import Allowed
 from dctps_jax.own import IMPORT_PATH, is_import_path
 
 
 class Source(NamedTuple):
-    """A data set: the function that reads it, and the size of its images (None: any, `data.image_size`).
+    """A data set: the function that reads it, and the size of its images (None: any, ``data.image_size``).
 
-    `in_dir` is for a source that reads whatever lies in `data.dir`: nothing else tells which images they are. `find`
-    finds its files without decoding them, so that it can also be done while training.
+    ``load`` reads the images into arrays. ``find`` is there instead for a source that reads any folder of image files:
+    it finds the files of ``data.dir``, which can be decoded at once or while training.
     """
 
-    load: Callable[[Options], Dataset]
+    load: Callable[[Options], Dataset] | None = None
     image_size: int | None = None
-    in_dir: bool = False
     find: Callable[[Options], Encoded] | None = None
 
 
@@ -42,18 +41,17 @@ SOURCES = {
     "cifar10": Source(functools.partial(load_cifar, "cifar10"), image_size=32),
     "cifar100": Source(functools.partial(load_cifar, "cifar100"), image_size=32),
     "tiny_imagenet": Source(load_tiny_imagenet, image_size=64),
-    "image_folder": Source(load_image_folder, in_dir=True, find=find_image_folder),
-    "parquet_folder": Source(load_parquet_folder, in_dir=True, find=find_parquet_folder),
-    "tfds_folder": Source(load_tfds_folder, in_dir=True, find=find_tfds_folder),
-    "array_record_folder": Source(load_array_record_folder, in_dir=True, find=find_array_record_folder),
-    "webdataset_folder": Source(load_webdataset_folder, in_dir=True, find=find_webdataset_folder),
+    "image_folder": Source(find=find_image_folder),
+    "parquet_folder": Source(find=find_parquet_folder),
+    "tfds_folder": Source(find=find_tfds_folder),
+    "array_record_folder": Source(find=find_array_record_folder),
+    "webdataset_folder": Source(find=find_webdataset_folder),
 }
 
 
 def reads_any_folder(name: str) -> bool:
     """Return whether a source reads whatever lies in ``data.dir``, which therefore says what the data are."""
-    source = SOURCES.get(name)
-    return source is not None and source.in_dir
+    return name in SOURCES and SOURCES[name].find is not None
 
 
 def is_own(name: str) -> bool:
@@ -122,7 +120,7 @@ def load(
             f"data.image_size is {image_size}, but '{name}' has images of {source.image_size} pixels only; set it to "
             f"0 or {source.image_size}"
         )
-    if source.in_dir and not dir:
+    if source.find is not None and not dir:
         raise UserError(f"data.dir is empty, but '{name}' needs it; set it to the folder that holds train and test")
     folder = _folder("data.dir", dir or str(cache_folder("data")))
     decoded = _folder("data.cache_dir", cache_dir) if cache_dir else None
@@ -130,10 +128,11 @@ def load(
         if folder.exists() and not folder.is_dir():
             raise UserError(f"data.dir is {folder}, which is a file; give the folder that holds it")
         options = Options(folder, decoded, image_size, download, max_pixels, channels, seed, fit, crop)
-        if source.find is None or max_decoded_bytes == math.inf:
+        if source.find is None:
+            assert source.load is not None
             return source.load(options)
         encoded = source.find(options)
-        is_large = encoded.num_bytes(options) > max_decoded_bytes
+        is_large = max_decoded_bytes < math.inf and encoded.num_bytes(options) > max_decoded_bytes
         return encoded.decoded_when_read(options) if is_large else encoded.decoded_once(options)
     except OSError as error:  # what cannot even be looked up, for want of permissions or of a working disk
         advice = "make it readable, or set data.dir to another folder"

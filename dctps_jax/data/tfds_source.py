@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from dctps_jax.data.array_records import ArrayRecords
-from dctps_jax.data.dataset import Dataset, Decoded, DecodedPart, Options
+from dctps_jax.data.dataset import Decoded, DecodedPart, Options
 from dctps_jax.data.decoding import decode_part
 from dctps_jax.data.encoded import Encoded, ImageFiles
 from dctps_jax.data.images import DECODER
@@ -32,11 +32,6 @@ _MAX_BYTES = 2**22
 _PREPARE_AGAIN = "prepare the data set again, or remove the directory to use the official archive"
 _OWN_MODULES = "tensorflow_datasets.core.features."
 _FORMATS = ("array_record", "parquet")
-
-
-def load_tfds_folder(options: Options) -> Dataset:
-    """Read all images that :func:`find_tfds_folder` finds."""
-    return find_tfds_folder(options).decoded_once(options)
 
 
 def find_tfds_folder(options: Options) -> Encoded:

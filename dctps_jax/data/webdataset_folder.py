@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dctps_jax.data.dataset import Dataset, Decoded, Options
+from dctps_jax.data.dataset import Decoded, Options
 from dctps_jax.data.encoded import Encoded, decode_in_order
 from dctps_jax.data.images import DECODER, SUFFIXES, max_file_bytes
 from dctps_jax.data.reading import open_regular, parsing, stamp_of, unreadable
@@ -23,11 +23,6 @@ _ADVICE = "get it again"
 _COMPRESSIONS = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 # At most this much is read after the last member. Programs fill a tar file up to a multiple of some kilobytes.
 _END_BYTES = 2**20
-
-
-def load_webdataset_folder(options: Options) -> Dataset:
-    """Read all images that :func:`find_webdataset_folder` finds."""
-    return find_webdataset_folder(options).decoded_once(options)
 
 
 def find_webdataset_folder(options: Options) -> Encoded:
