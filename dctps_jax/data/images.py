@@ -14,8 +14,7 @@ import numpy as np
 from dctps_jax.data.dataset import MAX_PIXELS, Size, height_and_width
 from dctps_jax.errors import UserError
 
-# Pillow looks at the content of a file. Without a list it would also accept formats that it gives to other programs:
-# EPS.
+# Pillow looks at the content of a file. Without a list it would also take EPS, which it gives to another program.
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 

@@ -1,6 +1,6 @@
 """End this process when another one of its run has ended early or does not answer any more.
 
-Without this, JAX would wait for it for minutes, in an operation that needs all processes, and then abort.
+JAX alone would wait for that process for minutes, in an operation that needs all processes, and then abort.
 
 Each process writes a beat a second to the store, and process 0 looks at all beats. A process that leaves writes a
 departure, which says why. The others read it and leave with the same exit code.
