@@ -281,7 +281,7 @@ def has_symbol(inputs: jax.Array) -> bool:
 
 
 def check_kernel_size(kernel_size: Any) -> None:
-    """Refuse what is no size, and no sequence of sizes, of at least one spatial dimension."""
+    """Raise UserError for a value that is not a size, and no sequence of sizes, of at least one spatial dimension."""
     check_sizes(kernel_size=kernel_size)
     if not as_tuple(kernel_size):
         raise UserError("kernel_size is (); it must have at least one dimension; a layer without one is DCTpSLinear")

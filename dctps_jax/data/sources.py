@@ -1,4 +1,4 @@
-"""The table of all data sources, and `load`, which picks one by the name in the config field `data.name`."""
+"""The table of all data sources, and ``load``, which picks one by the name in the config field ``data.name``."""
 
 import functools
 import math
@@ -55,7 +55,7 @@ def reads_any_folder(name: str) -> bool:
 
 
 def is_own(name: str) -> bool:
-    """Return whether `data.name` stands for data of the user's own: an import path, or the path of an `.npz` file."""
+    """Return whether ``name`` stands for data of the user's own: an import path, or the path of an ``.npz`` file."""
     return is_import_path(name) or name.endswith(".npz")
 
 
@@ -76,57 +76,63 @@ def load(
     crop: str = "padded",
     max_decoded_bytes: float = math.inf,
 ) -> Dataset:
-    """Read the data set `name` (a key of `SOURCES`, or the user's own, see :func:`is_own`) into a `Dataset`.
+    """Read the data set ``name`` (a key of ``SOURCES``, or the user's own, see :func:`is_own`) into a ``Dataset``.
 
-    `dir` is the folder with its files ("": dctps_jax/data in the user's cache; an image_folder has to name its own),
-    `cache_dir` the folder for decoded copies ("": see `dctps_jax.data.cache`). `image_size` in pixels asks for another
-    size than the source's own (0), which synthetic data and the folder sources can give. With `download`, official
-    archives that are missing are fetched into `dir`. An image file of more than `max_pixels` is refused before it is
-    decoded. `channels` is 1 to have the images of a folder source grey. `seed` is handed to a function
-    of the user's. `fit` says how images of another shape are brought to `image_size`. The images of a folder source
-    that would take more than `max_decoded_bytes` are not decoded, but stand in for arrays, see
-    `dctps_jax.data.encoded.FileImages`; `crop` says how these are cropped for training.
+    - ``dir``: the folder with its files. "" is dctps_jax/data in the user's cache; a folder source needs one.
+    - ``cache_dir``: the folder for decoded copies, see ``dctps_jax.data.cache``.
+    - ``image_size``: pixels of each side, which synthetic data and folder sources can choose. 0 is the source's own.
+    - ``download``: fetch official archives that are missing into ``dir``.
+    - ``max_pixels``: an image file with more pixels is refused before it is decoded.
+    - ``channels``: 1 makes the images of a folder source grey.
+    - ``seed``: is passed to a function of the user's own.
+    - ``fit``: how images of another shape get ``image_size``.
+    - ``max_decoded_bytes``: a folder source whose images would take more is decoded while it is read, see
+      ``dctps_jax.data.encoded.FileImages``. ``crop`` says how these images are cropped for training.
 
     Raises UserError for an unknown name, a size that the source cannot give, every missing or damaged file, and memory
     that runs out.
     """
     if channels != 3 and not reads_any_folder(name):
         raise UserError(
-            f"data.channels is {channels}, but '{name}' keeps its own channels; leave it at 3, it is for folders of "
-            "image files"
+            f"config.data.channels is {channels}, but '{name}' keeps its own channels; leave it at 3, it is for "
+            "folders of image files"
         )
     if is_import_path(name):
         return load_own(name, dir, image_size, seed)
     if name.endswith(".npz"):
         if image_size:
             raise UserError(
-                f"data.image_size is {image_size}, but the images of '{name}' keep their size; leave it at 0, or "
-                "resize them in the file"
+                f"config.data.image_size is {image_size}, but the images of '{name}' keep their size; leave it at 0, "
+                "or resize them in the file"
             )
-        return load_npz(_folder("data.name", name))
+        return load_npz(_folder("config.data.name", name))
     if name not in SOURCES:
         hint = did_you_mean(name, SOURCES)
-        raise UserError(f"data.name is {name!r}{hint}, but must be one of {', '.join(SOURCES)}")
+        raise UserError(f"config.data.name is {name!r}{hint}, but must be one of {', '.join(SOURCES)}")
     source = SOURCES[name]
     if image_size < 0:
-        raise UserError(f"data.image_size is {image_size}, but must be 0 (the source's own size) or a positive size")
+        raise UserError(
+            f"config.data.image_size is {image_size}, but must be 0 (the source's own size) or a positive size"
+        )
     if image_size**2 > max_pixels:
         raise UserError(
-            f"data.image_size is {image_size}, which makes more than the {max_pixels:,} pixels of data.max_pixels; "
-            "lower it, or raise data.max_pixels"
+            f"config.data.image_size is {image_size}, which makes more than the {max_pixels:,} pixels of "
+            "config.data.max_pixels; lower it, or raise config.data.max_pixels"
         )
     if source.image_size is not None and image_size not in (0, source.image_size):
         raise UserError(
-            f"data.image_size is {image_size}, but '{name}' has images of {source.image_size} pixels only; set it to "
-            f"0 or {source.image_size}"
+            f"config.data.image_size is {image_size}, but '{name}' has images of {source.image_size} pixels only; set "
+            f"it to 0 or {source.image_size}"
         )
     if source.find is not None and not dir:
-        raise UserError(f"data.dir is empty, but '{name}' needs it; set it to the folder that holds train and test")
-    folder = _folder("data.dir", dir or str(cache_folder("data")))
-    decoded = _folder("data.cache_dir", cache_dir) if cache_dir else None
+        raise UserError(
+            f"config.data.dir is empty, but '{name}' needs it; set it to the folder that holds train and test"
+        )
+    folder = _folder("config.data.dir", dir or str(cache_folder("data")))
+    decoded = _folder("config.data.cache_dir", cache_dir) if cache_dir else None
     try:
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"data.dir is {folder}, which is a file; give the folder that holds it")
+            raise UserError(f"config.data.dir is {folder}, which is a file; give the folder that holds it")
         options = Options(folder, decoded, image_size, download, max_pixels, channels, seed, fit, crop)
         if source.find is None:
             assert source.load is not None
@@ -135,12 +141,12 @@ def load(
         is_large = max_decoded_bytes < math.inf and encoded.num_bytes(options) > max_decoded_bytes
         return encoded.decoded_when_read(options) if is_large else encoded.decoded_once(options)
     except OSError as error:  # what cannot even be looked up, for want of permissions or of a working disk
-        advice = "make it readable, or set data.dir to another folder"
+        advice = "make it readable, or set config.data.dir to another folder"
         raise unreadable(error.filename or folder, error, advice) from error
     except MemoryError as error:
         raise UserError(
-            f"data.name is '{name}', whose decoded images do not fit into memory ({error}); free some memory, or use "
-            "fewer or smaller images"
+            f"config.data.name is '{name}', whose decoded images do not fit into memory ({error}); free some memory, "
+            "or use fewer or smaller images"
         ) from error
 
 
