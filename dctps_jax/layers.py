@@ -5,7 +5,7 @@ kernels are described in :mod:`dctps_jax.kernels`.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +16,8 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax.arguments import as_tuple, check_inputs, check_size, check_sizes, is_whole, words
+from dctps_jax.arguments import check_inputs, check_size
+from dctps_jax.conv_arguments import checked_kernel_size, checked_padding, per_dimension
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.offsets import Offset
@@ -80,8 +81,7 @@ class DCTpSConv(KernelLayer):
         bias_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
         check_size(in_features=in_features, out_features=out_features, feature_group_count=feature_group_count)
-        check_kernel_size(kernel_size)
-        kernel_size = as_tuple(kernel_size)
+        kernel_size = checked_kernel_size(kernel_size)
         if in_features % feature_group_count or out_features % feature_group_count:
             raise UserError(
                 f"feature_group_count is {feature_group_count}; it must divide in_features ({in_features}) and "
@@ -268,44 +268,6 @@ def element_type_of(layer: Any) -> dict[str, Any]:
     return {} if layer.preferred_element_type is None else {"preferred_element_type": layer.preferred_element_type}
 
 
-class ResidualSum(nnx.Module):
-    """Add a residual branch to its shortcut. It is a module so that a copy of the network can replace it."""
-
-    def __call__(self, branch: jax.Array, shortcut: jax.Array) -> jax.Array:
-        return branch + shortcut
-
-
 def has_symbol(inputs: jax.Array) -> bool:
     """Return whether a height or width of ``inputs [batch, *spatial, features]`` is a symbol of ``jax.export``."""
     return not all(isinstance(size, int) for size in inputs.shape[1:-1])
-
-
-def check_kernel_size(kernel_size: Any) -> None:
-    """Raise UserError for a value that is not a size, and no sequence of sizes, of at least one spatial dimension."""
-    check_sizes(kernel_size=kernel_size)
-    if not as_tuple(kernel_size):
-        raise UserError("kernel_size is (); it must have at least one dimension; a layer without one is DCTpSLinear")
-
-
-def per_dimension(name: str, value: Any, rank: int) -> tuple[int, ...]:
-    """Return a size for each spatial dimension; None is 1."""
-    value = 1 if value is None else value
-    check_sizes(**{name: value})
-    sizes = (value,) * rank if is_whole(value) else tuple(value)
-    if len(sizes) != rank:
-        raise UserError(f"{name} is {words(value)}; it must be a whole number, or one for each of {rank} dimensions")
-    return sizes
-
-
-def checked_padding(padding: Any, rank: int, names: Collection[str]) -> str | tuple[tuple[int, int], ...]:
-    """Return a padding as one of its ``names`` or as one (low, high) pair a spatial dimension."""
-    if isinstance(padding, str) and padding in names:
-        return padding
-    pairs: Any = (padding,) * rank if is_whole(padding) else padding if isinstance(padding, list | tuple) else ()
-    pairs = tuple((pad, pad) if is_whole(pad) else tuple(pad) if isinstance(pad, list | tuple) else () for pad in pairs)
-    if len(pairs) != rank or not all(len(pair) == 2 and all(map(is_whole, pair)) for pair in pairs):
-        raise UserError(
-            f"padding is {words(padding)}; it must be {', '.join(map(repr, names))}, an int, or a sequence of {rank} "
-            "ints or (low, high) pairs"
-        )
-    return pairs

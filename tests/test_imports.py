@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "dctps_jax"
 GROUPS = [
     ["errors", "arguments", "field", "own", "seeds", "files", "npz", "command", "precision", "losses"],
     ["offsets", "dct", "ops", "partitioning", "supports", "stacks", "kernels"],
-    ["layers", "layer_kinds", "data"],
+    ["conv_arguments", "layers", "layer_kinds", "data"],
     ["prunable", "frozen"],
     ["models", "pruning", "conversion", "conversion_table", "torch_compat"],
     ["optimizers", "fields", "defaults", "contradictions", "config"],

@@ -12,9 +12,10 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax import lax
 
-from dctps_jax.arguments import as_tuple, check_inputs, check_size
+from dctps_jax.arguments import check_inputs, check_size
+from dctps_jax.conv_arguments import checked_kernel_size, checked_padding, per_dimension
 from dctps_jax.kernels import KernelLayer
-from dctps_jax.layers import DEFAULT_KERNEL_INIT, check_kernel_size, checked_padding, has_symbol, per_dimension
+from dctps_jax.layers import DEFAULT_KERNEL_INIT, has_symbol
 from dctps_jax.offsets import Offset
 from dctps_jax.ops.geometry import Geometry, channels_last
 from dctps_jax.partitioning import unwrapped
@@ -64,10 +65,9 @@ class DCTpSConvTranspose(KernelLayer):
         bias_metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
         check_size(in_features=in_features, out_features=out_features)
-        check_kernel_size(kernel_size)
         self.in_features = in_features
         self.out_features = out_features
-        self.kernel_size = as_tuple(kernel_size)
+        self.kernel_size = checked_kernel_size(kernel_size)
         rank = len(self.kernel_size)
         self.strides = per_dimension("strides", strides, rank)
         self.padding = checked_padding(padding, rank, PADDINGS)

@@ -102,9 +102,10 @@ def create_model(
     if not is_whole(min_loop) or min_loop < 0:
         raise UserError(f"min_loop is {words(min_loop)}; it must be a whole number of at least 1, or 0 for never")
     check_sizes(image_size=image_size)
-    image_size = tuple(image_size) if isinstance(image_size, list) else image_size
-    if len(as_tuple(image_size)) > 2:
+    sizes = as_tuple(image_size)
+    if len(sizes) not in (1, 2):
         raise UserError(f"image_size is {image_size}; it must be one number, or (height, width)")
+    image_size = sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
     smallest = getattr(constructor, "func", constructor).MIN_IMAGE_SIZE
     if min(height_and_width(image_size)) < smallest:
         raise UserError(f"image_size is {image_size}; {name} needs images of at least {smallest}×{smallest}")

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dctps_jax.layers import ResidualSum
 from dctps_jax.models.blocks import run_blocks
-from dctps_jax.models.parts import Parts, global_average_pool
+from dctps_jax.models.parts import Parts, ResidualSum, global_average_pool
 from dctps_jax.offsets import Offset
 from dctps_jax.ops.fusion import materialized
 

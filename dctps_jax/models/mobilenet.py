@@ -3,9 +3,8 @@
 import jax
 from flax import nnx
 
-from dctps_jax.layers import ResidualSum
 from dctps_jax.models.blocks import run_blocks
-from dctps_jax.models.parts import Parts, global_average_pool
+from dctps_jax.models.parts import Parts, ResidualSum, global_average_pool
 from dctps_jax.ops.fusion import materialized
 
 # (expansion, features, blocks, stride of the first block)

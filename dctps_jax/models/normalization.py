@@ -68,17 +68,17 @@ def _forward(relu, epsilon, axis_name, dtype, x, scale, bias):
     if axis_name is not None:
         mean, square = lax.pmean((mean, square), axis_name)
     var = jnp.maximum(0, square - mean * mean)
-    deviation = lax.rsqrt(var + epsilon)
-    outputs = _affine(wide, mean, deviation, scale, bias)
+    inverse_std = lax.rsqrt(var + epsilon)
+    outputs = _affine(wide, mean, inverse_std, scale, bias)
     if relu:
         # Stored: otherwise XLA (JAX 0.10.2) normalises again in every operation that reads it, see ops/fusion.py.
         outputs = materialized(jnp.maximum(outputs, 0))
-    return (outputs.astype(dtype), mean, var), (x, mean, deviation, scale, bias)
+    return (outputs.astype(dtype), mean, var), (x, mean, inverse_std, scale, bias)
 
 
-def _affine(x, mean, deviation, scale, bias):
+def _affine(x, mean, inverse_std, scale, bias):
     rows = (1,) * (x.ndim - 1) + (-1,)
-    return (x - mean.reshape(rows)) * (deviation * scale).reshape(rows) + bias.reshape(rows)
+    return (x - mean.reshape(rows)) * (inverse_std * scale).reshape(rows) + bias.reshape(rows)
 
 
 def _backward(relu, epsilon, axis_name, dtype, saved, gradients):
@@ -87,11 +87,11 @@ def _backward(relu, epsilon, axis_name, dtype, saved, gradients):
     With ``x̂`` the normalised inputs and g the gradient of ``scale·x̂ + bias``:
     ``∂x = scale/σ (g − mean(g) − x̂ mean(g x̂))``.
     """
-    x, mean, deviation, scale, bias = saved
+    x, mean, inverse_std, scale, bias = saved
     axes, rows = tuple(range(x.ndim - 1)), (1,) * (x.ndim - 1) + (-1,)
     wide, gradient = x.astype(scale.dtype), gradients[0].astype(scale.dtype)
     if relu:
-        gradient = jnp.where(_affine(wide, mean, deviation, scale, bias) > 0, gradient, 0)
+        gradient = jnp.where(_affine(wide, mean, inverse_std, scale, bias) > 0, gradient, 0)
     to_bias = jnp.sum(gradient, axes)
     if on_cpu():
         # For the sum of g·(x - mean) XLA (JAX 0.10.2) stores x - mean in the forward pass, one array more for each
@@ -100,15 +100,15 @@ def _backward(relu, epsilon, axis_name, dtype, saved, gradients):
         products = jnp.sum(gradient * wide, axes) - mean * to_bias
     else:
         products = jnp.sum(gradient * (wide - mean.reshape(rows)), axes)
-    to_scale = products * deviation
+    to_scale = products * inverse_std
     mean_gradient, mean_product = to_bias, to_scale
     if axis_name is not None:
         mean_gradient, mean_product = lax.pmean((to_bias, to_scale), axis_name)
     count = x.size // x.shape[-1]
-    slope = scale * deviation
+    slope = scale * inverse_std
     to_x = (
         gradient * slope.reshape(rows)
-        - (wide - mean.reshape(rows)) * (slope * deviation * mean_product / count).reshape(rows)
+        - (wide - mean.reshape(rows)) * (slope * inverse_std * mean_product / count).reshape(rows)
         - (slope * mean_gradient / count).reshape(rows)
     )
     return materialized(to_x.astype(x.dtype)), to_scale, to_bias

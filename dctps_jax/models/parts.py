@@ -1,4 +1,4 @@
-"""The parts that every network is built from: its layer types with their settings filled in, and poolings."""
+"""The parts that every network is built from: its layer types with their settings filled in, sums and poolings."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,6 +18,13 @@ from dctps_jax.offsets import Offset, find_offset
 from dctps_jax.ops.target import on_cpu
 
 LayerType = TypeVar("LayerType", bound=KernelLayer)
+
+
+class ResidualSum(nnx.Module):
+    """Add a residual branch to its shortcut. It is a module so that a copy of the network can replace it."""
+
+    def __call__(self, branch: jax.Array, shortcut: jax.Array) -> jax.Array:
+        return branch + shortcut
 
 
 class Parts(NamedTuple):

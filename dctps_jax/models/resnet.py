@@ -5,9 +5,8 @@ import math
 import jax
 from flax import nnx
 
-from dctps_jax.layers import ResidualSum
 from dctps_jax.models.blocks import run_blocks
-from dctps_jax.models.parts import Parts, global_average_pool, halve_by_maximum_of_3x3
+from dctps_jax.models.parts import Parts, ResidualSum, global_average_pool, halve_by_maximum_of_3x3
 from dctps_jax.ops.fusion import materialized
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dctps_jax.errors import UserError, first_line
-from dctps_jax.layers import ResidualSum
+from dctps_jax.models.parts import ResidualSum
 from dctps_jax.prunable import prunable_layers
 from dctps_jax.pruning.scored_network import Arrays, ScoredNetwork, thinned_kernel
 

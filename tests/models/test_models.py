@@ -373,6 +373,7 @@ def test_only_training_mode_changes_the_statistics(drawn):
         ("lenet", {"min_loop": -1}, "min_loop is -1; it must be a whole number of at least 1, or 0"),
         ("lenet", {"init": []}, r"init is \[\]; it must be one of"),
         ("lenet", {"image_size": "32"}, "image_size is '32'; every size must be a whole number"),
+        ("lenet", {"image_size": ()}, r"image_size is \(\); it must be one number, or \(height"),
         ("lenet", {"image_size": (32, 32, 3)}, r"image_size is \(32, 32, 3\); it must be one number, or \(height"),
         ("resnet18", {"stem": "large"}, "stem is 'large'; it must be one of: cifar, imagenet"),
         ("lenet", {"init": "he"}, "init is 'he'; it must be one of: kaiming_normal, .*zeros$"),
