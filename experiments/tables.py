@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dctps_jax.reports.records import method_name, read_all, read_records
+from dctps_jax.reports.records import read_all, read_records
+from dctps_jax.reports.settings import method_name
 from experiments.start_figures import name_of
 from experiments.trial_figures import read, spread, table
 

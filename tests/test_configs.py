@@ -12,7 +12,7 @@ from flax import nnx
 
 from dctps_jax import data, defaults, models, pruning
 from dctps_jax.config import check_config
-from dctps_jax.runs.sweep import plan_runs
+from dctps_jax.runs.grid import plan_runs
 from dctps_jax.training.sparse_model import build_model
 
 FOLDER = Path(__file__).parents[1] / "configs"

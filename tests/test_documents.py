@@ -34,7 +34,7 @@ from dctps_jax.defaults import get_config
 from dctps_jax.models import create_model
 from dctps_jax.optimizers import SCHEDULES, make_optimizer
 from dctps_jax.pruning.scores import markdown_table
-from dctps_jax.runs.sweep import plan_runs
+from dctps_jax.runs.grid import plan_runs
 from dctps_jax.training.run import run
 from dctps_jax.training.state import create_state
 from dctps_jax.training.step import train_step

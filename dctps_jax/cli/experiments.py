@@ -7,7 +7,7 @@ from typing import Any
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.files import digest_of
-from dctps_jax.runs.sweep import former_name_of, name_of
+from dctps_jax.runs.grid import former_name_of, name_of
 from dctps_jax.runs.workdir import free_fields
 
 # An installed package has the folder configs/ inside; in a checkout it lies beside the package.

@@ -12,7 +12,8 @@ from dctps_jax.cli.train import CONFIG, parse_flags, workdir_of
 from dctps_jax.command import command
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError
-from dctps_jax.runs.sweep import Sweep, plan_runs
+from dctps_jax.runs.grid import plan_runs
+from dctps_jax.runs.sweep import Sweep
 
 SWEEP = flags.DEFINE_string("sweep", None, "File with the values to combine, as a function get_sweep().")
 JOBS = flags.DEFINE_integer("jobs", 1, "How many runs at a time; they divide the processors among themselves.")

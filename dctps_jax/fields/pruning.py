@@ -17,7 +17,7 @@ PRUNING: dict[str, Field] = {
         "How the trained weights are chosen. At random positions: equally many in each layer (`epl`) or filter "
         "(`epf`), by the Erdős–Rényi kernel (`erk`), or with one density (`uniform`). `from_run`: the masks of the run "
         "in `pruning.run`, for any `density`, or fewer of its weights (`rewind_epoch`). The others are scores.",
-        choices=(*pruning.METHODS, "from_run"),
+        choices=(*pruning.method_names(), "from_run"),
     ),
     "pruning.density": Field(
         0.01,

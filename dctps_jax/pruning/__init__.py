@@ -1,28 +1,6 @@
 """Pruning before training: how many weights of each layer are trained, and which."""
 
-import inspect
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-import jax
-import numpy as np
-from flax import nnx
-
-from dctps_jax.arguments import check_shapes, pairs, patterns, words
-from dctps_jax.errors import UserError, did_you_mean
-from dctps_jax.prunable import NO_LAYERS, prunable_layers
-from dctps_jax.pruning.allocation import (
-    ALLOCATIONS,
-    allocate,
-    check_density,
-    density_asked,
-    fixed_counts,
-    report_empty_layers,
-    trains_all_weights,
-)
-from dctps_jax.pruning.batches import Batches
-from dctps_jax.pruning.by_score import score_masks
+from dctps_jax.pruning.allocation import ALLOCATIONS, allocate, check_density, density_asked, trains_all_weights
 from dctps_jax.pruning.masks import (
     FORMS,
     apply_masks,
@@ -31,19 +9,17 @@ from dctps_jax.pruning.masks import (
     get_masks,
     load_masks,
     load_run_masks,
-    mask_of_layer,
     mask_of_support,
     save_masks,
 )
-from dctps_jax.pruning.pattern import contradiction, is_pattern, parse_pattern, random_pattern_masks
-from dctps_jax.pruning.random import random_masks, random_supports, random_supports_within
+from dctps_jax.pruning.methods import check_method, method_names, prune, random_pattern_supports
+from dctps_jax.pruning.pattern import contradiction, is_pattern, parse_pattern
+from dctps_jax.pruning.random import random_masks, random_supports
 from dctps_jax.pruning.scores import SCORES
-from dctps_jax.seeds import as_key
 
 __all__ = [
     "ALLOCATIONS",
     "FORMS",
-    "METHODS",
     "SCORES",
     "allocate",
     "apply_masks",
@@ -58,6 +34,7 @@ __all__ = [
     "load_masks",
     "load_run_masks",
     "mask_of_support",
+    "method_names",
     "parse_pattern",
     "prune",
     "random_masks",
@@ -66,138 +43,3 @@ __all__ = [
     "save_masks",
     "trains_all_weights",
 ]
-
-METHODS = (*ALLOCATIONS, *SCORES)
-
-
-def prune(
-    model: nnx.Module,
-    method: str,
-    density: float,
-    *,
-    key: jax.Array | int,
-    batch: Batches | None = None,
-    dense_layers: Iterable[str] = (),
-    layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
-    pattern: str = "",
-    **options: Any,
-) -> dict[str, np.ndarray]:
-    """Choose the weights that stay. Return a boolean mask for each prunable layer, by dotted path.
-
-    The model is unchanged. If it has masks, only weights that they keep are chosen; ``density`` is that of all weights.
-    ``method`` is an allocation or a score. An allocation (a key of :data:`ALLOCATIONS`) says how many weights each
-    layer keeps, and ``key`` places them at random. A score (a key of :data:`SCORES`) keeps the
-    ``round(density · total)`` weights with the highest scores.
-
-    Layers that ``nnx.vmap`` has stacked each get a mask, ``[layers, *kernel_shape]`` together, and all of them keep
-    equally many weights (see ``stacks`` of :func:`allocate`). A score takes these options:
-
-    - ``batch``: images (or tokens) as the network takes them and labels, the same at every step. Or a function that
-      returns a list of such pairs for a step, over which gradients are averaged.
-    - ``num_steps``: 1 is one shot; 0 takes the method's own number, ``SCORES[method].default_steps``.
-    - ``schedule``: a key of :data:`~dctps_jax.pruning.schedules.SCHEDULES`, "exp" by default.
-    - ``loss``: a key of :data:`~dctps_jax.losses.LOSSES`, "cross_entropy" by default; its labels are integers, one an
-      image or one for each position of the logits, or for "cross_entropy" the probabilities of the classes. Or a
-      function of the network's outputs and the labels, which may then be any array, e.g. float targets. It returns one
-      number or one for each example, whose mean is the loss; no temperature divides its outputs.
-    - ``scope``: "global" compares the weights of all layers. "layer" gives every layer the same density.
-    - ``allocation``: every layer keeps the count of this allocation, and the scores say which weights.
-
-    With an offset "magnitude" scores the weights of K = α·D + S, so that it keeps those where D is large;
-    "magnitude_sparse" scores S alone, which is zero before training. Unless ``loss`` is a function, the network has to
-    return logits alone, no ``(logits, aux)``. ``key`` may be a seed.
-
-    ``dense_layers``, ``layer_densities`` and ``pattern`` are those of :func:`allocate`. With a pattern "N:M" a score
-    chooses the N of every M inputs, and at each of several steps as many of M as the schedule says.
-
-    Raises :class:`~dctps_jax.errors.UserError` for an unknown method or option, a batch that the network cannot take, a
-    density that keeps nothing, scores that are not finite, scores of which the lowest that would be kept is exactly 0,
-    and a pattern that does not fit.
-    """
-    layers = prunable_layers(model)
-    check_density(density, "density")
-    density = float(density)  # not in its own type, e.g. float16, which counts up to 2048 only
-    key = as_key(key)
-    check_method(method, options)
-    dense_layers, layer_densities = patterns("dense_layers", dense_layers), pairs("layer_densities", layer_densities)
-    shapes = {path: layer.kernel_shape for path, layer in layers.items()}
-    stacks = {path: layer.stack for path, layer in layers.items() if layer.stack}
-    size = sum(math.prod((*layer.stack, *layer.kernel_shape)) for layer in layers.values())
-    if size == 0:
-        raise UserError(NO_LAYERS)
-    if round(density * size) == 0:
-        raise UserError(f"density {density:g} keeps none of {size} weights; choose at least {1 / size:.2g}")
-    if method in SCORES:
-        masks = score_masks(
-            model,
-            method,
-            density,
-            key=key,
-            batch=batch,
-            dense_layers=dense_layers,
-            layer_densities=layer_densities,
-            pattern=pattern,
-            **options,
-        )
-        report_empty_layers({path: int(mask.sum()) for path, mask in masks.items()}, method, density)
-        return masks
-    counts = allocate(
-        shapes,
-        density,
-        method,
-        dense_layers=dense_layers,
-        layer_densities=layer_densities,
-        pattern=pattern,
-        stacks=stacks,
-    )
-    if found := parse_pattern(pattern, density, method):
-        sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-        fixed = fixed_counts(sizes, dense_layers, layer_densities, dict.fromkeys(sizes, 1))
-        return random_pattern_masks(key, get_masks(model), found, fixed)
-    masks = {path: mask_of_layer(layer) for path, layer in layers.items() if not layer.is_dense}
-    supports = random_supports_within(masks, key, shapes, counts, stacks)
-    return {path: mask_of_support(support, shapes[path]) for path, support in supports.items()}
-
-
-def check_method(method: Any, options: Iterable[str]) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for a method of :func:`prune` or an option that does not exist."""
-    methods = (*ALLOCATIONS, *SCORES)  # now: the tables may have got entries since METHODS was made
-    if not isinstance(method, str) or method not in methods:
-        hint = did_you_mean(method, methods) if isinstance(method, str) else ""
-        raise UserError(f"there is no pruning method {words(method)}{hint}; the methods are: {', '.join(methods)}")
-    known = ("batch", *SCORE_OPTIONS) if method in SCORES else ()
-    for option in options:
-        if option not in known:
-            has = f"its options are: {', '.join(known)}" if known else "random methods have none"
-            raise UserError(f"{method} has no option {option!r}; {has}")
-
-
-def random_pattern_supports(
-    key: jax.Array | int,
-    shapes: Mapping[str, Sequence[int]],
-    pattern: str,
-    density: float,
-    *,
-    dense_layers: Iterable[str] = (),
-    layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
-) -> dict[str, np.ndarray]:
-    """Return the positions, ascending, that :func:`prune` with "uniform" and a ``pattern`` keeps of each kernel.
-
-    Raises :class:`~dctps_jax.errors.UserError` for no pattern, and as :func:`prune` does.
-    """
-    key = as_key(key)
-    check_shapes("shapes", shapes)
-    check_density(density, "density")
-    found = parse_pattern(pattern, density)
-    if found is None:
-        raise UserError('pattern is \'\'; it must be "N:M" with 0 < N < M, e.g. "2:4"')
-    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-    fixed = fixed_counts(sizes, dense_layers, layer_densities, dict.fromkeys(sizes, 1))
-    masks = random_pattern_masks(key, {path: np.ones(shape, bool) for path, shape in shapes.items()}, found, fixed)
-    return {path: np.flatnonzero(mask) for path, mask in masks.items()}
-
-
-# What score_masks takes besides the arguments of prune.
-SCORE_OPTIONS = tuple(
-    name for name in inspect.signature(score_masks).parameters if name not in inspect.signature(prune).parameters
-)

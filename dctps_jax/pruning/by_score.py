@@ -25,6 +25,10 @@ from dctps_jax.pruning.selection import Masks
 SCOPES = ("global", "layer")
 
 
+# What a score takes besides the arguments that it shares with the allocations.
+SCORE_OPTIONS = ("num_steps", "schedule", "loss", "scope", "allocation")
+
+
 def score_masks(
     model: nnx.Module,
     method: str,

@@ -17,7 +17,7 @@ from dctps_jax.reports.figures import (
     save_figure,
     within_percent,
 )
-from dctps_jax.reports.records import MAX_FIELDS_IN_LABEL
+from dctps_jax.reports.settings import MAX_FIELDS_IN_LABEL
 
 MAX_TICKS = 10
 QUANTITY = "test accuracy, last epoch (%)"

@@ -26,18 +26,8 @@ from dctps_jax.reports.figures import (
     offset_line,
     save_figure,
 )
-from dctps_jax.reports.records import (
-    MAX_FIELDS_IN_LABEL,
-    Record,
-    Setting,
-    by_setting,
-    differing,
-    method_name,
-    names_of_settings,
-    read_all,
-    title_of,
-    values_of,
-)
+from dctps_jax.reports.records import Record, by_setting, names_of_settings, read_all
+from dctps_jax.reports.settings import MAX_FIELDS_IN_LABEL, Setting, differing, method_name, title_of, values_of
 
 MAX_COLUMNS = 3
 DENSE = "dense"  # the title of runs that train all weights and differ from the others in nothing else

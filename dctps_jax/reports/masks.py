@@ -18,7 +18,7 @@ from dctps_jax.field import flat_fields
 from dctps_jax.pruning import load_masks, load_run_masks
 from dctps_jax.reports.figures import HEADROOM, add_legend, figure_files, label_of, look_of, new_figure, save_figure
 from dctps_jax.reports.names import names_of_places
-from dctps_jax.reports.records import title_of
+from dctps_jax.reports.settings import title_of
 from dctps_jax.runs.workdir import read_config
 
 logger = logging.getLogger("dctps_jax")

@@ -24,19 +24,14 @@ from dctps_jax.reports.accuracy import draw_accuracy
 from dctps_jax.reports.curves import draw_curves
 from dctps_jax.reports.figures import figure_files
 from dctps_jax.reports.records import (
-    MAX_FIELDS_IN_LABEL,
     Record,
-    Setting,
     by_setting,
-    differing,
     first_of_each_seed,
-    method_name,
     names_of_settings,
     read_records,
-    title_of,
-    values_of,
     write_records,
 )
+from dctps_jax.reports.settings import MAX_FIELDS_IN_LABEL, Setting, differing, method_name, title_of, values_of
 from dctps_jax.runs.metrics import mean_and_std
 
 Line = dict[str, Any]

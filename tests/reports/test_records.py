@@ -5,7 +5,8 @@ import pytest
 
 from configs import lenet_digits
 from dctps_jax.optimizers import OPTIMIZERS, Optimizer
-from dctps_jax.reports.records import Record, differing, has_effect, method_name, read_records, title_of
+from dctps_jax.reports.records import Record, read_records
+from dctps_jax.reports.settings import differing, has_effect, method_name, title_of
 
 
 @pytest.mark.parametrize(("name", "expected"), [("sgd", True), ("nesterov", True), ("adam", False), ("signum", True)])

@@ -9,8 +9,9 @@ import pytest
 
 from dctps_jax import UserError
 from dctps_jax.reports.accuracy import draw_accuracy
-from dctps_jax.reports.records import method_name, read_records
+from dctps_jax.reports.records import read_records
 from dctps_jax.reports.report import markdown, summary, write_report
+from dctps_jax.reports.settings import method_name
 from tests.fake_runs import make_run
 
 

@@ -17,7 +17,8 @@ from configs import lenet_digits
 from configs.sweeps import density, methods
 from dctps_jax import UserError
 from dctps_jax.cli import sweep
-from dctps_jax.runs.sweep import Sweep, in_existing_folders, plan_runs
+from dctps_jax.runs.grid import in_existing_folders, plan_runs
+from dctps_jax.runs.sweep import Sweep
 
 # Stands for train.py: takes the seed's place in the sweep, and fails or waits where it is told to.
 CHILD = """
