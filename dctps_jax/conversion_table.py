@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
+from dctps_jax.aligned import aligned
 from dctps_jax.arguments import check_model
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import Frozen, FrozenAlpha, KernelLayer
@@ -34,11 +35,7 @@ class Report(NamedTuple):
 
     def __str__(self) -> str:
         cells = [(row.path or "(the network)", row.kind, f"{row.trained:,} of {row.parameters:,}") for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            f"{path:{widths[0]}}  {kind:{widths[1]}}  {numbers:>{widths[2]}}  {row.outcome}"
-            for (path, kind, numbers), row in zip(cells, self.rows, strict=True)
-        ]
+        lines = [f"{line}  {row.outcome}" for line, row in zip(aligned(cells, left=2), self.rows, strict=True)]
         trained, parameters = (sum(getattr(row, name) for row in self.rows) for name in ("trained", "parameters"))
         lines.append(f"{trained:,} of {parameters:,} parameters are trained, {100 * self.density:.4g} %")
         return "\n".join(lines)

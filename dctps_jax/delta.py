@@ -23,7 +23,7 @@ from dctps_jax.layer_kinds import DCTpSEmbed
 from dctps_jax.prunable import prunable_layers
 from dctps_jax.pruning.masks import mask_of_layer
 from dctps_jax.runs.packing import digest
-from dctps_jax.safetensors_file import digest_of_file, read_safetensors
+from dctps_jax.safetensors_file import check_digest, check_format, digest_of_file, read_safetensors
 
 FORMAT, FORMAT_VERSION = "dctps_jax.delta", 1
 REMEDY = "write it again with export_delta(model, file)"
@@ -130,16 +130,8 @@ def _read(file: Path) -> tuple[dict[str, np.ndarray], str, str]:
     if not file.is_file():
         raise UserError(f"{file} {'is no file' if file.exists() else 'does not exist'}; {REMEDY}")
     tensors, metadata = read_safetensors(file, REMEDY)
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{file} is a safetensors file, but none of export_delta; give one that it wrote")
-    version = metadata.get("format_version", "")
-    if version.isdecimal() and int(version[:9]) > FORMAT_VERSION:
-        raise UserError(
-            f"{file} was written by a newer dctps_jax (format {version[:9]}, this one knows {FORMAT_VERSION}); update "
-            "dctps_jax"
-        )
-    if metadata.get("digest") != digest_of_file(tensors, metadata):
-        raise UserError(f"{file} is damaged: its digest does not match its content; {REMEDY}")
+    check_format(file, metadata, FORMAT, FORMAT_VERSION, "export_delta")
+    check_digest(file, metadata, digest_of_file(tensors, metadata), REMEDY)
     return tensors, metadata["base"], metadata.get("dtypes", "")
 
 

@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import errno
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -31,6 +31,12 @@ def first_line(error: BaseException) -> str:
     """
     line = next(iter(str(error).splitlines()), type(error).__name__)
     return line if len(line) <= 200 else f"{line[:200]} …"
+
+
+def some_of(items: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Return the first ``most`` of some texts in one, and how many more there are."""
+    more = [f"and {len(items) - most} more"] if len(items) > most else []
+    return separator.join([*items[:most], *more])
 
 
 # The exit code of a process that ran out of memory, threads or file handles.

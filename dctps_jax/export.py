@@ -33,7 +33,7 @@ from dctps_jax.files import check_target, is_printable, write_whole
 from dctps_jax.kernels import Mask, Support
 from dctps_jax.ops.target import PORTABLE, tracing_for
 from dctps_jax.own import IMPORT_PATH, blaming, is_import_path
-from dctps_jax.runs.checkpoint import read_arrays
+from dctps_jax.runs.checkpoint import last_is_lost, read_arrays
 from dctps_jax.runs.fields import check_data
 from dctps_jax.runs.packing import flatten
 from dctps_jax.runs.workdir import read_config, read_results
@@ -85,10 +85,7 @@ def export_run(run: Path | str, output: Path | str, checkpoint: str = "best", ne
         raise UserError(f"{run} cannot be exported: {error}; restore its files or take another run") from error
     step, arrays = read_arrays(run / "checkpoints", "best" if checkpoint == "best" else "latest", config)
     if checkpoint != "best" and step != results.get("step", step):  # results of version 0.1.0 have none
-        raise UserError(
-            f"{run / 'checkpoints' / 'latest'} ends at step {step}, but the run at step {results['step']}; put back "
-            "its last checkpoint, or take another run"
-        )
+        raise last_is_lost(run, step, results["step"])
     if checkpoint == "ema":
         prefix = "state/averages/"
         averages = {

@@ -1,8 +1,8 @@
 """The file of an exported network: its metadata, its digest, and how it is read.
 
 The metadata are texts: ``format`` ("dctps_jax"), ``format_version``, ``config`` and ``data`` (JSON), ``step``,
-``digest``. With a network of the user's own, ``network`` (JSON) says what it was when it was trained; files of before
-lack it.
+``digest``. With a network of the user's own, ``network`` (JSON) says what it was when it was trained. Older files lack
+it.
 
 - Version 2: the digest is a SHA-256 over the tensors and all metadata but the digest itself.
 - Version 1: the digest covers the tensors only. Such a file is read with a warning, since nothing tells whether its
@@ -28,7 +28,7 @@ from dctps_jax.own import is_import_path
 from dctps_jax.runs.fields import check_data, check_network, check_object
 from dctps_jax.runs.packing import digest
 from dctps_jax.runs.workdir import ADDED_FIELDS
-from dctps_jax.safetensors_file import digest_of_file, read_safetensors
+from dctps_jax.safetensors_file import check_digest, check_format, digest_of_file, read_safetensors, version_of
 
 FORMAT, FORMAT_VERSION = "dctps_jax", 2
 # What the network is built of. Other fields may be of another version of dctps_jax.
@@ -68,22 +68,16 @@ class Description(NamedTuple):
 def read_exported_file(file: Path) -> tuple[Description, dict[str, np.ndarray]]:
     """Return what an exported file says of its network, and its tensors, once its digest is checked."""
     tensors, metadata = _content(file)
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{file} is a safetensors file, but none of dctps_jax.export; give one that it wrote")
-    text = metadata.get("format_version", "")
-    version = int(text[:9]) if text.isdecimal() else 0  # Python does not read thousands of digits
-    if version > FORMAT_VERSION:
-        raise UserError(
-            f"{file} was written by a newer dctps_jax (format {version}, this one knows {FORMAT_VERSION}); update "
-            "dctps_jax"
-        )
+    check_format(file, metadata, FORMAT, FORMAT_VERSION, "dctps_jax.export")
+    version = version_of(metadata)
     if version < 1:
+        text = reprlib.repr(metadata.get("format_version", ""))
         raise UserError(
-            f"{file} is damaged: its format_version is {reprlib.repr(text)}, not a number from 1 to {FORMAT_VERSION}; "
-            "export the run again"
+            f"{file} is damaged: its format_version is {text}, not a number from 1 to {FORMAT_VERSION}; export the run "
+            "again"
         )
-    if metadata.get("digest") != (digest(tensors) if version == 1 else digest_of_file(tensors, metadata)):
-        raise UserError(f"{file} is damaged: its digest does not match its content; export the run again")
+    found = digest(tensors) if version == 1 else digest_of_file(tensors, metadata)
+    check_digest(file, metadata, found, "export the run again")
     if version == 1:
         logger.warning(
             "%s is of format 1, whose digest covers the weights only: classes, normalisation and config cannot be "

@@ -1,5 +1,6 @@
 """Find the layers of a network and the prunable ones among them; copy a network without masks."""
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -69,17 +70,13 @@ def replace_layers(node: Any, new: Mapping[int, Any], above: frozenset[int] = fr
     children = {name: replace_layers(child, new, above | {id(node)}) for name, child in _children(node).items()}
     if isinstance(node, tuple):
         fields = getattr(node, "_make", tuple)  # a named tuple has a constructor of its own
-        return fields(children.values()) if any(map(_is_other, children.values(), node)) else node
+        return fields(children.values()) if any(map(operator.is_not, children.values(), node)) else node
     for name, child in children.items():
         if isinstance(node, list | dict):
             node[name] = child
         elif child is not vars(node)[name]:
             setattr(node, name, child if isinstance(child, nnx.Pytree) else nnx.data(child))
     return node
-
-
-def _is_other(one: Any, other: Any) -> bool:
-    return one is not other
 
 
 def _children(node: Any) -> Mapping[Any, Any]:

@@ -29,6 +29,32 @@ def read_safetensors(file: Path, remedy: str) -> tuple[dict[str, np.ndarray], di
         raise UserError(f"{file} is no safetensors file, or a truncated one ({first_line(error)}); {remedy}") from error
 
 
+def check_format(file: Path, metadata: Mapping[str, str], name: str, newest: int, writer: str) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` unless ``writer`` wrote a file, in a format that this version reads.
+
+    ``name`` is the format's name in the metadata, and ``newest`` its newest version.
+    """
+    if metadata.get("format") != name:
+        raise UserError(f"{file} is a safetensors file that {writer} did not write; give one that it wrote")
+    version = version_of(metadata)
+    if version > newest:
+        raise UserError(
+            f"{file} was written by a newer dctps_jax (format {version}, this one knows {newest}); update dctps_jax"
+        )
+
+
+def version_of(metadata: Mapping[str, str]) -> int:
+    """Return the version of a format that metadata name, 0 for none."""
+    text = metadata.get("format_version", "")
+    return int(text[:9]) if text.isdecimal() else 0  # Python does not read thousands of digits
+
+
+def check_digest(file: Path, metadata: Mapping[str, str], found: str, remedy: str) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError`, which ends in ``remedy``, if a file's digest is not ``found``."""
+    if metadata.get("digest") != found:
+        raise UserError(f"{file} is damaged: its digest does not match its content; {remedy}")
+
+
 def digest_of_file(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
     """Return a SHA-256 over the tensors and all metadata except the digest itself."""
     header = {name: text for name, text in metadata.items() if name != "digest"}

@@ -164,7 +164,9 @@ def test_wrong_files_are_named(file, tmp_path):
     with pytest.raises(UserError, match=r"damaged\.safetensors is damaged"):
         load_exported(tmp_path / "damaged.safetensors")
     save_file({"a": np.ones(3)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(UserError, match=r"foreign\.safetensors is a safetensors file, but none of dctps_jax"):
+    with pytest.raises(
+        UserError, match=r"foreign\.safetensors is a safetensors file that dctps_jax\.export did not write"
+    ):
         load_exported(tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match=r"newer dctps_jax \(format 3, this one knows 2\); update"):
         load_exported(changed(file, tmp_path / "newer.safetensors", format_version="3"))

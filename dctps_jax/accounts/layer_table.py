@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from dctps_jax.accounts.aligned import aligned
+from dctps_jax.aligned import aligned
 
 
 def layer_table(shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int], sizes: Mapping[str, int]) -> str:

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from dctps_jax.accounts.aligned import aligned
 from dctps_jax.accounts.works import calls_of
+from dctps_jax.aligned import aligned
 from dctps_jax.ops.cost_model import choose, predicted_seconds
 from dctps_jax.ops.methods import METHODS, possible_methods
 from dctps_jax.ops.work import Work

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from dctps_jax.accounts.aligned import aligned
+from dctps_jax.aligned import aligned
 
 Account = dict[str, dict[str, int]]
 

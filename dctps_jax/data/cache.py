@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from dctps_jax.data.dataset import Arrays, Decoded, DecodedPart, Options
-from dctps_jax.data.reading import SPENT_HANDLES, cache_folder, open_regular, unreadable
-from dctps_jax.errors import DiskFull, UserError
+from dctps_jax.data.reading import cache_folder, open_regular, unreadable
+from dctps_jax.errors import SPENT_HANDLES, DiskFull, UserError, first_line
 from dctps_jax.files import unfinished
 
 logger = logging.getLogger("dctps_jax")
@@ -179,8 +179,7 @@ def _finding_damage(path: Path) -> Iterator[None]:
             advice = "make it readable, or set config.data.cache_dir to another folder"
             raise unreadable(path, error, advice) from error
         state = "missing" if isinstance(error, FileNotFoundError) else "damaged"
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise _DamagedError(f"{path} is {state} ({reason})") from error
+        raise _DamagedError(f"{path} is {state} ({first_line(error)})") from error
 
 
 def _write(folder: Path, name: str, source: Path, decoded: Decoded, source_dir: Path) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from dctps_jax.data.dataset import Decoded, DecodedPart, Options, Size
-from dctps_jax.data.encoded import Encoded
+from dctps_jax.data.encoded import ADVICE, Encoded
 from dctps_jax.data.images import DECODER, SUFFIXES, decode_image, image_blocks, max_file_bytes
 from dctps_jax.data.reading import read_file, stamp_of, unreadable
 from dctps_jax.data.shards import digest_of_files
-from dctps_jax.errors import UserError
+from dctps_jax.errors import UserError, some_of
 from dctps_jax.files import printable
 
 
@@ -38,11 +38,11 @@ def find_image_folder(options: Options) -> Encoded:
         if class_name not in train:
             raise UserError(
                 f"{test_folder / class_name} is a class that train lacks; the classes of train are "
-                f"{_shorten(list(train))}; remove the folder, or add its training images"
+                f"{some_of(list(train), 10)}; remove the folder, or add its training images"
             )
     files = [file for classes in (train, test) for listed in classes.values() for file in listed]
     for reason, names in passed_over.items():
-        print(f"{options.dir}: passed over, {reason}: {len(names)} ({_shorten(names, 3)})")
+        print(f"{options.dir}: passed over, {reason}: {len(names)} ({some_of(names, 3)})")
     grey = "" if options.channels == 3 else ",channels=1"
     extra = f"image_size={options.image_size},fit={options.fit},{DECODER}{grey}"
     stamp = stamp_of(options.dir, files, extra=extra)
@@ -142,7 +142,7 @@ def _decode(train: FilesInFolders, test: FilesInFolders, class_names: tuple[str,
             files.read,
             size,
             resize=bool(options.image_size),
-            size_advice="set config.data.image_size to resize all images to one size",
+            size_advice=ADVICE,
             max_pixels=options.max_pixels,
             fit=options.fit,
             channels=options.channels,
@@ -150,7 +150,3 @@ def _decode(train: FilesInFolders, test: FilesInFolders, class_names: tuple[str,
         return DecodedPart(files.labels, size, blocks, options.channels)
 
     return Decoded(part(train), part(test), class_names)
-
-
-def _shorten(names: list[str], most: int = 10) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dctps_jax.errors import SPENT_HANDLES, UserError
+from dctps_jax.errors import SPENT_HANDLES, UserError, first_line
 
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
 
@@ -88,5 +88,6 @@ def parsing(path: Path, advice: str) -> Iterator[None]:
         # A damaged archive can name a place outside of the file. Then the system calls the argument invalid.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise unreadable(path, error, "make it readable") from error
-        reason = next(iter(str(error).splitlines()), "")
-        raise UserError(f"{path} is cut short or damaged ({type(error).__name__}: {reason}); {advice}") from error
+        raise UserError(
+            f"{path} is cut short or damaged ({type(error).__name__}: {first_line(error)}); {advice}"
+        ) from error

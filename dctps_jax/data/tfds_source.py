@@ -7,7 +7,7 @@ the modules that features.json and dataset_info.json name, and decodes any featu
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,7 +67,12 @@ def _versions_in(folder: Path) -> list[Path]:
     """Return the folders with a dataset_info.json: ``folder`` itself, or the versions below it, the newest first."""
     if (folder / _INFO).exists():
         return [folder]
-    versions = [path.parent for path in folder.glob(f"**/{_INFO}") if re.fullmatch(r"[\d.]+", path.parent.name)]
+    return _newest_first(folder.glob(f"**/{_INFO}"))
+
+
+def _newest_first(files: Iterable[Path]) -> list[Path]:
+    """Return the folders of some files, as far as their names are versions."""
+    versions = [file.parent for file in files if re.fullmatch(r"[\d.]+", file.parent.name)]
     return sorted(versions, key=lambda path: [int(number) for number in path.name.split(".") if number], reverse=True)
 
 
@@ -78,9 +83,8 @@ def find_prepared(name: str, folder: Path) -> Path | None:
     A version in another format is passed over with a warning, since only TensorFlow could read it. Raises UserError if
     a dataset_info.json is damaged or, in ``folder`` itself, belongs to another data set.
     """
-    versions = [path.parent for path in (folder / name).glob(f"*/{_INFO}") if re.fullmatch(r"[\d.]+", path.parent.name)]
-    versions.sort(key=lambda path: [int(number) for number in path.name.split(".") if number])
-    candidates = [*reversed(versions), *([folder] if (folder / _INFO).exists() else [])]
+    candidates = _newest_first((folder / name).glob(f"*/{_INFO}"))
+    candidates += [folder] if (folder / _INFO).exists() else []
     for candidate in candidates:
         path = candidate / _INFO
         info = _read_json(path)

@@ -75,7 +75,10 @@ def _difference(value: Any, first: Any) -> str:
     """Return the first item in which two dicts differ, in brackets for a message; "" for other values."""
     if not isinstance(value, dict) or not isinstance(first, dict):
         return ""
-    name = next(name for name in (*first, *value) if value.get(name) != first.get(name))
+    difference = differing([first, value])
+    if difference is None:
+        return ""
+    _, name = difference
     found, wanted = (reprlib.repr(values.get(name)) for values in (value, first))
     return f" ({name}: {found}, and in process 0 {wanted})"
 

@@ -29,6 +29,7 @@ from dctps_jax.prunable import NO_LAYERS, check_not_normalized, prunable_layers
 from dctps_jax.supports import check_positions
 
 FORMS = ("masked", "compact")
+NOTHING_KEPT = "no mask keeps a weight, so that nothing could be trained; a mask is True where a weight stays"
 
 
 def apply_masks(
@@ -55,11 +56,10 @@ def apply_masks(
         shape = (*layers[path].stack, *layers[path].kernel_shape)
         if tuple(mask.shape) != shape:
             raise UserError(f"the mask of {names_of([path])} has shape {mask.shape}, its kernel {shape}")
-        check_zero_or_one(mask, f"the mask of {names_of([path])}")
     if set(masks) == set(layers) and not any(
         isinstance(mask, Tracer) or np.asarray(mask).any() for mask in masks.values()
     ):
-        raise UserError("no mask keeps a weight, so that nothing could be trained; a mask is True where a weight stays")
+        raise UserError(NOTHING_KEPT)
     if form == "masked":
         for path, mask in masks.items():
             layers[path].set_mask(mask)
@@ -76,20 +76,23 @@ def apply_masks(
 
 
 def _check_arrays(masks: Any) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` unless ``masks`` is a dict of arrays by path."""
+    """Raise :class:`~dctps_jax.errors.UserError` unless ``masks`` is a dict of arrays of 0 and 1 by path."""
     check_by_path("masks", masks, "masks")
     for path, mask in masks.items():
-        if not isinstance(mask, np.ndarray | jax.Array):
-            raise UserError(
-                f"the mask of {names_of([path])} is {words(mask)}; it must be an array of booleans, True where a "
-                "weight is trained"
-            )
+        check_mask(mask, names_of([path]))
+
+
+def check_mask(mask: Any, name: str) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` unless the mask of ``name`` is an array of 0 and 1."""
+    if not isinstance(mask, np.ndarray | np.bool_ | jax.Array):
+        raise UserError(
+            f"the mask of {name} is {words(mask)}; it must be an array of booleans, True where a weight is trained"
+        )
+    check_zero_or_one(mask, f"the mask of {name}")
 
 
 def _as_booleans(masks: Mapping[str, np.ndarray | jax.Array]) -> dict[str, np.ndarray]:
     _check_arrays(masks)
-    for path, mask in masks.items():
-        check_zero_or_one(mask, f"the mask of {names_of([path])}")
     return {path: np.asarray(mask) != 0 for path, mask in masks.items()}
 
 

@@ -10,8 +10,8 @@ import optax
 from flax import nnx
 from jax.core import Tracer
 
-from dctps_jax.arguments import check_zero_or_one, words
 from dctps_jax.errors import UserError, first_line
+from dctps_jax.pruning.masks import NOTHING_KEPT, check_mask
 
 
 def keep_masked(tree: Any, masks: Any) -> Any:
@@ -70,14 +70,9 @@ def check_values_of_masks(masks: Any) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` for masks that are not arrays of 0 and 1, or keep no weight at all."""
     arrays = jax.tree_util.tree_leaves_with_path(masks)
     for path, mask in arrays:
-        if not isinstance(mask, jax.Array | np.ndarray | np.bool_):
-            raise UserError(
-                f"the mask of {_name(path)} is {words(mask)}; it must be an array of booleans, True where a weight is "
-                "trained"
-            )
-        check_zero_or_one(mask, f"the mask of {_name(path)}")
+        check_mask(mask, _name(path))
     if arrays and not any(isinstance(mask, Tracer) or np.asarray(mask).any() for _, mask in arrays):
-        raise UserError("no mask keeps a weight, so that nothing could be trained; a mask is True where a weight stays")
+        raise UserError(NOTHING_KEPT)
 
 
 def check_masks_of_tree(tree: Any, masks: Any) -> None:

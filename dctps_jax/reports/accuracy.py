@@ -34,7 +34,6 @@ def draw_accuracy(lines: Sequence[Line], output: Path, title: str) -> None:
     has a panel for each density with a row of dots for each method: short lines would only cross. Bars and bands show a
     standard deviation over seeds. The dense network without offset is a straight line.
     """
-    lines = [line for line in lines if line["test_accuracy_final"] is not None]
     sparse = [line for line in lines if not _is_baseline(line)]
     baselines = {
         _method(line): (line, BASELINE_STYLES[number % len(BASELINE_STYLES)])

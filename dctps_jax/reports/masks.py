@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dctps_jax.accounts.aligned import aligned
+from dctps_jax.aligned import aligned
 from dctps_jax.command import command
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
@@ -19,6 +19,7 @@ from dctps_jax.pruning import load_masks, load_run_masks
 from dctps_jax.reports.figures import HEADROOM, add_legend, figure_files, label_of, look_of, new_figure, save_figure
 from dctps_jax.reports.names import names_of_places
 from dctps_jax.reports.settings import title_of
+from dctps_jax.runs.damage import DAMAGED
 from dctps_jax.runs.workdir import read_config
 
 logger = logging.getLogger("dctps_jax")
@@ -139,7 +140,7 @@ def _check_layers(runs: Mapping[Path, Masks], place: Path) -> None:
 
 
 def _runs_below(folder: Path) -> list[Path]:
-    return sorted(file.parent for file in folder.rglob("masks.npz") if file.parent.name != "damaged")
+    return sorted(file.parent for file in folder.rglob("masks.npz") if file.parent.name != DAMAGED)
 
 
 def _title(sources: Sequence[Path]) -> str:

@@ -14,6 +14,7 @@ from dctps_jax.pruning import density_asked
 from dctps_jax.reports.names import names_of_groups, names_of_places
 from dctps_jax.reports.settings import Setting, has_effect
 from dctps_jax.runs import seal
+from dctps_jax.runs.damage import DAMAGED
 from dctps_jax.runs.fields import check_config_fields, check_object, check_results, check_row
 from dctps_jax.runs.metrics import best_of, read_rows
 from dctps_jax.runs.workdir import ADDED_FIELDS, free_fields, read_config, read_results
@@ -106,7 +107,7 @@ def read_records(source: Path | str) -> list[Record]:
         names = ("config.json", "metrics.jsonl", "results.json")
         folders = sorted({file.parent for name in names for file in source.rglob(name)})
         # What a run set aside, when it wrote a damaged file anew.
-        folders = [folder for folder in folders if folder.name != "damaged"]
+        folders = [folder for folder in folders if folder.name != DAMAGED]
         records = [read_run(folder, str(folder.relative_to(source))) for folder in folders]
         records = [record for record in records if record.config.get("num_seeds", 1) == 1]
     else:

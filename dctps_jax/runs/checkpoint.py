@@ -18,7 +18,7 @@ from dctps_jax.distributed.placing import place
 from dctps_jax.errors import DiskFull, UserError
 from dctps_jax.files import parse_json
 from dctps_jax.runs.checkpoint_files import CONTENT, DESCRIPTION, Content, describe, encode, read_checkpoint
-from dctps_jax.runs.damage import Damaged
+from dctps_jax.runs.damage import DAMAGED, Damaged
 from dctps_jax.runs.one_file import OneFile
 from dctps_jax.runs.packing import flatten
 from dctps_jax.runs.workdir import is_name_of, name_of_run
@@ -111,7 +111,7 @@ class Checkpoints:
         for step, damage in damages.items():
             source = self.folder / kind / str(step)
             logger.warning("checkpoint %s is damaged and passed over (%s)", source, damage)
-            set_aside(source, self.folder / "damaged", f"{kind}_{step}")
+            set_aside(source, self.folder / DAMAGED, f"{kind}_{step}")
         return newest
 
     def newest_for_all(self, kind: str) -> Saved | None:
@@ -212,6 +212,14 @@ def read_saved(folder: Path, kind: str, config: dict[str, Any] | None = None, st
     saved = Saved(step, *content)
     _check_run(saved, folder / kind, config)
     return saved
+
+
+def last_is_lost(workdir: Path, step: int, end: int) -> UserError:
+    """Return the error for a finished run of ``end`` steps whose newest checkpoint is of ``step``."""
+    return UserError(
+        f"{workdir / 'checkpoints' / 'latest'} ends at step {step}, but the run at step {end}; put back its last "
+        "checkpoint, or take another run"
+    )
 
 
 def steps_in(folder: Path) -> list[int]:

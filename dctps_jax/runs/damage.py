@@ -6,6 +6,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+# The folder that damaged files and checkpoints are moved to.
+DAMAGED = "damaged"
+
 
 class Damaged(Exception):
     """A checkpoint that is not as it was written: a file is missing, or its content does not match its digest.

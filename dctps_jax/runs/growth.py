@@ -12,10 +12,11 @@ from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.files import write_whole
 from dctps_jax.runs.checkpoint import set_aside
+from dctps_jax.runs.damage import DAMAGED
 from dctps_jax.runs.workdir import FILES, grown, read_config, record_config, write_json
 
 # Files that a run of one seed may have in its directory besides FILES.
-MORE_FILES = ("damaged", "wandb", "trackio", "results_*_epochs.json", "masks_*_epochs.npz")
+MORE_FILES = (DAMAGED, "wandb", "trackio", "results_*_epochs.json", "masks_*_epochs.npz")
 # Files that only the directory of a single seed has.
 OF_ONE_SEED = tuple(name for name in FILES if name not in ("results.json", "data.json"))
 

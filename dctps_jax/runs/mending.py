@@ -12,6 +12,7 @@ from dctps_jax import pruning
 from dctps_jax.errors import UserError
 from dctps_jax.files import digest_of, read_file
 from dctps_jax.runs.checkpoint import Checkpoints, Saved, set_aside
+from dctps_jax.runs.damage import DAMAGED
 from dctps_jax.runs.metrics import content_of, read_rows, write_rows
 from dctps_jax.runs.seal import is_sealed_as
 
@@ -50,7 +51,7 @@ def masks_of(supports: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -
 def check_not_begun(workdir: Path) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` if the run of a directory had checkpoints but none is sound."""
     rows = read_rows(workdir / "metrics.jsonl")
-    damaged = workdir / "checkpoints" / "damaged"
+    damaged = workdir / "checkpoints" / DAMAGED
     has_damaged = damaged.is_dir() and any(entry.name.startswith("latest_") for entry in damaged.iterdir())
     if rows or has_damaged:
         known = f"metrics.jsonl has {len(rows)} epochs" if rows else "there was one"
@@ -129,7 +130,7 @@ def make_way(path: Path, fault: str) -> None:
     """Move a file that will be written anew from the checkpoint to ``damaged/`` beside it, if it exists, and warn."""
     kept = ""
     if path.exists():
-        kept = f"; what was there is in {set_aside(path, path.parent / 'damaged', path.name)}"
+        kept = f"; what was there is in {set_aside(path, path.parent / DAMAGED, path.name)}"
     logger.warning("%s %s and is written anew from the checkpoint%s", path, fault, kept)
 
 

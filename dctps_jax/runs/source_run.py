@@ -14,7 +14,7 @@ from dctps_jax import pruning
 from dctps_jax.errors import UserError
 from dctps_jax.field import find_field
 from dctps_jax.pruning.groups import make_groups
-from dctps_jax.runs.checkpoint import Saved, read_saved, steps_in
+from dctps_jax.runs.checkpoint import Saved, last_is_lost, read_saved, steps_in
 from dctps_jax.runs.workdir import read_config, read_results
 
 
@@ -65,10 +65,7 @@ def prune_trained_weights(config: Any, shapes: Mapping[str, Sequence[int]]) -> d
     pruning.check_masks(masks, shapes, source.folder)
     last, end = read_saved(source.folder / "checkpoints", "latest", source.config), read_results(source.folder)["step"]
     if last.step != end:
-        raise UserError(
-            f"{source.folder / 'checkpoints' / 'latest'} ends at step {last.step}, but the run at step {end}; put back "
-            "its last checkpoint, or take another run"
-        )
+        raise last_is_lost(source.folder, last.step, end)
     scores = {}
     for path, mask in masks.items():
         place = path.replace(".", "/")

@@ -13,7 +13,7 @@ from dctps_jax.data.sources import reads_any_folder
 from dctps_jax.defaults import FIELDS
 from dctps_jax.distributed.agreement import check_shared, is_first, on_first
 from dctps_jax.distributed.together import log_into
-from dctps_jax.errors import UserError
+from dctps_jax.errors import UserError, some_of
 from dctps_jax.field import flat_fields
 from dctps_jax.files import digest_of, read_json, write_whole
 from dctps_jax.runs.fields import check_config_fields, check_object, check_results
@@ -242,10 +242,9 @@ def check_same(workdir: Path, config: dict[str, Any]) -> None:
         if field not in free and found.get(field) != asked.get(field)
     ]
     if different:
-        shown = different[:MAX_SHOWN] + [f"and {len(different) - MAX_SHOWN} more"] * (len(different) > MAX_SHOWN)
         raise UserError(
-            f"--workdir {workdir} belongs to a run with another config: {', '.join(shown)}; use that config, or "
-            "another directory"
+            f"--workdir {workdir} belongs to a run with another config: {some_of(different, MAX_SHOWN)}; use that "
+            "config, or another directory"
         )
     _check_no_seed_is_left_out(workdir, found, asked)
 

@@ -11,7 +11,7 @@ import optax
 from dctps_jax import data, models
 from dctps_jax.data.batches import Normalization, Subset, normalization_of
 from dctps_jax.data.regularization import Regularization
-from dctps_jax.errors import UserError
+from dctps_jax.errors import UserError, some_of
 from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau, warmup_steps_of
 from dctps_jax.own import as_options
 from dctps_jax.pruning.dynamic import UpdateSchedule, update_schedule
@@ -53,7 +53,7 @@ def load_data(config: Any, max_decoded_bytes: float = math.inf) -> data.Dataset:
             config.data.name,
             len(names),
             dataset.num_classes,
-            ", ".join(names[:MAX_SHOWN]) + ", …" * (len(names) > MAX_SHOWN),
+            some_of(names, MAX_SHOWN),
             in_test,
         )
     return dataset

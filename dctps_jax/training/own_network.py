@@ -16,7 +16,7 @@ from flax import nnx
 from dctps_jax.conversion import convert
 from dctps_jax.data.dataset import Size, height_and_width, size_of
 from dctps_jax.defaults import FIELDS
-from dctps_jax.errors import UserError
+from dctps_jax.errors import UserError, some_of
 from dctps_jax.ops.target import PORTABLE, tracing_for
 from dctps_jax.own import as_options, blaming, call, is_import_path, is_needed
 from dctps_jax.prunable import prunable_layers
@@ -117,8 +117,7 @@ def change_of_shapes(known: Mapping[str, Sequence[int]], now: Mapping[str, Seque
         for name in dict.fromkeys([*known, *now])
         if shape(known, name) != shape(now, name)
     ]
-    shown = changes[:MAX_SHOWN] + [f"and {len(changes) - MAX_SHOWN} more"] * (len(changes) > MAX_SHOWN)
-    return f"has other shapes now: {'; '.join(shown)}" if changes else None
+    return f"has other shapes now: {some_of(changes, MAX_SHOWN, '; ')}" if changes else None
 
 
 def check_same_program(workdir: Path, known: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
