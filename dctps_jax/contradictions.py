@@ -11,7 +11,7 @@ from typing import Any
 from dctps_jax import data, models, pruning
 from dctps_jax.defaults import FIELDS
 from dctps_jax.optimizers import check_options as check_options_of_optimizer
-from dctps_jax.own import as_options, check_options, find_function, is_import_path
+from dctps_jax.user_functions import as_options, check_options, find_function, is_import_path
 
 
 def _last_seed_too_large(config: Any) -> str | None:

@@ -32,7 +32,6 @@ from dctps_jax.field import find_field
 from dctps_jax.files import check_target, is_printable, write_whole
 from dctps_jax.kernels import Mask, Support
 from dctps_jax.ops.target import PORTABLE, tracing_for
-from dctps_jax.own import IMPORT_PATH, blaming, is_import_path
 from dctps_jax.runs.checkpoint import last_is_lost, read_arrays
 from dctps_jax.runs.fields import check_data
 from dctps_jax.runs.packing import flatten
@@ -45,6 +44,7 @@ from dctps_jax.training.own_network import (
     describe_program,
 )
 from dctps_jax.training.sparse_model import build_model
+from dctps_jax.user_functions import IMPORT_PATH, blaming, is_import_path
 
 SECTIONS = ("params", "batch_stats", "supports", "frozen")
 PLATFORMS = ("cpu", "cuda", "tpu")

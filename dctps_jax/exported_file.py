@@ -24,11 +24,11 @@ from dctps_jax.data.dataset import Size, height_and_width, size_of
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.files import parse_json
-from dctps_jax.own import is_import_path
 from dctps_jax.runs.fields import check_data, check_network, check_object
 from dctps_jax.runs.packing import digest
 from dctps_jax.runs.workdir import ADDED_FIELDS
 from dctps_jax.safetensors_file import check_digest, check_format, digest_of_file, read_safetensors, version_of
+from dctps_jax.user_functions import is_import_path
 
 FORMAT, FORMAT_VERSION = "dctps_jax", 2
 # What the network is built of. Other fields may be of another version of dctps_jax.

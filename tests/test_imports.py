@@ -8,7 +8,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "dctps_jax"
 # A name is a module or a folder of the package.
 GROUPS = [
-    ["errors", "aligned", "arguments", "field", "own", "seeds", "files", "npz", "command", "precision", "losses"],
+    [
+        "errors",
+        "aligned",
+        "arguments",
+        "field",
+        "user_functions",
+        "seeds",
+        "files",
+        "npz",
+        "command",
+        "precision",
+        "losses",
+    ],
     ["offsets", "dct", "ops", "partitioning", "supports", "stacks", "kernels"],
     ["conv_arguments", "layers", "layer_kinds", "data"],
     ["prunable", "frozen"],

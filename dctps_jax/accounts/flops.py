@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from flax import nnx
 
-from dctps_jax.accounts.works import calls_of
+from dctps_jax.accounts.layer_calls import calls_of
 from dctps_jax.prunable import prunable_layers
 
 KINDS: tuple[str, ...] = ("dense", "sparse", "offset")

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from dctps_jax.accounts.works import calls_of
+from dctps_jax.accounts.layer_calls import calls_of
 from dctps_jax.aligned import aligned
 from dctps_jax.ops.cost_model import choose, predicted_seconds
 from dctps_jax.ops.methods import METHODS, possible_methods

@@ -15,7 +15,7 @@ from dctps_jax.cli.experiments import default_workdir, find_experiment, names_in
 from dctps_jax.command import command
 from dctps_jax.config import resolve, unknown_field
 from dctps_jax.defaults import FIELDS
-from dctps_jax.distributed.together import together
+from dctps_jax.distributed.process_group import together
 from dctps_jax.errors import UserError
 from dctps_jax.training.run import run
 from dctps_jax.training.signals import listen_for_signals

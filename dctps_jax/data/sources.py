@@ -12,15 +12,15 @@ from dctps_jax.data.cifar import load_cifar
 from dctps_jax.data.dataset import MAX_PIXELS, Dataset, Options
 from dctps_jax.data.encoded import Encoded
 from dctps_jax.data.image_folder import find_image_folder
-from dctps_jax.data.own import load_npz, load_own
 from dctps_jax.data.parquet_folder import find_parquet_folder
 from dctps_jax.data.reading import cache_folder, unreadable
 from dctps_jax.data.tfds_source import find_tfds_folder
 from dctps_jax.data.tiny_imagenet import load_tiny_imagenet
+from dctps_jax.data.user_images import load_npz, load_own
 from dctps_jax.data.webdataset_folder import find_webdataset_folder
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.field import Allowed
-from dctps_jax.own import IMPORT_PATH, is_import_path
+from dctps_jax.user_functions import IMPORT_PATH, is_import_path
 
 
 class Source(NamedTuple):

@@ -11,7 +11,7 @@ from jax._src import clusters
 
 from dctps_jax.command import end_process, say
 from dctps_jax.config import check_value
-from dctps_jax.distributed import goodbye
+from dctps_jax.distributed import exit_timeout
 from dctps_jax.distributed.relay import Relay
 from dctps_jax.errors import UserError, first_line
 
@@ -70,7 +70,7 @@ def start(settings: Any) -> None:
         ) from error
     finally:
         has_joined.set()
-    goodbye.bound()
+    exit_timeout.bound()
 
 
 def _check_port(address: str) -> None:

@@ -7,7 +7,7 @@ from dctps_jax.field import Allowed, Field, Need, at_least
 from dctps_jax.fields.values import are_pairs, are_texts
 from dctps_jax.models.resnet import STEMS
 from dctps_jax.offsets import OFFSETS
-from dctps_jax.own import IMPORT_PATH, is_option
+from dctps_jax.user_functions import IMPORT_PATH, is_option
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -5,7 +5,7 @@ import math
 from dctps_jax.field import Allowed, ByStep, Field, Need, at_least
 from dctps_jax.fields.values import BELOW_1, FINITE, are_epochs, are_pairs
 from dctps_jax.optimizers import DECAYS, OPTIMIZERS, SCHEDULES, rates_by_step, takes_momentum
-from dctps_jax.own import is_option
+from dctps_jax.user_functions import is_option
 
 DECOUPLED = [name for name, optimizer in OPTIMIZERS.items() if optimizer.decoupled]
 

@@ -10,7 +10,7 @@ import numpy as np
 from dctps_jax.data import Dataset
 from dctps_jax.errors import UserError
 from dctps_jax.files import read_json
-from dctps_jax.runs.mending import make_way
+from dctps_jax.runs.repair import make_way
 from dctps_jax.runs.workdir import write_json
 
 FILE = "data.json"

@@ -13,10 +13,10 @@ from types import FrameType
 
 from tqdm import tqdm
 
-from dctps_jax.own import is_import_path
 from dctps_jax.runs.grid import GridPoint, in_existing_folders
 from dctps_jax.runs.summary import last_line
 from dctps_jax.runs.workdir import InUse, check_same, is_finished, is_in_use, read_results
+from dctps_jax.user_functions import is_import_path
 
 LOG = "log.txt"
 POLL_SECONDS = 0.5

@@ -12,7 +12,7 @@ from typing import Any
 from dctps_jax.data.sources import reads_any_folder
 from dctps_jax.defaults import FIELDS
 from dctps_jax.distributed.agreement import check_shared, is_first, on_first
-from dctps_jax.distributed.together import log_into
+from dctps_jax.distributed.process_group import log_into
 from dctps_jax.errors import UserError, some_of
 from dctps_jax.field import flat_fields
 from dctps_jax.files import digest_of, read_json, write_whole

@@ -13,10 +13,10 @@ from dctps_jax.data.batches import Normalization, Subset, normalization_of
 from dctps_jax.data.regularization import Regularization
 from dctps_jax.errors import UserError, some_of
 from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau, warmup_steps_of
-from dctps_jax.own import as_options
 from dctps_jax.pruning.dynamic import UpdateSchedule, update_schedule
 from dctps_jax.training.step_spec import LOSS_SCALES, StepSpec, default_steps_per_dispatch
 from dctps_jax.training.streaming import crops_files
+from dctps_jax.user_functions import as_options
 
 logger = logging.getLogger("dctps_jax")
 

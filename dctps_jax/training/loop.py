@@ -22,8 +22,8 @@ from dctps_jax.data.batches import (
 )
 from dctps_jax.seeds import stream
 from dctps_jax.training.mask_updates import MASK_UPDATES, UpdateSettings
-from dctps_jax.training.pace import MOST_QUEUED, Pace
 from dctps_jax.training.placement import Placement
+from dctps_jax.training.queue_limit import MOST_QUEUED, Pace
 from dctps_jax.training.signals import NonFiniteLoss
 from dctps_jax.training.state import Graphs, TrainState
 from dctps_jax.training.step import NO_BAD_STEP, Sums, add_metrics, eval_step, train_step, zero_sums

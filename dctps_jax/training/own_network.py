@@ -18,10 +18,10 @@ from dctps_jax.data.dataset import Size, height_and_width, size_of
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError, some_of
 from dctps_jax.ops.target import PORTABLE, tracing_for
-from dctps_jax.own import as_options, blaming, call, is_import_path, is_needed
 from dctps_jax.prunable import prunable_layers
 from dctps_jax.runs.summary import environment
 from dctps_jax.seeds import stream
+from dctps_jax.user_functions import as_options, blaming, call, is_import_path, is_needed
 
 FIELD = "config.model.name"
 # The field of a description that holds the shapes of the parameters.

@@ -14,7 +14,7 @@ from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.prunable import prunable_layers
 from dctps_jax.runs.checkpoint import Saved, as_tree
-from dctps_jax.runs.mending import supports_of
+from dctps_jax.runs.repair import supports_of
 from dctps_jax.runs.source_run import SourceRun, checkpoint_of_epoch, find_source
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.loop import Setup

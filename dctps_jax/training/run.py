@@ -8,12 +8,11 @@ from typing import Any
 
 from dctps_jax.config import check_all_is_read, check_config, check_value, resolve
 from dctps_jax.distributed.agreement import on_first
-from dctps_jax.distributed.together import together
+from dctps_jax.distributed.process_group import together
 from dctps_jax.field import find_field
-from dctps_jax.own import is_import_path
 from dctps_jax.runs.bound_data import check_same_data, record_data
 from dctps_jax.runs.growth import holds_one_seed, move_into_seed, record_growth
-from dctps_jax.runs.mending import mend_finished_run
+from dctps_jax.runs.repair import mend_finished_run
 from dctps_jax.runs.summary import last_line, summarize
 from dctps_jax.runs.workdir import claim, is_finished, read_config, read_results
 from dctps_jax.training.compiled_programs import keep_compiled_programs
@@ -22,6 +21,7 @@ from dctps_jax.training.own_network import check_finished_program
 from dctps_jax.training.placement import place_on_all_devices
 from dctps_jax.training.signals import StopSignals, listen_for_signals
 from dctps_jax.training.train_seed import train_seed
+from dctps_jax.user_functions import is_import_path
 
 
 def run(config: Any, workdir: Path | str, signals: StopSignals | None = None) -> dict[str, Any]:

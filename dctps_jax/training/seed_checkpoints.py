@@ -8,7 +8,7 @@ import numpy as np
 
 from dctps_jax import pruning
 from dctps_jax.runs.checkpoint import Checkpoints, Saved, as_tree
-from dctps_jax.runs.mending import initial_supports_of
+from dctps_jax.runs.repair import initial_supports_of
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
 from dctps_jax.training.seed_data import SeedData
 from dctps_jax.training.seed_network import SeedNetwork

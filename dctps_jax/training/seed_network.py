@@ -11,9 +11,8 @@ from dctps_jax.accounts.plan_table import plan_table, planned
 from dctps_jax.conversion_table import Report, conversion_report
 from dctps_jax.distributed.agreement import check_equal, on_first
 from dctps_jax.models import prunable_layers
-from dctps_jax.own import is_import_path
 from dctps_jax.runs.checkpoint import Saved
-from dctps_jax.runs.mending import supports_of
+from dctps_jax.runs.repair import supports_of
 from dctps_jax.training.from_config import make_optimizer_and_schedule, warn_if_nothing_moves
 from dctps_jax.training.loop import Setup
 from dctps_jax.training.mask_updates import WeightCounts
@@ -24,6 +23,7 @@ from dctps_jax.training.seed_data import SeedData
 from dctps_jax.training.sparse_model import Supports, build_sparse_model, chooses_by_score, weight_counts
 from dctps_jax.training.state import TrainState, create_state
 from dctps_jax.training.step_spec import StepSpec
+from dctps_jax.user_functions import is_import_path
 
 
 class SeedNetwork(NamedTuple):

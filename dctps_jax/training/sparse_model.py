@@ -16,12 +16,12 @@ from dctps_jax.data.batches import Subset, epoch_permutation, make_batch
 from dctps_jax.data.dataset import Size
 from dctps_jax.errors import UserError
 from dctps_jax.fields.model import DTYPES
-from dctps_jax.own import is_import_path
 from dctps_jax.runs.source_run import prune_trained_weights, rewinds
 from dctps_jax.seeds import stream
 from dctps_jax.training.mask_updates import WeightCounts
 from dctps_jax.training.own_network import build_own_network
 from dctps_jax.training.step_spec import StepSpec
+from dctps_jax.user_functions import is_import_path
 
 # Up to this density, the values, positions and two moments (16 bytes) of the kept weights take less than half of the
 # memory of kernel, mask and two moments (13 bytes) of all weights.

@@ -18,9 +18,9 @@ from dctps_jax.optimizers import rate_scale
 from dctps_jax.runs.checkpoint import Checkpoints, steps_in
 from dctps_jax.runs.growth import check_growth
 from dctps_jax.runs.loggers import open_loggers
-from dctps_jax.runs.mending import check_not_begun, masks_of, mend_files
 from dctps_jax.runs.metrics import MetricsLog, best_of, describe
 from dctps_jax.runs.packing import digest, flatten
+from dctps_jax.runs.repair import check_not_begun, masks_of, mend_files
 from dctps_jax.runs.source_run import rewinds
 from dctps_jax.runs.summary import last_line
 from dctps_jax.runs.workdir import write_results

@@ -10,8 +10,8 @@ import threading
 import pytest
 
 from dctps_jax.cli import launch, train
+from dctps_jax.distributed.process_group import HostLog
 from dctps_jax.distributed.relay import Relay
-from dctps_jax.distributed.together import HostLog
 from dctps_jax.errors import UserError
 from dctps_jax.runs.workdir import claim, record_config
 from dctps_jax.training.run import run

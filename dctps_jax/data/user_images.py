@@ -8,7 +8,7 @@ import numpy as np
 from dctps_jax.data.dataset import Dataset, check_numbering
 from dctps_jax.errors import UserError
 from dctps_jax.npz import read_npz
-from dctps_jax.own import call
+from dctps_jax.user_functions import call
 
 _FIELD = "config.data.name"
 _CONTRACT = "((train_images, train_labels), (test_images, test_labels)) or a dctps_jax.data.Dataset"

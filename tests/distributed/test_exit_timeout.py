@@ -11,7 +11,7 @@ from tests.distributed.processes import REPO, free_port
 PROGRAM = """
 import os, sys, time
 from dctps_jax.defaults import get_config
-from dctps_jax.distributed.together import together
+from dctps_jax.distributed.process_group import together
 
 config, index, killed = get_config(), int(sys.argv[1]), int(sys.argv[2])
 config.distributed.coordinator, config.distributed.num_processes = sys.argv[3], 2

@@ -1,7 +1,7 @@
 """Bound how long a process waits for the others after its run, when it ends.
 
 At its end JAX 0.10.2 waits for all processes, for minutes if one was killed after the run had ended
-(tests/distributed/test_goodbye.py).
+(tests/distributed/test_exit_timeout.py).
 """
 
 import atexit

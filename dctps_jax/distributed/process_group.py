@@ -17,7 +17,7 @@ import jax
 
 from dctps_jax.command import sentence
 from dctps_jax.config import check_names
-from dctps_jax.distributed import goodbye
+from dctps_jax.distributed import exit_timeout
 from dctps_jax.distributed.agreement import differing, gather, is_first
 from dctps_jax.distributed.start import start, the_relay
 from dctps_jax.distributed.watch import Watch
@@ -144,7 +144,7 @@ def _leave(watch: Watch, error: BaseException) -> None:
     if getattr(error, "is_agreed", False):
         message, code = _told(error)
         watch.leave_together(code, message)
-        goodbye.exit_code = code
+        exit_timeout.exit_code = code
         return
     if isinstance(error, jax.errors.JaxRuntimeError):
         watch.wait_for_reason()
@@ -152,7 +152,7 @@ def _leave(watch: Watch, error: BaseException) -> None:
     if sentence(error) is None and not is_first():
         traceback.print_exception(error)  # into the log
     watch.leave_alone(code, message)
-    atexit.register(goodbye.end_at_once, code)
+    atexit.register(exit_timeout.end_at_once, code)
 
 
 def _told(error: BaseException) -> tuple[str, int]:
