@@ -24,7 +24,7 @@ GROUPS = [
     ["offsets", "dct", "ops", "partitioning", "supports", "stacks", "kernels"],
     ["conv_arguments", "layers", "layer_kinds", "data"],
     ["prunable", "frozen"],
-    ["models", "pruning", "conversion", "conversion_table", "torch_compat"],
+    ["models", "pruning", "layer_conversion", "conversion", "conversion_table", "torch_compat"],
     ["optimizers", "fields", "defaults", "contradictions", "config"],
     ["distributed"],
     ["runs", "accounts", "safetensors_file", "delta"],

@@ -23,10 +23,12 @@ class InRows:
         geometry, in_channels = work.geometry, work.inputs[-1]
         self.layout = Layout(geometry, work.inputs)
         tap, source, target = weights_at(support, geometry)
-        phase, start, width = 0, jnp.zeros_like(source), geometry.num_positions
+        # A weight at position (i, j, …) of the kernel meets the inputs that are i, j, … further. With a stride s every
+        # s-th input of an axis is in a row of its own: the weight meets row i mod s, from its number i div s on.
+        phase, start, later_positions = 0, jnp.zeros_like(source), geometry.num_positions
         for extent, stride, step in zip(geometry.size, geometry.strides, self.layout.steps, strict=True):
-            width //= extent
-            shift = tap // width % extent
+            later_positions //= extent
+            shift = tap // later_positions % extent
             phase, start = phase * stride + shift % stride, start + shift // stride * step
         self.in_inputs = Places(phase * in_channels + source, start)
         self.in_outputs = Places(target, jnp.zeros_like(target))

@@ -53,10 +53,10 @@ def allocate(
     - ``pattern``: "N:M": of every M inputs in a row, each output keeps N weights (:mod:`dctps_jax.pruning.pattern`).
       ``density`` must be N/M then, and ``method`` "uniform". The layers that ``dense_layers`` and ``layer_densities``
       name have no pattern; their weights come on top of the density.
-    - ``stacks``: the sizes of the axes in which ``nnx.vmap`` has stacked layers, by path. Each of them is a layer of
-      that shape, and the count is that of all. All keep equally many weights. The layers that are not stacked share
-      what this leaves. Only where they are too small, the sum of the counts is smaller, by less than the number of
-      layers of a stack.
+    - ``stacks``: the sizes of the axes in which ``nnx.vmap`` has stacked layers, by path. Each layer of a stack has the
+      kernel shape in ``shapes``. The count of a path is for its whole stack, and each layer keeps the same number. The
+      layers that are not stacked share the rest. If they cannot hold it, the network keeps fewer weights: by less than
+      the number of layers of a stack.
 
     A layer left without any weight is reported in the log. Raises :class:`~dctps_jax.errors.UserError` for an unknown
     method, a density out of range, a pattern that matches nothing, fixed layers that need more than the total, a
