@@ -8,7 +8,7 @@ import griffe
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")
+PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "dctps_jax/ops/README.md")
 FIGURES = "results/*/*.png"
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 REPO = Path(__file__).parents[1]
 PAGES = sorted(
     path.relative_to(REPO).as_posix()
-    for pattern in ("*.md", "benchmarks/*.md", "docs/**/*.md")
+    for pattern in ("*.md", "benchmarks/*.md", "dctps_jax/**/*.md", "docs/**/*.md")
     for path in REPO.glob(pattern)
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
