@@ -36,7 +36,7 @@ DATA: dict[str, Field] = {
     "data.fit": Field(
         "squash",
         "How an image of another shape gets the size `data.image_size`. `squash`: stretch it. `crop`: cut the middle. "
-        "`pad`: add white margins. `centre`: cut 7/8 of the shorter side from the middle.",
+        "`pad`: add white margins. `centre`: cut 7/8 of the shorter side from the middle, of every image.",
         choices=FITS,
         added=True,
     ),
@@ -49,15 +49,15 @@ DATA: dict[str, Field] = {
     "data.download": Field(True, "Download an official archive that is missing.", resume=True),
     "data.streaming": Field(
         "auto",
-        "`on`: read the images while they are used. `off`: keep all of them on each device. `auto`: read them "
-        "if they would take more than a quarter of a device's memory.",
+        "`on`: read the images during training. `off`: keep all of them on each device. `auto`: read them during "
+        "training if they would take more than a quarter of a device's memory.",
         choices=("auto", "on", "off"),
         added=True,
         resume=True,
     ),
     "data.processes": Field(
         0,
-        "This many processes decode the image files that are read while they are used.",
+        "This many processes decode the image files of a streamed run.",
         allowed=at_least(1, zero="for threads of the program itself"),
         added=True,
         resume=True,

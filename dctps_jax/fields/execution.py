@@ -8,7 +8,8 @@ from dctps_jax.ops import cost_model
 EXECUTION: dict[str, Field] = {
     "execution.form": Field(
         "auto",
-        "How weights are stored. `masked`: all, with a mask. `compact`: trained ones only. `auto`: the smaller form.",
+        "How weights are stored. `masked`: all, with a mask. `compact`: trained ones only. `auto`: compact up to 40 % "
+        "of the weights, masked above and with `gmp`.",
         choices=("auto", *pruning.FORMS),
         resume=True,
     ),

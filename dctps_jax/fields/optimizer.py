@@ -19,12 +19,12 @@ OPTIMIZER: dict[str, Field] = {
     ),
     "optimizer.learning_rate": Field(
         0.001,
-        "The learning rate at the start.",
+        "The full learning rate: at the start, or after the warm-up or the rise of `one_cycle`.",
         allowed=Allowed(lambda value: 0 < value < math.inf, "above 0 and finite"),
     ),
     "optimizer.kernel_rate": Field(
         1.0,
-        "A factor of the learning rate of kernels. The rate of α, BatchNorm and biases stays; 0: kernels stay.",
+        "A factor of the learning rate of kernels, not of α, BatchNorm and biases. 0: kernels are not trained.",
         allowed=FINITE,
         added=True,
     ),

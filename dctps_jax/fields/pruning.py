@@ -51,7 +51,7 @@ PRUNING: dict[str, Field] = {
     ),
     "pruning.scope": Field(
         "global",
-        "A score compares the weights of all layers (`global`), or of each `layer`, which all have the same density.",
+        "`global`: the highest scores of the whole network stay. `layer`: the highest of each layer, at one density.",
         choices=by_score.SCOPES,
         needs=(SCORE_IN_USE, REWINDS),
     ),

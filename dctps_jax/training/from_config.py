@@ -10,6 +10,7 @@ import optax
 
 from dctps_jax import data, models
 from dctps_jax.data.batches import Normalization, Subset, normalization_of
+from dctps_jax.data.dataset import height_and_width
 from dctps_jax.data.regularization import Regularization
 from dctps_jax.errors import UserError, some_of
 from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau, warmup_steps_of
@@ -62,12 +63,21 @@ def load_data(config: Any, max_decoded_bytes: float = math.inf) -> data.Dataset:
 def make_step_spec(
     config: Any, dataset: data.Dataset, train: Subset, platform: str, is_streamed: bool = False
 ) -> StepSpec:
-    """Return the fixed numbers of a run on ``platform``; raise UserError if a batch is larger than the split."""
+    """Return the fixed numbers of a run on ``platform``.
+
+    Raises :class:`~dctps_jax.errors.UserError` if a batch is larger than the split, or a cutout than the images.
+    """
     steps_per_epoch = len(train.labels) // config.batch_size
     if steps_per_epoch == 0:
         raise UserError(
             f"config.batch_size is {config.batch_size}, but there are only {len(train.labels)} training images; choose "
             f"at most {len(train.labels)}"
+        )
+    height, width = height_and_width(dataset.image_size)
+    if config.data.cutout > max(height, width):
+        raise UserError(
+            f"config.data.cutout is {config.data.cutout}, but the images have {height}×{width} pixels; choose at most "
+            f"{max(height, width)}"
         )
     window_bytes = config.batch_size * math.prod(dataset.train_images.shape[1:]) if is_streamed else 0
     return StepSpec(

@@ -129,7 +129,7 @@ def chooses_by_score(config: Any) -> bool:
 
 
 def _form(config: Any, supports: Supports, shapes: Shapes) -> str:
-    """Return the form of the trained weights, "compact" or "masked"; "auto" stands for the form with less memory."""
+    """Return the form of the trained weights, "compact" or "masked"; "auto" depends on the density."""
     if config.execution.form != "auto":
         return config.execution.form
     if is_pruned_while_training(config):

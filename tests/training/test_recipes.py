@@ -197,6 +197,15 @@ def test_options_are_those_of_optax():
 KEY, WHITE = jax.random.key(0), jnp.ones((200, 12, 16, 1))
 
 
+@pytest.mark.usefixtures("small")
+def test_a_cutout_that_is_larger_than_the_images(tmp_path):
+    with pytest.raises(
+        UserError, match=r"config\.data\.cutout is 33, but the images have 32×32 pixels; choose at most 32"
+    ):
+        small_run(tmp_path / "run", data__cutout=33)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_cutout_is_a_square_that_may_reach_over_the_border():
     blank = np.asarray(cut_out(WHITE, KEY, 4))[..., 0] == 0
     for image in blank:
