@@ -147,7 +147,7 @@ def test_any_other_value_passes_or_is_one_sentence(name, argument):
 def test_every_public_function_is_tried():
     tried = {name.split(" ")[0] for name in CALLS}
     others = {"compiler_options", "materialized", "UserError", "is_pattern", "check_masks", "check_density"}
-    internal = {"check_method", "contradiction", "density_asked", "trains_all_weights", "parse_pattern"}
+    internal = {"check_method", "method_names", "contradiction", "density_asked", "trains_all_weights", "parse_pattern"}
     for module in (dctps_jax, pruning):
         functions = [
             name
