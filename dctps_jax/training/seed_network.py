@@ -75,6 +75,7 @@ def build_network(
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
     weights = weight_counts(config, spec, shapes, counts)
+    optimizer, schedule = make_optimizer_and_schedule(config, spec.steps_per_epoch)
     report = conversion_report(model)
     if described:
         print(report)
@@ -87,7 +88,6 @@ def build_network(
     warn_if_nothing_moves(config, spec, weights.last, sizes)
     in_training = weights.means(config.num_epochs * spec.steps_per_epoch)
     flops = flops_account(model, (spec.batch_size, *data.image_shape), weights.last, in_training)
-    optimizer, schedule = make_optimizer_and_schedule(config, spec.steps_per_epoch)
     graphs, state = create_state(model, optimizer, placement.axis_name, spec.ema_decay > 0, placement.put)
     setup = Setup(spec, graphs, optimizer, placement)
     return SeedNetwork(setup, schedule, shapes, supports, counts, weights, described, report, flops), state
