@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dctps_jax.errors import UserError, first_line
+from dctps_jax.runs.checkpoint_files import NO_MATCH
 from dctps_jax.runs.packing import digest
 
 
@@ -52,7 +53,7 @@ def version_of(metadata: Mapping[str, str]) -> int:
 def check_digest(file: Path, metadata: Mapping[str, str], found: str, remedy: str) -> None:
     """Raise :class:`~dctps_jax.errors.UserError`, which ends in ``remedy``, if a file's digest is not ``found``."""
     if metadata.get("digest") != found:
-        raise UserError(f"{file} is damaged: its digest does not match its content; {remedy}")
+        raise UserError(f"{file} is damaged: {NO_MATCH}; {remedy}")
 
 
 def digest_of_file(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:

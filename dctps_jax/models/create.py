@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from dctps_jax.arguments import as_tuple, check_choice, check_flag, check_size, check_sizes, is_whole, words
-from dctps_jax.data.dataset import Size, height_and_width
+from dctps_jax.data.dataset import Size
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.models.blocks import Running
@@ -94,9 +94,8 @@ def create_model(
     sizes = as_tuple(image_size)
     if len(sizes) not in (1, 2):
         raise UserError(f"image_size is {image_size}; it must be one number, or (height, width)")
-    image_size = sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
     smallest = getattr(constructor, "func", constructor).MIN_IMAGE_SIZE
-    if min(height_and_width(image_size)) < smallest:
+    if min(sizes) < smallest:
         raise UserError(f"image_size is {image_size}; {name} needs images of at least {smallest}×{smallest}")
     in_order = None
     if supports is not None:

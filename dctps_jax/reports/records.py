@@ -14,6 +14,7 @@ from dctps_jax.pruning import density_asked
 from dctps_jax.reports.names import names_of_groups, names_of_places
 from dctps_jax.reports.settings import Setting, has_effect
 from dctps_jax.runs import seal
+from dctps_jax.runs.checkpoint_files import NO_MATCH
 from dctps_jax.runs.damage import DAMAGED
 from dctps_jax.runs.fields import check_config_fields, check_object, check_results, check_row
 from dctps_jax.runs.metrics import best_of, read_rows
@@ -196,7 +197,7 @@ def _check_head(file: Path, head: bytes, content: bytes) -> None:
     except (ValueError, KeyError, TypeError):
         is_sound = False
     if not is_sound:
-        raise UserError(f"{file} is damaged: its digest does not match its content; write the report again")
+        raise UserError(f"{file} is damaged: {NO_MATCH}; write the report again")
 
 
 def _record(values: Any) -> Record:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dctps_jax.files import digest_of
+from dctps_jax.runs.checkpoint_files import NO_MATCH
 
 FIELD, RESULTS = "digests", "results.json"
 
@@ -32,7 +33,7 @@ def check_seal(results: Mapping[str, Any]) -> None:
         raise ValueError(f"{FIELD} is no JSON object")
     others = {name: digest for name, digest in digests.items() if name != RESULTS}
     if digest_of({**results, FIELD: others}) != digests.get(RESULTS):
-        raise ValueError("its digest does not match its content")
+        raise ValueError(NO_MATCH)
 
 
 def is_sealed_as(results: Mapping[str, Any], name: str, digest: str) -> bool:

@@ -10,7 +10,6 @@ import optax
 
 from dctps_jax import data, models
 from dctps_jax.data.batches import Normalization, Subset, normalization_of
-from dctps_jax.data.dataset import height_and_width
 from dctps_jax.data.regularization import Regularization
 from dctps_jax.errors import UserError, some_of
 from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau, warmup_steps_of
@@ -73,7 +72,7 @@ def make_step_spec(
             f"config.batch_size is {config.batch_size}, but there are only {len(train.labels)} training images; choose "
             f"at most {len(train.labels)}"
         )
-    height, width = height_and_width(dataset.image_size)
+    height, width = dataset.train_images.shape[1:3]
     if config.data.cutout > max(height, width):
         raise UserError(
             f"config.data.cutout is {config.data.cutout}, but the images have {height}×{width} pixels; choose at most "
