@@ -79,8 +79,8 @@ def step_of(work: Work, method: str) -> Callable[..., dict[str, Any]]:
 
     def step(inputs: Any, trained: Any, support: Any, gradient: Any) -> dict[str, Any]:
         outputs, pull = jax.vjp(lambda inputs, trained: layer(inputs, trained, support), inputs, trained)
-        to_inputs, to_trained = pull(gradient)
-        return {"forward": outputs, "inputs": to_inputs, "trained": to_trained}
+        grad_inputs, to_trained = pull(gradient)
+        return {"forward": outputs, "inputs": grad_inputs, "trained": to_trained}
 
     return step
 

@@ -245,10 +245,10 @@ def scipy_csr(problem: Problem) -> Train:
         gradient[labels, np.arange(BATCH_SIZE)] -= 1
         gradient /= BATCH_SIZE
         for index in reversed(range(len(matrices))):
-            to_values = np.einsum("nb,nb->n", seen[index][rows[index]], gradient[columns[index]])
+            grad_values = np.einsum("nb,nb->n", seen[index][rows[index]], gradient[columns[index]])
             if index > 0:
                 gradient = (matrices[index] @ gradient) * (seen[index] > 0)
-            moments[index] = MOMENTUM * moments[index] + to_values
+            moments[index] = MOMENTUM * moments[index] + grad_values
             matrices[index].data -= RATE * moments[index]
         return loss
 

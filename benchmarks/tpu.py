@@ -34,7 +34,7 @@ from dctps_jax.config import resolve
 from dctps_jax.data import Dataset
 from dctps_jax.data.batches import ExamplesInRows, Normalization, Subset
 from dctps_jax.optimizers import make_optimizer
-from dctps_jax.pruning.dynamic import UpdateSchedule
+from dctps_jax.pruning.dynamic import MovingSchedule
 from dctps_jax.training import loop
 from dctps_jax.training.from_config import make_optimizer_and_schedule, make_step_spec
 from dctps_jax.training.placement import Placement, place_on
@@ -90,7 +90,7 @@ def case_of_network(name: str, arguments: argparse.Namespace, placement: Placeme
         augmented=True,
         seed=0,
         sparse_training=moving,
-        updates=None if moving == "static" else UpdateSchedule(100, 1000, 0.3),
+        updates=None if moving == "static" else MovingSchedule(100, 1000, 0.3),
     )
     images: Any = jax.ShapeDtypeStruct((count, int(np.prod(shape))), np.uint8)
     labels: Any = jax.ShapeDtypeStruct((count,), np.int32)

@@ -13,7 +13,7 @@ from dctps_jax.errors import UserError
 from dctps_jax.frozen import check_all_plain, freeze_all_but, unfreeze
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.layer_conversion import converted_layer, kernel_shape_of, plain_layer, stack_of
-from dctps_jax.layer_kinds import KINDS, has_counterpart, kernel_variable
+from dctps_jax.layer_kinds import COUNTERPARTS, has_counterpart, kernel_variable
 from dctps_jax.offsets import Offset
 from dctps_jax.prunable import (
     ORDER,
@@ -38,7 +38,7 @@ from dctps_jax.pruning import (
 )
 from dctps_jax.seeds import as_key
 
-CONVERTIBLE = ", ".join(f"nnx.{kind.__name__}" for kind in KINDS if kind is not nnx.Embed)
+CONVERTIBLE = ", ".join(f"nnx.{kind.__name__}" for kind in COUNTERPARTS if kind is not nnx.Embed)
 
 
 def convert(

@@ -10,7 +10,7 @@ from dctps_jax.aligned import aligned
 from dctps_jax.arguments import check_model
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import Frozen, FrozenAlpha, KernelLayer
-from dctps_jax.layer_kinds import KINDS, has_counterpart
+from dctps_jax.layer_kinds import COUNTERPARTS, has_counterpart
 
 
 class Row(NamedTuple):
@@ -86,7 +86,7 @@ def _row(
         outcome = unconverted
     elif type(module) is nnx.Einsum:
         outcome = "left: this einsum is no product with a matrix"
-    elif isinstance(module, tuple(KINDS)):
+    elif isinstance(module, tuple(COUNTERPARTS)):
         outcome = "left: a subclass may compute something else"
     elif "kernel" in variables:
         outcome = "left: convert does not know this kind of layer"

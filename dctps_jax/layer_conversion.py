@@ -10,7 +10,7 @@ from flax import nnx
 from dctps_jax.arguments import names_of
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
-from dctps_jax.layer_kinds import KINDS, DCTpSEinsum, kernel_variable, shapes_of
+from dctps_jax.layer_kinds import COUNTERPARTS, DCTpSEinsum, kernel_variable, shapes_of
 from dctps_jax.partitioning import add_metadata, metadata_of_values, placed_like
 from dctps_jax.stacks import check_stack, of_each
 from dctps_jax.supports import values_at
@@ -44,7 +44,7 @@ def converted_layer(
     layer: Any, stack: tuple[int, ...], support: np.ndarray | None, is_frozen: bool, **settings: Any
 ) -> KernelLayer:
     """Return the DCT plus Sparse layer for a layer of NNX, compact if there is a support."""
-    layer_type = KINDS[type(layer)]
+    layer_type = COUNTERPARTS[type(layer)]
     # The type of the kernel itself: the network may have been cast since the layer was made.
     same = _same_arguments(layer, layer_type) | {"param_dtype": kernel_variable(layer).get_value().dtype}
     of_one_layer = None if support is None else support[(0,) * len(stack)]
@@ -71,7 +71,7 @@ def converted_layer(
 
 
 def plain_layer(layer: KernelLayer) -> Any:
-    layer_type: Any = next(plain for plain, own in KINDS.items() if isinstance(layer, own))
+    layer_type: Any = next(plain for plain, own in COUNTERPARTS.items() if isinstance(layer, own))
     arguments = _same_arguments(layer, layer_type)
     if isinstance(layer, DCTpSEinsum):
         arguments["kernel_shape"] = layer.contraction.shape

@@ -131,8 +131,8 @@ def test_autodiff_is_the_convolution_with_the_kernel(case):
     kernel[layer.support] = layer.values
     kernel = jnp.asarray(kernel.reshape(shape) + 0.7 * dct.conv_kernel(shape))
     expected, pull_back = jax.vjp(partial(native, geometry=layer.geometry), jnp.asarray(layer.inputs), kernel)
-    to_inputs, to_kernel = pull_back(jnp.asarray(normal(3, *expected.shape)))
-    gradients = to_inputs, to_kernel.ravel()[layer.support], jnp.sum(to_kernel * dct.conv_kernel(shape))
+    grad_inputs, grad_kernel = pull_back(jnp.asarray(normal(3, *expected.shape)))
+    gradients = grad_inputs, grad_kernel.ravel()[layer.support], jnp.sum(grad_kernel * dct.conv_kernel(shape))
     (found,) = layer.outputs_and_gradients(["autodiff"])(0.7)
     assert_same(found, (expected, *gradients))
 
@@ -141,7 +141,7 @@ def test_autodiff_is_the_convolution_with_the_kernel(case):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_frozen_alpha_needs_no_gradient(method, alpha):
     layer = layer_for(method)
-    ((_, to_inputs, to_values, _),) = layer.outputs_and_gradients(["autodiff"])(alpha)
+    ((_, grad_inputs, grad_values, _),) = layer.outputs_and_gradients(["autodiff"])(alpha)
 
     @jit_unoptimised
     @partial(jax.grad, argnums=(0, 1))
@@ -149,7 +149,7 @@ def test_a_frozen_alpha_needs_no_gradient(method, alpha):
         outputs = layer.apply(method, inputs, values, jnp.asarray(alpha))
         return jnp.sum(outputs * normal(3, *outputs.shape))
 
-    assert_same(gradients(layer.inputs, layer.values), (to_inputs, to_values))
+    assert_same(gradients(layer.inputs, layer.values), (grad_inputs, grad_values))
 
 
 def test_layers_side_by_side():

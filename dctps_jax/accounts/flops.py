@@ -8,7 +8,8 @@ from flax import nnx
 from dctps_jax.accounts.layer_calls import calls_of
 from dctps_jax.prunable import prunable_layers
 
-KINDS: tuple[str, ...] = ("dense", "sparse", "offset")
+# Passes of a training step: forward, to the inputs and to the weights. The offset has no weights to train.
+PASSES = {"dense": 3, "sparse": 3, "offset": 2}
 
 
 def flops_account(
@@ -22,12 +23,11 @@ def flops_account(
     A multiply-add counts as two. ``dense``: every layer by its whole kernel. ``sparse``: by its ``counts`` trained
     weights alone; in training by ``training_counts``, their mean over all steps, where they change. ``offset``: what
     α·D or a frozen kernel adds to the sparse operations at each output position. A product with D takes the fewest
-    operations known, see :class:`dctps_jax.offsets.Offset`: each group of a grouped layer is transformed by itself. A
-    training step takes three passes: forward, to the inputs and to the weights. BatchNorm, activations, the optimiser
-    and α's gradient, an inner product, are not counted.
+    operations known, see :class:`dctps_jax.offsets.Offset`: each group of a grouped layer is transformed by itself.
+    BatchNorm, activations, the optimiser and α's gradient, an inner product, are not counted.
     """
     batch = inputs[0]
-    image: dict[str, int] = dict.fromkeys(KINDS, 0)
+    image = dict.fromkeys(PASSES, 0)
     whole = image.copy()
     layers = prunable_layers(model)
     for call in calls_of(model, inputs):
@@ -46,5 +46,4 @@ def flops_account(
             total["dense"] += 2 * positions * rows * columns
             total["sparse"] += round(2 * positions * count)
             total["offset"] += round(positions * of_offset)
-    passes = {"dense": 3, "sparse": 3, "offset": 2}
-    return {"inference_of_an_image": image, "training_step": {kind: passes[kind] * whole[kind] for kind in KINDS}}
+    return {"inference_of_an_image": image, "training_step": {kind: PASSES[kind] * whole[kind] for kind in PASSES}}

@@ -12,7 +12,7 @@ from dctps_jax.layer_kinds.linear_general import DCTpSLinearGeneral
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
 
 __all__ = [
-    "KINDS",
+    "COUNTERPARTS",
     "DCTpSConvTranspose",
     "DCTpSEinsum",
     "DCTpSEmbed",
@@ -22,8 +22,8 @@ __all__ = [
     "shapes_of",
 ]
 
-# The layers of NNX that have a counterpart.
-KINDS: dict[type[nnx.Module], Any] = {
+# Layer of NNX → the layer that replaces it.
+COUNTERPARTS: dict[type[nnx.Module], Any] = {
     nnx.Conv: DCTpSConv,
     nnx.Linear: DCTpSLinear,
     nnx.LinearGeneral: DCTpSLinearGeneral,
@@ -37,7 +37,7 @@ def has_counterpart(layer: Any) -> bool:
     """Return whether a layer of NNX has a counterpart here. Subclasses have none: they may compute something else."""
     if type(layer) is nnx.Einsum:
         return einsum.contraction_of(layer.einsum_str, layer.kernel_shape) is not None
-    return type(layer) in KINDS
+    return type(layer) in COUNTERPARTS
 
 
 def shapes_of(layer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -169,17 +169,17 @@ def _forward(geometry: Geometry, inputs: jax.Array, kernel: jax.Array) -> tuple[
 
 
 def _backward(
-    geometry: Geometry, saved: tuple[jax.Array, jax.Array], gradient: jax.Array
+    geometry: Geometry, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    inputs, kernel = saved
-    to_inputs = gradient_of_inputs(gradient, kernel, geometry, inputs)
+    inputs, kernel = residuals
+    grad_inputs = gradient_of_inputs(gradient, kernel, geometry, inputs)
     if geometry.groups > 1:
-        return to_inputs, depthwise.gradient_of_kernel(gradient, inputs, geometry)
+        return grad_inputs, depthwise.gradient_of_kernel(gradient, inputs, geometry)
     # A convolution over the batch: channels play the part of images, images that of channels, and the outputs' gradient
     # that of the kernel.
     images, filters = jnp.swapaxes(inputs, 0, -1), jnp.moveaxis(gradient, 0, -2)
     over = Geometry(filters.shape, geometry.strides, geometry.pads, precision=geometry.precision)
-    return to_inputs, jnp.moveaxis(plain_convolution(images, filters, over), 0, -2)
+    return grad_inputs, jnp.moveaxis(plain_convolution(images, filters, over), 0, -2)
 
 
 _with_manual_gradients.defvjp(_forward, _backward)

@@ -58,8 +58,8 @@ class Gathered:
         reversed_weights = Weights(self.geometry.num_positions - 1 - weights.tap, weights.target, weights.source)
         seen = seen_by(reversed_weights, gradient, back)
         values = values.astype(gradient.dtype)
-        to_inputs = _scattered_product(seen, values, weights.source, inputs.shape[-1], self.geometry.precision)
-        return to_inputs, _products(seen, inputs, weights.source)[: self.nnz]
+        grad_inputs = _scattered_product(seen, values, weights.source, inputs.shape[-1], self.geometry.precision)
+        return grad_inputs, _products(seen, inputs, weights.source)[: self.nnz]
 
     def _weights_after(self, gradient: jax.Array) -> Weights:
         # The positions depend on the gradient, so that the channels are gathered in the backward pass. If the positions

@@ -57,11 +57,11 @@ class InRows:
     ) -> tuple[jax.Array, jax.Array]:
         across = self.layout.rows_of_outputs(in_float32(gradient))
         rows = self._rows_of_inputs(inputs, after=gradient) if kept is None else kept
-        to_values = self._inner_products(rows, across)
+        grad_values = self._inner_products(rows, across)
         sums = add_rows(
             self.inputs_shape, self.layout.length, in_float32(values), across, self.in_outputs, self.in_inputs
         )
-        return self.layout.inputs_of_rows(sums).astype(inputs.dtype), to_values
+        return self.layout.inputs_of_rows(sums).astype(inputs.dtype), grad_values
 
     def _rows_of_inputs(self, inputs: jax.Array, after: jax.Array) -> jax.Array:
         return self.layout.rows_of_inputs(in_float32(inputs), after)

@@ -63,10 +63,10 @@ class MethodWithGradients(Method, Protocol):
     def forward(
         self, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
     ) -> tuple[jax.Array, Any]:
-        """Return Y and what :meth:`gradients` needs."""
+        """Return Y and the residuals: what :meth:`gradients` needs."""
         ...
 
-    def gradients(self, work: Work, saved: Any, gradient: jax.Array) -> tuple[Any, Any, Any]:
+    def gradients(self, work: Work, residuals: Any, gradient: jax.Array) -> tuple[Any, Any, Any]:
         """Return the gradients of inputs, values and α (None without offset) for the ``gradient`` of Y."""
         ...
 
@@ -95,8 +95,10 @@ def _forward(method: MethodWithGradients, work: Work, *arrays: Any) -> tuple[jax
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _backward(method: MethodWithGradients, work: Work, saved: Any, gradient: jax.Array) -> tuple[Any, Any, Any, None]:
-    return *method.gradients(work, saved, gradient), None
+def _backward(
+    method: MethodWithGradients, work: Work, residuals: Any, gradient: jax.Array
+) -> tuple[Any, Any, Any, None]:
+    return *method.gradients(work, residuals, gradient), None
 
 
 _apply.defvjp(_forward, _backward)

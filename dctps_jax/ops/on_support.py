@@ -18,7 +18,7 @@ from dctps_jax.ops.work import Work
 MIN_ALPHA = 0.01
 
 
-class Saved(NamedTuple):
+class Residuals(NamedTuple):
     """What the gradients need. ``outputs`` is None unless ⟨Y, ∂Y⟩ is taken instead of ⟨X, ∂X⟩."""
 
     inputs: jax.Array
@@ -57,34 +57,34 @@ class OnSupport:
 
     def forward(
         self, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
-    ) -> tuple[jax.Array, Saved]:
+    ) -> tuple[jax.Array, Residuals]:
         kernel = kernel_of(work, values, alpha, support, inputs.dtype)
         outputs = plain_convolution(inputs, kernel, work.geometry)
         # ⟨Y, ∂Y⟩ or ⟨X, ∂X⟩: whichever reads less.
         kept = outputs if alpha is not None and outputs.size < inputs.size else None
-        return outputs, Saved(inputs, values, alpha, support, kept)
+        return outputs, Residuals(inputs, values, alpha, support, kept)
 
-    def gradients(self, work: Work, saved: Saved, gradient: jax.Array) -> tuple[Any, Any, Any]:
-        inputs, values, alpha, support, outputs = saved
+    def gradients(self, work: Work, residuals: Residuals, gradient: jax.Array) -> tuple[Any, Any, Any]:
+        inputs, values, alpha, support, outputs = residuals
         gradient = materialized(gradient)  # else XLA computes it again at each use, see fusion.py
         sparse_part = self.sparse_part(work, support)
         kernel = kernel_of(work, values, alpha, support, inputs.dtype)
-        to_inputs = gradient_of_inputs(gradient, kernel, work.geometry, inputs)
-        to_values = sparse_part.gradient_of_values(inputs, gradient)
-        to_alpha = None
+        grad_inputs = gradient_of_inputs(gradient, kernel, work.geometry, inputs)
+        grad_values = sparse_part.gradient_of_values(inputs, gradient)
+        grad_alpha = None
         if alpha is not None:
-            total = inner_product(inputs, to_inputs) if outputs is None else inner_product(outputs, gradient)
+            total = inner_product(inputs, grad_inputs) if outputs is None else inner_product(outputs, gradient)
 
             def by_difference() -> jax.Array:
-                return (total - inner_product(values, to_values)) / alpha
+                return (total - inner_product(values, grad_values)) / alpha
 
             def by_convolution() -> jax.Array:
                 offset = work.offset_kernel(values.dtype).astype(inputs.dtype)
                 direct = inner_product(plain_convolution(inputs, offset, work.geometry), gradient)
                 return direct.astype(jnp.result_type(total, values, alpha))
 
-            to_alpha = lax.cond(jnp.abs(alpha) >= MIN_ALPHA, by_difference, by_convolution).astype(alpha.dtype)
-        return to_inputs, to_values.astype(values.dtype), to_alpha
+            grad_alpha = lax.cond(jnp.abs(alpha) >= MIN_ALPHA, by_difference, by_convolution).astype(alpha.dtype)
+        return grad_inputs, grad_values.astype(values.dtype), grad_alpha
 
     def cost(self, work: Work, costs: Costs) -> float:
         forward, _ = cost_of_multiply_add(work, costs)

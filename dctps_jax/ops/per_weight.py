@@ -17,7 +17,7 @@ from dctps_jax.ops.sparse_part import SparsePart
 from dctps_jax.ops.work import Work
 
 
-class Saved(NamedTuple):
+class Residuals(NamedTuple):
     """What the gradients need."""
 
     inputs: jax.Array
@@ -53,7 +53,7 @@ class PerWeight:
 
     def forward(
         self, work: Work, inputs: jax.Array, values: jax.Array, alpha: jax.Array | None, support: jax.Array
-    ) -> tuple[jax.Array, Saved]:
+    ) -> tuple[jax.Array, Residuals]:
         sparse_part = self.sparse_part(work, support)
         kept = sparse_part.kept(inputs)
         outputs = sparse_part.convolve(inputs, values, kept)
@@ -62,18 +62,18 @@ class PerWeight:
             # Without `materialized`, XLA (JAX 0.10.2) keeps the terms of this sum for the backward pass, and adds them
             # again in every operation that reads the outputs. `fusion.py` has the figures and the test.
             outputs = materialized(outputs)
-        return outputs, Saved(inputs, values, alpha, support, kept)
+        return outputs, Residuals(inputs, values, alpha, support, kept)
 
-    def gradients(self, work: Work, saved: Saved, gradient: jax.Array) -> tuple[Any, Any, Any]:
-        inputs, values, alpha, support, kept = saved
+    def gradients(self, work: Work, residuals: Residuals, gradient: jax.Array) -> tuple[Any, Any, Any]:
+        inputs, values, alpha, support, kept = residuals
         gradient = materialized(gradient)  # else XLA computes it again at each use, see fusion.py
-        to_inputs, to_values = self.sparse_part(work, support).gradients(inputs, gradient, values, kept)
-        to_alpha = None
+        grad_inputs, grad_values = self.sparse_part(work, support).gradients(inputs, gradient, values, kept)
+        grad_alpha = None
         if alpha is not None:
             by_offset = self.offset_part.transposed(work, gradient)
-            to_inputs += alpha.astype(inputs.dtype) * by_offset
-            to_alpha = inner_product(inputs, by_offset).astype(alpha.dtype)
-        return to_inputs, to_values.astype(values.dtype), to_alpha
+            grad_inputs += alpha.astype(inputs.dtype) * by_offset
+            grad_alpha = inner_product(inputs, by_offset).astype(alpha.dtype)
+        return grad_inputs, grad_values.astype(values.dtype), grad_alpha
 
     def cost(self, work: Work, costs: Costs) -> float:
         of_offset = 0.0 if work.offset is None else self.offset_part.cost(work, costs)

@@ -1,6 +1,7 @@
 """Pruning before training: how many weights of each layer are trained, and which."""
 
-from dctps_jax.pruning.allocation import ALLOCATIONS, allocate, check_density, density_asked, trains_all_weights
+from dctps_jax.pruning.allocation import ALLOCATIONS, allocate, density_asked, trains_all_weights
+from dctps_jax.pruning.layer_rules import check_density
 from dctps_jax.pruning.masks import (
     FORMS,
     apply_masks,

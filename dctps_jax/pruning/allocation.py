@@ -1,6 +1,5 @@
 """How many weights each layer keeps: exact integer counts, computed from kernel shapes and a density."""
 
-import fnmatch
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from dctps_jax.arguments import check_shapes, is_number, names_of, pairs, patterns, words
+from dctps_jax.arguments import check_shapes, names_of, words
 from dctps_jax.errors import UserError
+from dctps_jax.pruning.layer_rules import LayerRules, Shapes, check_density, layer_rules
 from dctps_jax.pruning.pattern import parse_pattern, pattern_counts
 from dctps_jax.pruning.stacks import stack_counts
-
-Shapes = Mapping[str, Sequence[int]]
 
 # Name → a function of a kernel's shape, (*kernel_size, in, out) or (in, out). It returns the share of the kept weights
 # that the layer gets; the shares need not sum to anything.
@@ -62,43 +60,25 @@ def allocate(
     method, a density out of range, a pattern that matches nothing, fixed layers that need more than the total, a
     pattern that does not fit, or stacks so large that no weight is left.
     """
-    counts = allocate_counts(
-        shapes,
-        density,
-        method,
-        dense_layers=dense_layers,
-        layer_densities=layer_densities,
-        pattern=pattern,
-        stacks=stacks,
-    )
+    counts = allocate_counts(shapes, density, method, layer_rules(dense_layers, layer_densities, pattern, stacks))
     report_empty_layers(counts, method, density)
     return counts
 
 
-def allocate_counts(
-    shapes: Shapes,
-    density: float,
-    method: str,
-    *,
-    dense_layers: Iterable[str] = (),
-    layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
-    pattern: str = "",
-    stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
-) -> dict[str, int]:
+def allocate_counts(shapes: Shapes, density: float, method: str, rules: LayerRules) -> dict[str, int]:
     """Return what :func:`allocate` returns, without a warning in the log."""
     if not isinstance(method, str) or method not in ALLOCATIONS:
         raise UserError(f"there is no allocation {words(method)}; choose one of: {', '.join(ALLOCATIONS)}")
     check_density(density, "density")
     check_shapes("shapes", shapes)
-    check_shapes("stacks", stacks)
-    layers = {path: math.prod(stacks.get(path, ())) for path in shapes}
-    sizes = {path: layers[path] * math.prod(shape) for path, shape in shapes.items()}
-    fixed = fixed_counts(sizes, dense_layers, layer_densities, layers)
-    if found := parse_pattern(pattern, density, method):
-        if stacks:
+    check_shapes("stacks", rules.stacks)
+    layers, sizes = {path: rules.num_layers(path) for path in shapes}, rules.sizes(shapes)
+    fixed = rules.fixed_counts(shapes)
+    if found := parse_pattern(rules.pattern, density, method):
+        if rules.stacks:
             raise UserError(
-                f"pattern is {pattern!r}, and nnx.vmap has stacked {names_of(stacks)}; a pattern is for layers that "
-                "are not stacked: keep them in an nnx.List"
+                f"pattern is {rules.pattern!r}, and nnx.vmap has stacked {names_of(rules.stacks)}; a pattern is for "
+                "layers that are not stacked: keep them in an nnx.List"
             )
         return pattern_counts(shapes, found, fixed)
     total = round(float(density) * sum(sizes.values()))  # not in the density's own type, e.g. float16
@@ -148,38 +128,6 @@ def trains_all_weights(method: str, density: float, layer_densities: Any) -> boo
 def density_asked(method: str, density: float, rewind_epoch: int) -> float | None:
     """Return the density that these fields of ``config.pruning`` ask for; None for the masks of another run."""
     return None if method == "from_run" and rewind_epoch < 0 else density
-
-
-def check_density(density: float, field: str) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` unless ``density`` is a number in (0, 1]; ``field`` names it."""
-    if not is_number(density) or not 0 < float(density) <= 1:
-        raise UserError(
-            f"{field} is {words(density)}; it must be above 0 and at most 1, e.g. 0.01 to keep 1 % of the weights"
-        )
-
-
-def fixed_counts(
-    sizes: Mapping[str, int],
-    dense_layers: Iterable[str],
-    layer_densities: Mapping[str, float] | Iterable[tuple[str, float]],
-    layers: Mapping[str, int],
-) -> dict[str, int]:
-    """Return the counts of the layers that match a pattern of ``dense_layers`` or ``layer_densities``, by path.
-
-    ``layers`` says of how many layers each path is, and ``sizes`` are those of all of them.
-    """
-    densities = dict.fromkeys(patterns("dense_layers", dense_layers), 1.0) | pairs("layer_densities", layer_densities)
-    fixed = {}
-    for pattern, density in densities.items():
-        check_density(density, f"the density of layers {pattern!r}")
-        matching = fnmatch.filter(sizes, pattern)
-        if not matching:
-            raise UserError(
-                f"dense_layers and layer_densities: no layer matches {pattern!r}; the layers are: {', '.join(sizes)}"
-            )
-        for path in matching:
-            fixed.setdefault(path, layers[path] * round(float(density) * (sizes[path] // layers[path])))
-    return fixed
 
 
 def _fill(shares: Mapping[str, float], sizes: Mapping[str, int], total: int) -> dict[str, float]:

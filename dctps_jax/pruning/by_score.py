@@ -1,6 +1,6 @@
 """One-shot and iterative pruning by scores: the loop over the steps."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from dctps_jax.prunable import prunable_layers
 from dctps_jax.pruning.allocation import ALLOCATIONS
 from dctps_jax.pruning.batches import Batch, Batches, CheckedBatches
 from dctps_jax.pruning.groups import make_groups
+from dctps_jax.pruning.layer_rules import LayerRules
 from dctps_jax.pruning.masks import get_masks
 from dctps_jax.pruning.schedules import SCHEDULES
 from dctps_jax.pruning.scored_network import ScoredNetwork
@@ -33,6 +34,7 @@ def score_masks(
     model: nnx.Module,
     method: str,
     density: float,
+    rules: LayerRules,
     *,
     key: jax.Array,
     batch: Batches | None,
@@ -41,28 +43,21 @@ def score_masks(
     loss: Loss = "cross_entropy",
     scope: str = "global",
     allocation: str | None = None,
-    dense_layers: Iterable[str] = (),
-    layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
-    pattern: str = "",
 ) -> Masks:
     """Return the masks that a score method chooses; see :func:`dctps_jax.pruning.prune` for the arguments."""
     _check_options(num_steps, schedule, loss, scope)
     if not (allocation is None or (isinstance(allocation, str) and allocation == "")):
         check_choice("allocation", allocation, ALLOCATIONS)
     num_steps = num_steps or SCORES[method].default_steps
-    layers = prunable_layers(model)
     groups = make_groups(
-        {path: layer.kernel_shape for path, layer in layers.items()},
+        {path: layer.kernel_shape for path, layer in prunable_layers(model).items()},
         density,
+        rules,
         num_steps=num_steps,
         schedule=schedule,
         rounds=SCORES[method].rounds,
         scope=scope,
         allocation=allocation,
-        dense_layers=dense_layers,
-        layer_densities=layer_densities,
-        pattern=pattern,
-        stacks={path: layer.stack for path, layer in layers.items() if layer.stack},
     )
     within = get_masks(model)
     groups.check_room(within)

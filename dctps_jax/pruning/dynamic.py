@@ -23,7 +23,7 @@ from dctps_jax.errors import UserError
 Counts = Mapping[str, int]
 
 
-class UpdateSchedule(NamedTuple):
+class MovingSchedule(NamedTuple):
     """When masks are updated, and which fraction of the active weights each update drops."""
 
     update_every: int
@@ -102,11 +102,11 @@ class PruningSchedule(NamedTuple):
         return {"density": density}
 
 
-Schedule = UpdateSchedule | PruningSchedule
+UpdateSchedule = MovingSchedule | PruningSchedule
 
 
-def _moving(settings: Any, num_steps: int) -> UpdateSchedule:
-    return UpdateSchedule(settings.update_every, int(settings.stop_fraction * num_steps), settings.drop_fraction)
+def _moving(settings: Any, num_steps: int) -> MovingSchedule:
+    return MovingSchedule(settings.update_every, int(settings.stop_fraction * num_steps), settings.drop_fraction)
 
 
 def _pruning(settings: Any, num_steps: int) -> PruningSchedule:
@@ -122,13 +122,13 @@ def _pruning(settings: Any, num_steps: int) -> PruningSchedule:
 
 # Name → a function of the fields of config.sparse_training and the number of steps, which returns when weights change.
 # dctps_jax.training.mask_updates has the updates themselves, by the same names.
-UPDATE_SCHEDULES: dict[str, Callable[[Any, int], Schedule]] = {"rigl": _moving, "set": _moving, "gmp": _pruning}
+UPDATE_SCHEDULES: dict[str, Callable[[Any, int], UpdateSchedule]] = {"rigl": _moving, "set": _moving, "gmp": _pruning}
 METHODS = ("static", *UPDATE_SCHEDULES)
 # The methods that keep the number of trained weights.
 MOVING = tuple(name for name, schedule in UPDATE_SCHEDULES.items() if schedule is _moving)
 
 
-def update_schedule(config: Any, steps_per_epoch: int) -> Schedule | None:
+def update_schedule(config: Any, steps_per_epoch: int) -> UpdateSchedule | None:
     """Return when the support of a run changes, or None if it stays the same.
 
     Raises :class:`~dctps_jax.errors.UserError` if gradual pruning would have no step to prune at.

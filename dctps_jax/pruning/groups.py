@@ -1,14 +1,15 @@
 """The groups of weights that compete with each other for a place in the support, and how many of each stay."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from dctps_jax.arguments import names_of
-from dctps_jax.pruning.allocation import allocate_counts, fixed_counts
+from dctps_jax.pruning.allocation import allocate_counts
+from dctps_jax.pruning.layer_rules import LayerRules, Shapes
 from dctps_jax.pruning.pattern import Pattern, check_room_in_groups, check_scores, parse_pattern, top_of_groups
 from dctps_jax.pruning.random import check_room
 from dctps_jax.pruning.schedules import keep_counts
@@ -28,7 +29,7 @@ class Groups(NamedTuple):
     pattern: Pattern | None
     patterned: list[str]
     in_pattern: list[int]
-    stacks: Mapping[str, Sequence[int]] = MappingProxyType({})
+    stacks: Shapes = MappingProxyType({})
 
     def check_room(self, within: Mapping[str, np.ndarray]) -> None:
         """Raise :class:`~dctps_jax.errors.UserError` where the masks ``within`` keep fewer weights than shall stay."""
@@ -66,41 +67,28 @@ class Groups(NamedTuple):
 
 
 def make_groups(
-    shapes: Mapping[str, Sequence[int]],
+    shapes: Shapes,
     density: float,
+    rules: LayerRules,
     *,
     num_steps: int = 1,
     schedule: str = "exp",
     rounds: str = "kept",
     scope: str = "global",
     allocation: str | None = None,
-    dense_layers: Iterable[str] = (),
-    layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
-    pattern: str = "",
-    stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
 ) -> Groups:
     """Return the groups of a network with these kernel ``shapes``; :func:`dctps_jax.pruning.prune` has the arguments.
 
     A layer whose count is given is a group; all other layers are one group. With a pattern every M inputs of an output
     are one, in the layers without a density of their own.
     """
-    layers = {path: math.prod(stacks.get(path, ())) for path in shapes}
-    sizes = {path: layers[path] * math.prod(shape) for path, shape in shapes.items()}
-    fixed = fixed_counts(sizes, dense_layers, layer_densities, layers)
+    sizes, fixed = rules.sizes(shapes), rules.fixed_counts(shapes)
     patterned, in_pattern = [], []
-    if found := parse_pattern(pattern, density, allocation):
+    if found := parse_pattern(rules.pattern, density, allocation):
         patterned = [path for path in shapes if path not in fixed]
         in_pattern = keep_counts(found.of, found.keep / found.of, num_steps, schedule, rounds)
     is_allocated = allocation or scope == "layer" or found
-    final = allocate_counts(
-        shapes,
-        density,
-        allocation or "uniform",
-        dense_layers=dense_layers,
-        layer_densities=layer_densities,
-        pattern=pattern,
-        stacks=stacks,
-    )
+    final = allocate_counts(shapes, density, allocation or "uniform", rules)
     alone = [path for path in (final if is_allocated else fixed) if path not in patterned]
     together = [path for path in shapes if path not in alone and path not in patterned]
     of_layers: list[tuple[list[str], list[int]]] = []
@@ -108,4 +96,4 @@ def make_groups(
         total = sum(sizes[path] for path in paths)
         group_density = density if not alone else sum(final[path] for path in paths) / total
         of_layers.append((paths, keep_counts(total, group_density, num_steps, schedule, rounds)))
-    return Groups(of_layers, found, patterned, in_pattern, stacks)
+    return Groups(of_layers, found, patterned, in_pattern, rules.stacks)

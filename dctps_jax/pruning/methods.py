@@ -1,19 +1,19 @@
 """The methods of pruning by their names, at random or by a score, and ``prune``, which applies one to a network."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from dctps_jax.arguments import check_shapes, pairs, patterns, words
+from dctps_jax.arguments import check_shapes, words
 from dctps_jax.errors import UserError, did_you_mean
 from dctps_jax.prunable import NO_LAYERS, prunable_layers
-from dctps_jax.pruning.allocation import ALLOCATIONS, allocate, check_density, fixed_counts, report_empty_layers
+from dctps_jax.pruning.allocation import ALLOCATIONS, allocate_counts, report_empty_layers
 from dctps_jax.pruning.batches import Batches
 from dctps_jax.pruning.by_score import SCORE_OPTIONS, score_masks
+from dctps_jax.pruning.layer_rules import Shapes, check_density, layer_rules
 from dctps_jax.pruning.masks import get_masks, mask_of_layer, mask_of_support
 from dctps_jax.pruning.pattern import parse_pattern, random_pattern_masks
 from dctps_jax.pruning.random import random_supports_within
@@ -70,41 +70,22 @@ def prune(
     density = float(density)  # not in its own type, e.g. float16, which counts up to 2048 only
     key = as_key(key)
     check_method(method, options)
-    dense_layers, layer_densities = patterns("dense_layers", dense_layers), pairs("layer_densities", layer_densities)
     shapes = {path: layer.kernel_shape for path, layer in layers.items()}
     stacks = {path: layer.stack for path, layer in layers.items() if layer.stack}
-    size = sum(math.prod((*layer.stack, *layer.kernel_shape)) for layer in layers.values())
+    rules = layer_rules(dense_layers, layer_densities, pattern, stacks)
+    size = sum(rules.sizes(shapes).values())
     if size == 0:
         raise UserError(NO_LAYERS)
     if round(density * size) == 0:
         raise UserError(f"density {density:g} keeps none of {size} weights; choose at least {1 / size:.2g}")
     if method in SCORES:
-        masks = score_masks(
-            model,
-            method,
-            density,
-            key=key,
-            batch=batch,
-            dense_layers=dense_layers,
-            layer_densities=layer_densities,
-            pattern=pattern,
-            **options,
-        )
+        masks = score_masks(model, method, density, rules, key=key, batch=batch, **options)
         report_empty_layers({path: int(mask.sum()) for path, mask in masks.items()}, method, density)
         return masks
-    counts = allocate(
-        shapes,
-        density,
-        method,
-        dense_layers=dense_layers,
-        layer_densities=layer_densities,
-        pattern=pattern,
-        stacks=stacks,
-    )
+    counts = allocate_counts(shapes, density, method, rules)
+    report_empty_layers(counts, method, density)
     if found := parse_pattern(pattern, density, method):
-        sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-        fixed = fixed_counts(sizes, dense_layers, layer_densities, dict.fromkeys(sizes, 1))
-        return random_pattern_masks(key, get_masks(model), found, fixed)
+        return random_pattern_masks(key, get_masks(model), found, rules.fixed_counts(shapes))
     masks = {path: mask_of_layer(layer) for path, layer in layers.items() if not layer.is_dense}
     supports = random_supports_within(masks, key, shapes, counts, stacks)
     return {path: mask_of_support(support, shapes[path]) for path, support in supports.items()}
@@ -131,7 +112,7 @@ def check_method(method: Any, options: Iterable[str]) -> None:
 
 def random_pattern_supports(
     key: jax.Array | int,
-    shapes: Mapping[str, Sequence[int]],
+    shapes: Shapes,
     pattern: str,
     density: float,
     *,
@@ -148,7 +129,6 @@ def random_pattern_supports(
     found = parse_pattern(pattern, density)
     if found is None:
         raise UserError('pattern is \'\'; it must be "N:M" with 0 < N < M, e.g. "2:4"')
-    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-    fixed = fixed_counts(sizes, dense_layers, layer_densities, dict.fromkeys(sizes, 1))
+    fixed = layer_rules(dense_layers, layer_densities).fixed_counts(shapes)
     masks = random_pattern_masks(key, {path: np.ones(shape, bool) for path, shape in shapes.items()}, found, fixed)
     return {path: np.flatnonzero(mask) for path, mask in masks.items()}

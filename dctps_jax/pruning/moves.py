@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from dctps_jax.arguments import check_choice, is_number, is_whole, words
 from dctps_jax.errors import UserError
-from dctps_jax.pruning.dynamic import MOVING, UpdateSchedule, move_weights
+from dctps_jax.pruning.dynamic import MOVING, MovingSchedule, move_weights
 from dctps_jax.seeds import as_key
 
 MASKED_GRADIENTS = (
@@ -26,7 +26,7 @@ class Moves:
     ``counts`` are the numbers of weights that the masks keep.
     """
 
-    def __init__(self, schedule: UpdateSchedule, drops: np.ndarray, counts: list[int], key: jax.Array | None):
+    def __init__(self, schedule: MovingSchedule, drops: np.ndarray, counts: list[int], key: jax.Array | None):
         self.schedule, self.drops, self.counts, self.key = schedule, drops, counts, key
 
     @classmethod
@@ -52,7 +52,7 @@ class Moves:
             raise UserError(f"key is {words(key)}, but method {method!r} draws nothing at random; leave out key")
         if not masks:
             raise UserError("there is no mask, so that no weight could move; give a mask to each array that is sparse")
-        schedule = UpdateSchedule(update_every, end_step, drop_fraction)
+        schedule = MovingSchedule(update_every, end_step, drop_fraction)
         counts, sizes = ({str(n): int(of(mask)) for n, mask in enumerate(masks)} for of in (np.sum, np.size))
         steps = range(update_every - 1, end_step - 1, update_every)
         drops = [list(schedule.drop_counts(step, counts, sizes).values()) for step in steps]

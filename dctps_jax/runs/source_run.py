@@ -14,6 +14,7 @@ from dctps_jax import pruning
 from dctps_jax.errors import UserError
 from dctps_jax.field import find_field
 from dctps_jax.pruning.groups import make_groups
+from dctps_jax.pruning.layer_rules import layer_rules
 from dctps_jax.runs.checkpoint import Saved, last_is_lost, read_saved, steps_in
 from dctps_jax.runs.workdir import read_config, read_results
 
@@ -80,11 +81,9 @@ def prune_trained_weights(config: Any, shapes: Mapping[str, Sequence[int]]) -> d
     groups = make_groups(
         shapes,
         settings.density,
+        layer_rules(settings.dense_layers, settings.layer_densities, settings.pattern),
         scope=settings.scope,
         allocation=settings.allocation or None,
-        dense_layers=settings.dense_layers,
-        layer_densities=settings.layer_densities,
-        pattern=settings.pattern,
     )
     groups.check_room(masks)
     # With an offset, a weight that no gradient has reached is still 0.

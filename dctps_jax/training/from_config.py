@@ -13,7 +13,7 @@ from dctps_jax.data.batches import Normalization, Subset, normalization_of
 from dctps_jax.data.regularization import Regularization
 from dctps_jax.errors import UserError, some_of
 from dctps_jax.optimizers import SCHEDULES, make_optimizer, reduce_on_plateau, warmup_steps_of
-from dctps_jax.pruning.dynamic import UpdateSchedule, update_schedule
+from dctps_jax.pruning.dynamic import MovingSchedule, update_schedule
 from dctps_jax.training.step_spec import LOSS_SCALES, StepSpec, default_steps_per_dispatch
 from dctps_jax.training.streaming import crops_files
 from dctps_jax.user_functions import as_options
@@ -155,7 +155,7 @@ def choose_normalization(config: Any, dataset: data.Dataset, train: Subset) -> N
 
 
 def warn_if_nothing_moves(config: Any, spec: StepSpec, counts: Mapping[str, int], sizes: Mapping[str, int]) -> None:
-    if isinstance(spec.updates, UpdateSchedule) and not spec.updates.moves_anything(counts, sizes):
+    if isinstance(spec.updates, MovingSchedule) and not spec.updates.moves_anything(counts, sizes):
         logger.warning(
             "config.sparse_training.method is %r, but no weight will ever move: updates come every %d steps before "
             "step %d, and only layers that are not full have any; lower config.sparse_training.update_every or the "

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dctps_jax.pruning.dynamic import Counts, Schedule, largest_weights
+from dctps_jax.pruning.dynamic import Counts, UpdateSchedule, largest_weights
 from dctps_jax.training.gradients import Mesh
 from dctps_jax.training.state import Graphs, TrainState, supports_by_path
 from dctps_jax.training.step import kernel_of, mask_update_step, train_step, tree_of_kernels, with_masks
@@ -81,7 +81,7 @@ MASK_UPDATES = {"rigl": grow_by_gradient, "set": grow_at_random, "gmp": prune_by
 class WeightCounts(NamedTuple):
     """How many weights each layer trains, by dotted path, at ``first`` and at ``last``; ``sizes`` count all weights."""
 
-    updates: Schedule | None
+    updates: UpdateSchedule | None
     first: Counts
     last: Counts
     sizes: Counts

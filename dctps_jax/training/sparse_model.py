@@ -187,20 +187,19 @@ def _check_supports(supports: Mapping[str, np.ndarray], shapes: Shapes) -> None:
 def _random_supports(config: Any, shapes: Shapes) -> Supports:
     settings, key = config.pruning, stream(config.seed, "masks")
     if settings.pattern:
-        fixed_layers = {"dense_layers": settings.dense_layers, "layer_densities": settings.layer_densities}
-        return pruning.random_pattern_supports(key, shapes, settings.pattern, settings.density, **fixed_layers)
+        return pruning.random_pattern_supports(
+            key, shapes, settings.pattern, settings.density, **_fixed_layers(settings)
+        )
     return pruning.random_supports(key, shapes, _first_counts(config, shapes))
+
+
+def _fixed_layers(settings: Any) -> dict[str, Any]:
+    return {"dense_layers": settings.dense_layers, "layer_densities": settings.layer_densities}
 
 
 def _last_counts(config: Any, shapes: Shapes) -> dict[str, int]:
     settings = config.pruning
-    return pruning.allocate(
-        shapes,
-        settings.density,
-        settings.method,
-        dense_layers=settings.dense_layers,
-        layer_densities=settings.layer_densities,
-    )
+    return pruning.allocate(shapes, settings.density, settings.method, **_fixed_layers(settings))
 
 
 def _first_counts(config: Any, shapes: Shapes) -> dict[str, int]:
@@ -243,8 +242,7 @@ def _supports_by_score(config: Any, model: nnx.Module, train: Subset, spec: Step
         settings.density,
         key=stream(config.seed, "masks"),
         batch=batches,
-        dense_layers=settings.dense_layers,
-        layer_densities=settings.layer_densities,
+        **_fixed_layers(settings),
         num_steps=settings.num_steps,
         schedule=settings.schedule,
         loss=settings.loss,

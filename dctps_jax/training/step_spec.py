@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from dctps_jax.data.batches import Normalization
 from dctps_jax.data.regularization import Regularization
-from dctps_jax.pruning.dynamic import Schedule
+from dctps_jax.pruning.dynamic import UpdateSchedule
 
 # The smallest normal float16 is 6e-5, and the gradients of the mean loss get smaller as the batch gets larger. With
 # this factor most of them are normal numbers. A gradient of the logits, at most 1 / batch_size without the factor,
@@ -28,7 +28,7 @@ class StepSpec(NamedTuple):
     augmented: bool
     seed: int
     sparse_training: str = "static"
-    updates: Schedule | None = None
+    updates: UpdateSchedule | None = None
     regularization: Regularization = Regularization()
     ema_decay: float = 0.0
     only_flips: bool = False

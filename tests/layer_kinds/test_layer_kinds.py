@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dctps_jax import DCTpSConvTranspose, DCTpSEinsum, DCTpSEmbed, DCTpSLinearGeneral, UserError, convert, to_plain
-from dctps_jax.layer_kinds import KINDS
+from dctps_jax.layer_kinds import COUNTERPARTS
 from dctps_jax.models import prunable_layers
 from dctps_jax.ops.methods import METHODS
 from dctps_jax.pruning import apply_masks, get_masks, prune
@@ -98,22 +98,22 @@ def assert_same(found, expected, dtype=None):
     )
 
 
-@pytest.mark.parametrize("theirs", list(KINDS))
+@pytest.mark.parametrize("theirs", list(COUNTERPARTS))
 def test_arguments_have_the_names_order_and_defaults_of_flax(theirs):
-    expected, found = (inspect.signature(cls.__init__).parameters for cls in (theirs, KINDS[theirs]))
+    expected, found = (inspect.signature(cls.__init__).parameters for cls in (theirs, COUNTERPARTS[theirs]))
     assert [name for name in found if name in expected] == list(expected)
     for name, parameter in expected.items():
         assert found[name].kind == parameter.kind, name
         if not name.endswith("_init"):
             assert found[name].default == parameter.default, name
-    calls = [list(inspect.signature(cls.__call__).parameters) for cls in (theirs, KINDS[theirs])]
+    calls = [list(inspect.signature(cls.__call__).parameters) for cls in (theirs, COUNTERPARTS[theirs])]
     assert calls[0] == calls[1]
 
 
 @pytest.mark.parametrize(("theirs", "arguments", "options", "shape"), CASES)
 def test_a_new_layer_without_offset_equals_that_of_flax_from_the_same_seed(theirs, arguments, options, shape):
     expected, inputs = build(theirs, arguments, options), inputs_of(theirs, shape)
-    found = build(KINDS[theirs], arguments, options | {"offset": None})
+    found = build(COUNTERPARTS[theirs], arguments, options | {"offset": None})
     assert_same(found(inputs), expected(inputs))
 
 
@@ -123,7 +123,7 @@ def test_a_converted_layer_equals_the_plain_one_with_k_written_out(theirs, argum
     model = nnx.Sequential(build(theirs, arguments, options))
     converted = convert(model, density=0.6, offset=offset, form=form, embeddings=True)
     (layer,) = prunable_layers(converted).values()
-    assert type(layer) is KINDS[theirs] and layer.kernel_shape[-1] <= np.prod(layer.kernel_shape)
+    assert type(layer) is COUNTERPARTS[theirs] and layer.kernel_shape[-1] <= np.prod(layer.kernel_shape)
     shift = 0.5 if layer.mask is None else 0.5 * layer.mask[...]
     layer.kernel.set_value(layer.kernel[...] + shift)
     plain, inputs = to_plain(converted), inputs_of(theirs, shape)

@@ -100,8 +100,8 @@ def test_outputs_and_gradients_of_every_method(case):
     @jit_unoptimised
     def exactly(inputs, gradient, kernel, weights):
         outputs, pull_back = jax.vjp(partial(native, geometry=geometry), inputs, kernel)
-        to_inputs, to_kernel = pull_back(gradient)
-        return outputs, to_inputs, to_kernel.ravel()[support], jnp.sum(to_kernel * weights)
+        grad_inputs, grad_kernel = pull_back(gradient)
+        return outputs, grad_inputs, grad_kernel.ravel()[support], jnp.sum(grad_kernel * weights)
 
     exact = exactly(inputs, gradient, kernel, DCT.kernel(geometry.kernel_shape, jnp.float64))
     terms = exactly(np.abs(inputs), np.abs(gradient), bound, 2 * bound / ALPHA)

@@ -66,9 +66,9 @@ class Counted:
         self.traced.append("forward")
         return inputs * values[0], (inputs, values)
 
-    def gradients(self, work, saved, gradient):
+    def gradients(self, work, residuals, gradient):
         self.traced.append("gradients")
-        inputs, values = saved
+        inputs, values = residuals
         return gradient * values[0], jnp.zeros_like(values).at[0].set(jnp.sum(gradient * inputs)), None
 
 

@@ -42,8 +42,8 @@ def by_the_dense_kernel(geometry, inputs, support, values):
     kernel = jnp.zeros(np.prod(geometry.kernel_shape)).at[support].set(values).reshape(geometry.kernel_shape)
     outputs, pull_back = jax.vjp(partial(native, geometry=geometry), inputs, kernel)
     cotangent = jnp.asarray(normal(3, *outputs.shape))
-    to_inputs, to_kernel = pull_back(cotangent)
-    return outputs, to_inputs, to_kernel.ravel()[support], cotangent
+    grad_inputs, grad_kernel = pull_back(cotangent)
+    return outputs, grad_inputs, grad_kernel.ravel()[support], cotangent
 
 
 def part_of(way, support, geometry, inputs_shape):
@@ -59,13 +59,13 @@ def test_products_and_gradients_are_those_of_the_dense_kernel(case, count, way):
 
     @jit_unoptimised
     def compute(inputs, support, values):
-        outputs, to_inputs, to_values, cotangent = by_the_dense_kernel(geometry, inputs, support, values)
+        outputs, grad_inputs, grad_values, cotangent = by_the_dense_kernel(geometry, inputs, support, values)
         part = part_of(way, support, geometry, inputs.shape)
         found = [part.convolve(inputs, values), part.gradient_of_values(inputs, cotangent)]
-        expected = [outputs, to_values]
+        expected = [outputs, grad_values]
         if way == "in rows" or max(geometry.strides, default=1) == 1:
             found += part.gradients(inputs, cotangent, values)
-            expected += [to_inputs, to_values]
+            expected += [grad_inputs, grad_values]
         return found, expected
 
     for found, expected in zip(*compute(inputs, support, values), strict=True):
@@ -90,8 +90,8 @@ def test_gradients_of_gradients(way, case):
         def expected(inputs, values):
             kernel = jnp.zeros(np.prod(geometry.kernel_shape)).at[support].set(values).reshape(geometry.kernel_shape)
             outputs, pull_back = jax.vjp(partial(native, geometry=geometry), inputs, kernel)
-            to_inputs, to_kernel = pull_back(outputs**2)
-            return jnp.sum(to_inputs**2) + jnp.sum(to_kernel.ravel()[support] ** 2)
+            grad_inputs, grad_kernel = pull_back(outputs**2)
+            return jnp.sum(grad_inputs**2) + jnp.sum(grad_kernel.ravel()[support] ** 2)
 
         return jax.grad(own, argnums=(0, 1))(inputs, values), jax.grad(expected, argnums=(0, 1))(inputs, values)
 
@@ -215,14 +215,14 @@ def test_gradients_of_added_values_are_those_at_the_positions(added_at, platform
 
     with tracing_for(platform):
         _, pull_back = jax.vjp(added, jnp.ones(()), jnp.ones(3))
-        to_scale, to_values = pull_back(jnp.arange(6.0).reshape(3, 2))
+        grad_scale, grad_values = pull_back(jnp.arange(6.0).reshape(3, 2))
         _, moved = jax.jvp(added, (jnp.ones(()), jnp.ones(3)), (jnp.ones(()), jnp.array([1.0, 2.0, 3.0])))
         program = str(jax.make_jaxpr(jax.grad(lambda values: added(1.0, values).sum()))(jnp.ones(3)))
     # Single numbers are picked out of the array's gradient, no rows.
     gathered = re.findall(r":\w+\[(\S*)\] = gather\[", program)
     assert gathered and set(gathered) == {"3"}
-    np.testing.assert_array_equal(to_values, [1, 4, 5])
-    assert to_scale == 0 + 1 + 4 + 9 + 16 + 25
+    np.testing.assert_array_equal(grad_values, [1, 4, 5])
+    assert grad_scale == 0 + 1 + 4 + 9 + 16 + 25
     np.testing.assert_array_equal(moved, [[0, 2], [2, 3], [6, 8]])
 
 

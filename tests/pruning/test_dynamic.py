@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dctps_jax.models import create_model
 from dctps_jax.optimizers import make_optimizer
 from dctps_jax.pruning import apply_masks
-from dctps_jax.pruning.dynamic import UpdateSchedule, move_weights
+from dctps_jax.pruning.dynamic import MovingSchedule, move_weights
 from dctps_jax.torch_compat import load_state_dict
 from dctps_jax.training.state import create_state, supports_by_path
 from dctps_jax.training.step import mask_update_step, train_step
@@ -69,11 +69,11 @@ def test_an_update_keeps_the_count_and_drops_the_smallest(seed, active, drop):
 
 
 def test_the_schedule_of_updates():
-    schedule = UpdateSchedule(update_every=5, end_step=20, drop_fraction=0.3)
+    schedule = MovingSchedule(update_every=5, end_step=20, drop_fraction=0.3)
     assert [step + 1 for step in range(30) if schedule.is_update(step)] == [5, 10, 15]
     for entry in ENTRIES.values():
         listed = entry["updates_f64"]
-        schedule = UpdateSchedule(entry["delta"], entry["T_end"], entry["alpha"])
+        schedule = MovingSchedule(entry["delta"], entry["T_end"], entry["alpha"])
         for update in listed:
             assert schedule.fraction(update["scheduler_step"] - 1) == pytest.approx(update["drop_fraction"], rel=1e-12)
     assert schedule.drop_counts(4, {"a": 100, "full": 50}, {"a": 1000, "full": 50}) == {"a": 25, "full": 0}
@@ -113,7 +113,7 @@ def test_rigl_equals_the_original_where_it_is_right(identity, updates):
             entry["optimiser"], entry["lr"], momentum=0.9, weight_decay=entry["weight_decay"], fixup=False
         )
         initial, masks, graphs, state = start(entry, optimizer)
-        schedule = UpdateSchedule(entry["delta"], entry["T_end"], entry["alpha"])
+        schedule = MovingSchedule(entry["delta"], entry["T_end"], entry["alpha"])
         counts = {path: int(mask.sum()) for path, mask in masks.items()}
         sizes = {path: mask.size for path, mask in masks.items()}
         step = jax.jit(lambda state, batch: train_step(state, batch, graph=graphs.train, optimizer=optimizer))

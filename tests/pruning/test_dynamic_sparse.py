@@ -19,7 +19,7 @@ from dctps_jax import (
 from dctps_jax.losses import cross_entropy
 from dctps_jax.models import create_model
 from dctps_jax.pruning import apply_masks, get_masks, prune
-from dctps_jax.pruning.dynamic import UpdateSchedule
+from dctps_jax.pruning.dynamic import MovingSchedule
 from dctps_jax.training.state import create_state, supports_by_path
 from dctps_jax.training.step import mask_update_step, train_step
 
@@ -49,7 +49,7 @@ def trained_by_the_trainer(offset):
     optimizer = adam()
     graphs, state = create_state(lenet(offset), optimizer)
     sizes = {path: int(mask.size) for path, mask in supports_by_path(state.supports).items()}
-    schedule = UpdateSchedule(*MOVES.values())
+    schedule = MovingSchedule(*MOVES.values())
     step = jax.jit(lambda state, batch: train_step(state, batch, graph=graphs.train, optimizer=optimizer)[0])
     move = jax.jit(
         lambda state, batch, drops: mask_update_step(state, batch, drops, None, graphs=graphs, optimizer=optimizer)[0]
