@@ -5,8 +5,8 @@ The figures are in benchmarks/results/.
 ``step_NETWORK.json`` (benchmarks/train_step.py) gives one row for each network: the dense step in milliseconds, the
 speed-up of a DCT plus Sparse step, and its peak memory. ``h100_step_NETWORK.json`` gives the same for a GPU.
 ``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) gives the parts of a step's CPU time.
-``versus_torch_NETWORK.json`` and ``h200_versus_torch_vgg19.json`` (benchmarks/versus_torch.py) have the steps beside
-PyTorch's. ``masked_mlp.json`` (benchmarks/masked_mlp.py) has the steps of a perceptron beside sparse matrices.
+``versus_torch_NETWORK.json``, ``xeon_versus_torch_NETWORK.json`` and ``h200_versus_torch_vgg19.json``
+(benchmarks/versus_torch.py) have the steps beside PyTorch's. ``masked_mlp.json`` (benchmarks/masked_mlp.py) has the steps of a perceptron beside sparse matrices.
 ``input.json`` (benchmarks/input.py) has the ways of reading images. ``tpu_NETWORK.json`` (benchmarks/tpu.py) and
 ``v5e_layers_NETWORK_DENSITY_DTYPE.json`` (benchmarks/tpu_layers.py) have the estimates of a TPU's compiler.
 """
@@ -83,17 +83,37 @@ def versus_torch(cases: Sequence[dict[str, Any]]) -> str:
     ]
     timed = [case for case in cases if "wall_seconds_minimum" in case]
     for case in timed:
-        step = case["wall_seconds_minimum"]
-        dense = [
-            other["wall_seconds_minimum"]
-            for other in timed
-            if other["network"] == case["network"] and other["case"].startswith("PyTorch dense")
-        ]
         lines.append(
-            f"| {case['network']} | {case['case']} | {1000 * step:.3f} | {1000 * case['wall_seconds_median']:.3f} | "
-            f"{case['peak_bytes'] / 1e6:,.0f} | {case['compile_seconds']:.1f} | "
-            f"{f'{min(dense) / step:.2f}×' if dense else ''} |"
+            f"| {case['network']} | {case['case']} | {1000 * case['wall_seconds_minimum']:.3f} | "
+            f"{1000 * case['wall_seconds_median']:.3f} | "
+            f"{case['peak_bytes'] / 1e6:,.0f} | {case['compile_seconds']:.1f} | {_beside_torch(case, timed)} |"
         )
+    return "\n".join(lines)
+
+
+def _beside_torch(case: dict[str, Any], timed: Sequence[dict[str, Any]]) -> str:
+    """Return how many times as fast a case is as the fastest dense step of PyTorch with the same network."""
+    dense = [
+        other["wall_seconds_minimum"]
+        for other in timed
+        if other["network"] == case["network"] and other["case"].startswith("PyTorch dense")
+    ]
+    return f"{min(dense) / case['wall_seconds_minimum']:.2f}×" if dense else ""
+
+
+def versus_torch_by_machine() -> str:
+    """Return the ratios of this package's steps to PyTorch's fastest dense step, for two machines."""
+    names = {"this package, dense, float32": "dense", "this package, DCT 0.001, float32": "0.1 %"}
+    prefixes = {"": "AMD EPYC", "xeon_": "Intel Xeon"}
+    columns = [f"{machine}, {name}" for machine in prefixes.values() for name in names.values()]
+    lines = [f"| network, batch | {' | '.join(columns)} |", f"| --- | {' | '.join('---:' for _ in columns)} |"]
+    for network, label in NETWORKS.items():
+        cells = []
+        for prefix in prefixes:
+            result = json.loads((RESULTS / f"{prefix}versus_torch_{network}.json").read_text())
+            cases = {case["case"]: case for case in result["cases"]}
+            cells += [_beside_torch(cases[name], result["cases"]) for name in names]
+        lines.append(f"| {label}, {result['command']['batch_size']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -197,6 +217,7 @@ if __name__ == "__main__":
         table("h100_", DENSITIES[1:]),
         profile(),
         versus_torch(saved_cases("h200_versus_torch_vgg19")),
+        versus_torch_by_machine(),
         versus_torch_on_cpu(),
         masked_mlp(saved_cases("masked_mlp")),
         reading_images(),

@@ -324,6 +324,8 @@ def test_tables_are_made_from_the_saved_figures():
     perceptron = tables.masked_mlp(tables.saved_cases("masked_mlp"))
     assert tables.reading_images() in prose("benchmarks/README.md")
     assert tables.tpu() in prose("benchmarks/README.md") and tables.tpu_layers() in prose("benchmarks/README.md")
+    assert len(tables.versus_torch_by_machine().splitlines()) == 2 + len(tables.NETWORKS)
+    assert tables.versus_torch_by_machine() in prose("benchmarks/README.md")
     for table in (beside_torch, tables.versus_torch_on_cpu(), perceptron):
         assert len(table.splitlines()) > 10
         assert table in prose("benchmarks/README.md")
