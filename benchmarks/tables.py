@@ -6,9 +6,10 @@ The figures are in benchmarks/results/.
 speed-up of a DCT plus Sparse step, and its peak memory. ``h100_step_NETWORK.json`` gives the same for a GPU.
 ``layers_NETWORK_DENSITY.json`` (benchmarks/layers.py) gives the parts of a step's CPU time.
 ``versus_torch_NETWORK.json``, ``xeon_versus_torch_NETWORK.json`` and ``h200_versus_torch_vgg19.json``
-(benchmarks/versus_torch.py) have the steps beside PyTorch's. ``masked_mlp.json`` (benchmarks/masked_mlp.py) has the steps of a perceptron beside sparse matrices.
-``input.json`` (benchmarks/input.py) has the ways of reading images. ``tpu_NETWORK.json`` (benchmarks/tpu.py) and
-``v5e_layers_NETWORK_DENSITY_DTYPE.json`` (benchmarks/tpu_layers.py) have the estimates of a TPU's compiler.
+(benchmarks/versus_torch.py) have the steps beside PyTorch's. ``masked_mlp.json`` (benchmarks/masked_mlp.py) has the
+steps of a perceptron beside sparse matrices. ``input.json`` (benchmarks/input.py) has the ways of reading images.
+``tpu_NETWORK.json`` (benchmarks/tpu.py) and ``v5e_layers_NETWORK_DENSITY_DTYPE.json`` (benchmarks/tpu_layers.py) have
+the estimates of a TPU's compiler.
 """
 
 import json

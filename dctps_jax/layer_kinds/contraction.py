@@ -87,13 +87,7 @@ class TensorLayer(KernelLayer):
 
         Raises :class:`~dctps_jax.errors.UserError` for inputs of other sizes: the matrix might fit them by accident.
         """
-        sizes_of_kernel = dict(zip(kernel_labels, self.contraction.shape, strict=True))
-        for axis, label in enumerate(input_labels):
-            if sizes_of_kernel.get(label, inputs.shape[axis]) != inputs.shape[axis]:
-                raise UserError(
-                    f"axis {axis} of the inputs, of shape {inputs.shape}, has size {inputs.shape[axis]}; for a kernel "
-                    f"of shape {self.contraction.shape} it must be {sizes_of_kernel[label]}"
-                )
+        self._check_sizes(inputs, input_labels, kernel_labels)
         batch, contracted, new = (
             [kernel_labels[axis] for axis in axes]
             for axes in (self.contraction.batch, self.contraction.inputs, self.contraction.outputs)
@@ -118,3 +112,14 @@ class TensorLayer(KernelLayer):
         outputs = outputs.reshape(*free_sizes, columns).reshape(*free_sizes, *sizes)
         made = [*free, *batch, *new]
         return jnp.transpose(outputs, [made.index(label) for label in output_labels])
+
+    def _check_sizes(
+        self, inputs: jax.Array, input_labels: Sequence[Hashable], kernel_labels: Sequence[Hashable]
+    ) -> None:
+        sizes_of_kernel = dict(zip(kernel_labels, self.contraction.shape, strict=True))
+        for axis, label in enumerate(input_labels):
+            if sizes_of_kernel.get(label, inputs.shape[axis]) != inputs.shape[axis]:
+                raise UserError(
+                    f"axis {axis} of the inputs, of shape {inputs.shape}, has size {inputs.shape[axis]}; for a kernel "
+                    f"of shape {self.contraction.shape} it must be {sizes_of_kernel[label]}"
+                )
