@@ -94,12 +94,12 @@ def draw_early(cases: list[dict[str, Any]], output: Path) -> None:
             axes.set(xscale="log", yscale="log")
         top.set_yticks([2, 3, 5, 10, 20], labels=["2", "3", "5", "10", "20"])
         top.minorticks_off()
-        bottom.set_xlabel("step (the first at the left: 0)")
+        bottom.set_xlabel("step (leftmost point: step 0)")
     for axes, label in zip(all_axes[:: len(columns)], ("loss", "norm", "norm of the gradient"), strict=True):
         axes.set_ylabel(label)
     entries = {
-        "middle: α·D, below: α": Line2D([], [], color=COLOURS[0]),
+        "α·D (bottom row: α)": Line2D([], [], color=COLOURS[0]),
         "S": Line2D([], [], color=COLOURS[1]),
     }
-    add_legend(figure, entries, "with the offset, a line a layer,\nthe first the darkest")
+    add_legend(figure, entries, "one line per layer,\ndark: first, light: last")
     save_figure(figure, output)
