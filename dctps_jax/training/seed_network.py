@@ -1,6 +1,5 @@
 """The network of one seed: its layers with their supports, what is trained of them, and what its programs need."""
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ from dctps_jax.user_functions import is_import_path
 class SeedNetwork(NamedTuple):
     """What is known of a network, by dotted path of its prunable layers.
 
-    ``supports`` are the present ones and ``counts`` their sizes. ``weights`` says how many weights are trained at each
+    ``supports`` are the present ones; a dense network has none. ``weights`` says how many weights are trained at each
     step. ``described`` has the entry "network" for a network of the user's own, and is empty otherwise.
     """
 
@@ -37,7 +36,6 @@ class SeedNetwork(NamedTuple):
     schedule: Callable[[int], Any]
     shapes: dict[str, tuple[int, ...]]
     supports: Supports
-    counts: dict[str, int]
     weights: WeightCounts
     described: dict[str, Any]
     report: Report
@@ -48,8 +46,9 @@ class SeedNetwork(NamedTuple):
         """Trained parameters ÷ all parameters, biases and normalisation included, at the end of the run."""
         parameters = sum(row.parameters for row in self.report.rows)
         trained = sum(row.trained for row in self.report.rows)
-        num_pruned = sum(self.counts.values()) - sum(self.weights.last.values())
-        return (trained - num_pruned) / parameters
+        if self.supports:  # gradual pruning has not removed all weights yet
+            trained -= sum(map(len, self.supports.values())) - sum(self.weights.last.values())
+        return trained / parameters
 
 
 def build_network(
@@ -72,22 +71,20 @@ def build_network(
         saved_supports = None if saved is None else supports_of(saved)
         model, supports = build_sparse_model(config, dataset, data.train_split, spec, saved_supports)
     shapes = {path: layer.kernel_shape for path, layer in prunable_layers(model).items()}
-    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
-    counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
-    weights = weight_counts(config, spec, shapes, counts)
+    weights = weight_counts(config, spec, shapes, supports)
     optimizer, schedule = make_optimizer_and_schedule(config, spec.steps_per_epoch)
     report = conversion_report(model)
     if described:
         print(report)
-    print(layer_table(shapes, weights.last, sizes))
+    print(layer_table(shapes, weights.last, weights.sizes))
     if weights.first != weights.last:
         print(f"the table is of the end; the first steps train {100 * weights.density_at(0):.4g} % of the weights")
     if config.execution.explain:
         local = config.batch_size // placement.num_devices
         print(plan_table(planned(model, (local, *data.image_shape))))
-    warn_if_nothing_moves(config, spec, weights.last, sizes)
+    warn_if_nothing_moves(config, spec, weights.last, weights.sizes)
     in_training = weights.means(config.num_epochs * spec.steps_per_epoch)
     flops = flops_account(model, (spec.batch_size, *data.image_shape), weights.last, in_training)
     graphs, state = create_state(model, optimizer, placement.axis_name, spec.ema_decay > 0, placement.put)
     setup = Setup(spec, graphs, optimizer, placement)
-    return SeedNetwork(setup, schedule, shapes, supports, counts, weights, described, report, flops), state
+    return SeedNetwork(setup, schedule, shapes, supports, weights, described, report, flops), state

@@ -217,11 +217,12 @@ def is_pruned_while_training(config: Any) -> bool:
     return config.sparse_training.method == "gmp"
 
 
-def weight_counts(config: Any, spec: StepSpec, shapes: Shapes, counts: Mapping[str, int]) -> WeightCounts:
-    """Return how many weights each layer trains at first and at last; ``counts`` are the present numbers."""
+def weight_counts(config: Any, spec: StepSpec, shapes: Shapes, supports: Supports) -> WeightCounts:
+    """Return how many weights each layer trains at first and at last; a layer without support trains all of them."""
     sizes = {path: math.prod(shape) for path, shape in shapes.items()}
     if is_pruned_while_training(config):
         return WeightCounts(spec.updates, _first_counts(config, shapes), _last_counts(config, shapes), sizes)
+    counts = {path: len(supports[path]) if path in supports else size for path, size in sizes.items()}
     return WeightCounts(spec.updates, counts, counts, sizes)
 
 
