@@ -122,7 +122,7 @@ def convert(
     is_dense = trains_all_weights(method, density, fixed_layers["layer_densities"]) and not is_pruned
     if is_dense:  # the call checks the patterns
         allocate(shapes, density, "uniform", dense_layers=fixed_layers["dense_layers"], stacks=stacks)
-    if form == "compact" and not is_dense:
+    if offset is not None or (form == "compact" and not is_dense):
         check_not_normalized(copy, layers)
     # Random supports of new layers need no dense kernels.
     supports: dict[str, np.ndarray] = {}

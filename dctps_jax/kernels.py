@@ -147,6 +147,11 @@ class KernelLayer(nnx.Module):
         """Whether the layer trains all its weights: it has neither a mask nor a support."""
         return self.mask is None and self.support is None
 
+    @property
+    def has_fixed_part(self) -> bool:
+        """Whether S is added to something: an offset or a frozen kernel."""
+        return self.offset is not None or self.base is not None
+
     def set_mask(self, mask: jax.Array | np.ndarray) -> None:
         """Train only the weights where ``mask`` (boolean, of the kernel's shape) is True. The others become zero.
 
@@ -231,8 +236,7 @@ class KernelLayer(nnx.Module):
 
     def effective_kernel(self) -> jax.Array:
         """Return ``K = α·D + S``, or ``W₀ + S``, the kernel that the layer applies, in the dtype of its parameters."""
-        has_other_part = self.offset is not None or self.base is not None
-        return self.sparse_kernel() + self.fixed_part() if has_other_part else self.sparse_kernel()
+        return self.sparse_kernel() + self.fixed_part() if self.has_fixed_part else self.sparse_kernel()
 
     def plain_kernel(self, kernel: jax.Array) -> jax.Array:
         """Return a kernel of this layer in the shape of its counterpart in NNX."""

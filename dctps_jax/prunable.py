@@ -110,17 +110,19 @@ def variables_in(modules: Iterable[Any]) -> list[nnx.Variable]:
 
 
 def check_not_normalized(model: Any, layers: Mapping[str, Any]) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` if a layer that will be compact is in a wrapper that normalises it.
+    """Raise :class:`~dctps_jax.errors.UserError` if a layer is in a wrapper that normalises its kernel.
 
-    ``nnx.SpectralNorm`` and ``nnx.WeightNorm`` normalise arrays of a kernel's shape, and pass over a list of values.
+    ``nnx.SpectralNorm`` and ``nnx.WeightNorm`` normalise the stored array. That is S alone in a layer with a fixed part
+    (an offset or a frozen kernel), and a list of values in a compact layer. Ask for such layers only.
     """
     paths = {id(layer): path for path, layer in layers.items()}
     for _, module in nnx.iter_modules(model):
         if isinstance(module, nnx.SpectralNorm | nnx.WeightNorm):
             for _, layer in find_layers(module.layer_instance, lambda node: id(node) in paths):
                 raise UserError(
-                    f"{paths[id(layer)]} is in an nnx.{type(module).__name__}, which normalises whole kernels, and a "
-                    'compact layer stores none; use form="masked", or leave this layer out'
+                    f"{paths[id(layer)]} is in an nnx.{type(module).__name__}, which normalises the array that a layer "
+                    "stores; a compact layer and a layer with an offset store no whole kernel: use offset=None and "
+                    'form="masked", or leave this layer out'
                 )
 
 

@@ -190,7 +190,7 @@ def test_one_module_in_two_places_is_one_layer():
         lambda rngs: nnx.LinearGeneral(4, (2, 2), rngs=rngs),
     ],
 )
-def test_normalised_kernels_are_not_compact(wrapper, inside):
+def test_normalised_kernels_are_whole_kernels(wrapper, inside):
     def model():
         return Two(wrapper(inside(nnx.Rngs(0)), rngs=nnx.Rngs(0)), linear(nnx.Rngs(1)))
 
@@ -199,9 +199,21 @@ def test_normalised_kernels_are_not_compact(wrapper, inside):
     masked = convert(model(), density=0.5, form="masked", offset=None)
     with pytest.raises(UserError, match=f"a.layer_instance is in an nnx.{wrapper.__name__}"):
         apply_masks(masked, get_masks(masked), "compact")
+    # With a fixed part the wrapper would normalise S alone.
+    for fixed in ("dct", "frozen"):
+        for density in (0.5, 1.0):
+            with pytest.raises(UserError, match="a layer with an offset store no whole kernel"):
+                convert(model(), density=density, form="masked", offset=fixed)
+    assert convert(model(), density=0.5, form="masked", offset="frozen", exclude="a.*").b.base is not None
     assert masked.a.layer_instance.mask is not None and masked.b.support is None
     apply_masks(masked, {"b": get_masks(masked)["b"]}, "compact")
     assert convert(model(), density=0.5, exclude="a.*").b.support is not None
+
+
+def test_a_layer_with_an_offset_that_is_normalised_takes_no_mask():
+    model = nnx.WeightNorm(DCTpSLinear(8, 8, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="a layer with an offset store no whole kernel"):
+        apply_masks(model, prune(model, "epl", 0.5, key=0))
 
 
 def test_a_compact_kernel_has_at_most_2_31_weights():

@@ -44,7 +44,8 @@ class CheckedBatches:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             found = f"a {type(pair).__name__} of {len(pair)}" if isinstance(pair, list | tuple) else words(pair)
             raise UserError(f"a batch must be a pair of {what}, but it is {found}; give two arrays")
-        images, labels = (jnp.asarray(as_array("a part of the batch", part, "an array")) for part in pair)
+        needed = "an array; a network of several inputs can be scored in a module that makes them from one array"
+        images, labels = (jnp.asarray(as_array("a part of the batch", part, needed)) for part in pair)
         least_axes = 1 if callable(self.loss) else 2
         if images.ndim < least_axes or labels.shape[:1] != images.shape[:1] or not len(images):
             first, second, each = (

@@ -9,7 +9,7 @@ optimiser's step, it removes the smallest weights, until as many are left as the
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -186,9 +186,20 @@ def _ranks(values: jax.Array) -> jax.Array:
     )
 
 
-def keep_only(optimizer: optax.GradientTransformation, opt_state: Any, kept: Any) -> Any:
-    """Return the optimiser's state, set to zero where ``kept`` is False: booleans in a tree like the parameters."""
-    return optax.tree_utils.tree_map_params(optimizer, lambda value, mask: jnp.where(mask, value, 0), opt_state, kept)
+def keep_only(opt_state: Any, kept: Any) -> Any:
+    """Return the optimiser's state, set to zero where ``kept`` is False: booleans in a tree like the parameters.
+
+    An array of the state belongs to the parameter with whose path its own path ends, e.g. a moment of Adam. Arrays of
+    another shape than the parameter stay, e.g. the sums over rows and columns of ``optax.adafactor``.
+    """
+    masks = dict(jax.tree_util.tree_leaves_with_path(kept))
+
+    def zeroed(path: Sequence[Any], value: Any) -> Any:
+        ends = (tuple(path[start:]) for start in range(len(path) + 1))  # the longest first
+        mask = next((masks[end] for end in ends if end in masks), None)
+        return value if mask is None or jnp.shape(mask) != jnp.shape(value) else jnp.where(mask, value, 0)
+
+    return jax.tree_util.tree_map_with_path(zeroed, opt_state)
 
 
 def skip_optimizer_step(opt_state: Any) -> Any:

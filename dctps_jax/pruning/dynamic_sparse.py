@@ -21,9 +21,9 @@ from dctps_jax.prunable import prunable_layers
 from dctps_jax.pruning.dynamic import keep_only, skip_optimizer_step
 from dctps_jax.pruning.moves import Moves
 from dctps_jax.pruning.sparse_optimizer import (
+    as_transformation,
     as_tree,
     check_masks_of_tree,
-    check_optimizer,
     check_values_of_masks,
     is_none,
     keep_checked,
@@ -42,7 +42,6 @@ class DynamicSparse(optax.GradientTransformationExtraArgs):
     """An optax transformation with masks that move; :func:`dynamic_sparse` makes it."""
 
     moves: Moves
-    inner: optax.GradientTransformationExtraArgs
 
     def is_move(self, step: int) -> bool:
         """Return whether, after ``step`` finished steps, :meth:`move` should be called in place of ``update``."""
@@ -63,7 +62,7 @@ class DynamicSparse(optax.GradientTransformationExtraArgs):
         kept = _like(state.masks, params, [kept for _, kept in moved])
         params = jax.tree.map(lambda value, keep: jnp.where(keep, value, 0), params, kept)
         masks = jax.tree.unflatten(jax.tree.structure(state.masks), [mask for mask, _ in moved])
-        inner = skip_optimizer_step(keep_only(self.inner, state.inner, kept))
+        inner = skip_optimizer_step(keep_only(state.inner, kept))
         return params, DynamicSparseState(state.step + 1, masks, inner)
 
 
@@ -91,11 +90,10 @@ def dynamic_sparse(
     Raises :class:`~dctps_jax.errors.UserError` for a method or number out of range. ``init`` raises it for masks that
     do not fit the parameters.
     """
-    check_optimizer("optimizer", optimizer)
+    inner = as_transformation("optimizer", optimizer)
     check_values_of_masks(masks)
     moves = Moves.make([np.asarray(mask) != 0 for mask in jax.tree.leaves(masks)], method, update_every, end_step,
                        drop_fraction, key)  # fmt: skip
-    inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Any) -> DynamicSparseState:
         check_masks_of_tree(params, masks)
@@ -107,7 +105,7 @@ def dynamic_sparse(
         return keep_checked(updates, state.masks), DynamicSparseState(state.step + 1, state.masks, inner_state)
 
     transformation = DynamicSparse(init, update)
-    transformation.moves, transformation.inner = moves, inner
+    transformation.moves = moves
     return transformation
 
 
@@ -133,7 +131,7 @@ class DynamicSparseOptimizer(nnx.Optimizer):
         drop_fraction: float = 0.3,
         key: jax.Array | int | None = None,
     ):
-        check_optimizer("tx", tx)
+        tx = as_transformation("tx", tx)
         _check_filter("wrt", wrt)
         layers = _masked_layers(model)
         if stacked := [".".join(map(str, path[:-1])) for path, layer in layers.items() if layer.stack]:
@@ -168,7 +166,7 @@ class DynamicSparseOptimizer(nnx.Optimizer):
             layer.mask.set_value(moved[path][0])
         params = nnx.as_pure(nnx.state(model, self.wrt))
         kept = nnx.map_state(lambda path, _: moved[path][1] if path in moved else jnp.ones((), bool), params)
-        state = skip_optimizer_step(keep_only(self.tx, nnx.as_pure(self.opt_state), kept))
+        state = skip_optimizer_step(keep_only(nnx.as_pure(self.opt_state), kept))
         nnx.update(self.opt_state, nnx.state(state))
         self.step[...] += 1
 

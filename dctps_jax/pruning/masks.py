@@ -60,11 +60,14 @@ def apply_masks(
         isinstance(mask, Tracer) or np.asarray(mask).any() for mask in masks.values()
     ):
         raise UserError(NOTHING_KEPT)
+    of_masks = {path: layers[path] for path in masks}
+    check_not_normalized(
+        model, {path: layer for path, layer in of_masks.items() if form == "compact" or layer.has_fixed_part}
+    )
     if form == "masked":
-        for path, mask in masks.items():
-            layers[path].set_mask(mask)
+        for path, layer in of_masks.items():
+            layer.set_mask(masks[path])
         return
-    check_not_normalized(model, {path: layers[path] for path in masks})
     if any(isinstance(mask, Tracer) for mask in masks.values()):
         raise UserError(
             "the masks are traced, and a compact layer needs to know before which weights are trained; apply them "

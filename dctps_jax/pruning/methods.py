@@ -58,6 +58,9 @@ def prune(
     "magnitude_sparse" scores S alone, which is zero before training. Unless ``loss`` is a function, the network has to
     return logits alone, no ``(logits, aux)``. ``key`` may be a seed.
 
+    Random positions depend on ``key`` and on the order of the layers. ``nnx.clone`` and ``nnx.merge`` sort the layers
+    of a network by their names, unless :func:`~dctps_jax.convert` made it.
+
     ``dense_layers``, ``layer_densities`` and ``pattern`` are those of :func:`allocate`. With a pattern "N:M" a score
     chooses the N of every M inputs, and at each of several steps as many of M as the schedule says.
 

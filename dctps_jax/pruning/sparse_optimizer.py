@@ -44,8 +44,7 @@ def sparse_optimizer(optimizer: optax.GradientTransformation, masks: Any) -> opt
 
     ``init`` raises :class:`~dctps_jax.errors.UserError` for masks that do not fit the parameters.
     """
-    check_optimizer("optimizer", optimizer)
-    inner = optax.with_extra_args_support(optimizer)
+    inner = as_transformation("optimizer", optimizer)
 
     def init(params: Any) -> Any:
         check_masks_of_tree(params, masks)
@@ -58,12 +57,18 @@ def sparse_optimizer(optimizer: optax.GradientTransformation, masks: Any) -> opt
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def check_optimizer(name: str, optimizer: Any) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` unless ``optimizer`` is a transformation of optax."""
+def as_transformation(name: str, optimizer: Any) -> optax.GradientTransformationExtraArgs:
+    """Return an optimiser of optax as a transformation, ``optax.MultiSteps`` included.
+
+    Raises :class:`~dctps_jax.errors.UserError` for anything else.
+    """
+    if isinstance(optimizer, optax.MultiSteps):
+        optimizer = optimizer.gradient_transformation()
     if not isinstance(optimizer, optax.GradientTransformation):
         raise UserError(
             f"{name} is {type(optimizer).__name__}; it must be a transformation of optax, e.g. optax.adam(0.001)"
         )
+    return optax.with_extra_args_support(optimizer)
 
 
 def check_values_of_masks(masks: Any) -> None:

@@ -69,7 +69,7 @@ def prune_by_magnitude(state: TrainState, batch: Batch, num_keep: Numbers, setti
         path: largest_weights(kernel_of(state.params, path), mask, num_keep[path])
         for path, mask in supports_by_path(state.supports).items()
     }
-    state = with_masks(state, masks, tree_of_kernels(state, masks), settings.optimizer)
+    state = with_masks(state, masks, tree_of_kernels(state, masks))
     return state, metrics, dict.fromkeys(masks, jnp.zeros((), jnp.int32))
 
 

@@ -46,7 +46,7 @@ def rewound(config: Any, dataset: Dataset, state: TrainState, setup: Setup) -> t
         saved = checkpoint_of_epoch(source, epoch, spec.steps_per_epoch)
         earlier = _state_of(saved, state, source, setup)
         rows = [row | {"inherited": True} for row in saved.record["rows"]]
-    begun = with_masks(earlier, masks, tree_of_kernels(earlier, masks), optimizer)
+    begun = with_masks(earlier, masks, tree_of_kernels(earlier, masks))
     begun = to_compact(begun, graphs.counts, optimizer) if runs_compact else begun
     return epoch * spec.steps_per_epoch, placement.put(begun), rows
 

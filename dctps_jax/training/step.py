@@ -109,14 +109,12 @@ def mask_update_step(
         kernel = kernel_of(state.params, path)
         masks[path], kept[path] = move_weights(kernel, mask, growth, num_drop[path])
         moved[path] = jnp.sum(masks[path] & ~mask)
-    state = with_masks(state, masks, tree_of_kernels(state, kept), optimizer)
+    state = with_masks(state, masks, tree_of_kernels(state, kept))
     state = state._replace(step=state.step + 1, batch_stats=batch_stats, opt_state=skip_optimizer_step(state.opt_state))
     return to_compact(state, graphs.counts, optimizer) if compact else state, metrics | {"loss": loss}, moved
 
 
-def with_masks(
-    state: TrainState, masks: Mapping[str, jax.Array], kept: Any, optimizer: optax.GradientTransformation
-) -> TrainState:
+def with_masks(state: TrainState, masks: Mapping[str, jax.Array], kept: Any) -> TrainState:
     """Return a masked state with other masks, by path of the layers.
 
     Parameters, averages and the optimiser's state are set to zero where ``kept``, booleans in a tree like the
@@ -130,7 +128,7 @@ def with_masks(
     return state._replace(
         params=zeroed(state.params),
         supports=nested({path: {"mask": mask} for path, mask in masks.items()}),
-        opt_state=keep_only(optimizer, state.opt_state, kept),
+        opt_state=keep_only(state.opt_state, kept),
         averages=averages if averages is None else averages | {"params": zeroed(averages["params"])},
     )
 

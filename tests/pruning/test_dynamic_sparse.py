@@ -336,3 +336,51 @@ def test_masks_in_dicts_for_a_state_of_nnx(is_pure):
         assert mask.sum() == masks[number]["kernel"].sum() and (mask != masks[number]["kernel"]).any()
     updates, _ = optimizer.update(gradients, state, after)
     assert jax.tree.structure(optax.apply_updates(after, updates)) == jax.tree.structure(params)
+
+
+def by_name(params):
+    return nnx.map_state(lambda path, _: "kernels" if path[-1] == "kernel" else "others", params)
+
+
+def only_kernels(params):
+    return nnx.map_state(lambda path, _: path[-1] == "kernel", params)
+
+
+# How the optimisers of optax keep their state: beside the parameters, in parts of them, factored, and accumulated.
+OPTIMISERS = {
+    "adam": optax.adam(0.1),
+    "adafactor": optax.adafactor(0.1, min_dim_size_to_factor=4),
+    "multi_transform": optax.multi_transform({"kernels": optax.adam(0.1), "others": optax.sgd(0.1)}, by_name),
+    "masked": optax.masked(optax.adam(0.1), only_kernels),
+    "decay": optax.adamw(0.1, weight_decay=0.5, mask=only_kernels),
+    "muon": optax.contrib.muon(0.1),
+    "MultiSteps": optax.MultiSteps(optax.adam(0.1), 3),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_weights_move_under_any_optimiser(name):
+    model = convert(nnx.Linear(12, 20, rngs=nnx.Rngs(0)), density=0.2, form="masked")
+    optimizer = DynamicSparseOptimizer(model, OPTIMISERS[name], end_step=10, update_every=2)
+    shapes = jax.tree.map(jnp.shape, nnx.as_pure(optimizer.opt_state))
+    inputs = jax.random.normal(jax.random.key(0), (6, 12))
+
+    def loss(model):
+        return jnp.mean((model(inputs) - 1) ** 2)
+
+    before = np.asarray(model.mask[...])
+    for step in range(6):
+        if optimizer.is_move(step):
+            optimizer.move(model, nnx.grad(loss)(unmasked_copy(model)))
+        else:
+            optimizer.update(model, nnx.grad(loss)(model))
+    assert jax.tree.map(jnp.shape, nnx.as_pure(optimizer.opt_state)) == shapes
+    mask = np.asarray(model.mask[...])
+    assert mask.sum() == before.sum() and not np.array_equal(mask, before)
+    optimizer.move(model, nnx.grad(loss)(unmasked_copy(model)))  # no step to move at, but everything is set to zero
+    moments = [
+        leaf for leaf in jax.tree.leaves(nnx.as_pure(optimizer.opt_state)) if jnp.shape(leaf) == model.kernel_shape
+    ]
+    assert (len(moments) > 0) == (name != "adafactor")
+    for array in (model.kernel[...], *moments):
+        assert not np.asarray(array)[~mask].any()

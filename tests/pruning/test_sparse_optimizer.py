@@ -138,3 +138,15 @@ def test_masks_of_zeros_and_ones_are_booleans():
     params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
     np.testing.assert_array_equal(keep_masked(params, ones)["w"], np.eye(2, 3))
     assert dynamic_sparse(optax.sgd(0.1), ones, end_step=9).init(params).masks["w"].dtype == bool
+
+
+def test_several_batches_a_step():
+    params, masks = {"w": jnp.ones(4), "b": jnp.ones(2)}, {"w": np.array([True, False, True, False]), "b": None}
+    several = sparse_optimizer(optax.MultiSteps(optax.sgd(0.1), 2), masks)
+    params = keep_masked(params, masks)
+    state = several.init(params)
+    for _ in range(2):
+        updates, state = several.update(jax.tree.map(jnp.ones_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params["w"], [0.9, 0, 0.9, 0], rtol=1e-6)
+    np.testing.assert_allclose(params["b"], 0.9, rtol=1e-6)
