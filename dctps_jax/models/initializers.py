@@ -15,7 +15,8 @@ SHORTEST_DRAW = 1 << 16
 def normal(gain: float, mode: str) -> nnx.Initializer:
     """Return an initialiser of normal numbers with variance ``gain / fan``, by "fan_in", "fan_out" or "fan_avg".
 
-    The numbers equal those of ``nnx.initializers.variance_scaling(gain, mode, "normal")``, bit for bit. That function
+    The numbers are those of ``nnx.initializers.variance_scaling(gain, mode, "normal")``: JAX 0.10 computes the same
+    bits, and JAX 0.12 joins other operations, so that the last two bits may differ by rounding. That function
     compiles a random-number program for each shape, which takes longer than all other work to build a dense network.
     Here a number depends on the key and its position only, so that one program serves all shorter kernels.
     """
