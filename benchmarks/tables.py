@@ -109,12 +109,16 @@ def versus_torch_by_machine() -> str:
     columns = [f"{machine}, {name}" for machine in prefixes.values() for name in names.values()]
     lines = [f"| network, batch | {' | '.join(columns)} |", f"| --- | {' | '.join('---:' for _ in columns)} |"]
     for network, label in NETWORKS.items():
-        cells = []
-        for prefix in prefixes:
-            result = json.loads((RESULTS / f"{prefix}versus_torch_{network}.json").read_text())
-            cases = {case["case"]: case for case in result["cases"]}
-            cells += [_beside_torch(cases[name], result["cases"]) for name in names]
-        lines.append(f"| {label}, {result['command']['batch_size']} | {' | '.join(cells)} |")
+        results = [json.loads((RESULTS / f"{prefix}versus_torch_{network}.json").read_text()) for prefix in prefixes]
+        cells = [
+            _beside_torch(case, result["cases"])
+            for result in results
+            for name in names
+            for case in result["cases"]
+            if case["case"] == name
+        ]
+        (batch_size,) = {result["command"]["batch_size"] for result in results}
+        lines.append(f"| {label}, {batch_size} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -67,7 +67,7 @@ class DynamicSparse(optax.GradientTransformationExtraArgs):
 
 
 def dynamic_sparse(
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     masks: Any,
     *,
     end_step: int,
@@ -122,7 +122,7 @@ class DynamicSparseOptimizer(nnx.Optimizer):
     def __init__(
         self,
         model: nnx.Module,
-        tx: optax.GradientTransformation,
+        tx: optax.GradientTransformation | optax.MultiSteps,
         *,
         wrt: Any = nnx.Param,
         end_step: int,

@@ -33,7 +33,9 @@ def keep_checked(tree: Any, masks: Any) -> Any:
                         is_leaf=is_none)  # fmt: skip
 
 
-def sparse_optimizer(optimizer: optax.GradientTransformation, masks: Any) -> optax.GradientTransformationExtraArgs:
+def sparse_optimizer(
+    optimizer: optax.GradientTransformation | optax.MultiSteps, masks: Any
+) -> optax.GradientTransformationExtraArgs:
     """Return an optimiser that changes only the weights that ``masks`` keep (see :func:`keep_masked`).
 
     For all other weights, gradients are set to zero before ``optimizer`` sees them, so that its moments stay zero.
