@@ -187,19 +187,29 @@ def _ranks(values: jax.Array) -> jax.Array:
 
 
 def keep_only(opt_state: Any, kept: Any) -> Any:
-    """Return the optimiser's state, set to zero where ``kept`` is False: booleans in a tree like the parameters.
+    """Return the optimiser's state, set to zero where ``kept`` is False: booleans in a tree like the parameters."""
+    return map_moments(lambda value, mask: jnp.where(mask, value, 0), opt_state, kept, kept)
 
-    An array of the state belongs to the parameter with whose path its own path ends, e.g. a moment of Adam. Arrays of
-    another shape than the parameter stay, e.g. the sums over rows and columns of ``optax.adafactor``.
+
+def map_moments(function: Callable[..., Any], opt_state: Any, params: Any, *trees: Any) -> Any:
+    """Return the optimiser's state with ``function(array, *leaves)`` for each array that belongs to a parameter.
+
+    An array belongs to the parameter with whose path its own path ends, and has its shape, e.g. a moment of Adam. The
+    ``leaves`` are those of ``trees`` at the same path. All other arrays stay, e.g. the sums over rows and columns of
+    ``optax.adafactor``. ``optax.tree_utils.tree_map_params`` (optax 0.2.8) fails where an optimiser has only a part of
+    the parameters, as ``optax.masked`` and muon do; tests/pruning/test_dynamic_sparse.py has such optimisers.
     """
-    masks = dict(jax.tree_util.tree_leaves_with_path(kept))
+    shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = [dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in trees]
 
-    def zeroed(path: Sequence[Any], value: Any) -> Any:
-        ends = (tuple(path[start:]) for start in range(len(path) + 1))  # the longest first
-        mask = next((masks[end] for end in ends if end in masks), None)
-        return value if mask is None or jnp.shape(mask) != jnp.shape(value) else jnp.where(mask, value, 0)
+    def mapped(path: Sequence[Any], array: Any) -> Any:
+        for start in range(len(path) + 1):  # the longest end first
+            if (end := tuple(path[start:])) in shapes:
+                is_own = shapes[end] == getattr(array, "shape", None)
+                return function(array, *(leaf[end] for leaf in leaves)) if is_own else array
+        return array
 
-    return jax.tree_util.tree_map_with_path(zeroed, opt_state)
+    return jax.tree_util.tree_map_with_path(mapped, opt_state)
 
 
 def skip_optimizer_step(opt_state: Any) -> Any:

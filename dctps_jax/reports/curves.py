@@ -6,6 +6,7 @@ many fields are labelled by their names, with a panel for each network and data 
 """
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,21 @@ def draw_curves(records: Sequence[Record], output: Path | str) -> None:
 
     The colour stands for the density and the line style for the offset; without offset the line is dashed. If all runs
     have one density, each offset also has its own colour. If more than :data:`MAX_FIELDS_IN_LABEL` fields differ, each
-    line has its own look and the name of its run; where lines lie on one another, the lower ones are thicker. Raises
-    :class:`~dctps_jax.errors.UserError` if a run has no epochs yet.
+    line has its own look and the name of its run; where lines lie on one another, the lower ones are thicker. The band
+    of several seeds goes from the lowest to the highest. Runs in their first epoch are left out with a warning. Raises
+    :class:`~dctps_jax.errors.UserError` if no other run is left.
     """
     from matplotlib.ticker import MaxNLocator
 
+    begun = [record for record in records if record.rows]
+    if records and not begun:
+        raise UserError(
+            f"{records[0].name} has no rows in metrics.jsonl; give the directory of a run that has finished an epoch"
+        )
     for record in records:
         if not record.rows:
-            raise UserError(f"{record.name} has no rows in metrics.jsonl; give the directory of a run that has begun")
+            logging.getLogger("dctps_jax").warning("%s is left out: it has not finished an epoch", record.name)
+    records = begun
     groups = by_setting(records)
     has_names = len(differing(list(groups))) > MAX_FIELDS_IN_LABEL
     titles = _networks(groups) if has_names else panel_titles(list(groups))

@@ -37,15 +37,19 @@ def rewinds(config: Any) -> bool:
     return config.pruning.method == "from_run" and config.pruning.rewind_epoch >= 0
 
 
+def source_folder(config: Any) -> Path:
+    """Return the directory in ``config.pruning.run``, or below it that of the seed of ``config``, if there is one."""
+    folder = Path(config.pruning.run)
+    of_seed = folder / f"seed_{config.seed}"
+    return of_seed if of_seed.is_dir() else folder
+
+
 def find_source(config: Any) -> SourceRun:
     """Return the run in ``config.pruning.run``; if that has several seeds, the run with the seed of ``config``.
 
     Raises :class:`~dctps_jax.errors.UserError` if it is not finished.
     """
-    folder = Path(config.pruning.run)
-    of_seed = folder / f"seed_{config.seed}"
-    if of_seed.is_dir():
-        folder = of_seed
+    folder = source_folder(config)
     if not (folder / "config.json").exists():
         raise UserError(f"config.pruning.run is {folder}, which holds no run; name the directory of a finished run")
     if "seeds" in read_results(folder):

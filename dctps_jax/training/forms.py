@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from dctps_jax.ops.sparse_part import add_at
+from dctps_jax.pruning.dynamic import map_moments
 from dctps_jax.training.state import TrainState, nested, supports_by_path
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -26,7 +26,7 @@ def is_compact(state: TrainState) -> bool:
     return any(support.dtype != bool for support in jax.tree.leaves(state.supports))
 
 
-def to_compact(state: TrainState, counts: Mapping[str, int], optimizer: optax.GradientTransformation) -> TrainState:
+def to_compact(state: TrainState, counts: Mapping[str, int]) -> TrainState:
     """Return a masked state in its compact form; ``counts`` are the numbers of trained weights by path of the layers.
 
     A state that is compact already, or dense, is returned unchanged. Works under ``jax.jit``.
@@ -36,10 +36,10 @@ def to_compact(state: TrainState, counts: Mapping[str, int], optimizer: optax.Gr
     positions = {path: _positions(mask, counts[path]) for path, mask in supports_by_path(state.supports).items()}
     supports = nested({path: {"support": support} for path, support in positions.items()})
     converters = {path: partial(_gather, support) for path, support in positions.items()}
-    return _convert(state, supports, converters, optimizer)
+    return _convert(state, supports, converters)
 
 
-def to_masked(state: TrainState, shapes: Shapes, optimizer: optax.GradientTransformation) -> TrainState:
+def to_masked(state: TrainState, shapes: Shapes) -> TrainState:
     """Return a compact state in its masked form; ``shapes`` are the kernel shapes by path of the layers.
 
     A state that is masked already, or dense, is returned unchanged. Works under ``jax.jit``.
@@ -49,7 +49,7 @@ def to_masked(state: TrainState, shapes: Shapes, optimizer: optax.GradientTransf
     positions = supports_by_path(state.supports)
     masks = {path: {"mask": _mask_of(support, shapes[path])} for path, support in positions.items()}
     converters = {path: partial(_spread, support, shapes[path]) for path, support in positions.items()}
-    return _convert(state, nested(masks), converters, optimizer)
+    return _convert(state, nested(masks), converters)
 
 
 def _mask_of(support: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -78,7 +78,6 @@ def _convert(
     state: TrainState,
     supports: Any,
     converters: Mapping[str, Callable[[jax.Array], jax.Array]],
-    optimizer: optax.GradientTransformation,
 ) -> TrainState:
     """Apply ``converters`` to the kernels of the layers that they name, and to the optimiser's arrays for them."""
 
@@ -96,9 +95,7 @@ def _convert(
         params=converted(state.params),
         averages=averages if averages is None else averages | {"params": converted(averages["params"])},
         supports=supports,
-        opt_state=optax.tree_utils.tree_map_params(
-            optimizer, lambda leaf, convert: convert(leaf), state.opt_state, by_leaf
-        ),
+        opt_state=map_moments(lambda array, convert: convert(array), state.opt_state, state.params, by_leaf),
     )
 
 

@@ -35,7 +35,7 @@ def rewound(config: Any, dataset: Dataset, state: TrainState, setup: Setup) -> t
     spec, graphs, optimizer, placement = setup
     runs_compact = is_compact(state)
     source, epoch = find_source(config), config.pruning.rewind_epoch
-    state = to_masked(state, graphs.shapes, optimizer)
+    state = to_masked(state, graphs.shapes)
     masks = supports_by_path(state.supports)
     rows: Rows = []
     if epoch == 0 and source.rewind_epoch < 0:
@@ -47,7 +47,7 @@ def rewound(config: Any, dataset: Dataset, state: TrainState, setup: Setup) -> t
         earlier = _state_of(saved, state, source, setup)
         rows = [row | {"inherited": True} for row in saved.record["rows"]]
     begun = with_masks(earlier, masks, tree_of_kernels(earlier, masks))
-    begun = to_compact(begun, graphs.counts, optimizer) if runs_compact else begun
+    begun = to_compact(begun, graphs.counts) if runs_compact else begun
     return epoch * spec.steps_per_epoch, placement.put(begun), rows
 
 
@@ -71,18 +71,18 @@ def _initial_model(source: SourceRun, dataset: Dataset) -> nnx.Module:
 
 def _state_of(saved: Saved, state: TrainState, source: SourceRun, setup: Setup) -> TrainState:
     """Return the masked state in a checkpoint of the source. Except for the masks it has the structure of ``state``."""
-    _, graphs, optimizer, placement = setup
+    _, graphs, _, placement = setup
     counts = {path: len(support) for path, support in supports_of(saved).items()}
 
     def as_stored(state: TrainState) -> TrainState:
-        return to_compact(state, counts, optimizer) if counts else state._replace(supports={})
+        return to_compact(state, counts) if counts else state._replace(supports={})
 
     template = placement.abstract({"state": jax.eval_shape(as_stored, state)})
     try:
         tree = as_tree(saved, template, source.folder)
     except (UserError, KeyError) as error:
         raise _other_arrays(source) from error
-    return to_masked(tree["state"], graphs.shapes, optimizer)
+    return to_masked(tree["state"], graphs.shapes)
 
 
 def _check_same_arrays(earlier: TrainState, state: TrainState, source: SourceRun) -> None:

@@ -33,14 +33,14 @@ class SeedCheckpoints:
 
     def stored(self, step: int, state: TrainState) -> TrainState:
         """Return a state as checkpoints hold it."""
-        _, _, optimizer, placement = self.network.setup
-        return to_compact(placement.for_files(state), self.network.weights.at(step), optimizer)
+        placement = self.network.setup.placement
+        return to_compact(placement.for_files(state), self.network.weights.at(step))
 
     def shapes_of_stored(self, step: int, state: TrainState) -> TrainState:
         """Return what :meth:`stored` would, abstractly."""
-        _, _, optimizer, placement = self.network.setup
+        placement = self.network.setup.placement
         # Of a new function: JAX remembers the shapes that an old one gave.
-        found = jax.eval_shape(lambda state: to_compact(state, self.network.weights.at(step), optimizer), state)
+        found = jax.eval_shape(lambda state: to_compact(state, self.network.weights.at(step)), state)
         return placement.abstract_for_files(found)
 
     def save(self, step: int, state: TrainState, sums: Sums, rows: Rows) -> None:
@@ -78,5 +78,5 @@ class SeedCheckpoints:
 
     def _running(self, state: TrainState) -> TrainState:
         """Return a state out of a checkpoint in the form of the run, on its devices."""
-        _, graphs, optimizer, placement = self.network.setup
-        return placement.put(state if self.runs_compact else to_masked(state, graphs.shapes, optimizer))
+        _, graphs, _, placement = self.network.setup
+        return placement.put(state if self.runs_compact else to_masked(state, graphs.shapes))

@@ -16,7 +16,7 @@ from dctps_jax.data.batches import Subset, epoch_permutation, make_batch
 from dctps_jax.data.dataset import Size
 from dctps_jax.errors import UserError
 from dctps_jax.fields.model import DTYPES
-from dctps_jax.runs.source_run import prune_trained_weights, rewinds
+from dctps_jax.runs.source_run import prune_trained_weights, rewinds, source_folder
 from dctps_jax.seeds import stream
 from dctps_jax.training.mask_updates import WeightCounts
 from dctps_jax.training.own_network import build_own_network
@@ -157,7 +157,7 @@ def _supports_of_run(config: Any, shapes: Shapes) -> Supports:
     """Return the supports of the run that ``config.pruning.run`` names; empty for a dense network."""
     if rewinds(config):
         return prune_trained_weights(config, shapes)
-    folder = config.pruning.run
+    folder = source_folder(config)
     masks = pruning.load_run_masks(folder)
     if not masks:
         if config.sparse_training.method != "static":

@@ -95,7 +95,7 @@ def mask_update_step(
     no gradient is computed. A compact state is masked for this step.
     """
     compact = is_compact(state)
-    state = to_masked(state, graphs.shapes, optimizer)
+    state = to_masked(state, graphs.shapes)
     # Under SET nothing uses the gradients: the compiler leaves them out.
     (loss, (metrics, batch_stats)), gradients = value_and_gradients(
         graphs.dense, state, {}, batch, mesh, graphs.random, loss_scale
@@ -111,7 +111,7 @@ def mask_update_step(
         moved[path] = jnp.sum(masks[path] & ~mask)
     state = with_masks(state, masks, tree_of_kernels(state, kept))
     state = state._replace(step=state.step + 1, batch_stats=batch_stats, opt_state=skip_optimizer_step(state.opt_state))
-    return to_compact(state, graphs.counts, optimizer) if compact else state, metrics | {"loss": loss}, moved
+    return to_compact(state, graphs.counts) if compact else state, metrics | {"loss": loss}, moved
 
 
 def with_masks(state: TrainState, masks: Mapping[str, jax.Array], kept: Any) -> TrainState:

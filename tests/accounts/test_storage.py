@@ -25,7 +25,7 @@ def test_account_of_lenet(form):
     shapes = {path: layer.kernel_shape for path, layer in prunable_layers(model).items()}
     optimizer = make_optimizer("adam", 0.001, momentum=0.9, weight_decay=5e-4, fixup=False)
     graphs, state = create_state(model, optimizer)
-    account = storage_account(state, to_compact(state, graphs.counts, optimizer), shapes, optimizer)
+    account = storage_account(state, to_compact(state, graphs.counts), shapes, optimizer)
     trained = KEPT + LAYERS if form == "compact" else WEIGHTS + LAYERS
     assert account["parameters"] == {"this": 4 * trained, "dense": 4 * WEIGHTS}
     assert account["gradients"] == account["parameters"]

@@ -82,10 +82,13 @@ def test_masks_of_another_run_have_their_own_density(tmp_path, monkeypatch):
     assert labels == ["20 %, sparse", "1 %, sparse"]
 
 
-def test_runs_without_rows_are_named(tmp_path):
+def test_runs_without_rows_are_left_out(tmp_path, caplog):
     run = make_run(tmp_path / "a", 0.01, "dct", 0, [])
     with pytest.raises(UserError, match=r"a has no rows in metrics\.jsonl"):
         draw_curves([read_run(run)], tmp_path / "curves.png")
+    begun = make_run(tmp_path / "b", 0.01, "dct", 0, [0.1])
+    draw_curves([read_run(run), read_run(begun)], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").exists() and "a is left out: it has not finished an epoch" in caplog.text
     with pytest.raises(UserError, match=r"config\.json does not exist"):
         read_run(tmp_path / "none")
 

@@ -11,11 +11,12 @@ import pytest
 from flax import nnx
 
 from dctps_jax.models import create_model, kernel_shapes, prunable_layers
-from dctps_jax.optimizers import make_optimizer
+from dctps_jax.optimizers import OPTIMIZERS, make_optimizer
 from dctps_jax.pruning import allocate, apply_masks, get_masks, random_masks, random_supports
+from dctps_jax.pruning.dynamic import keep_only
 from dctps_jax.training.forms import is_compact, to_compact, to_masked
-from dctps_jax.training.state import create_state
-from dctps_jax.training.step import mask_update_step, train_step
+from dctps_jax.training.state import create_state, supports_by_path
+from dctps_jax.training.step import mask_update_step, train_step, tree_of_kernels
 from tests.native import jit_unoptimised
 from tests.small_networks import FAMILIES
 
@@ -63,7 +64,7 @@ def test_both_forms_train_alike(name, offset):
         assert not is_compact(masked) and is_compact(compact)
         np.testing.assert_allclose(losses, expected, rtol=1e-9)
         assert abs(losses[-1] - losses[0]) > 1e-3
-        as_masked = jit_unoptimised(partial(to_masked, shapes=graphs.shapes, optimizer=optimizer))(compact)
+        as_masked = jit_unoptimised(partial(to_masked, shapes=graphs.shapes))(compact)
         for one, other in zip(jax.tree.leaves(as_masked.params), jax.tree.leaves(masked.params), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8 * np.abs(other).max() + 1e-12)
 
@@ -72,11 +73,11 @@ def test_both_forms_train_alike(name, offset):
 def test_forms_turn_into_each_other_without_loss(optimizer):
     optimizer = optimizer_named(optimizer)
     graphs, state, _ = train(build("lenet", "masked", offset=None), optimizer, 2)
-    compact = to_compact(state, graphs.counts, optimizer)
+    compact = to_compact(state, graphs.counts)
     assert is_compact(compact)
-    chex.assert_trees_all_equal(to_masked(compact, graphs.shapes, optimizer), state, strict=True)
-    assert to_compact(compact, graphs.counts, optimizer) is compact
-    assert to_masked(state, graphs.shapes, optimizer) is state
+    chex.assert_trees_all_equal(to_masked(compact, graphs.shapes), state, strict=True)
+    assert to_compact(compact, graphs.counts) is compact
+    assert to_masked(state, graphs.shapes) is state
     total = sum(graphs.counts.values())
     for leaf in jax.tree.leaves((compact.params, compact.opt_state)):
         assert leaf.size <= max(graphs.counts.values()) < total
@@ -90,10 +91,10 @@ def test_turning_works_with_dense_layers_and_under_jit():
     apply_masks(model, {"layer1.0.conv1": np.arange(9 * 16 * 16).reshape(3, 3, 16, 16) % 7 == 0})
     graphs, state, _ = train(model, optimizer, 1)
     assert list(graphs.counts) == ["layer1.0.conv1"]
-    compact = jax.jit(partial(to_compact, counts=graphs.counts, optimizer=optimizer))(state)
+    compact = jax.jit(partial(to_compact, counts=graphs.counts))(state)
     assert compact.params["layer1"][0]["conv1"]["kernel"].shape == (graphs.counts["layer1.0.conv1"],)
     assert compact.params["layer1"][0]["conv2"]["kernel"].shape == (3, 3, 16, 16)
-    as_masked = jax.jit(partial(to_masked, shapes=graphs.shapes, optimizer=optimizer))(compact)
+    as_masked = jax.jit(partial(to_masked, shapes=graphs.shapes))(compact)
     chex.assert_trees_all_equal(as_masked, state, strict=True)
 
 
@@ -110,7 +111,7 @@ def test_mask_updates_are_the_same_in_both_forms(method, offset):
         update = jit_unoptimised(partial(mask_update_step, graphs=graphs, optimizer=optimizer))
         state, _, moved = update(state, images_and_labels(), drops, KEY if method == "set" else None)
         assert is_compact(state) == (form == "compact") and int(moved["fcs.0"]) > 0
-        states[form] = to_masked(state, graphs.shapes, optimizer)
+        states[form] = to_masked(state, graphs.shapes)
     chex.assert_trees_all_equal(states["masked"].supports, states["compact"].supports, strict=True)
     for one, other in zip(*(jax.tree.leaves(states[form].params) for form in states), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
@@ -144,3 +145,22 @@ def test_a_network_built_compact_is_the_masked_one(offset):
         np.testing.assert_array_equal(get_masks(compact)[path], get_masks(masked)[path])
     images = images_and_labels()[0]
     np.testing.assert_allclose(compact(images), masked(images), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_dense_network_has_one_form_under_every_optimiser(name):
+    dense = create_model("lenet", num_classes=3, rngs=nnx.Rngs(0))
+    graphs, state = create_state(dense, optimizer_named(name))
+    chex.assert_trees_all_equal(to_compact(state, graphs.counts), state, strict=True)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "muon"])  # it trains dense networks only
+def test_the_state_of_every_optimiser_goes_there_and_back(name):
+    graphs, state = create_state(build("lenet", "masked"), optimizer_named(name))
+    # Numbers in the place of the zeros of moments, as far as the masks reach.
+    kept = tree_of_kernels(state, supports_by_path(state.supports))
+    state = state._replace(opt_state=keep_only(jax.tree.map(jnp.ones_like, state.opt_state), kept))
+    compact = to_compact(state, graphs.counts)
+    whole = set(graphs.shapes.values())
+    assert not any(leaf.shape in whole for leaf in jax.tree.leaves(compact.opt_state))
+    chex.assert_trees_all_equal(to_masked(compact, graphs.shapes), state, strict=True)

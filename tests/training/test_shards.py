@@ -191,11 +191,11 @@ def test_the_largest_dimension_that_can_be_divided_is(shape, spec):
 def test_a_state_on_the_host_changes_its_form_there():
     training = Training(4)
     host = training.placement.for_files(training.state)
-    compact = to_compact(host, training.graphs.counts, adam())
+    compact = to_compact(host, training.graphs.counts)
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves((compact.params, compact.opt_state)))
-    expected = to_compact(training.state, training.graphs.counts, adam())
+    expected = to_compact(training.state, training.graphs.counts)
     jax.tree.map(np.testing.assert_array_equal, compact, jax.device_get(expected))
-    jax.tree.map(np.testing.assert_array_equal, to_masked(compact, training.graphs.shapes, adam()), host)
+    jax.tree.map(np.testing.assert_array_equal, to_masked(compact, training.graphs.shapes), host)
 
 
 # Runs. LeNet-5 on digits has one kernel that is large enough, [400, 120].
