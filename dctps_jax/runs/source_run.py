@@ -38,24 +38,31 @@ def rewinds(config: Any) -> bool:
 
 
 def source_folder(config: Any) -> Path:
-    """Return the directory in ``config.pruning.run``, or below it that of the seed of ``config``, if there is one."""
+    """Return the directory in ``config.pruning.run``; if that has several seeds, the directory of the config's seed.
+
+    Raises :class:`~dctps_jax.errors.UserError` if it has only other seeds.
+    """
     folder = Path(config.pruning.run)
     of_seed = folder / f"seed_{config.seed}"
-    return of_seed if of_seed.is_dir() else folder
+    if of_seed.is_dir():
+        return of_seed
+    if others := sorted(folder.glob("seed_*/")):
+        raise UserError(
+            f"config.pruning.run is {folder}, which holds several seeds but not seed {config.seed}; name one of them, "
+            f"e.g. {others[0]}"
+        )
+    return folder
 
 
 def find_source(config: Any) -> SourceRun:
-    """Return the run in ``config.pruning.run``; if that has several seeds, the run with the seed of ``config``.
+    """Return the run in the :func:`source_folder`.
 
     Raises :class:`~dctps_jax.errors.UserError` if it is not finished.
     """
     folder = source_folder(config)
     if not (folder / "config.json").exists():
         raise UserError(f"config.pruning.run is {folder}, which holds no run; name the directory of a finished run")
-    if "seeds" in read_results(folder):
-        raise UserError(
-            f"config.pruning.run is {folder}, which holds several seeds but not seed {config.seed}; name one of them"
-        )
+    read_results(folder)
     return SourceRun(folder, read_config(folder))
 
 

@@ -146,6 +146,14 @@ def test_each_seed_has_its_own_ticket(tmp_path):
         masks = load_masks(tmp_path / "run" / seed / "masks.npz")
         expected = largest(kernels(arrays(tmp_path / "source" / seed)), 0.1)
         assert all(np.array_equal(mask.ravel(), expected[path]) for path, mask in masks.items())
+    # So it is without rewinding.
+    source = {"pruning__method": "from_run", "pruning__run": str(tmp_path / "run"), "num_epochs": 1}
+    small_run(tmp_path / "masks", **source, seed=3, num_seeds=2)
+    for seed in ("seed_3", "seed_4"):
+        found, expected = (load_masks(tmp_path / name / seed / "masks.npz") for name in ("masks", "run"))
+        assert all(np.array_equal(found[path], expected[path]) for path in expected)
+    with pytest.raises(UserError, match=r"several seeds but not seed 7; name one of them, e\.g\. .*run/seed_3"):
+        small_run(tmp_path / "other", **source, seed=7)
 
 
 def test_layers_may_have_densities_of_their_own_and_patterns(dense, tmp_path):
