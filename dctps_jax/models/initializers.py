@@ -16,7 +16,7 @@ def normal(gain: float, mode: str) -> nnx.Initializer:
     """Return an initialiser of normal numbers with variance ``gain / fan``, by "fan_in", "fan_out" or "fan_avg".
 
     The numbers are those of ``nnx.initializers.variance_scaling(gain, mode, "normal")``: JAX 0.10 computes the same
-    bits, and JAX 0.12 joins other operations, so that the last two bits may differ by rounding. That function
+    bits. JAX 0.12 joins other operations, and the numbers differ by up to two units in the last place. That function
     compiles a random-number program for each shape, which takes longer than all other work to build a dense network.
     Here a number depends on the key and its position only, so that one program serves all shorter kernels.
     """

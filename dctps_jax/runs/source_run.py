@@ -62,7 +62,7 @@ def find_source(config: Any) -> SourceRun:
     folder = source_folder(config)
     if not (folder / "config.json").exists():
         raise UserError(f"config.pruning.run is {folder}, which holds no run; name the directory of a finished run")
-    read_results(folder)
+    read_results(folder)  # refuses a run that is not finished
     return SourceRun(folder, read_config(folder))
 
 

@@ -47,7 +47,6 @@ def _move(
         num_drop,
         growth_key,
         graphs=settings.graphs,
-        optimizer=settings.optimizer,
         mesh=settings.mesh,
         loss_scale=settings.loss_scale,
     )

@@ -84,7 +84,6 @@ def mask_update_step(
     growth_key: jax.Array | None,
     *,
     graphs: Graphs,
-    optimizer: optax.GradientTransformation,
     mesh: Mesh | None = None,
     loss_scale: float = 1.0,
 ) -> tuple[TrainState, dict[str, jax.Array], dict[str, jax.Array]]:

@@ -16,6 +16,8 @@ FLAX = {
     "kaiming_normal_fan_out": scaling(2.0, "fan_out"),
     "xavier_normal": scaling(1.0, "fan_avg"),
 }
+# Units in the last place. JAX 0.12 joins the multiplications of Flax's function.
+MAX_ULP = 0 if jax.__version_info__ < (0, 11) else 2
 
 
 @pytest.mark.parametrize("name", FLAX)
@@ -26,7 +28,7 @@ def test_normals(name, shape):
             found = INITIALIZERS[name](jax.random.key(3), shape, dtype)
             expected = np.asarray(FLAX[name](jax.random.key(3), shape, dtype))
             assert found.dtype == expected.dtype
-            np.testing.assert_array_max_ulp(np.asarray(found), expected, maxulp=2)
+            np.testing.assert_array_max_ulp(np.asarray(found), expected, maxulp=MAX_ULP)
 
 
 def test_a_network_draws_few_lengths_of_numbers(caplog):

@@ -117,9 +117,7 @@ def test_rigl_equals_the_original_where_it_is_right(identity, updates):
         counts = {path: int(mask.sum()) for path, mask in masks.items()}
         sizes = {path: mask.size for path, mask in masks.items()}
         step = jax.jit(lambda state, batch: train_step(state, batch, graph=graphs.train, optimizer=optimizer))
-        update = jax.jit(
-            lambda state, batch, drops: mask_update_step(state, batch, drops, None, graphs=graphs, optimizer=optimizer)
-        )
+        update = jax.jit(lambda state, batch, drops: mask_update_step(state, batch, drops, None, graphs=graphs))
         losses, done = [], 0
         for number, (first, last) in enumerate(entry["batch_rows"]):
             batch = jnp.asarray(images[first:last]), jnp.asarray(labels[first:last])
@@ -156,7 +154,7 @@ def test_regrown_weights_and_moments_start_at_zero(name, method, offset):
     counts = {path: int(mask.sum()) for path, mask in supports_by_path(state.supports).items()}
     drops = drops_of(state, {path: count // 4 for path, count in counts.items()})
     key = jax.random.key(3) if method == "set" else None
-    after, _, moved = mask_update_step(state, batch, drops, key, graphs=graphs, optimizer=optimizer)
+    after, _, moved = mask_update_step(state, batch, drops, key, graphs=graphs)
     before_masks, after_masks = supports_by_path(state.supports), supports_by_path(after.supports)
     assert {path: int(mask.sum()) for path, mask in after_masks.items()} == counts
     for path, count in moved.items():
@@ -200,7 +198,7 @@ def test_updates_do_not_delay_the_learning_rate():
     graphs, state = create_state(model, optimizer)
     batch = jnp.ones((4, 32, 32, 3)), jnp.arange(4)
     drops = drops_of(state, {"fcs.2": 5})
-    state = mask_update_step(state, batch, drops, None, graphs=graphs, optimizer=optimizer)[0]
+    state = mask_update_step(state, batch, drops, None, graphs=graphs)[0]
     kinds = (optax.ScaleByScheduleState, optax.ScaleByAdamState)
     nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda node: isinstance(node, kinds))
     schedules, adam = ([np.asarray(node.count) for node in nodes if isinstance(node, kind)] for kind in kinds)

@@ -51,9 +51,7 @@ def trained_by_the_trainer(offset):
     sizes = {path: int(mask.size) for path, mask in supports_by_path(state.supports).items()}
     schedule = MovingSchedule(*MOVES.values())
     step = jax.jit(lambda state, batch: train_step(state, batch, graph=graphs.train, optimizer=optimizer)[0])
-    move = jax.jit(
-        lambda state, batch, drops: mask_update_step(state, batch, drops, None, graphs=graphs, optimizer=optimizer)[0]
-    )
+    move = jax.jit(lambda state, batch, drops: mask_update_step(state, batch, drops, None, graphs=graphs)[0])
     moves = 0
     for number in range(NUM_STEPS):
         if schedule.is_update(number):

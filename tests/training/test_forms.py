@@ -108,7 +108,7 @@ def test_mask_updates_are_the_same_in_both_forms(method, offset):
         drops = {
             path: count // 3 if count < math.prod(graphs.shapes[path]) else 0 for path, count in graphs.counts.items()
         }
-        update = jit_unoptimised(partial(mask_update_step, graphs=graphs, optimizer=optimizer))
+        update = jit_unoptimised(partial(mask_update_step, graphs=graphs))
         state, _, moved = update(state, images_and_labels(), drops, KEY if method == "set" else None)
         assert is_compact(state) == (form == "compact") and int(moved["fcs.0"]) > 0
         states[form] = to_masked(state, graphs.shapes)
