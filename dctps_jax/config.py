@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from dctps_jax import models
 from dctps_jax.contradictions import CONTRADICTIONS
 from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError, did_you_mean
@@ -41,23 +42,30 @@ def check_config(config: Any, check_devices: bool = True) -> None:
 
 
 def check_all_is_read(config: Any) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for a setting of pruning that the chosen methods do not read.
+    """Raise :class:`~dctps_jax.errors.UserError` for a setting that nothing reads, given the other fields.
 
     ``pruning.density`` may be set with ``from_run``, even if that takes the masks of a run and ignores the density.
     """
     values = dict(flat_fields(config))
     for name, field in FIELDS.items():
         value = tuple(values[name]) if isinstance(values[name], list) else values[name]
-        is_of_method = name.startswith(("pruning.", "sparse_training.")) and name != "pruning.density"
-        if not is_of_method or not field.needs or value == field.default:
+        if name == "pruning.density" or not field.needs or value == field.default:
             continue
         if not any(need.test(values[need.field]) for need in field.needs):
-            need = field.needs[0]
-            readers = [str(choice) for choice in FIELDS[need.field].choices if need.test(choice)]
+            needed = field.needs[0].field
+            tests = [need.test for need in field.needs if need.field == needed]
+            choices = (*FIELDS[needed].choices, None) if FIELDS[needed].optional else FIELDS[needed].choices
+            readers = [str(choice) for choice in choices if any(test(choice) for test in tests)]
             raise UserError(
-                f"config.{name} is {value!r}, which nothing reads where config.{need.field} is "
-                f"{values[need.field]!r}; leave it at {field.default!r}, or choose one of: {', '.join(readers)}"
+                f"config.{name} is {value!r}, which nothing reads where config.{needed} is {values[needed]!r}; leave "
+                f"it at {field.default!r}, or set config.{needed} to {'one of: ' * (len(readers) > 1)}"
+                f"{', '.join(readers)}"
             )
+    if config.model.init != FIELDS["model.init"].default and models.is_fixup(config.model.name):
+        raise UserError(
+            f"config.model.init is {config.model.init!r}, and {config.model.name} has its own start; leave it at "
+            f"{FIELDS['model.init'].default!r}"
+        )
 
 
 def check_names(config: Any) -> None:

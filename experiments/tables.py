@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dctps_jax.reports.records import read_all, read_records
+from dctps_jax.reports.costs import operations_of_a_step
+from dctps_jax.reports.records import Record, read_all, read_records
 from dctps_jax.reports.settings import method_name
 from experiments.start_figures import name_of
 from experiments.trial_figures import read, spread, table
@@ -21,13 +22,13 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 def methods() -> str:
     """Return the table of methods on LeNet-5: accuracy of the last epoch, operations of a step, bytes."""
-    found: dict[tuple[float, str], dict[str | None, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[tuple[float, str], dict[str | None, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in read_all(
         RESULTS / name / "runs.jsonl" for name in ("lenet_cifar10_density", "lenet_cifar10_methods")
     ):
         density, offset = record.config["pruning.density"], record.config["model.offset"]
         if density in (0.1, 0.01) and record.results:
-            found[density, method_name(record.setting)][offset].append(record.results)
+            found[density, method_name(record.setting)][offset].append(record)
     rows = [
         "| weights | method | DCT offset, test accuracy | no offset | seeds | DCT, operations of a step | none | "
         "bytes stored | bytes sent a step |",
@@ -35,10 +36,10 @@ def methods() -> str:
     ]
     for (density, method), offsets in sorted(found.items(), key=lambda item: (-item[0][0], item[0][1])):
         dct, none = offsets["dct"], offsets[None]
-        accuracies = [spread([results["test_accuracy_final"] for results in members]) for members in (dct, none)]
-        steps = [members[0]["flops"]["training_step"] for members in (dct, none)]
-        operations = [f"{(step['sparse'] + step['offset']) / 1e6:.0f} M" for step in steps]
-        stored, sent = (dct[0]["storage_bytes"][what]["this"] for what in ("checkpoint", "gradients"))
+        accuracies = [_last_epoch(members) for members in (dct, none)]
+        operations = [_operations(members) for members in (dct, none)]
+        storage = (dct[0].results or {})["storage_bytes"]
+        stored, sent = (storage[what]["this"] for what in ("checkpoint", "gradients"))
         rows.append(
             f"| {100 * density:g} % | {method} | {' | '.join(accuracies)} | {len(dct)} | {' | '.join(operations)} | "
             f"{stored:,} | {sent:,} |"
@@ -74,11 +75,11 @@ def original() -> str:
 
 def comparison() -> str:
     """Return the table of methods on LeNet-5 after 60 epochs: accuracy of the last, and operations of a step at 1 %."""
-    found: dict[tuple[str, float, str | None], list[dict[str, Any]]] = defaultdict(list)
+    found: dict[tuple[str, float, str | None], list[Record]] = defaultdict(list)
     for record in read_records(RESULTS / "lenet_cifar10_comparison" / "runs.jsonl"):
         if record.results:
             key = method_name(record.setting), record.config["pruning.density"], record.config["model.offset"]
-            found[key].append(record.results)
+            found[key].append(record)
     columns = [
         (density, offset) for density in sorted({key[1] for key in found}, reverse=True) for offset in ("dct", None)
     ]
@@ -90,14 +91,19 @@ def comparison() -> str:
     for method in sorted({key[0] for key in found}):
         cells = [found.get((method, *column), []) for column in columns]
         at_one_percent = [cell for cell, (density, _) in zip(cells, columns, strict=True) if density == 0.01]
-        accuracies = [spread([results["test_accuracy_final"] for results in cell]) if cell else "" for cell in cells]
-        rows.append(f"| {method} | {' | '.join(accuracies)} | {_operations(at_one_percent)} |")
+        accuracies = [_last_epoch(cell) if cell else "" for cell in cells]
+        operations = ", ".join(_operations(cell) for cell in at_one_percent if cell)
+        rows.append(f"| {method} | {' | '.join(accuracies)} | {operations} |")
     return "\n".join(rows)
 
 
-def _operations(cells: Iterable[Sequence[dict[str, Any]]]) -> str:
-    steps = [cell[0]["flops"]["training_step"] for cell in cells if cell]
-    return ", ".join(f"{(step['sparse'] + step['offset']) / 1e6:.0f} M" for step in steps)
+def _last_epoch(records: Iterable[Record]) -> str:
+    return spread([record.results["test_accuracy_final"] for record in records if record.results])
+
+
+def _operations(records: Sequence[Record]) -> str:
+    operations = operations_of_a_step(records[0].config, records[0].results or {})
+    return f"{operations.sparse / 1e6:.0f} M" if operations else ""
 
 
 def schedules() -> str:

@@ -307,10 +307,10 @@ def test_patterns_that_contradict_other_fields(fields, message):
     [
         (
             {"sparse_training__initial_density": 0.5},
-            "initial_density is 0.5, which nothing reads where .* or choose one of: gmp",
+            "initial_density is 0.5, which nothing reads where .* or set config.sparse_training.method to gmp",
         ),
         ({"sparse_training__begin_fraction": 0.1}, "begin_fraction is 0.1, .* 'static'; leave it at 0.0"),
-        ({"sparse_training__update_every": 7}, "update_every is 7, .* choose one of: rigl, set, gmp"),
+        ({"sparse_training__update_every": 7}, "update_every is 7, .* set .*.method to one of: rigl, set, gmp"),
         (
             {"sparse_training__method": "gmp", "sparse_training__drop_fraction": 0.5},
             "drop_fraction is 0.5, .*: rigl, set",
@@ -319,10 +319,30 @@ def test_patterns_that_contradict_other_fields(fields, message):
         ({"pruning__num_steps": 5}, "pruning.num_steps is 5, .* config.pruning.method is 'epl'"),
         ({"pruning__scope": "layer"}, "pruning.scope is 'layer'"),
         ({"pruning__loss": "nll_logits", "pruning__method": "erk"}, "pruning.loss is 'nll_logits'"),
-        ({"pruning__run": "runs/first"}, "pruning.run is 'runs/first', .* choose one of: from_run"),
+        ({"pruning__run": "runs/first"}, "pruning.run is 'runs/first', .* set config.pruning.method to from_run"),
         (
             {"pruning__dense_layers": ("a",), "pruning__method": "from_run", "pruning__run": "x"},
             "pruning.dense_layers is",
+        ),
+        (
+            {"optimizer__schedule": "cosine", "optimizer__milestones": (2, 3)},
+            r"milestones is \(2, 3\), .* where config.optimizer.schedule is 'cosine'; .*schedule to milestones",
+        ),
+        (
+            {"optimizer__schedule": "constant", "optimizer__decay_rate": 0.5},
+            "decay_rate is 0.5, .* to one of: milestones, plateau",
+        ),
+        ({"optimizer__patience": 3}, "patience is 3, .* 'milestones'; leave it at 10, or set .* to plateau"),
+        ({"optimizer__momentum": 0.5}, "momentum is 0.5, .* 'adam'; .* to one of: sgd, nesterov"),
+        (
+            {"model__alpha_init": 0.5, "model__offset": None},
+            "alpha_init is 0.5, .*model.offset is None; .* one of: dct, hadamard",
+        ),
+        ({"model__alpha_trainable": False, "model__offset": None}, "alpha_trainable is False"),
+        ({"model__init": "orthogonal"}, "model.init is 'orthogonal', .* is 'dct'; .* set config.model.offset to None"),
+        (
+            {"model__name": "fixup_resnet20", "model__offset": None, "model__init": "orthogonal"},
+            "fixup_resnet20 has its own start; leave it at 'kaiming_normal'",
         ),
     ],
 )
@@ -343,6 +363,11 @@ def test_a_setting_that_the_method_does_not_read_is_refused(fields, message):
         {"pruning__method": "from_run", "pruning__run": "runs/first", "pruning__density": 0.5},
         {"pruning__method": "from_run", "pruning__run": "x", "pruning__rewind_epoch": 0, "pruning__scope": "layer"},
         {"pruning__dense_layers": []},
+        {"optimizer__milestones": (2, 3), "optimizer__decay_rate": 0.5},
+        {"optimizer__schedule": "plateau", "optimizer__patience": 3, "optimizer__decay_rate": 0.5},
+        {"optimizer__name": "nesterov", "optimizer__momentum": 0.5},
+        {"model__offset": "hadamard", "model__alpha_init": 0.5, "model__alpha_trainable": False},
+        {"model__offset": None, "model__init": "orthogonal"},
     ],
 )
 def test_a_setting_that_is_read_passes(fields):

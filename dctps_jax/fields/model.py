@@ -12,6 +12,7 @@ from dctps_jax.user_functions import IMPORT_PATH, is_option
 DTYPES = ("float32", "bfloat16", "float16")
 
 OFFSET_IN_USE = Need("model.offset", lambda name: name is not None)
+NO_OFFSET = Need("model.offset", lambda name: name is None)
 
 MODEL: dict[str, Field] = {
     "model.name": Field(
@@ -55,6 +56,7 @@ MODEL: dict[str, Field] = {
         "kaiming_normal",
         "How kernels without offset start. With an offset S starts at zero. Fixup networks have their own start.",
         choices=models.INITIALIZERS,
+        needs=(NO_OFFSET,),
     ),
     "model.width": Field(64, "Channels of the first stage of a ResNet.", allowed=at_least(1)),
     "model.stem": Field(

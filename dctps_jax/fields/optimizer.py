@@ -7,6 +7,9 @@ from dctps_jax.fields.values import BELOW_1, FINITE, are_epochs, are_pairs
 from dctps_jax.optimizers import DECAYS, OPTIMIZERS, SCHEDULES, rates_by_step, takes_momentum
 from dctps_jax.user_functions import is_option
 
+BY_MILESTONES = Need("optimizer.schedule", lambda name: name == "milestones")
+ON_PLATEAU = Need("optimizer.schedule", lambda name: name == "plateau")
+
 DECOUPLED = [name for name, optimizer in OPTIMIZERS.items() if optimizer.decoupled]
 
 OPTIMIZER: dict[str, Field] = {
@@ -88,16 +91,19 @@ OPTIMIZER: dict[str, Field] = {
         10,
         "With `plateau`: after this many epochs without a lower loss, multiply the learning rate by `decay_rate`.",
         allowed=at_least(1),
+        needs=(ON_PLATEAU,),
         added=True,
     ),
     "optimizer.milestones": Field(
         (),
         "At the end of each of these epochs, multiply the learning rate by `decay_rate`.",
         allowed=Allowed(are_epochs, "whole epochs of at least 1 in increasing order, e.g. (120, 160)"),
+        needs=(BY_MILESTONES,),
     ),
     "optimizer.decay_rate": Field(
         0.1,
         "The factor of the learning rate at each milestone, and on a plateau.",
         allowed=Allowed(lambda value: 0 < value <= 1, "above 0 and at most 1"),
+        needs=(BY_MILESTONES, ON_PLATEAU),
     ),
 }

@@ -15,6 +15,7 @@ from dctps_jax.reports.figures import (
     new_figure,
     offset_line,
     save_figure,
+    seeds_in_title,
     within_percent,
 )
 from dctps_jax.reports.settings import MAX_FIELDS_IN_LABEL
@@ -42,9 +43,7 @@ def draw_accuracy(lines: Sequence[Line], output: Path, title: str) -> None:
     names = {line["method"] for line in lines} - {"dense"}
     if len(names) == 1:
         title += f", {names.pop()}"
-    seeds = sorted({line["seeds"] for line in lines})
-    if seeds[-1] > 1:
-        title += f", mean ± deviation of {'–'.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds"
+    title += seeds_in_title(line["seeds"] for line in lines)
     num_methods, num_densities = len({_method(line) for line in sparse}), len(set(map(_density, sparse)))
     draw = _draw_dots if num_densities == 1 or num_methods > num_densities else _draw_lines
     save_figure(draw(sparse, baselines, title), output)

@@ -1,8 +1,8 @@
 """Draw the validation accuracy of runs by epoch: ``python -m dctps_jax.reports.curves RUN [RUN …] --output FILE``.
 
-Runs that differ only in their seed share a line, the mean of the runs that have reached an epoch, and a band from the
-lowest to the highest. Each method has a panel of its own, and the dense network is in all panels. Runs that differ in
-many fields are labelled by their names, with a panel for each network and data set.
+Runs that differ only in their seed share a line, the mean of the runs that have reached an epoch, and a band of one
+standard deviation on both sides. Each method has a panel of its own, and the dense network is in all panels. Runs that
+differ in many fields are labelled by their names, with a panel for each network and data set.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from dctps_jax.reports.figures import (
     new_figure,
     offset_line,
     save_figure,
+    seeds_in_title,
 )
 from dctps_jax.reports.records import Record, by_setting, names_of_settings, read_all
 from dctps_jax.reports.settings import MAX_FIELDS_IN_LABEL, Setting, differing, method_name, title_of, values_of
@@ -39,9 +40,8 @@ def draw_curves(records: Sequence[Record], output: Path | str) -> None:
 
     The colour stands for the density and the line style for the offset; without offset the line is dashed. If all runs
     have one density, each offset also has its own colour. If more than :data:`MAX_FIELDS_IN_LABEL` fields differ, each
-    line has its own look and the name of its run; where lines lie on one another, the lower ones are thicker. The band
-    of several seeds goes from the lowest to the highest. Runs in their first epoch are left out with a warning. Raises
-    :class:`~dctps_jax.errors.UserError` if no other run is left.
+    line has its own look and the name of its run. Where lines lie on one another, the lower ones are thicker. Runs in
+    their first epoch are left out with a warning. Raises :class:`~dctps_jax.errors.UserError` if no other run is left.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -66,6 +66,7 @@ def draw_curves(records: Sequence[Record], output: Path | str) -> None:
     title = title_of(record.config for record in records)
     if len(panels) == 1 and not has_names:
         title += f", {panels[0]}"
+    title += seeds_in_title(map(len, groups.values()))
     figure, all_axes = new_figure(rows, columns, width=width, height=height, title=title)
     by_density = sorted(groups.items(), key=lambda group: (-densities[group[0]], not dict(group[0])["model.offset"]))
     for number, (axes, panel) in enumerate(zip(all_axes, panels, strict=False)):
@@ -77,10 +78,12 @@ def draw_curves(records: Sequence[Record], output: Path | str) -> None:
                 line[: len(record.rows)] = [100 * row["val_accuracy"] for row in record.rows]
             epochs = np.arange(1, values.shape[1] + 1)
             marker = looks[setting].get("marker", "o") if len(epochs) == 1 else None
-            axes.plot(epochs, np.nanmean(values, 0), **looks[setting] | {"marker": marker})
-            if len(members) > 1:
+            means, several = np.nanmean(values, 0), (~np.isnan(values)).sum(0) > 1
+            axes.plot(epochs, means, **looks[setting] | {"marker": marker})
+            if several.any():
                 band = {"color": looks[setting]["color"], "alpha": 0.15, "linewidth": 0}
-                axes.fill_between(epochs, np.nanmin(values, 0), np.nanmax(values, 0), **band)
+                means, deviations = means[several], np.nanstd(values[:, several], 0, ddof=1)
+                axes.fill_between(epochs[several], means - deviations, means + deviations, **band)
         axes.set(xlabel="epoch", ylabel="" if number % columns else "validation accuracy (%)")
         if len(panels) > 1:
             axes.set_title(panel, fontsize=10)
@@ -99,6 +102,7 @@ def draw_curves(records: Sequence[Record], output: Path | str) -> None:
 
 def _looks_of_kernels(densities: Mapping[Setting, float]) -> dict[Setting, dict[str, Any]]:
     ranks, looks = sorted(set(densities.values()), reverse=True), {}
+    thickness = dict(zip(ranks, np.linspace(2.2, 1.4, len(ranks)), strict=True))
     offsets = sorted({dict(setting)["model.offset"] for setting in densities}, key=lambda name: (name is None, name))
     for setting, density in densities.items():
         offset = dict(setting)["model.offset"]
@@ -106,6 +110,7 @@ def _looks_of_kernels(densities: Mapping[Setting, float]) -> dict[Setting, dict[
         looks[setting] = {
             "color": COLOURS[rank % len(COLOURS)],
             "linestyle": offset_line(offset),
+            "linewidth": thickness[density],
             "markerfacecolor": "white" if offset is None else None,
             "label": f"{100 * density:.3g} %, {kernel_name(offset, density == 1)}",
         }

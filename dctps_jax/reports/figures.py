@@ -3,7 +3,7 @@
 import io
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,14 @@ def look_of(number: int) -> dict[str, Any]:
         "marker": MARKERS[number % len(MARKERS)],
         "linestyle": DASHES[number % len(DASHES)],
     }
+
+
+def seeds_in_title(numbers: Iterable[int]) -> str:
+    """Return what a title says of bars and bands, given how many seeds each line has; "" if each has one."""
+    seeds = sorted(set(numbers))
+    if seeds == [1]:
+        return ""
+    return f", mean ± deviation of {'–'.join(map(str, sorted({seeds[0], seeds[-1]})))} seeds"
 
 
 def within_percent(limits: tuple[float, float]) -> tuple[float, float]:

@@ -16,7 +16,17 @@ from dctps_jax.command import command
 from dctps_jax.errors import UserError
 from dctps_jax.field import flat_fields
 from dctps_jax.pruning import load_masks, load_run_masks
-from dctps_jax.reports.figures import HEADROOM, add_legend, figure_files, label_of, look_of, new_figure, save_figure
+from dctps_jax.reports.figures import (
+    COLOURS,
+    DASHES,
+    HEADROOM,
+    add_legend,
+    figure_files,
+    label_of,
+    look_of,
+    new_figure,
+    save_figure,
+)
 from dctps_jax.reports.names import names_of_places
 from dctps_jax.reports.settings import title_of
 from dctps_jax.runs.damage import DAMAGED
@@ -25,6 +35,8 @@ from dctps_jax.runs.workdir import read_config
 logger = logging.getLogger("dctps_jax")
 
 Masks = Mapping[str, np.ndarray]
+
+MOST_COLUMNS_WITH_NAMES = 4
 
 
 def jaccard(first: Masks, second: Masks) -> float:
@@ -42,20 +54,24 @@ def layer_overlaps(first: Masks, second: Masks) -> np.ndarray:
 
 
 def density_table(runs: Mapping[str, Masks]) -> str:
-    """Return one aligned line a layer with its density in each run, and the densities of the whole networks."""
-    names = list(runs)
-    rows = [["layer", *names]]
-    for path in runs[names[0]]:
-        rows.append([path, *(f"{100 * runs[name][path].mean():.3g} %" for name in names)])
-    rows.append(["total", *(f"{100 * _total_density(runs[name]):.3g} %" for name in names)])
-    return "\n".join(aligned(rows, left=1))
+    """Return the densities of each layer and of the whole network; runs are columns, or lines if they are many."""
+    layers = list(next(iter(runs.values())))
+    are_lines = len(runs) > len(layers)
+    columns = [["run" if are_lines else "layer", *layers, "total"]]
+    for name, masks in runs.items():
+        densities = [*(float(masks[path].mean()) for path in layers), _total_density(masks)]
+        columns.append([name, *(f"{100 * density:.3g} %" for density in densities)])
+    return "\n".join(aligned(columns if are_lines else list(zip(*columns, strict=True)), left=1))
 
 
 def overlap_table(runs: Mapping[str, Masks]) -> str:
-    """Return the matrix of overlaps (:func:`jaccard`) between the runs."""
+    """Return the matrix of overlaps (:func:`jaccard`) between the runs, whose columns have numbers if they are many."""
     names = list(runs)
-    rows = [["overlap", *names]]
-    rows += [[first, *(f"{jaccard(runs[first], runs[second]):.3f}" for second in names)] for first in names]
+    are_many = len(names) > MOST_COLUMNS_WITH_NAMES
+    rows = [["overlap", *(map(str, range(1, len(names) + 1)) if are_many else names)]]
+    for number, first in enumerate(names, 1):
+        overlaps = (f"{jaccard(runs[first], runs[second]):.3f}" for second in names)
+        rows.append([f"{number}  {first}" if are_many else first, *overlaps])
     return "\n".join(aligned(rows, left=1))
 
 
@@ -64,8 +80,11 @@ def draw_masks(runs: Mapping[str, Masks], output: Path | str, title: str = "") -
 
     The figure is saved as ``.png`` and ``.svg``. Equal runs can be told apart: each has its own place beside the
     layer's, its own marker and dashes. Densities have a logarithmic axis. A layer that keeps no weight has no place
-    there; it is marked below the others.
+    there; it is marked below the others. A warning goes to the log if there are more runs than looks.
     """
+    num_looks = len(COLOURS) * len(DASHES)
+    if len(runs) > num_looks:
+        logger.warning("the figure has %d runs, and %d looks to tell them apart; give fewer runs", len(runs), num_looks)
     names, layers = list(runs), list(next(iter(runs.values())))
     places, step = np.arange(len(layers)), min(0.1, 0.5 / len(runs))
     densities = {name: np.array([100 * masks[path].mean() for path in layers]) for name, masks in runs.items()}

@@ -13,7 +13,7 @@ import argparse
 import csv
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dctps_jax.command import command
 from dctps_jax.errors import UserError
 from dctps_jax.files import write_whole
 from dctps_jax.reports.accuracy import draw_accuracy
+from dctps_jax.reports.costs import costs_of
 from dctps_jax.reports.curves import draw_curves
 from dctps_jax.reports.figures import figure_files
 from dctps_jax.reports.records import (
@@ -59,37 +60,26 @@ def _line(setting: Setting, members: Sequence[Record], fields: Sequence[str]) ->
         "density_asked": first["density_asked"],
         "density_kept": statistics.fmean(result["density"] for result in results),
         "seeds": len(results),
+        "layers": len(first.get("layer_densities", ())),
+        "empty_layers": max(list(result.get("layer_densities", {}).values()).count(0) for result in results),
     }
     for name in ("test_accuracy_best", "test_accuracy_final"):
         accuracies = [result[name] for result in results if result[name] is not None]
         # A mean over some of the seeds would be taken for one over all.
         line[name], line[f"{name}_std"] = mean_and_std(accuracies) if len(accuracies) == len(results) else (None, None)
     line["trainable_parameters"] = round(statistics.fmean(result["trainable_parameters"] for result in results))
-    line |= _costs(first)
+    line |= costs_of(members[0].config, first)
     rows = [row for record in members for row in record.rows]
     speeds = [row["images_per_second"] for row in rows if row["images_per_second"] is not None]
     line["images_per_second"] = statistics.median(speeds) if speeds else None
     return line
 
 
-def _costs(results: Mapping[str, Any]) -> Line:
-    """Return bytes and operations of a run; runs of older versions have no operations."""
-    storage, flops = results.get("storage_bytes"), results.get("flops")
-    costs: Line = {"state_bytes": None, "checkpoint_bytes": None}
-    if storage:
-        costs["state_bytes"] = sum(storage[kind]["this"] for kind in ("parameters", "supports", "optimizer_state"))
-        costs["checkpoint_bytes"] = storage["checkpoint"]["this"]
-    for kind in ("inference_of_an_image", "training_step"):
-        count = flops[kind] if flops else None
-        costs[f"{kind}_flops_dense"] = count["dense"] if count else None
-        costs[f"{kind}_flops_sparse"] = count["sparse"] + count["offset"] if count else None
-    return costs
-
-
 def markdown(lines: Sequence[Line], records: Sequence[Record], again: Sequence[Record] = ()) -> str:
     """Return the report's text; ``again`` are runs whose seed and setting ``records`` have already."""
     extra = list(lines[0]["fields"])
     has_names = len(extra) > MAX_FIELDS_IN_LABEL  # as the figures have
+    has_empty = any(line["empty_layers"] for line in lines)
     head = [
         *["runs"] * has_names,
         "method",
@@ -97,6 +87,7 @@ def markdown(lines: Sequence[Line], records: Sequence[Record], again: Sequence[R
         *extra,
         "asked",
         "kept",
+        *["empty layers"] * has_empty,
         "seeds",
         "test accuracy, best epoch",
         "last epoch",
@@ -119,6 +110,7 @@ def markdown(lines: Sequence[Line], records: Sequence[Record], again: Sequence[R
             *(str(value) for value in line["fields"].values()),
             _percent(line["density_asked"]),
             _percent(line["density_kept"]),
+            *[f"{line['empty_layers']} of {line['layers']}" if line["empty_layers"] else ""] * has_empty,
             str(line["seeds"]),
             _accuracy(line, "test_accuracy_best"),
             _accuracy(line, "test_accuracy_final"),
@@ -135,13 +127,19 @@ def markdown(lines: Sequence[Line], records: Sequence[Record], again: Sequence[R
     unfinished = [record.name for record in records if record.results is None]
     notes = (
         "Accuracies are means ± sample standard deviations over the seeds. Operations are theoretical, of an image's "
-        "inference and of a training step on a batch, in the prunable layers: with whole kernels (dense), and of the "
-        "trained weights and the offset as a fast transform, where that is less (sparse). Checkpoints are counted "
+        "inference and of a training step on a batch, in the prunable layers. Dense: with whole kernels. Sparse: of "
+        "the trained weights and of the offset, which is a fast transform where that takes fewer; the sum can exceed "
+        "the dense operations. RigL's gradients of whole kernels count in its training steps. Checkpoints are counted "
         "before compression. Images a second are measured, the median of all epochs."
     )
     dtypes = {result["dtype"] for record in records if (result := record.results) and "dtype" in result}
     if dtypes:
         notes += f" Computed in {', '.join(sorted(dtypes))}."
+    if has_empty:
+        notes += (
+            " Empty layers keep no weight; the most of any seed. With an offset their kernel is the offset, without "
+            "one they pass on a constant."
+        )
     if unfinished:
         notes += f"\n\nNot finished, and left out: {', '.join(unfinished)}."
     if again:

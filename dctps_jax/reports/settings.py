@@ -11,7 +11,8 @@ from dctps_jax.pruning import trains_all_weights
 
 Setting = tuple[tuple[str, Any], ...]
 # What the tables and legends name in their own way; of other fields they name those that differ.
-NAMED = ("pruning.density", "pruning.method", "sparse_training.method", "model.offset")
+NAMED = ("pruning.density", "pruning.method", "pruning.rewind_epoch", "sparse_training.method", "model.offset")
+SOURCE_RUN = "pruning.run"
 MAX_FIELDS_IN_LABEL = 3  # where more differ, the figures have the names of runs instead
 
 
@@ -40,25 +41,31 @@ def _is_met(need: Need, config: Mapping[str, Any]) -> bool:
 def method_name(setting: Setting) -> str:
     """Return the method of pruning, with that of sparse training where weights move; "dense" at density 1.
 
-    Of masks or weights of another run also its name, and the epoch at which it is taken up.
+    Masks of another run have its name. Lottery tickets have the epoch whose weights they start from: the rounds of one
+    ticket, each of which prunes the run before it, are one method at several densities.
     """
     values = dict(setting)
     method = "dense" if is_dense(values) else values["pruning.method"]
     if method == "from_run":
-        method = f"from_run {Path(str(values.get('pruning.run', ''))).name}".strip()
         epoch = values.get("pruning.rewind_epoch", -1)
-        method += f" at epoch {epoch}" if epoch >= 0 else ""
+        method += f" at epoch {epoch}" if epoch >= 0 else f" {Path(str(values.get('pruning.run', ''))).name}"
+        method = method.strip()
     moves = values.get("sparse_training.method", "static")
     return method if moves == "static" else f"{method} + {moves}"
 
 
 def differing(settings: Sequence[Setting]) -> list[str]:
-    """Return the fields besides :data:`NAMED` that differ among the settings in which they have an effect."""
+    """Return the fields besides :data:`NAMED` that differ among the settings in which they have an effect.
+
+    The run that masks or weights come from counts only if nothing else tells two settings apart.
+    """
     configs = [dict(setting) for setting in settings]
-    fields = sorted({field for config in configs for field in config} - set(NAMED))
-    return [
+    fields = sorted({field for config in configs for field in config} - {*NAMED, SOURCE_RUN})
+    found = [
         field for field in fields if len({config.get(field) for config in configs if has_effect(field, config)}) > 1
     ]
+    others = {(method_name(setting), *values_of(setting, [*NAMED, *found]).items()) for setting in settings}
+    return found if len(others) == len(set(settings)) else sorted([*found, SOURCE_RUN])
 
 
 def values_of(setting: Setting, fields: Iterable[str]) -> dict[str, Any]:

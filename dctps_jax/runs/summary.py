@@ -1,5 +1,6 @@
 """The summary of a finished run: its closing line, the mean over seeds, and its environment."""
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,15 +48,20 @@ def summarize(runs: list[dict[str, Any]], workdir: Path, config: dict[str, Any])
     return results
 
 
-def environment() -> dict[str, str]:
-    """Return the versions of packages and the devices of this run."""
-    packages = ("dctps_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+def environment() -> dict[str, Any]:
+    """Return the devices of this run, the processor cores that it may use, and the versions of packages.
+
+    The number of cores is that by which XLA divides sums on a CPU: with another one they are rounded in another order.
+    """
     device = jax.devices()[0]
-    return {
-        "python": platform.python_version(),
-        "device": f"{jax.device_count()} × {device.platform} {device.device_kind}",
-        **{name: _version(name) for name in packages},
-    }
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"device": f"{jax.device_count()} × {device.platform} {device.device_kind}", "cores": cores} | versions()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that compute a run."""
+    packages = ("dctps_jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": platform.python_version()} | {name: _version(name) for name in packages}
 
 
 def _version(package: str) -> str:

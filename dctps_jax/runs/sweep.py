@@ -13,6 +13,7 @@ from types import FrameType
 
 from tqdm import tqdm
 
+from dctps_jax.errors import UserError
 from dctps_jax.runs.grid import GridPoint, in_existing_folders
 from dctps_jax.runs.summary import last_line
 from dctps_jax.runs.workdir import InUse, check_same, is_finished, is_in_use, read_results
@@ -45,6 +46,11 @@ class Sweep:
         Raises :class:`~dctps_jax.errors.UserError`, before anything is started, where a run of another config or a
         damaged run is in the way.
         """
+        if (self.workdir / "config.json").exists():
+            raise UserError(
+                f"--workdir {self.workdir} is the directory of a run; a sweep needs a directory of its own, choose "
+                "another"
+            )
         self.points = in_existing_folders(self.points, self.workdir)
         for point in self.points:
             if (self.workdir / point.name / "config.json").exists():
@@ -127,9 +133,8 @@ class Sweep:
         elif process.returncode == InUse.exit_code:
             waiting.append(point)
         elif self.signal_number is None:
+            reason = next((line for line in reversed(self._printed(point)) if line.strip()), "it printed nothing")
             log = self.workdir / point.name / LOG
-            lines = log.read_text(errors="replace").split("\n")
-            reason = next((line for line in reversed(lines) if line.strip()), "it printed nothing")
             self.failed[point.name] = f"exit status {process.returncode}: {reason.strip()} (all of it in {log})"
             tqdm.write(f"{point.name} failed, {self.failed[point.name]}", file=sys.stderr)
 
@@ -137,6 +142,14 @@ class Sweep:
         self.announced.add(point.name)
         results = read_results(self.workdir / point.name)
         tqdm.write(f"[{len(self.announced)}/{len(self.points)}] {point.name}: {last_line(results)}, {how}")
+        warnings = (line for line in self._printed(point) if line.startswith("warning: "))
+        for warning in dict.fromkeys(warnings):  # a run that went on has given its warnings again
+            tqdm.write(f"  {warning}")
+
+    def _printed(self, point: GridPoint) -> list[str]:
+        """Return the lines that the processes of a run have printed."""
+        log = self.workdir / point.name / LOG
+        return log.read_text(errors="replace").split("\n") if log.exists() else []
 
     def _stop(self, signal_number: int, frame: FrameType | None) -> None:
         self.signal_number = signal_number

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,18 @@ def _hold(workdir: Path, config: Any) -> Iterator[None]:
             raise UserError(
                 f"--workdir {workdir} holds {found[0]} but no config.json of a run; choose another directory"
             )
+        elif runs := _runs_in(workdir):
+            raise UserError(
+                f"--workdir {workdir} holds the directories of other runs ({some_of(runs, MAX_SHOWN)}); a run needs a "
+                "directory of its own, choose another"
+            )
         yield
+
+
+def _runs_in(workdir: Path) -> list[str]:
+    """Return the names of the runs in a directory, other than the seeds of one run."""
+    names = sorted(file.parent.name for file in workdir.glob("*/config.json"))
+    return [name for name in names if not re.fullmatch(r"seed_\d+", name)]
 
 
 def _check_name(workdir: Path) -> None:

@@ -19,7 +19,7 @@ from dctps_jax.defaults import FIELDS
 from dctps_jax.errors import UserError, some_of
 from dctps_jax.ops.target import PORTABLE, tracing_for
 from dctps_jax.prunable import prunable_layers
-from dctps_jax.runs.summary import environment
+from dctps_jax.runs.summary import versions
 from dctps_jax.seeds import stream
 from dctps_jax.user_functions import as_options, blaming, call, is_import_path, is_needed
 
@@ -87,10 +87,9 @@ def describe_program(
     with tracing_for(PORTABLE), jax.default_matmul_precision(None):
         program = _trace(config, made, num_classes, image_size, channels, field)
     text = re.sub("0x[0-9a-f]+", "", program)  # addresses of functions
-    versions = {name: version for name, version in environment().items() if name != "device"}
     parameters = nnx.to_flat_state(nnx.state(made, nnx.Param))
     shapes = {".".join(map(str, place)): list(variable[...].shape) for place, variable in parameters}
-    return {"digest": hashlib.sha256(text.encode()).hexdigest(), **versions, SHAPES: shapes}
+    return {"digest": hashlib.sha256(text.encode()).hexdigest(), **versions(), SHAPES: shapes}
 
 
 def change_of_program(known: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

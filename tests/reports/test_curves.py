@@ -58,6 +58,12 @@ def test_nothing_lies_outside_the_panels(tmp_path, monkeypatch):
     assert len(panels) == 2 and all(axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 90 for axes in panels)
     # The mean of two seeds, then that of the one which is so far.
     np.testing.assert_allclose(panels[0].lines[0].get_ydata(), [15, 40, 70])
+    # A standard deviation on both sides, where there are two.
+    (band,) = panels[0].collections
+    corners = band.get_paths()[0].vertices
+    np.testing.assert_allclose(corners[:, 1].max(), 40 + 20 / np.sqrt(2))
+    assert corners[:, 0].max() == 2 and not panels[1].collections
+    assert "mean ± deviation of 1–2 seeds" in drawn[0].get_suptitle()
 
 
 def test_each_offset_has_a_line_of_its_own(tmp_path, monkeypatch):

@@ -35,6 +35,21 @@ def test_tables():
     assert overlap_table(runs).splitlines()[1].split() == ["first", "1.000", "0.250"]
 
 
+def test_tables_of_many_runs_have_a_line_for_each(drawn, caplog):
+    runs = {f"pruning.method=epl,seed={seed}": FIRST if seed else SECOND for seed in range(5)}
+    head, first, *_ = density_table(runs).splitlines()
+    assert head.split() == ["run", "conv", "fc", "total"] and first.split() == [
+        "pruning.method=epl,seed=0", "50", "%", "0", "%", "25", "%",
+    ]  # fmt: skip
+    head, first, *_ = overlap_table(runs).splitlines()
+    assert head.split() == ["overlap", "1", "2", "3", "4", "5"]
+    assert first.split() == ["1", "pruning.method=epl,seed=0", "1.000", *["0.250"] * 4]
+    draw_masks({str(number): FIRST for number in range(28)}, "masks.png")
+    assert not caplog.messages
+    draw_masks({str(number): FIRST for number in range(29)}, "masks.png")
+    assert caplog.messages == ["the figure has 29 runs, and 28 looks to tell them apart; give fewer runs"]
+
+
 def test_figure_with_an_empty_layer(tmp_path):
     draw_masks({"first": FIRST, "second": SECOND}, tmp_path / "masks.png")
     assert (tmp_path / "masks.png").read_bytes().startswith(b"\x89PNG")

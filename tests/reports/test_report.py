@@ -144,7 +144,8 @@ def test_runs_that_differ_in_many_fields_go_by_their_names(tmp_path):
     accuracy, curves = labels_in(tmp_path / "accuracy.svg"), labels_in(tmp_path / "curves.svg")
     assert accuracy >= {f"epl, {name}" for name in names}
     assert curves >= {f"{name}: 1 %, DCT + sparse, epl" for name in names}
-    assert "=" not in "".join(accuracy | curves) and "lenet on digits" in curves
+    assert "=" not in "".join(accuracy | curves)
+    assert "lenet on digits, mean ± deviation of 1–2 seeds" in curves
     head, _, *rows = (line.strip("| ").split(" | ") for line in (tmp_path / "report.md").read_text().splitlines()[:7])
     assert {row[0] for row in rows} == set(names)
     assert {"runs", "batch_size", "data.augment", "data.size", "model.width"} <= set(head)
@@ -271,7 +272,52 @@ def test_names_of_methods():
     assert name(pruning__density=1, pruning__method="from_run") == "from_run"
     taken = {"pruning__method": "from_run", "pruning__run": "runs/first"}
     assert name(**taken) == "from_run first"
-    assert name(**taken, pruning__rewind_epoch=0, sparse_training__method="set") == "from_run first at epoch 0 + set"
+    assert name(**taken, pruning__rewind_epoch=0, sparse_training__method="set") == "from_run at epoch 0 + set"
+
+
+def test_the_rounds_of_a_lottery_ticket_are_one_method(tmp_path):
+    def lines():
+        lines = summary(read_records(tmp_path))
+        return [(line["method"], line["density_asked"], list(line["fields"])) for line in lines]
+
+    make_run(tmp_path / "round0", density=1.0)
+    for number, density in ((1, 0.5), (2, 0.25)):
+        run = make_run(tmp_path / f"round{number}", density=density, method="from_run")
+        set_fields(run, pruning__run=f"runs/round{number - 1}", pruning__rewind_epoch=0)
+    rounds = [("dense", 1.0, []), ("from_run at epoch 0", 0.5, []), ("from_run at epoch 0", 0.25, [])]
+    assert lines() == rounds
+    run = make_run(tmp_path / "another", density=0.25, method="from_run")
+    set_fields(run, pruning__run="runs/another", pruning__rewind_epoch=0)
+    assert [fields for _, _, fields in lines()] == [["pruning.run"]] * 4
+
+
+def test_masks_of_other_runs_are_told_apart_by_their_names(tmp_path):
+    for folder in ("one/a", "one/b"):
+        set_fields(make_run(tmp_path / folder, method="from_run"), pruning__run=f"runs/{folder}")
+    lines = summary(read_records(tmp_path))
+    assert [(line["method"], line["fields"]) for line in lines] == [("from_run a", {}), ("from_run b", {})]
+    set_fields(make_run(tmp_path / "two/b", method="from_run"), pruning__run="runs/two/b")
+    assert {line["fields"]["pruning.run"] for line in summary(read_records(tmp_path))} == {
+        f"runs/{folder}" for folder in ("one/a", "one/b", "two/b")
+    }
+
+
+def test_empty_layers_are_told(runs, tmp_path):
+    assert "empty layers" not in markdown(summary(read_records(runs)), [])
+    file = runs / "dct_1" / "results.json"
+    results = json.loads(file.read_text())
+    file.write_text(json.dumps(results | {"layer_densities": {"conv": 0.0, "fc": 0.3}}))
+    text = markdown(summary(read_records(runs)), [])
+    assert "| kept | empty layers | seeds |" in text and "| 1.01 % | 1 of 2 | 3 |" in text
+    assert "With an offset their kernel is the offset" in text and text.count(" of 2 |") == 1
+
+
+def test_the_operations_of_rigl_have_its_dense_gradients(runs):
+    lines = {line["method"]: line for line in summary(read_records(runs))}
+    # In 3 of 400 steps, a third of the operations with whole kernels instead of a third of the sparse ones.
+    assert lines["epl + rigl"]["training_step_flops_sparse"] == 21_000 + round(0.75 / 100 * (2_500_000 - 20_000) / 3)
+    assert lines["epl + rigl"]["inference_of_an_image_flops_sparse"] == 21_000
+    assert lines["epl"]["training_step_flops_sparse"] == 21_000
 
 
 @pytest.mark.parametrize(

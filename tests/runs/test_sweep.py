@@ -40,6 +40,8 @@ signal.signal(signal.SIGTERM, stop)
 import os
 (folder / "processors").write_text(str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0))
 (folder / "ready").touch()
+for _ in range(2 * (seed == 4)):
+    print("warning: seed 4 has empty layers", file=sys.stderr)
 if "wait" in sys.argv:
     time.sleep(60)
 if seed == 2 and not (folder / "mended").exists():
@@ -211,6 +213,8 @@ def test_a_run_of_another_process_is_waited_for(tmp_path, command, finishes, cap
     assert calls(folder / "seed=3") == (0 if finishes else 1)
     printed = capsys.readouterr().out
     assert "[1/2] seed=4: " in printed and "[2/2] seed=3: " in printed
+    # A warning stands once, below its run.
+    assert printed.count("s\n  warning: seed 4 has empty layers\n[2/2]") == 1 == printed.count("seed 4")
     assert ("by another process" in printed) == finishes
 
 
@@ -225,6 +229,13 @@ def test_runs_of_another_config_are_refused(tmp_path, command):
     ):
         Sweep(plan_runs(config, {"seed": (3, 4)}), command, folder).go()
     assert calls(folder / "seed=3") == 1 and not (folder / "seed=4").exists()
+
+
+def test_the_directory_of_a_run_is_none_for_a_sweep(tmp_path, command):
+    runs = runs_of({"seed": (3,)})
+    record_configs(runs, tmp_path)
+    with pytest.raises(UserError, match="is the directory of a run; a sweep needs a directory of its own"):
+        Sweep(runs, command, tmp_path / "seed=3").go()
 
 
 def test_an_unfinished_run_of_another_config_is_refused_before_any_is_started(tmp_path, command):

@@ -46,6 +46,18 @@ def test_other_config_is_refused_with_the_fields_that_differ(tmp_path):
     assert (tmp_path / "config.json").read_text() == before
 
 
+def test_a_directory_of_other_runs_is_refused(tmp_path):
+    for name in ("pruning.density=0.1", "seed_0"):
+        (tmp_path / name).mkdir()
+        record_config(tmp_path / name, small_config())
+    message = r"of other runs \(pruning.density=0.1\); .*, choose another"
+    with pytest.raises(UserError, match=message), claim(tmp_path, small_config()):
+        pass
+    (tmp_path / "pruning.density=0.1" / "config.json").rename(tmp_path / "elsewhere.json")
+    with claim(tmp_path, small_config()):  # it has the seeds of a run that is just beginning
+        pass
+
+
 def test_fields_that_appear_or_vanish_are_differences(tmp_path):
     old = ConfigDict({"old": 1, "both": 2})
     with claim(tmp_path, old):
