@@ -25,8 +25,7 @@ import numpy as np
 from flax import nnx
 from record import describe_run, save
 
-from dctps_jax import models, pruning
-from dctps_jax.accounts.plan_table import planned
+from dctps_jax import execution_report, models, pruning
 from dctps_jax.offsets import find_offset
 from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.ops.convolution import convolve
@@ -62,7 +61,8 @@ def layers_of(network: str, density: float, batch_size: int, num_classes: int, o
         rngs=nnx.Rngs(0),
         supports=pruning.random_supports(jax.random.key(0), shapes, pruning.allocate(shapes, density, "epl")),
     )
-    return Counter(work for _, work, *_ in planned(model, (batch_size, 32, 32, 3)))
+    images = jax.ShapeDtypeStruct((batch_size, 32, 32, 3), jnp.float32)
+    return Counter(row.work for row in execution_report(model, images).rows)
 
 
 def step_of(work: Work, method: str) -> Callable[..., dict[str, Any]]:

@@ -1,5 +1,6 @@
 """DCT plus Sparse: networks that train with 1 % down to 0.01 % of their weights, in JAX and Flax NNX."""
 
+from dctps_jax.accounts.execution_report import execution_report
 from dctps_jax.conversion import convert, to_plain
 from dctps_jax.conversion_table import conversion_report
 from dctps_jax.delta import apply_delta, export_delta
@@ -36,6 +37,7 @@ __all__ = [
     "conversion_report",
     "convert",
     "dynamic_sparse",
+    "execution_report",
     "export_delta",
     "keep_masked",
     "materialized",

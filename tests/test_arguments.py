@@ -50,6 +50,10 @@ LAYER = {"offset": "dct", "alpha_init": 1.0, "alpha_trainable": True, "rngs": RN
 SCORE = {"num_steps": 1, "schedule": "exp", "loss": "cross_entropy", "scope": "global"}
 
 
+def execution_report(model):
+    return dctps_jax.execution_report(model, BATCH[0])  # the network answers for what it is given
+
+
 def sparse_optimizer(params, **arguments):
     return dctps_jax.sparse_optimizer(**arguments).init(params)
 
@@ -71,6 +75,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
                                      "allocation": "epl"} | SCORE),
     "to_plain": (dctps_jax.to_plain, {"model": WHOLE}),
     "conversion_report": (dctps_jax.conversion_report, {"model": WHOLE}),
+    "execution_report": (execution_report, {"model": WHOLE}),
     "apply_delta": (dctps_jax.apply_delta, {"model": BASE, "file": "delta.safetensors"}),
     "export_delta": (export_delta, {"model": convert(BASE, density=0.3, offset="frozen"), "file": "delta.safetensors"}),
     "unmasked_copy": (dctps_jax.unmasked_copy, {"model": WHOLE}),

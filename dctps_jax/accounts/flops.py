@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from dctps_jax.accounts.layer_calls import calls_of
@@ -30,7 +32,7 @@ def flops_account(
     image = dict.fromkeys(PASSES, 0)
     whole = image.copy()
     layers = prunable_layers(model)
-    for call in calls_of(model, inputs):
+    for call in calls_of(model, jax.ShapeDtypeStruct(inputs, jnp.float32)):
         layer, rows, columns = layers[call.path], math.prod(call.kernel_shape[:-1]), call.kernel_shape[-1]
         if layer.base is not None:
             of_offset = 2.0 * rows * columns

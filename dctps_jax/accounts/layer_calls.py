@@ -1,10 +1,9 @@
 """What each prunable layer of a network has to compute for inputs of a shape, by an abstract call."""
 
-from functools import partial
+import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from dctps_jax.kernels import work_of
@@ -33,40 +32,50 @@ class Call(NamedTuple):
     dtype: Any = None
 
 
-def calls_of(model: nnx.Module, inputs: tuple[int, ...]) -> list[Call]:
-    """Return the uses of the prunable layers in their order.
+def calls_of(model: nnx.Module, *inputs: Any, **options: Any) -> list[Call]:
+    """Return the uses of the prunable layers in their order, in a call of ``model`` in evaluation mode.
 
-    ``inputs`` is the shape of the network's inputs. Nothing is computed.
+    ``inputs`` are arrays, or ``jax.ShapeDtypeStruct`` objects: nothing is computed. The layers of a stack, which
+    ``nnx.scan`` applies one after another, are one use, with the shapes of one layer.
     """
     calls: list[Call] = []
     copy = nnx.clone(model)
     copy.eval()
     if isinstance(getattr(copy, "running", None), Running):
         setattr(copy, "running", Running(min_loop=0))  # noqa: B010 (each layer is to run under its own name)
-
-    def record(path: str, layer: Any, inputs: jax.Array, geometry: Geometry) -> jax.Array:
-        work = work_of(layer, inputs, geometry)
-        calls.append(Call(path, geometry.kernel_shape, work.output_positions, geometry.groups, work, inputs.dtype))
-        return type(layer)._apply(layer, inputs, geometry)
-
-    def record_native(path: str, layer: Any, name: str, *arguments: Any) -> jax.Array:
-        outputs = getattr(type(layer), name)(layer, *arguments)
-        calls.append(Call(path, layer.kernel_shape, outputs.size // layer.kernel_shape[-1], _groups_of(layer)))
-        return outputs
-
+    for path, layer in prunable_layers(copy).items():
+        layer.__class__ = _recording(type(layer))
+        # A static attribute, which nnx.scan passes on. It is compared by the identity of the list.
+        setattr(layer, "recording", (path, calls.append))  # noqa: B010 (the type of layers does not know it)
     graph, state = nnx.split(copy)
 
-    def call(state: Any, images: jax.Array) -> Any:
+    def call(state: Any, *inputs: Any) -> Any:
         traced: Any = nnx.merge(graph, state)  # a network may change its variables where it is traced only
-        for path, layer in prunable_layers(traced).items():
-            # Past nnx, which would take it for a part of the network.
-            object.__setattr__(layer, "_apply", partial(record, path, layer))
-            for name in filter(partial(hasattr, layer), NATIVE):
-                object.__setattr__(layer, name, partial(record_native, path, layer, name))
-        return traced(images)
+        return traced(*inputs, **options)
 
-    jax.eval_shape(call, state, jax.ShapeDtypeStruct(inputs, jnp.float32))
+    jax.eval_shape(call, state, *inputs)
     return calls
+
+
+@functools.cache
+def _recording(kind: type) -> type:
+    """Return a kind of layers that computes the same, and records each use by the function in ``recording``."""
+
+    def apply(self: Any, inputs: jax.Array, geometry: Geometry) -> jax.Array:
+        (path, record), work = self.recording, work_of(self, inputs, geometry)
+        record(Call(path, geometry.kernel_shape, work.output_positions, geometry.groups, work, inputs.dtype))
+        return kind._apply(self, inputs, geometry)
+
+    def native(name: str) -> Any:
+        def apply_native(self: Any, *arguments: Any) -> jax.Array:
+            (path, record), outputs = self.recording, getattr(kind, name)(self, *arguments)
+            record(Call(path, self.kernel_shape, outputs.size // self.kernel_shape[-1], _groups_of(self)))
+            return outputs
+
+        return apply_native
+
+    natives = {name: native(name) for name in NATIVE if hasattr(kind, name)}
+    return type(kind)(kind.__name__, (kind,), {"_apply": apply, **natives})
 
 
 def _groups_of(layer: Any) -> int:

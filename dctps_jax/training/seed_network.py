@@ -4,9 +4,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+from dctps_jax.accounts.execution_report import execution_report
 from dctps_jax.accounts.flops import flops_account
 from dctps_jax.accounts.layer_table import layer_table
-from dctps_jax.accounts.plan_table import plan_table, planned
 from dctps_jax.conversion_table import Report, conversion_report
 from dctps_jax.distributed.agreement import check_equal, on_first
 from dctps_jax.models import prunable_layers
@@ -81,7 +84,7 @@ def build_network(
         print(f"the table is of the end; the first steps train {100 * weights.density_at(0):.4g} % of the weights")
     if config.execution.explain:
         local = config.batch_size // placement.num_devices
-        print(plan_table(planned(model, (local, *data.image_shape))))
+        print(execution_report(model, jax.ShapeDtypeStruct((local, *data.image_shape), jnp.float32)))
     warn_if_nothing_moves(config, spec, weights.last, weights.sizes)
     in_training = weights.means(config.num_epochs * spec.steps_per_epoch)
     flops = flops_account(model, (spec.batch_size, *data.image_shape), weights.last, in_training)

@@ -2,12 +2,14 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from dctps_jax.accounts.plan_table import plan_table, planned
+from dctps_jax import DCTpSConv, convert, execution_report
+from dctps_jax.accounts.execution_report import ExecutionReport
 from dctps_jax.models import create_model, kernel_shapes, prunable_layers
 from dctps_jax.offsets import find_offset
 from dctps_jax.ops.cost_model import choose, predicted_seconds
@@ -23,6 +25,10 @@ LENET = {
 }
 
 
+def images(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
 def compact(name, offset="dct", **options):
     """A network with four weights a layer."""
     return create_model(
@@ -33,7 +39,7 @@ def compact(name, offset="dct", **options):
 
 @pytest.mark.parametrize("offset", ["dct", None])
 def test_every_layer_once_with_its_inputs(offset):
-    rows = planned(compact("lenet", offset), (8, 32, 32, 3))
+    rows = execution_report(compact("lenet", offset), images(8, 32, 32, 3)).rows
     assert [path for path, *_ in rows] == list(LENET)
     for path, work, method, _ in rows:
         assert (work.inputs, work.geometry.kernel_shape) == LENET[path]
@@ -47,7 +53,7 @@ def test_every_layer_once_with_its_inputs(offset):
 )
 def test_deep_networks_too(name, options, sizes):
     model = compact(name, **options)
-    rows = planned(model, (2, 8, 8, 3))
+    rows = execution_report(model, images(2, 8, 8, 3)).rows
     layers = prunable_layers(model)
     assert [path for path, *_ in rows] == list(layers)
     for path, work, *_ in rows:
@@ -61,7 +67,7 @@ def test_a_method_that_was_set_shows():
     layers["convs.3"].method = "per_weight"
     layers["convs.0"].method = "per_weight"  # three channels: not possible
     layers["fcs.0"].method = "autodiff"
-    methods = {path: method for path, _, method, _ in planned(model, (1, 32, 32, 3))}
+    methods = {path: method for path, _, method, _ in execution_report(model, images(1, 32, 32, 3)).rows}
     assert (methods["convs.3"], methods["convs.0"], methods["fcs.0"]) == ("per_weight", "on_support", "autodiff")
 
 
@@ -69,29 +75,34 @@ def test_the_model_stays_as_it_was():
     model = compact("resnet18", width=2)
     before = nnx.to_pure_dict(nnx.state(model))
     graph = nnx.graphdef(model)
-    planned(model, (2, 8, 8, 3))
+    execution_report(model, images(2, 8, 8, 3))
     assert nnx.graphdef(model) == graph and not model.bn1.use_running_average
-    assert "_apply" not in vars(prunable_layers(model)["conv1"])
+    assert type(prunable_layers(model)["conv1"]) is DCTpSConv and "recording" not in vars(
+        prunable_layers(model)["conv1"]
+    )
     after = nnx.to_pure_dict(nnx.state(model))
     np.testing.assert_array_equal(after["bn1"]["mean"], before["bn1"]["mean"])
 
 
 def test_only_compact_layers_are_planned():
     model = create_model("lenet", num_classes=10, offset="dct", rngs=nnx.Rngs(0))
-    assert planned(model, (1, 32, 32, 3)) == []
+    assert execution_report(model, images(1, 32, 32, 3)).rows == ()
     masks = {path: np.arange(math.prod(shape)).reshape(shape) < 7 for path, (_, shape) in LENET.items()}
     apply_masks(model, masks, "masked")
-    assert planned(model, (1, 32, 32, 3)) == []
+    assert execution_report(model, images(1, 32, 32, 3)).rows == ()
     prunable_layers(model)["convs.3"].set_support(np.arange(3))
-    assert [(path, work.nnz) for path, work, *_ in planned(model, (1, 32, 32, 3))] == [("convs.3", 3)]
+    assert [(path, work.nnz) for path, work, *_ in execution_report(model, images(1, 32, 32, 3)).rows] == [
+        ("convs.3", 3)
+    ]
 
 
 def test_whole_table():
     model = compact("lenet")
     prunable_layers(model)["convs.6"].set_support(np.arange(1234))
     prunable_layers(model)["convs.6"].method = "on_support"
-    rows = planned(model, (8, 32, 32, 3))
-    header, *lines = plan_table(rows).splitlines()
+    report = execution_report(model, images(8, 32, 32, 3))
+    rows = report.rows
+    header, *lines = str(report).splitlines()
     assert header.split() == ["layer", "kernel", "stride", "inputs", "nnz", "method", *METHODS]
     assert [line.split()[0] for line in lines] == list(LENET)
     cells = lines[2].split()
@@ -107,10 +118,59 @@ def test_whole_table():
 
 
 def test_the_stride_is_shown():
-    (row,) = (row for row in planned(compact("resnet18", width=2), (2, 8, 8, 3)) if row[0] == "layer2.0.conv1")
-    assert plan_table([row]).splitlines()[1].split()[:4] == ["layer2.0.conv1", "3×3×2×4", "2", "2×8×8×2"]
+    (row,) = (
+        row
+        for row in execution_report(compact("resnet18", width=2), images(2, 8, 8, 3)).rows
+        if row[0] == "layer2.0.conv1"
+    )
+    assert str(ExecutionReport((row,))).splitlines()[1].split()[:4] == ["layer2.0.conv1", "3×3×2×4", "2", "2×8×8×2"]
 
 
 def test_an_empty_plan_is_a_header():
-    assert plan_table([]).split()[:2] == ["layer", "kernel"]
-    assert len(plan_table([]).splitlines()) == 1
+    assert str(ExecutionReport(())).split()[:2] == ["layer", "kernel"]
+    assert len(str(ExecutionReport(())).splitlines()) == 1
+
+
+class Tokens(nnx.Module):
+    """Looks tokens up, applies a stack of layers by nnx.scan, one layer in nnx.remat, and drops out as it is told."""
+
+    def __init__(self, rngs):
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap
+        def stack(rngs):
+            return nnx.Linear(8, 8, rngs=rngs)
+
+        self.embed = nnx.Embed(5, 8, rngs=rngs)
+        self.blocks = stack(rngs)
+        self.head = nnx.Linear(8, 4, rngs=rngs)
+
+    def __call__(self, tokens, *, scale):
+        run = nnx.scan(lambda x, block: nnx.relu(block(x)), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        return scale * nnx.remat(lambda head, x: head(x))(self.head, run(self.embed(tokens), self.blocks))
+
+
+def test_networks_of_other_inputs_with_scanned_stacks():
+    model = convert(Tokens(nnx.Rngs(0)), density=0.1, method="uniform", key=0)
+    graph = nnx.graphdef(model)
+    tokens = jnp.zeros((2, 7), int)
+    report = execution_report(model, tokens, scale=2.0)
+    assert [(row.path, row.work.inputs, row.work.nnz) for row in report.rows] == [
+        ("blocks", (14, 8), 6),  # a layer of the stack
+        ("head", (14, 8), 4),
+    ]
+    assert nnx.graphdef(model) == graph and model(tokens, scale=2.0).shape == (2, 7, 4)
+    shapes = jax.ShapeDtypeStruct(tokens.shape, tokens.dtype)
+    assert execution_report(model, shapes, scale=2.0) == report
+    assert str(report).splitlines()[1].split()[:6] == ["blocks", "8×8", "1", "14×8", "6", report.rows[0].method]
+
+
+def test_a_layer_that_is_used_twice_has_two_rows():
+    class Twice(nnx.Module):
+        def __init__(self, rngs):
+            self.layer = nnx.Linear(8, 8, rngs=rngs)
+
+        def __call__(self, x):
+            return self.layer(self.layer(x))
+
+    model = convert(Twice(nnx.Rngs(0)), density=0.1, method="uniform", key=0)
+    assert [row.path for row in execution_report(model, images(2, 8)).rows] == ["layer", "layer"]
