@@ -122,8 +122,10 @@ def convert(
     is_dense = trains_all_weights(method, density, fixed_layers["layer_densities"]) and not is_pruned
     if is_dense:  # the call checks the patterns
         allocate(shapes, density, "uniform", dense_layers=fixed_layers["dense_layers"], stacks=stacks)
-    if offset is not None or (form == "compact" and not is_dense):
+    if form == "compact" and not is_dense:
         check_not_normalized(copy, layers)
+    else:
+        check_not_normalized(copy, {path: layer for path, layer in layers.items() if _gets_fixed_part(layer, offset)})
     # Random supports of new layers need no dense kernels.
     supports: dict[str, np.ndarray] = {}
     if form == "compact" and method in ALLOCATIONS and not (is_dense or is_pruned or pattern):
@@ -141,6 +143,11 @@ def convert(
     if not supports and not is_dense:
         apply_masks(copy, prune(copy, method, density, key=key, pattern=pattern, **fixed_layers, **options), form)
     return copy
+
+
+def _gets_fixed_part(layer: Any, offset: Any) -> bool:
+    """Return whether a layer has an offset or a frozen kernel after the conversion; a converted one stays as it is."""
+    return layer.has_fixed_part if isinstance(layer, KernelLayer) else offset is not None
 
 
 def to_plain(model: nnx.Module) -> Any:

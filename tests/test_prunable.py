@@ -206,6 +206,12 @@ def test_normalised_kernels_are_whole_kernels(wrapper, inside):
                 convert(model(), density=density, form="masked", offset=fixed)
     assert convert(model(), density=0.5, form="masked", offset="frozen", exclude="a.*").b.base is not None
     assert masked.a.layer_instance.mask is not None and masked.b.support is None
+    # A layer that has no offset keeps none, in a network whose other layers get one.
+    mixed = Two(masked.a, linear(nnx.Rngs(1)))
+    later = convert(mixed, density=0.3, form="masked")
+    assert later.a.layer_instance.offset is None and later.b.offset is not None
+    with pytest.raises(UserError, match=r"a\.layer_instance is in an nnx"):
+        convert(mixed, density=0.3)
     apply_masks(masked, {"b": get_masks(masked)["b"]}, "compact")
     assert convert(model(), density=0.5, exclude="a.*").b.support is not None
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -32,7 +32,7 @@ def allocate(
     dense_layers: Iterable[str] = (),
     layer_densities: Mapping[str, float] | Iterable[tuple[str, float]] = (),
     pattern: str = "",
-    stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    stacks: Shapes = MappingProxyType({}),
 ) -> dict[str, int]:
     """Return how many weights each layer keeps, in the order of ``shapes``.
 

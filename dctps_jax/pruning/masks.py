@@ -26,6 +26,7 @@ from dctps_jax.files import check_target, read_json
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.npz import read_npz, write_npz
 from dctps_jax.prunable import NO_LAYERS, check_not_normalized, prunable_layers
+from dctps_jax.pruning.layer_rules import Shapes
 from dctps_jax.supports import check_positions
 
 FORMS = ("masked", "compact")
@@ -223,7 +224,7 @@ def load_run_masks(folder: str | Path) -> dict[str, np.ndarray]:
     return masks
 
 
-def check_masks(masks: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]], source: str | Path) -> None:
+def check_masks(masks: Mapping[str, np.ndarray], shapes: Shapes, source: str | Path) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` unless the masks of ``source`` fit layers with these ``shapes``."""
     foreign = sorted(set(masks) ^ set(shapes))
     if foreign:

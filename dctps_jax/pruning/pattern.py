@@ -6,7 +6,7 @@ first, channels last. So M inputs in a row are channels of one position, if M di
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 
 from dctps_jax.arguments import names_of, words
 from dctps_jax.errors import UserError
+from dctps_jax.pruning.layer_rules import Shapes
 from dctps_jax.pruning.masks import mask_of_support
 from dctps_jax.pruning.random import random_stream, random_supports_within
 from dctps_jax.pruning.selection import check_finite
@@ -68,7 +69,7 @@ def contradiction(pattern: str, density: float, allocation: str | None, prefix: 
     return None
 
 
-def pattern_counts(shapes: Mapping[str, Sequence[int]], pattern: Pattern, fixed: Mapping[str, int]) -> dict[str, int]:
+def pattern_counts(shapes: Shapes, pattern: Pattern, fixed: Mapping[str, int]) -> dict[str, int]:
     """Return how many weights each layer keeps; the layers of ``fixed`` keep these counts and have no pattern.
 
     Raises :class:`~dctps_jax.errors.UserError` for other layers whose number of inputs is not a multiple of M.

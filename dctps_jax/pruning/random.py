@@ -12,13 +12,12 @@ from jax.core import Tracer
 
 from dctps_jax.arguments import check_by_path, check_shapes, names_of, words
 from dctps_jax.errors import UserError
+from dctps_jax.pruning.layer_rules import Shapes
 from dctps_jax.pruning.masks import mask_of_support
 from dctps_jax.seeds import as_key
 
 
-def random_masks(
-    key: jax.Array | int, shapes: Mapping[str, Sequence[int]], counts: Mapping[str, int]
-) -> dict[str, np.ndarray]:
+def random_masks(key: jax.Array | int, shapes: Shapes, counts: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Return a boolean mask of each shape with exactly ``counts[path]`` random entries True.
 
     Layer i draws from ``jax.random.fold_in(key, i)``. So its mask depends only on the key, i, its shape and its count.
@@ -29,9 +28,9 @@ def random_masks(
 
 def random_supports(
     key: jax.Array | int,
-    shapes: Mapping[str, Sequence[int]],
+    shapes: Shapes,
     counts: Mapping[str, int],
-    stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    stacks: Shapes = MappingProxyType({}),
 ) -> dict[str, np.ndarray]:
     """Return the positions where :func:`random_masks` is True in each flattened kernel, ascending. No mask is made.
 
@@ -46,9 +45,9 @@ def random_supports(
 def random_supports_within(
     masks: Mapping[str, np.ndarray],
     key: jax.Array | int,
-    shapes: Mapping[str, Sequence[int]],
+    shapes: Shapes,
     counts: Mapping[str, int],
-    stacks: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    stacks: Shapes = MappingProxyType({}),
 ) -> dict[str, np.ndarray]:
     """Return the result of :func:`random_supports`, with only positions where a mask is True for layers in ``masks``.
 

@@ -1,10 +1,11 @@
 """Equal numbers of weights in the layers that ``nnx.vmap`` has stacked."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
+from dctps_jax.pruning.layer_rules import Shapes
 from dctps_jax.pruning.selection import Masks, Scores, top_k_global
 
 
@@ -33,9 +34,7 @@ def stack_counts(
     return counts
 
 
-def equal_in_stacks(
-    scores: Scores, masks: Masks, allowed: Mapping[str, np.ndarray], stacks: Mapping[str, Sequence[int]]
-) -> Masks:
+def equal_in_stacks(scores: Scores, masks: Masks, allowed: Mapping[str, np.ndarray], stacks: Shapes) -> Masks:
     """Return masks that keep equally many weights in every layer of a stack: the weights with the highest scores.
 
     A stack keeps about as many weights as in ``masks``; the layers that are not stacked take the rest. No layer keeps
