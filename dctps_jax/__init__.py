@@ -8,6 +8,7 @@ from dctps_jax.errors import UserError
 from dctps_jax.kernels import Alpha, Frozen, FrozenAlpha, Mask, SparseParam, Support
 from dctps_jax.layer_kinds import DCTpSConvTranspose, DCTpSEinsum, DCTpSEmbed, DCTpSLinearGeneral
 from dctps_jax.layers import DCTpSConv, DCTpSLinear
+from dctps_jax.network_file import load_network, save_network
 from dctps_jax.ops.compiler import compiler_options
 from dctps_jax.ops.fusion import materialized
 from dctps_jax.prunable import unmasked_copy
@@ -40,7 +41,9 @@ __all__ = [
     "execution_report",
     "export_delta",
     "keep_masked",
+    "load_network",
     "materialized",
+    "save_network",
     "sparse_optimizer",
     "to_plain",
     "unmasked_copy",

@@ -17,13 +17,13 @@ from flax import nnx
 
 from dctps_jax.arguments import as_path, check_model, names_of
 from dctps_jax.errors import UserError
-from dctps_jax.files import check_target, write_whole
+from dctps_jax.files import check_target
 from dctps_jax.kernels import Frozen, KernelLayer, SparseParam
 from dctps_jax.layer_kinds import DCTpSEmbed
 from dctps_jax.prunable import prunable_layers
 from dctps_jax.pruning.masks import mask_of_layer
 from dctps_jax.runs.packing import digest
-from dctps_jax.safetensors_file import check_digest, check_format, digest_of_file, read_safetensors
+from dctps_jax.safetensors_file import read_checked, write_checked
 
 FORMAT, FORMAT_VERSION = "dctps_jax.delta", 1
 REMEDY = "write it again with export_delta(model, file)"
@@ -38,8 +38,6 @@ def export_delta(model: nnx.Module, file: Path | str) -> None:
     Raises :class:`~dctps_jax.errors.UserError` for a network with a layer that has no frozen kernel, and where the file
     cannot be written.
     """
-    from safetensors.numpy import save
-
     check_model(model)
     file = as_path("file", file)
     check_target("file", file)
@@ -66,9 +64,7 @@ def export_delta(model: nnx.Module, file: Path | str) -> None:
             base[name] = np.asarray(variable[...])
         elif isinstance(variable, nnx.Param | nnx.BatchStat) and not isinstance(variable, SparseParam):
             tensors[f"whole/{name}"] = np.asarray(variable[...])
-    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "base": digest(base), "dtypes": _dtypes(base)}
-    tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    write_whole(file, save(tensors, metadata | {"digest": digest_of_file(tensors, metadata)}))
+    write_checked(file, tensors, FORMAT, FORMAT_VERSION, {"base": digest(base), "dtypes": _dtypes(base)})
 
 
 def apply_delta(model: nnx.Module, file: Path | str) -> Any:
@@ -81,7 +77,8 @@ def apply_delta(model: nnx.Module, file: Path | str) -> Any:
     """
     check_model(model)
     file = as_path("file", file)
-    tensors, base, dtypes = _read(file)
+    tensors, metadata = read_checked(file, FORMAT, FORMAT_VERSION, "export_delta", REMEDY)
+    base, dtypes = metadata["base"], metadata.get("dtypes", "")  # the types of its arrays, where they are known
     if _layers(model):
         raise UserError(
             f"the network has DCT plus Sparse layers, and {file} is added to the plain network that was converted; "
@@ -123,16 +120,6 @@ def apply_delta(model: nnx.Module, file: Path | str) -> Any:
 
 def _dtypes(arrays: Mapping[str, np.ndarray]) -> str:
     return ", ".join(sorted({str(array.dtype) for array in arrays.values()}))
-
-
-def _read(file: Path) -> tuple[dict[str, np.ndarray], str, str]:
-    """Return the tensors of a delta, the digest of its base, and the types of its arrays ("" where not known)."""
-    if not file.is_file():
-        raise UserError(f"{file} {'is no file' if file.exists() else 'does not exist'}; {REMEDY}")
-    tensors, metadata = read_safetensors(file, REMEDY)
-    check_format(file, metadata, FORMAT, FORMAT_VERSION, "export_delta")
-    check_digest(file, metadata, digest_of_file(tensors, metadata), REMEDY)
-    return tensors, metadata["base"], metadata.get("dtypes", "")
 
 
 def _layers(model: nnx.Module) -> Mapping[str, KernelLayer]:

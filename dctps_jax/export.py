@@ -36,7 +36,7 @@ from dctps_jax.runs.checkpoint import last_is_lost, read_arrays
 from dctps_jax.runs.fields import check_data
 from dctps_jax.runs.packing import flatten
 from dctps_jax.runs.workdir import read_config, read_results
-from dctps_jax.safetensors_file import digest_of_file
+from dctps_jax.safetensors_file import write_checked
 from dctps_jax.training.own_network import (
     build_own_network,
     change_of_program,
@@ -63,8 +63,6 @@ def export_run(run: Path | str, output: Path | str, checkpoint: str = "best", ne
     Raises :class:`~dctps_jax.errors.UserError` for another name of a checkpoint, for a run that is not finished, is of
     an older version, or has no sound checkpoint, for a network that has changed, and if the file cannot be written.
     """
-    from safetensors.numpy import save
-
     run, output = Path(run), Path(output)
     check_target("--output", output)
     check_choice("checkpoint", checkpoint, CHECKPOINTS)
@@ -95,22 +93,16 @@ def export_run(run: Path | str, output: Path | str, checkpoint: str = "best", ne
             raise UserError(f"{run} keeps no averaged weights; train it with config.optimizer.ema_decay, e.g. 0.999")
         arrays |= averages
     tensors = {
-        name.removeprefix("state/"): np.asarray(array, order="C")
+        name.removeprefix("state/"): np.asarray(array)
         for name, array in arrays.items()
         if name.split("/")[1] in SECTIONS
     }
-    metadata = {
-        "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "config": json.dumps(config),
-        "data": json.dumps(results["data"]),
-        "step": str(step),
-    }
+    metadata = {"config": json.dumps(config), "data": json.dumps(results["data"]), "step": str(step)}
     if "network" in results:
         metadata["network"] = json.dumps(results["network"])
     if network is not None:
         _build(run, description_of(metadata), tensors, network)
-    write_whole(output, save(tensors, metadata | {"digest": digest_of_file(tensors, metadata)}))
+    write_checked(output, tensors, FORMAT, FORMAT_VERSION, metadata)
     return run
 
 

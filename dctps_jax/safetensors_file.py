@@ -1,4 +1,4 @@
-"""Read safetensors files, and compute the digest that shows whether a file is as it was written."""
+"""Write and read safetensors files with a digest, which shows whether a file is as it was written."""
 
 import hashlib
 import json
@@ -8,8 +8,36 @@ from pathlib import Path
 import numpy as np
 
 from dctps_jax.errors import UserError, first_line
+from dctps_jax.files import write_whole
 from dctps_jax.runs.checkpoint_files import NO_MATCH
 from dctps_jax.runs.packing import digest
+
+
+def write_checked(
+    file: Path, tensors: Mapping[str, np.ndarray], name: str, version: int, metadata: Mapping[str, str]
+) -> None:
+    """Write tensors and metadata, with the name and version of their format and a digest, whole or not at all."""
+    from safetensors.numpy import save
+
+    tensors = {key: np.asarray(array, order="C") for key, array in tensors.items()}
+    metadata = {"format": name, "format_version": str(version), **metadata}
+    write_whole(file, save(tensors, metadata | {"digest": digest_of_file(tensors, metadata)}))
+
+
+def read_checked(
+    file: Path, name: str, newest: int, writer: str, remedy: str
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return tensors and metadata of a file that :func:`write_checked` wrote for the function ``writer``.
+
+    Raises :class:`~dctps_jax.errors.UserError`, which ends with ``remedy`` where it helps, for a file that is missing,
+    damaged, foreign or of a newer format than ``newest``.
+    """
+    if not file.is_file():
+        raise UserError(f"{file} {'is no file' if file.exists() else 'does not exist'}; {remedy}")
+    tensors, metadata = read_safetensors(file, remedy)
+    check_format(file, metadata, name, newest, writer)
+    check_digest(file, metadata, digest_of_file(tensors, metadata), remedy)
+    return tensors, metadata
 
 
 def read_safetensors(file: Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -78,6 +78,8 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "execution_report": (execution_report, {"model": WHOLE}),
     "apply_delta": (dctps_jax.apply_delta, {"model": BASE, "file": "delta.safetensors"}),
     "export_delta": (export_delta, {"model": convert(BASE, density=0.3, offset="frozen"), "file": "delta.safetensors"}),
+    "save_network": (dctps_jax.save_network, {"model": WHOLE, "file": "network.safetensors"}),
+    "load_network": (dctps_jax.load_network, {"model": WHOLE, "file": "network.safetensors"}),
     "unmasked_copy": (dctps_jax.unmasked_copy, {"model": WHOLE}),
     "keep_masked": (dctps_jax.keep_masked, {"tree": TREE, "masks": TREE_MASKS}),
     "sparse_optimizer": (sparse_optimizer, {"optimizer": SGD, "masks": TREE_MASKS, "params": TREE}),
@@ -122,6 +124,7 @@ def in_a_folder_with_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_masks("masks.npz", MASKS)
     export_delta(CALLS["export_delta"][1]["model"], "delta.safetensors")
+    dctps_jax.save_network(WHOLE, "network.safetensors")
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -27,7 +27,7 @@ GROUPS = [
     ["models", "pruning", "layer_conversion", "conversion", "conversion_table", "torch_compat"],
     ["optimizers", "fields", "defaults", "contradictions", "config"],
     ["distributed"],
-    ["runs", "accounts", "safetensors_file", "delta"],
+    ["runs", "accounts", "safetensors_file", "delta", "network_file"],
     ["training"],
     ["exported_file", "reports"],
     ["export"],
