@@ -5,11 +5,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
-from dctps_jax import DCTpSConv, DCTpSLinear, convert, to_plain
+from dctps_jax import DCTpSConv, DCTpSLinear, DynamicSparseOptimizer, convert, to_plain, unmasked_copy
 from dctps_jax.pruning import apply_masks, get_masks, prune
 
 COLUMNS = (None, "model")
@@ -77,6 +78,24 @@ def test_a_converted_network_is_divided_as_it_was(form, offset, mesh):
     for other in FORMS:
         apply_masks(model, prune(model, "uniform", 0.5, key=jax.random.key(1)), other)
         np.testing.assert_allclose(model(INPUTS), outputs, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_move_within_a_kernel_that_is_divided():
+    with jax.set_mesh(jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))):
+        model, whole = convert(divided(plain), density=0.5, form="masked"), convert(plain(), density=0.5, form="masked")
+        kernel = jax.random.normal(jax.random.key(2), (16, 8))
+        moved = []
+        for one in (model, whole):
+            one.set_mask(get_masks(whole)[""])
+            one.kernel.set_value(jnp.where(one.mask[...], jax.device_put(kernel, one.kernel[...].sharding), 0))
+            optimizer = DynamicSparseOptimizer(one, optax.adam(0.1), end_step=9, update_every=1)
+            gradients = nnx.grad(lambda model: (model(INPUTS) ** 2).sum())(unmasked_copy(one))
+            optimizer.move(one, gradients)
+            moved.append(one.mask[...])
+        np.testing.assert_array_equal(*moved)
+        assert (np.asarray(moved[0]) != get_masks(convert(plain(), density=0.5, form="masked"))[""]).any()
+        for array in (model.kernel[...], model.mask[...]):
+            assert array.addressable_shards[0].data.shape == (16, 1)
 
 
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])

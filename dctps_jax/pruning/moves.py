@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from dctps_jax.arguments import check_choice, is_number, is_whole, words
 from dctps_jax.errors import UserError
+from dctps_jax.partitioning import placed_like
 from dctps_jax.pruning.dynamic import MOVING, MovingSchedule, move_weights
 from dctps_jax.seeds import as_key
 
@@ -61,7 +62,10 @@ class Moves:
         return cls(schedule, rows, list(counts.values()), seeded)
 
     def apply(self, step: jax.Array, parts: Any) -> list[tuple[jax.Array, jax.Array]]:
-        """Return (new mask, kept) for each (array, mask, gradient), as :func:`move_weights` does."""
+        """Return (new mask, kept) for each (array, mask, gradient), as :func:`move_weights` does.
+
+        Outside ``jax.jit`` they are divided among devices like the mask.
+        """
         num_drop = jnp.zeros(self.drops.shape[1], jnp.int32)
         if len(self.drops):
             row = jnp.clip((step + 1) // self.schedule.update_every - 1, 0, len(self.drops) - 1)
@@ -79,7 +83,8 @@ class Moves:
             growth = jnp.abs(gradient)
             if self.key is not None:
                 growth = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(self.key, step), number), mask.shape)
-            moved.append(move_weights(array, mask, growth, num_drop[number]))
+            new, kept = move_weights(array, mask, growth, num_drop[number])
+            moved.append((placed_like(new, mask), placed_like(kept, mask)))
         return moved
 
     def _check_counts(self, masks: Sequence[jax.Array]) -> None:
