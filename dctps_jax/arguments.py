@@ -40,6 +40,23 @@ def check_model(model: Any, name: str = "model") -> None:
         raise UserError(f"{name} is {words(model)}; it must be a network, an nnx.Module")
 
 
+def check_has_arrays(function: str, model: Any) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a network without arrays, which ``function`` needs."""
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(model))):
+        raise UserError(
+            f"the network has shapes and no arrays, as nnx.eval_shape makes it; {function} needs the arrays, so build "
+            "the network without nnx.eval_shape"
+        )
+
+
+def check_not_traced(function: str, model: Any) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a network in a traced function, where arrays have no values."""
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(nnx.state(model))):
+        raise UserError(
+            f"{function} was called inside a traced function, e.g. in jax.jit, nnx.jit or nnx.grad; call it outside"
+        )
+
+
 def names_of(paths: Iterable[str]) -> str:
     """Return dotted paths of layers as a list in a sentence; a layer that is the whole network has the path ""."""
     return ", ".join(path or "the network" for path in paths)
@@ -184,5 +201,5 @@ def check_zero_or_one(mask: Any, name: str = "the mask") -> None:
 
 def as_path(name: str, value: Any) -> Path:
     if not isinstance(value, str | os.PathLike):
-        raise UserError(f"{name} is {words(value)}; it must be the path of a file, e.g. 'runs/first'")
+        raise UserError(f"{name} is {words(value)}; it must be the path of a file, e.g. 'network.safetensors'")
     return Path(value)

@@ -57,7 +57,7 @@ def check_all_is_read(config: Any) -> None:
             choices = (*FIELDS[needed].choices, None) if FIELDS[needed].optional else FIELDS[needed].choices
             readers = [str(choice) for choice in choices if any(test(choice) for test in tests)]
             raise UserError(
-                f"config.{name} is {value!r}, which nothing reads where config.{needed} is {values[needed]!r}; leave "
+                f"config.{name} is {value!r}, which has no effect while config.{needed} is {values[needed]!r}; leave "
                 f"it at {field.default!r}, or set config.{needed} to {'one of: ' * (len(readers) > 1)}"
                 f"{', '.join(readers)}"
             )

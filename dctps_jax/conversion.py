@@ -1,6 +1,7 @@
 """Turn the layers of any NNX network into DCT plus Sparse layers."""
 
 import fnmatch
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -8,13 +9,22 @@ import jax
 import numpy as np
 from flax import nnx
 
-from dctps_jax.arguments import check_choice, check_flag, check_model, check_number, names_of, pairs, patterns
+from dctps_jax.arguments import (
+    check_choice,
+    check_flag,
+    check_has_arrays,
+    check_model,
+    check_number,
+    names_of,
+    pairs,
+    patterns,
+)
 from dctps_jax.errors import UserError
 from dctps_jax.frozen import check_all_plain, freeze_all_but, unfreeze
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.layer_conversion import converted_layer, kernel_shape_of, plain_layer, stack_of
 from dctps_jax.layer_kinds import COUNTERPARTS, has_counterpart, kernel_variable
-from dctps_jax.offsets import Offset
+from dctps_jax.offsets import OFFSETS, Offset
 from dctps_jax.prunable import (
     ORDER,
     check_not_normalized,
@@ -89,12 +99,15 @@ def convert(
     """
     key = as_key(0 if key is None else key)
     check_model(model)
+    check_has_arrays("convert", model)
     check_density(density, "density")
     check_choice("form", form, FORMS)
     check_number("alpha_init", alpha_init)
     check_flag("alpha_trainable", alpha_trainable)
     check_flag("embeddings", embeddings)
-    check_method(method, options)
+    check_method(method, options, inspect.signature(convert).parameters)
+    if isinstance(offset, str):
+        check_choice("offset", offset, (*OFFSETS, "frozen"))
     parse_pattern(pattern, density)
     fixed_layers: dict[str, Any] = {
         "dense_layers": patterns("dense_layers", dense_layers),
@@ -157,6 +170,7 @@ def to_plain(model: nnx.Module) -> Any:
     Programs that know only the layers of NNX work with the copy.
     """
     check_model(model)
+    check_has_arrays("to_plain", model)
     copy: Any = nnx.clone(model)
     unfreeze(copy)
     copy = replace_layers(copy, {id(layer): plain_layer(layer) for layer in prunable_layers(copy).values()})

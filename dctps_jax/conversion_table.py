@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 
 from dctps_jax.aligned import aligned
-from dctps_jax.arguments import check_model
+from dctps_jax.arguments import check_has_arrays, check_model
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import Frozen, FrozenAlpha, KernelLayer
 from dctps_jax.layer_kinds import COUNTERPARTS, has_counterpart
@@ -49,6 +49,7 @@ def conversion_report(model: nnx.Module) -> Report:
     Raises :class:`~dctps_jax.errors.UserError` for a network without parameters.
     """
     check_model(model)
+    check_has_arrays("conversion_report", model)
     parameters: dict[tuple[Any, ...], dict[str, nnx.Variable]] = {}
     for place, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, Frozen, FrozenAlpha))):
         parameters.setdefault(tuple(place[:-1]), {})[str(place[-1])] = variable

@@ -20,7 +20,8 @@ class UserError(ValueError):
 
 def did_you_mean(name: object, names: Iterable[str]) -> str:
     """Return the closest of ``names`` in brackets, to add to a message about an unknown name, or ""."""
-    close = difflib.get_close_matches(str(name), list(names), n=1)
+    text, names = str(name), list(names)
+    close = difflib.get_close_matches(text, names, n=1) or difflib.get_close_matches(text.lower(), names, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

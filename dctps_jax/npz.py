@@ -24,6 +24,10 @@ def read_npz(path: Path, content: str) -> dict[str, np.ndarray]:
     except Exception as error:  # a damaged file makes zipfile, zlib, tokenize and numpy raise whatever they meet
         if isinstance(error, OSError) and error.errno in SPENT_HANDLES:
             raise
+        if not isinstance(error, OSError) and not zipfile.is_zipfile(path):
+            raise UserError(
+                f"{path} is no .npz file, or a truncated one; give a file with {content}, or copy it again"
+            ) from error
         raise UserError(f"{path} cannot be read as .npz with {content} ({first_line(error)}); copy it again") from error
     foreign = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if foreign:

@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from dctps_jax.arguments import check_model, names_of
+from dctps_jax.arguments import check_has_arrays, check_model, names_of
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.layer_kinds import kernel_variable
@@ -132,6 +132,7 @@ def unmasked_copy(model: nnx.Module) -> nnx.Module:
     The copy shares the arrays of layers without mask and support.
     """
     check_model(model)
+    check_has_arrays("unmasked_copy", model)
     graph, state = nnx.split(model)
     copy = nnx.merge(graph, nnx.to_pure_dict(state))
     for layer in prunable_layers(copy).values():

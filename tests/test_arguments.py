@@ -189,11 +189,20 @@ EINSUM = DCTpSEinsum("nta,ab->ntb", (4, 6), rngs=nnx.Rngs(0))
         (lambda: get_masks(3), "model is 3; it must be a network, an nnx.Module"),
         (lambda: convert(BASE, density=0.1, exclude=3), "exclude is 3; it must be path patterns"),
         (lambda: convert(BASE, density=0.1, exclude=[None]), r"exclude is \[None\]; it must be path patterns"),
-        (lambda: convert(BASE, density=True), "density is True; it must be above 0"),
+        (lambda: convert(BASE, density=True), "density is True; it must be a number above 0"),
         (lambda: convert(BASE, density=jnp.array(True)), "density is an array of bool"),
         (
             lambda: convert(BASE, density=1.0, method="unifrom"),
             r"no pruning method 'unifrom' \(did you mean 'uniform'\?\)",
+        ),
+        (lambda: convert(BASE, density=0.1, embedings=True), r"no option 'embedings' \(did you mean 'embeddings'\?\)"),
+        (
+            lambda: convert(BASE, density=0.1, offset="DCT"),
+            r"offset is 'DCT' \(did you mean 'dct'\?\); it must be one of: dct, hadamard, frozen",
+        ),
+        (
+            lambda: convert(BASE, density=0.1, method="synflow"),
+            "synflow needs the shape of an input: give batch=",
         ),
         (lambda: convert(BASE, density=1.0, dense_layers="headd"), "no layer matches 'headd'"),
         (lambda: convert(BASE, density=1.0, pattern="2:4"), "pattern is '2:4', which keeps 0.5 .* density is 1"),

@@ -307,7 +307,7 @@ def test_patterns_that_contradict_other_fields(fields, message):
     [
         (
             {"sparse_training__initial_density": 0.5},
-            "initial_density is 0.5, which nothing reads where .* or set config.sparse_training.method to gmp",
+            "initial_density is 0.5, which has no effect while .* or set config.sparse_training.method to gmp",
         ),
         ({"sparse_training__begin_fraction": 0.1}, "begin_fraction is 0.1, .* 'static'; leave it at 0.0"),
         ({"sparse_training__update_every": 7}, "update_every is 7, .* set .*.method to one of: rigl, set, gmp"),
@@ -315,7 +315,7 @@ def test_patterns_that_contradict_other_fields(fields, message):
             {"sparse_training__method": "gmp", "sparse_training__drop_fraction": 0.5},
             "drop_fraction is 0.5, .*: rigl, set",
         ),
-        ({"sparse_training__method": "rigl", "sparse_training__initial_density": 0.5}, "where .*method is 'rigl'"),
+        ({"sparse_training__method": "rigl", "sparse_training__initial_density": 0.5}, "while .*method is 'rigl'"),
         ({"pruning__num_steps": 5}, "pruning.num_steps is 5, .* config.pruning.method is 'epl'"),
         ({"pruning__scope": "layer"}, "pruning.scope is 'layer'"),
         ({"pruning__loss": "nll_logits", "pruning__method": "erk"}, "pruning.loss is 'nll_logits'"),
@@ -326,7 +326,7 @@ def test_patterns_that_contradict_other_fields(fields, message):
         ),
         (
             {"optimizer__schedule": "cosine", "optimizer__milestones": (2, 3)},
-            r"milestones is \(2, 3\), .* where config.optimizer.schedule is 'cosine'; .*schedule to milestones",
+            r"milestones is \(2, 3\), .* while config.optimizer.schedule is 'cosine'; .*schedule to milestones",
         ),
         (
             {"optimizer__schedule": "constant", "optimizer__decay_rate": 0.5},

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
 from safetensors.numpy import load_file, save_file
 
 from dctps_jax import DCTpSLinear, UserError, convert, load_network, save_network
@@ -99,7 +100,11 @@ def test_other_networks_and_files_are_refused(tmp_path):
     save_network(trained(1), file)
     for model, message in (
         (trained(1, offset=None), r"the offset of blocks is dct in .* and None in the network; give a network that is"),
-        (trained(1, exclude="head"), "head is a prunable layer in .*safetensors and not in the network"),
+        (
+            trained(1, exclude="head"),
+            r"layers are 'blocks', 'head' in .* and 'blocks' in the network; give .*, and conv",
+        ),
+        (Net(nnx.Rngs(0)), "the network has no prunable layers; convert it first"),
         (convert(Net(nnx.Rngs(0), width=5), density=0.3), r"the kernel_shape of head is \[8, 8\] in .* and \[8, 5\]"),
         (trained(1, alpha_trainable=False), None),
     ):
@@ -110,7 +115,9 @@ def test_other_networks_and_files_are_refused(tmp_path):
             load_network(model, file)
     with pytest.raises(UserError, match="has no prunable layers"):
         save_network(Net(nnx.Rngs(0)), file)
-    with pytest.raises(UserError, match=r"missing\.safetensors does not exist; write it again with save_network"):
+    with pytest.raises(
+        UserError, match=r"missing\.safetensors does not exist; check the path, or write it with save_network"
+    ):
         load_network(trained(1), tmp_path / "missing.safetensors")
     tensors = load_file(file)
     save_file(tensors | {"head/bias": tensors["head/bias"] + 1}, file, {"format": "dctps_jax.network"})
@@ -128,5 +135,57 @@ def test_a_frozen_kernel_is_saved_too(tmp_path):
     save_network(tuned, tmp_path / "net.safetensors")
     other = convert(nnx.Linear(8, 8, rngs=nnx.Rngs(1)), offset="frozen", density=0.5, method="uniform", key=0)
     np.testing.assert_array_equal(load_network(other, tmp_path / "net.safetensors")(X), tuned(X))
-    with pytest.raises(UserError, match=r"is missing in .* and float32 of shape|is float32 of shape .* and missing"):
+    with pytest.raises(UserError, match=r"the offset of the network is frozen in .* and None in the network"):
         load_network(DCTpSLinear(8, 8, offset=None, rngs=nnx.Rngs(0)), tmp_path / "net.safetensors")
+
+
+class Odd(nnx.Module):
+    def __init__(self, **attributes):
+        self.layer = DCTpSLinear(8, 8, rngs=nnx.Rngs(0))
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+
+def test_what_a_file_cannot_hold(tmp_path):
+    file = tmp_path / "net.safetensors"
+    with pytest.raises(UserError, match="number is int, and a file holds arrays; make it one"):
+        save_network(Odd(number=nnx.Variable(3)), file)
+    linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    twice = nnx.Dict({"a/b": linear, "a": nnx.Dict({"b": nnx.Linear(2, 2, rngs=nnx.Rngs(1))})})
+    with pytest.raises(UserError, match="two arrays of the network have the same path"):
+        save_network(Odd(twice=twice), file)
+    assert not file.exists()
+    model = Odd(stream=nnx.Variable(jax.random.key(0)), bare=nnx.data(jnp.arange(3)))
+    save_network(model, file)
+    loaded = load_network(Odd(stream=nnx.Variable(jax.random.key(1)), bare=nnx.data(jnp.zeros(3, int))), file)
+    assert loaded.stream[...] == jax.random.key(1) and list(loaded.bare) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("function", [save_network, load_network])
+def test_networks_without_values(function, tmp_path):
+    file = tmp_path / "net.safetensors"
+    save_network(trained(1), file)
+    with pytest.raises(UserError, match=f"has shapes and no arrays, .*; {function.__name__} needs the arrays"):
+        function(nnx.eval_shape(lambda: trained(1)), file)
+    with pytest.raises(UserError, match=f"{function.__name__} was called inside a traced function"):
+        nnx.jit(lambda model: function(model, file) and None)(trained(1))
+
+
+def test_arrays_lie_where_those_of_the_network_did(tmp_path):
+    file = tmp_path / "net.safetensors"
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
+    divided = jax.device_put(X, jax.NamedSharding(mesh, jax.P("data")))
+    model = convert(nnx.Linear(8, 8, rngs=nnx.Rngs(0)), density=0.3, key=0)
+    save_network(model, file)
+    loaded = load_network(convert(nnx.Linear(8, 8, rngs=nnx.Rngs(1)), density=0.1, key=1), file)
+    # They are bound to no device, so that a program for several takes them, too.
+    np.testing.assert_allclose(loaded(divided), model(X), atol=1e-6)
+    replicated = jax.NamedSharding(mesh, jax.P())
+    for form in ("compact", "masked"):
+        other = convert(nnx.Linear(8, 8, rngs=nnx.Rngs(1)), density=0.1, key=1, form=form)
+        nnx.update(other, jax.device_put(nnx.state(other), replicated))
+        loaded = load_network(other, file)
+        np.testing.assert_allclose(loaded(divided), model(X), atol=1e-6)
+        assert loaded.kernel[...].sharding.is_equivalent_to(replicated, 1)
+        sums = nnx.grad(lambda model: model(divided).sum())(loaded)
+        assert sums.kernel[...].shape == loaded.kernel[...].shape

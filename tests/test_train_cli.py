@@ -232,7 +232,7 @@ MISTAKES = {
     ),
     "no such experiment": (["--config", "resnet5_cifar100"], ["resnet5_cifar100", "resnet50_cifar100"]),
     "config file with a mistake": (["--config", "{folder}/broken.py"], ["broken.py"]),
-    "config file without get_config": (["--config", "{folder}/empty.py"], ["empty.py", "get_config"]),
+    "config file without get_config": (["--config", "{folder}/empty.py"], ["empty.py has no function get_config()"]),
     "config file with a wrong type": (["--config", "{folder}/wrong_type.py"], ["batch_size"]),
     "config file with a typo": (["--config", "{folder}/typo.py"], ["pruning.densty", "density"]),
     "unknown flag": ([*DIGITS, "--densty=1"], ["densty"]),

@@ -6,11 +6,12 @@ from flax import nnx
 
 from dctps_jax.accounts.layer_calls import calls_of
 from dctps_jax.aligned import aligned
-from dctps_jax.arguments import check_model
+from dctps_jax.arguments import check_model, is_whole
+from dctps_jax.errors import UserError
 from dctps_jax.ops.cost_model import choose, predicted_seconds
 from dctps_jax.ops.methods import METHODS, possible_methods
 from dctps_jax.ops.work import Work
-from dctps_jax.prunable import prunable_layers
+from dctps_jax.prunable import NO_LAYERS, prunable_layers
 
 
 class Execution(NamedTuple):
@@ -27,11 +28,13 @@ class Execution(NamedTuple):
 
 
 class ExecutionReport(NamedTuple):
-    """The compact layers in the order of their use. ``str(report)`` is a table."""
+    """The compact layers in the order of their use. ``str(report)`` is a table, with milliseconds by method."""
 
     rows: tuple[Execution, ...]
 
     def __str__(self) -> str:
+        if not self.rows:
+            return "no layer is compact; masked and dense layers are computed with whole kernels"
         cells: list[tuple[str, ...]] = [("layer", "kernel", "stride", "inputs", "nnz", "method", *METHODS)]
         for row in self.rows:
             seconds = map(row.predicted_seconds, METHODS)
@@ -40,7 +43,8 @@ class ExecutionReport(NamedTuple):
             shape, inputs = ("×".join(map(str, sizes)) for sizes in (geometry.kernel_shape, row.work.inputs))
             stride = str(max(geometry.strides, default=1))
             cells.append((row.path, shape, stride, inputs, f"{row.work.nnz:,}", row.method, *times))
-        return "\n".join(aligned(cells, left=len(cells[0])))
+        lines = aligned(cells, left=len(cells[0]))
+        return "\n".join([*lines, "by method: predicted milliseconds of a training step"])
 
 
 def execution_report(model: nnx.Module, *inputs: Any, **options: Any) -> ExecutionReport:
@@ -52,10 +56,18 @@ def execution_report(model: nnx.Module, *inputs: Any, **options: Any) -> Executi
     use JAX's own operation, see ``dctps_jax/ops/README.md``. The platform is JAX's default backend, unless
     ``dctps_jax.ops.target.tracing_for`` names another.
 
-    Raises :class:`~dctps_jax.errors.UserError` for an object that is not a network.
+    Raises :class:`~dctps_jax.errors.UserError` for an object that is not a network, for a network without prunable
+    layers, and for the sizes of an array in place of an array.
     """
     check_model(model)
     layers = prunable_layers(model)
+    if not layers:
+        raise UserError(NO_LAYERS)
+    for sizes in inputs:
+        if isinstance(sizes, tuple) and sizes and all(map(is_whole, sizes)):
+            raise UserError(
+                f'an input is {sizes}; for an array of this shape, give jax.ShapeDtypeStruct({sizes}, "float32")'
+            )
     rows = (
         Execution(call.path, call.work, choose(layers[call.path].method, call.work, call.dtype), call.dtype)
         for call in calls_of(model, *inputs, **options)

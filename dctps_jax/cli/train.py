@@ -102,6 +102,10 @@ def parse_flags(argv: list[str], usage: str = USAGE) -> list[str]:
             ) from error
         if isinstance(error, flags.Error) and "config file" not in message:
             raise UserError(" ".join(message.split())) from error
+        if isinstance(error, AttributeError) and "'get_config'" in message:
+            raise UserError(
+                f"--config: {file} has no function get_config(); give the file of a config (a sweep goes to --sweep)"
+            ) from error
         last_line = message.splitlines()[-1] if message else type(error).__name__
         raise UserError(f"--config: {file} cannot be used: {last_line}") from error
 

@@ -131,7 +131,8 @@ def _batches_at(model: nnx.Module, method: str, batch: Batches | None, loss: Los
     if needed == "none":
         return lambda step: []
     if batch is None:
-        raise UserError(f"{method} scores weights on data: give batch=(images, integer labels)")
+        use = "needs the shape of an input" if SCORES[method].temperature is None else "scores weights on data"
+        raise UserError(f"{method} {use}: give batch=(images, integer labels)")
     checked_batches = CheckedBatches(model, batch, loss)
     if needed == "each step":
         return checked_batches

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from dctps_jax.arguments import names_of, words
+from dctps_jax.arguments import check_has_arrays, check_model, names_of, words
 from dctps_jax.errors import UserError
 from dctps_jax.kernels import KernelLayer
 from dctps_jax.prunable import prunable_layers
@@ -133,6 +133,8 @@ class DynamicSparseOptimizer(nnx.Optimizer):
     ):
         tx = as_transformation("tx", tx)
         _check_filter("wrt", wrt)
+        check_model(model)
+        check_has_arrays("DynamicSparseOptimizer", model)
         layers = _masked_layers(model)
         if stacked := [".".join(map(str, path[:-1])) for path, layer in layers.items() if layer.stack]:
             raise UserError(

@@ -65,5 +65,6 @@ def check_density(density: float, field: str) -> None:
     """Raise :class:`~dctps_jax.errors.UserError` unless ``density`` is a number in (0, 1]; ``field`` names it."""
     if not is_number(density) or not 0 < float(density) <= 1:
         raise UserError(
-            f"{field} is {words(density)}; it must be above 0 and at most 1, e.g. 0.01 to keep 1 % of the weights"
+            f"{field} is {words(density)}; it must be a number above 0 and at most 1, e.g. 0.01 to keep 1 % of the "
+            "weights"
         )

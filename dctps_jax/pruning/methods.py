@@ -99,8 +99,11 @@ def method_names() -> tuple[str, ...]:
     return (*ALLOCATIONS, *SCORES)
 
 
-def check_method(method: Any, options: Iterable[str]) -> None:
-    """Raise :class:`~dctps_jax.errors.UserError` for a method of :func:`prune` or an option that does not exist."""
+def check_method(method: Any, options: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Raise :class:`~dctps_jax.errors.UserError` for a method of :func:`prune` or an option that does not exist.
+
+    ``others`` are the caller's other arguments, one of which may be meant.
+    """
     if not isinstance(method, str) or method not in method_names():
         hint = did_you_mean(method, method_names()) if isinstance(method, str) else ""
         raise UserError(
@@ -110,7 +113,7 @@ def check_method(method: Any, options: Iterable[str]) -> None:
     for option in options:
         if option not in known:
             has = f"its options are: {', '.join(known)}" if known else "random methods have none"
-            raise UserError(f"{method} has no option {option!r}; {has}")
+            raise UserError(f"{method} has no option {option!r}{did_you_mean(option, (*known, *others))}; {has}")
 
 
 def random_pattern_supports(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from dctps_jax.accounts.flops import PASSES
 from dctps_jax.defaults import FIELDS
+from dctps_jax.pruning.dynamic import MovingSchedule
 
 
 class Operations(NamedTuple):
@@ -31,17 +32,27 @@ def costs_of(config: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str,
 def operations_of_a_step(config: Mapping[str, Any], results: Mapping[str, Any]) -> Operations | None:
     """Return the operations of a training step on a batch, the mean over all steps; None if they are not recorded.
 
-    RigL also computes the gradients of whole kernels, in one of ``update_every`` steps until ``stop_fraction`` of the
-    training (Evci et al. 2020, section 3). ``results.json`` does not count these.
+    RigL also computes the gradients of whole kernels, in the steps in which it moves weights (Evci et al. 2020,
+    section 3). ``results.json`` does not count these.
     """
     if not results.get("flops"):
         return None
     step = results["flops"]["training_step"]
     sparse = step["sparse"] + step["offset"]
     if config.get("sparse_training.method") == "rigl":
-        share = _value(config, "stop_fraction") / _value(config, "update_every")
-        sparse += round(share * (step["dense"] / PASSES["dense"] - step["sparse"] / PASSES["sparse"]))
+        sparse += round(
+            _share_of_moves(config, results) * (step["dense"] / PASSES["dense"] - step["sparse"] / PASSES["sparse"])
+        )
     return Operations(step["dense"], sparse)
+
+
+def _share_of_moves(config: Mapping[str, Any], results: Mapping[str, Any]) -> float:
+    """Return in which part of the steps RigL moves weights; results of version 0.1.0 have no number of steps."""
+    every, stop, steps = _value(config, "update_every"), _value(config, "stop_fraction"), results.get("step")
+    if steps is None:
+        return stop / every
+    schedule = MovingSchedule(every, int(stop * steps), 0.0)
+    return sum(schedule.is_update(step) for step in range(steps)) / steps
 
 
 def _value(config: Mapping[str, Any], name: str) -> Any:

@@ -68,6 +68,7 @@ def draw_curves(records: Sequence[Record], output: Path | str) -> None:
         title += f", {panels[0]}"
     title += seeds_in_title(map(len, groups.values()))
     figure, all_axes = new_figure(rows, columns, width=width, height=height, title=title)
+    highest = 0.0
     by_density = sorted(groups.items(), key=lambda group: (-densities[group[0]], not dict(group[0])["model.offset"]))
     for number, (axes, panel) in enumerate(zip(all_axes, panels, strict=False)):
         for setting, members in by_density:
@@ -84,12 +85,13 @@ def draw_curves(records: Sequence[Record], output: Path | str) -> None:
                 band = {"color": looks[setting]["color"], "alpha": 0.15, "linewidth": 0}
                 means, deviations = means[several], np.nanstd(values[:, several], 0, ddof=1)
                 axes.fill_between(epochs[several], means - deviations, means + deviations, **band)
+                highest = max(highest, np.max(means + deviations))
+            highest = max(highest, np.nanmax(values))
         axes.set(xlabel="epoch", ylabel="" if number % columns else "validation accuracy (%)")
         if len(panels) > 1:
             axes.set_title(panel, fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    highest = max(100 * row["val_accuracy"] for record in records for row in record.rows)
-    all_axes[0].set_ylim(0, (1 + HEADROOM) * (highest or 100))  # shared by all
+    all_axes[0].set_ylim(0, (1 + HEADROOM) * min(highest or 100, 100))  # shared by all
     handles = {
         label: handle for axes in all_axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }

@@ -13,7 +13,7 @@ from dctps_jax.offsets import OFFSETS
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; dashes help where there is no colour.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX*"  # one more than the colours: a colour and a marker together tell 56 runs apart
 # A network without offset has dashes. Each offset has another line, in the order of the registry.
 NO_OFFSET_LINE = (0, (4, 2))
 OFFSET_LINES = ("-", (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 1, 1, 1)))

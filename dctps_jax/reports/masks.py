@@ -18,8 +18,8 @@ from dctps_jax.field import flat_fields
 from dctps_jax.pruning import load_masks, load_run_masks
 from dctps_jax.reports.figures import (
     COLOURS,
-    DASHES,
     HEADROOM,
+    MARKERS,
     add_legend,
     figure_files,
     label_of,
@@ -37,6 +37,7 @@ logger = logging.getLogger("dctps_jax")
 Masks = Mapping[str, np.ndarray]
 
 MOST_COLUMNS_WITH_NAMES = 4
+CROSS = {"color": "0.4", "marker": "x", "linestyle": "none"}
 
 
 def jaccard(first: Masks, second: Masks) -> float:
@@ -82,7 +83,7 @@ def draw_masks(runs: Mapping[str, Masks], output: Path | str, title: str = "") -
     layer's, its own marker and dashes. Densities have a logarithmic axis. A layer that keeps no weight has no place
     there; it is marked below the others. A warning goes to the log if there are more runs than looks.
     """
-    num_looks = len(COLOURS) * len(DASHES)
+    num_looks = len(COLOURS) * len(MARKERS)
     if len(runs) > num_looks:
         logger.warning("the figure has %d runs, and %d looks to tell them apart; give fewer runs", len(runs), num_looks)
     names, layers = list(runs), list(next(iter(runs.values())))
@@ -93,18 +94,18 @@ def draw_masks(runs: Mapping[str, Masks], output: Path | str, title: str = "") -
     is_compared = len(runs) > 1
     size = {"width": max(5, 0.16 * len(layers) + 2), "height": 4.4 + 2.2 * is_compared}
     figure, (axes, *below) = new_figure(1 + is_compared, 1, title=title, sharex=True, sharey=False, **size)
-    entries, empty = {}, None
+    entries, empty = {}, False
     for number, (name, values) in enumerate(densities.items()):
         look = look_of(number) | {"markersize": 4, "linewidth": 1.2}
         beside = places + step * (number - (len(runs) - 1) / 2)
         (entries[label_of(name)],) = axes.plot(beside, np.where(values > 0, values, np.nan), **look)
         if (values == 0).any():
-            mark = {"color": look["color"], "marker": "x", "linestyle": "none"}
-            (empty,) = axes.plot(beside[values == 0], np.full(sum(values == 0), floor), **mark)
+            empty = True
+            axes.plot(beside[values == 0], np.full(sum(values == 0), floor), **CROSS | {"color": look["color"]})
         if number > 0:
             below[0].plot(beside, layer_overlaps(runs[names[0]], runs[name]), **look)
-    if empty is not None:
-        entries["no weight trained"] = empty
+    if empty:
+        (entries["no weight trained"],) = axes.plot([], [], **CROSS)
     axes.set(yscale="log", ylabel="weights trained (%)", ylim=(floor / 1.5, 150))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     if is_compared:

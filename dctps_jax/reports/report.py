@@ -125,26 +125,26 @@ def markdown(lines: Sequence[Line], records: Sequence[Record], again: Sequence[R
         ]
         texts.append(f"| {' | '.join(cells)} |")
     unfinished = [record.name for record in records if record.results is None]
-    notes = (
-        "Accuracies are means ± sample standard deviations over the seeds. Operations are theoretical, of an image's "
-        "inference and of a training step on a batch, in the prunable layers. Dense: with whole kernels. Sparse: of "
-        "the trained weights and of the offset, which is a fast transform where that takes fewer; the sum can exceed "
-        "the dense operations. RigL's gradients of whole kernels count in its training steps. Checkpoints are counted "
-        "before compression. Images a second are measured, the median of all epochs."
-    )
     dtypes = {result["dtype"] for record in records if (result := record.results) and "dtype" in result}
-    if dtypes:
-        notes += f" Computed in {', '.join(sorted(dtypes))}."
-    if has_empty:
-        notes += (
-            " Empty layers keep no weight; the most of any seed. With an offset their kernel is the offset, without "
-            "one they pass on a constant."
-        )
-    if unfinished:
-        notes += f"\n\nNot finished, and left out: {', '.join(unfinished)}."
-    if again:
-        notes += f"\n\nThe same setting and seed once more, and left out: {', '.join(record.name for record in again)}."
-    return "\n".join([*texts, "", notes, ""])
+    notes = [
+        "- Accuracies are means ± sample standard deviations over the seeds.",
+        "- Empty layers: layers without a trained weight, in the seed that has the most. With an offset, the kernel of "
+        "such a layer is α·D alone. Without one it is zero, and the layer's output does not depend on its input."
+        if has_empty
+        else "",
+        "- Checkpoints are counted before compression.",
+        "- Inference is of an image, and a training step of a batch. Their operations are theoretical, in the prunable "
+        "layers. Dense: with whole kernels. Sparse: of the trained weights and of the offset, which is a fast "
+        "transform where that takes fewer; the sum can exceed the dense operations. Training steps of RigL include "
+        "its gradients of whole kernels.",
+        "- Images a second are measured, the median of all epochs.",
+        f"- Computed in {', '.join(sorted(dtypes))}." if dtypes else "",
+        f"- Not finished, and left out: {', '.join(unfinished)}." if unfinished else "",
+        f"- The same setting and seed once more, and left out: {', '.join(record.name for record in again)}."
+        if again
+        else "",
+    ]
+    return "\n".join([*texts, "", *filter(None, notes), ""])
 
 
 def as_csv(lines: Sequence[Line]) -> str:

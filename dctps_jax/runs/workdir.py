@@ -41,6 +41,9 @@ ADDED_FIELDS: dict[str, Any] = {
 # The files of a run. None of them may be there before the run's config.json.
 FILES = ("results.json", "data.json", "metrics.jsonl", "masks.npz", "masks_initial.npz", "checkpoints", "tensorboard")
 
+# Files of others: a report's, and Orbax's in a checkpoint. A directory with one of them is none for a run.
+FOREIGN = ("runs.jsonl", "_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
+
 
 # Older checkpoints include num_epochs in the name of their run. To recognise one, each number of epochs up to this one
 # is tried.
@@ -92,7 +95,7 @@ def _hold(workdir: Path, config: Any) -> Iterator[None]:
         path = workdir / "config.json"
         if path.exists():
             check_same(workdir, json.loads(config.to_json()))
-        elif found := [name for name in FILES if (workdir / name).exists()]:
+        elif found := [name for name in (*FILES, *FOREIGN) if (workdir / name).exists()]:
             raise UserError(
                 f"--workdir {workdir} holds {found[0]} but no config.json of a run; choose another directory"
             )

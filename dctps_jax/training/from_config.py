@@ -155,12 +155,18 @@ def choose_normalization(config: Any, dataset: data.Dataset, train: Subset) -> N
 
 
 def warn_if_nothing_moves(config: Any, spec: StepSpec, counts: Mapping[str, int], sizes: Mapping[str, int]) -> None:
-    if isinstance(spec.updates, MovingSchedule) and not spec.updates.moves_anything(counts, sizes):
-        logger.warning(
-            "config.sparse_training.method is %r, but no weight will ever move: updates come every %d steps before "
-            "step %d, and only layers that are not full have any; lower config.sparse_training.update_every or the "
-            "density",
-            config.sparse_training.method,
-            spec.updates.update_every,
-            spec.updates.end_step,
+    updates = spec.updates
+    if not isinstance(updates, MovingSchedule) or updates.moves_anything(counts, sizes):
+        return
+    if updates.update_every < updates.end_step:
+        reason = (
+            f"each layer keeps all its weights, or so few that {updates.drop_fraction:g} of them is less than one; "
+            "change config.pruning.density or config.sparse_training.drop_fraction"
         )
+    else:
+        reason = (
+            f"the first move would be at step {updates.update_every}, and moves end before step {updates.end_step}; "
+            "lower config.sparse_training.update_every"
+        )
+    method = config.sparse_training.method
+    logger.warning("config.sparse_training.method is %r, but no weight will ever move: %s", method, reason)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dctps_jax import DCTpSConv, convert, execution_report
+from dctps_jax import DCTpSConv, UserError, convert, execution_report
 from dctps_jax.accounts.execution_report import ExecutionReport
 from dctps_jax.models import create_model, kernel_shapes, prunable_layers
 from dctps_jax.offsets import find_offset
@@ -102,7 +102,8 @@ def test_whole_table():
     prunable_layers(model)["convs.6"].method = "on_support"
     report = execution_report(model, images(8, 32, 32, 3))
     rows = report.rows
-    header, *lines = str(report).splitlines()
+    header, *lines, unit = str(report).splitlines()
+    assert unit == "by method: predicted milliseconds of a training step"
     assert header.split() == ["layer", "kernel", "stride", "inputs", "nnz", "method", *METHODS]
     assert [line.split()[0] for line in lines] == list(LENET)
     cells = lines[2].split()
@@ -126,9 +127,13 @@ def test_the_stride_is_shown():
     assert str(ExecutionReport((row,))).splitlines()[1].split()[:4] == ["layer2.0.conv1", "3×3×2×4", "2", "2×8×8×2"]
 
 
-def test_an_empty_plan_is_a_header():
-    assert str(ExecutionReport(())).split()[:2] == ["layer", "kernel"]
-    assert len(str(ExecutionReport(())).splitlines()) == 1
+def test_a_network_without_compact_layers_and_the_sizes_of_an_array():
+    model = create_model("lenet", num_classes=10, offset="dct", rngs=nnx.Rngs(0))
+    assert str(execution_report(model, images(1, 32, 32, 3))).startswith("no layer is compact; masked and dense")
+    with pytest.raises(UserError, match="has no prunable layers"):
+        execution_report(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), images(1, 2))
+    with pytest.raises(UserError, match=r"an input is \(1, 32, 32, 3\); .* jax.ShapeDtypeStruct\(\(1, 32, 32, 3\), "):
+        execution_report(model, (1, 32, 32, 3))
 
 
 class Tokens(nnx.Module):

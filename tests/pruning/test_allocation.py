@@ -159,8 +159,8 @@ def test_fixed_layers_come_out_of_the_same_total():
     ("arguments", "options", "message"),
     [
         ((0.1, "erdos"), {}, "no allocation 'erdos'; choose one of: uniform, epf, epl, erk"),
-        ((0, "epl"), {}, "density is 0; it must be above 0 and at most 1"),
-        ((1.01, "epl"), {}, r"density is 1\.01; it must be above 0"),
+        ((0, "epl"), {}, "density is 0; it must be a number above 0 and at most 1"),
+        ((1.01, "epl"), {}, r"density is 1\.01; it must be a number above 0"),
         ((-0.1, "epl"), {}, "density is -0.1"),
         ((math.nan, "epl"), {}, "density is nan"),
         ((0.1, "epl"), {"dense_layers": ["conv9"]}, "no layer matches 'conv9'; the layers are: conv1, layer1.0.conv"),

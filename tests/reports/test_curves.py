@@ -66,6 +66,19 @@ def test_nothing_lies_outside_the_panels(tmp_path, monkeypatch):
     assert "mean ± deviation of 1–2 seeds" in drawn[0].get_suptitle()
 
 
+def test_bands_lie_within_the_frame(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, output: drawn.append(figure))
+    for accuracies in ((0.1, 0.3), (0.5, 1.0)):
+        runs = [
+            make_run(tmp_path / f"{accuracies}{seed}", 0.01, "dct", seed, [value])
+            for seed, value in enumerate(accuracies)
+        ]
+        draw_curves([read_run(run) for run in runs], tmp_path / "curves.png")
+    tops = [figure.axes[0].get_ylim()[1] for figure in drawn]
+    np.testing.assert_allclose(tops, [1.04 * (20 + 20 / np.sqrt(2)), 104])  # no accuracy is above 100 %
+
+
 def test_each_offset_has_a_line_of_its_own(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(curves, "save_figure", lambda figure, output: drawn.append(figure))

@@ -227,9 +227,9 @@ def other(**layers):
 
 
 MASK_FILES = {
-    "cut": (lambda file: file.write_bytes(file.read_bytes()[:-30]), "cannot be read as .npz"),
-    "empty": (lambda file: file.write_bytes(b""), "cannot be read as .npz"),
-    "text": (lambda file: file.write_text("masks"), "cannot be read as .npz"),
+    "cut": (lambda file: file.write_bytes(file.read_bytes()[:-30]), "is no .npz file, or a truncated one"),
+    "empty": (lambda file: file.write_bytes(b""), "is no .npz file, or a truncated one"),
+    "text": (lambda file: file.write_text("masks"), "is no .npz file, or a truncated one"),
     "pickle": (lambda file: np.savez(file, fc=np.array([{}], object)), "cannot be read as .npz"),
     "weights": (
         lambda file: np.savez(file, fc=np.ones((4, 2), np.float32)), "float32 of shape (4, 2), which is no mask"

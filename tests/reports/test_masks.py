@@ -44,10 +44,10 @@ def test_tables_of_many_runs_have_a_line_for_each(drawn, caplog):
     head, first, *_ = overlap_table(runs).splitlines()
     assert head.split() == ["overlap", "1", "2", "3", "4", "5"]
     assert first.split() == ["1", "pruning.method=epl,seed=0", "1.000", *["0.250"] * 4]
-    draw_masks({str(number): FIRST for number in range(28)}, "masks.png")
+    draw_masks({str(number): FIRST for number in range(56)}, "masks.png")
     assert not caplog.messages
-    draw_masks({str(number): FIRST for number in range(29)}, "masks.png")
-    assert caplog.messages == ["the figure has 29 runs, and 28 looks to tell them apart; give fewer runs"]
+    draw_masks({str(number): FIRST for number in range(57)}, "masks.png")
+    assert caplog.messages == ["the figure has 57 runs, and 56 looks to tell them apart; give fewer runs"]
 
 
 def test_figure_with_an_empty_layer(tmp_path):
@@ -86,6 +86,7 @@ def test_layers_without_weights_are_explained_where_there_are_some(drawn):
     draw_masks({"a": FIRST, "b": FIRST}, "masks.png")
     texts = [[text.get_text() for text in figure.legends[0].get_texts()] for figure in drawn]
     assert texts == [["a", "b", "no weight trained"], ["a", "b"]]
+    assert drawn[0].legends[0].legend_handles[-1].get_color() == "0.4"  # the colour of no run
     assert drawn[0].axes[0].get_ylabel() == "weights trained (%)"
 
 

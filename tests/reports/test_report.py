@@ -309,7 +309,7 @@ def test_empty_layers_are_told(runs, tmp_path):
     file.write_text(json.dumps(results | {"layer_densities": {"conv": 0.0, "fc": 0.3}}))
     text = markdown(summary(read_records(runs)), [])
     assert "| kept | empty layers | seeds |" in text and "| 1.01 % | 1 of 2 | 3 |" in text
-    assert "With an offset their kernel is the offset" in text and text.count(" of 2 |") == 1
+    assert "With an offset, the kernel of such a layer is α·D alone." in text and text.count(" of 2 |") == 1
 
 
 def test_the_operations_of_rigl_have_its_dense_gradients(runs):
@@ -318,6 +318,13 @@ def test_the_operations_of_rigl_have_its_dense_gradients(runs):
     assert lines["epl + rigl"]["training_step_flops_sparse"] == 21_000 + round(0.75 / 100 * (2_500_000 - 20_000) / 3)
     assert lines["epl + rigl"]["inference_of_an_image_flops_sparse"] == 21_000
     assert lines["epl"]["training_step_flops_sparse"] == 21_000
+
+    file = runs / "rigl" / "results.json"
+    results = json.loads(file.read_text())
+    for steps, moves in ((60, 0), (400, 2), (404, 3)):  # before step 45, 300 and 303
+        file.write_text(json.dumps(results | {"step": steps}))
+        (line,) = (line for line in summary(read_records(runs)) if line["method"] == "epl + rigl")
+        assert line["training_step_flops_sparse"] == 21_000 + round(moves / steps * (2_500_000 - 20_000) / 3)
 
 
 @pytest.mark.parametrize(

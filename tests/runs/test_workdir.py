@@ -58,6 +58,13 @@ def test_a_directory_of_other_runs_is_refused(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("name", ["runs.jsonl", "_CHECKPOINT_METADATA"])
+def test_a_directory_of_another_program_is_refused(name, tmp_path):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"holds {name} but no config.json"), claim(tmp_path, small_config()):
+        pass
+
+
 def test_fields_that_appear_or_vanish_are_differences(tmp_path):
     old = ConfigDict({"old": 1, "both": 2})
     with claim(tmp_path, old):
