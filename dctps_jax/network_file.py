@@ -102,7 +102,7 @@ def _check_layers(file: Path, described: dict[str, Any], layers: dict[str, Kerne
             "load_network(convert(model, density=…), file)"
         )
     if described.keys() != layers.keys():
-        there, here = (some_of(list(map(str, map(repr, paths))), MAX_SHOWN) for paths in (described, layers))
+        there, here = (some_of([names_of([path]) for path in paths], MAX_SHOWN) for paths in (described, layers))
         raise UserError(
             f"the prunable layers are {there} in {file} and {here} in the network; {_build_it(file)}, and convert it "
             "with the same options"

@@ -102,7 +102,7 @@ def test_other_networks_and_files_are_refused(tmp_path):
         (trained(1, offset=None), r"the offset of blocks is dct in .* and None in the network; give a network that is"),
         (
             trained(1, exclude="head"),
-            r"layers are 'blocks', 'head' in .* and 'blocks' in the network; give .*, and conv",
+            r"layers are blocks, head in .* and blocks in the network; give .*, and conv",
         ),
         (Net(nnx.Rngs(0)), "the network has no prunable layers; convert it first"),
         (convert(Net(nnx.Rngs(0), width=5), density=0.3), r"the kernel_shape of head is \[8, 8\] in .* and \[8, 5\]"),
