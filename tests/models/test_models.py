@@ -377,7 +377,11 @@ def test_only_training_mode_changes_the_statistics(drawn):
         ("lenet", {"image_size": (32, 32, 3)}, r"image_size is \(32, 32, 3\); it must be one number, or \(height"),
         ("resnet18", {"stem": "large"}, "stem is 'large'; it must be one of: cifar, imagenet"),
         ("lenet", {"init": "he"}, "init is 'he'; it must be one of: kaiming_normal, .*zeros$"),
-        ("lenet", {"offset": "DCT"}, "offset is 'DCT'; it must be None or one of: dct, hadamard"),
+        (
+            "lenet",
+            {"offset": "DCT"},
+            r"offset is 'DCT' \(did you mean 'dct'\?\); it must be None or one of: dct, hadamard",
+        ),
         ("lenet", {"num_classes": 0}, "num_classes is 0; it must be a whole number of at least 1"),
         ("lenet", {"image_size": 28}, "image_size is 28; lenet needs images of at least 32×32"),
         ("vgg11", {"image_size": 15}, "vgg11 needs images of at least 16×16"),
